@@ -1,0 +1,66 @@
+"""The protocol that every engine behind Axion speaks, native or spawned."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from axion.types import BackendHealth
+
+if TYPE_CHECKING:
+    from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+    from axion.openai.completions import CompletionChunk, CompletionRequest
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model to serve, and the limits to serve it with.
+
+    Attributes:
+        model_name: Hugging Face id (with `@revision` if wanted), local folder, or `axion/demo`.
+        served_name: what clients call it; the model's name when empty.
+        max_seq_len: prompt and output tokens of one sequence.
+        max_num_seqs: sequences computed at once.
+    """
+
+    model_name: str
+    served_name: str = ""
+    max_seq_len: int = 4096
+    max_num_seqs: int = 10
+    max_num_batched_tokens: int = 2048
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_cache_bytes: int | None = None
+    memory_fraction: float = 0.9
+    num_threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.served_name or self.model_name
+
+
+class InferenceBackend(Protocol):
+    """One model, served by one engine.
+
+    `chat` and `complete` always stream; a caller who wants one answer collects the chunks.
+    Errors about the request are raised before the first chunk.
+    """
+
+    async def start(self, model: ModelConfig) -> None:
+        """Load the model; returns when a request can be answered."""
+        ...
+
+    async def health(self) -> BackendHealth: ...
+
+    def chat(
+        self, request: ChatCompletionRequest, request_id: str
+    ) -> AsyncIterator[ChatCompletionChunk]: ...
+
+    def complete(
+        self, request: CompletionRequest, request_id: str
+    ) -> AsyncIterator[CompletionChunk]: ...
+
+    async def stop(self, drain_s: float) -> None:
+        """Refuse new requests, let running ones finish for `drain_s` seconds, then end."""
+        ...

@@ -1,0 +1,191 @@
+"""Adding, subtracting and counting."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+from axion.demo.skills.base import (
+    Exchange,
+    Phrasings,
+    Split,
+    assistant,
+    draw,
+    is_held_out,
+    says_number,
+    spoken,
+    user,
+)
+
+ADD = Phrasings(
+    train=(
+        "What is {a} + {b}?",
+        "What is {a} plus {b}?",
+        "{a} + {b}",
+        "{a}+{b}",
+        "{a} + {b} = ?",
+        "{a} plus {b}",
+        "Add {a} and {b}.",
+        "Add {a} to {b}.",
+        "How much is {a} + {b}?",
+        "How much is {a} plus {b}?",
+        "What is the sum of {a} and {b}?",
+        "Give me the sum of {a} and {b}.",
+        "Calculate {a} + {b}.",
+        "Calculate {a} plus {b}.",
+        "Compute {a} + {b}.",
+        "Can you add {a} and {b}?",
+        "What do I get when I add {a} and {b}?",
+        "Tell me {a} plus {b}.",
+        "I have {a} apples and get {b} more. How many do I have?",
+        "What's {a} + {b}?",
+        "What's {a} plus {b}?",
+        "Sum {a} and {b}.",
+    ),
+    held_out=(
+        "Tell me the sum of {a} and {b}.",
+        "What do you get when you add {a} to {b}?",
+        "Can you compute {a} + {b}?",
+        "How much do {a} and {b} add up to?",
+        "Could you tell me what {a} plus {b} is?",
+    ),
+)
+
+SUBTRACT = Phrasings(
+    train=(
+        "What is {a} - {b}?",
+        "What is {a} minus {b}?",
+        "{a} - {b}",
+        "{a}-{b}",
+        "{a} - {b} = ?",
+        "{a} minus {b}",
+        "Subtract {b} from {a}.",
+        "Take {b} away from {a}.",
+        "Take {b} from {a}.",
+        "How much is {a} - {b}?",
+        "How much is {a} minus {b}?",
+        "Calculate {a} - {b}.",
+        "Calculate {a} minus {b}.",
+        "Compute {a} - {b}.",
+        "Can you subtract {b} from {a}?",
+        "What do I get when I subtract {b} from {a}?",
+        "Tell me {a} minus {b}.",
+        "I have {a} apples and give away {b}. How many are left?",
+        "What's {a} - {b}?",
+        "What's {a} minus {b}?",
+        "What is {a} take away {b}?",
+    ),
+    held_out=(
+        "What do you get when you take {b} away from {a}?",
+        "Can you compute {a} - {b}?",
+        "Can you tell me {a} minus {b}?",
+        "What is left when I subtract {b} from {a}?",
+        "Could you tell me what {a} minus {b} is?",
+    ),
+)
+
+COUNT = Phrasings(
+    train=(
+        "Count from {a} to {b}.",
+        "Count from {a} up to {b}.",
+        "Can you count from {a} to {b}?",
+        "List the numbers from {a} to {b}.",
+        "Write the numbers from {a} to {b}.",
+        "Start at {a} and count to {b}.",
+        "Give me the numbers from {a} to {b}.",
+        "Say the numbers {a} to {b}.",
+        "Count {a} to {b}.",
+    ),
+    held_out=(
+        "Start from {a} and count up to {b}.",
+        "Tell me the numbers from {a} to {b}.",
+        "Can you list the numbers from {a} to {b}?",
+        "Could you count from {a} to {b}?",
+    ),
+)
+
+COUNT_DOWN = Phrasings(
+    train=(
+        "Count down from {a} to {b}.",
+        "Count from {a} down to {b}.",
+        "Count backwards from {a} to {b}.",
+        "Can you count down from {a} to {b}?",
+        "Start at {a} and count down to {b}.",
+        "List the numbers from {a} down to {b}.",
+        "Count from {a} to {b}.",
+    ),
+    held_out=(
+        "Start from {a} and count down to {b}.",
+        "Write the numbers from {a} down to {b}.",
+        "Can you count backwards from {a} to {b}?",
+        "Could you count down from {a} to {b}?",
+    ),
+)
+
+COUNT_TO = Phrasings(
+    train=("Count to {b}.", "Can you count to {b}?", "Count up to {b}."),
+    held_out=("Can you count up to {b}?", "Could you count to {b}?"),
+)
+
+_STEP_WORDS = {2: "twos", 5: "fives", 10: "tens"}
+
+
+def add(rng: Random, split: Split) -> Exchange:
+    """The sum of two numbers from 0 to 99."""
+    a, b = number_pair(rng, split, "+")
+    question = spoken(rng, ADD.pick(rng, split).format(a=a, b=b))
+    return Exchange([user(question)], assistant(f"{a} + {b} = {a + b}"), says_number(a + b))
+
+
+def subtract(rng: Random, split: Split) -> Exchange:
+    """The difference of two numbers from 0 to 99, which may be negative."""
+    a, b = number_pair(rng, split, "-")
+    if a < b and rng.random() < 0.4 and is_held_out(f"{a} - {b}") == is_held_out(f"{b} - {a}"):
+        a, b = b, a  # people take the smaller from the larger more often
+    question = spoken(rng, SUBTRACT.pick(rng, split).format(a=a, b=b))
+    return Exchange([user(question)], assistant(f"{a} - {b} = {a - b}"), says_number(a - b))
+
+
+def count(rng: Random, split: Split) -> Exchange:
+    """The numbers from one to another: up, down, or up in steps."""
+    start, stop, step = draw(rng, split, _random_range)
+    if step < 0:
+        text = COUNT_DOWN.pick(rng, split).format(a=start, b=stop)
+    elif step == 1 and start == 1 and rng.random() < 0.8:
+        text = COUNT_TO.pick(rng, split).format(b=stop)
+    else:
+        text = COUNT.pick(rng, split).format(a=start, b=stop)
+    if step > 1:
+        text = f"{text[:-1]} by {_STEP_WORDS[step]}{text[-1]}"
+    numbers = [str(n) for n in range(start, stop + (1 if step > 0 else -1), step)]
+    return Exchange(
+        [user(spoken(rng, text))],
+        assistant(", ".join(numbers)),
+        lambda answer: re.findall(r"-?\d+", answer) == numbers,
+    )
+
+
+def number_pair(rng: Random, split: Split, sign: str) -> tuple[int, int]:
+    """Two numbers whose pair, under this sign, belongs to the split."""
+
+    def expression(rng: Random) -> str:
+        top_a, top_b = rng.choice(((99, 99), (99, 99), (99, 99), (20, 20), (99, 9), (9, 9)))
+        return f"{rng.randint(0, top_a)} {sign} {rng.randint(0, top_b)}"
+
+    a, _, b = draw(rng, split, expression).split()
+    return int(a), int(b)
+
+
+def _random_range(rng: Random) -> tuple[int, int, int]:
+    """First number, last number and step of a range of 3 to 12 numbers within 0 to 99."""
+    step = rng.choice((1, 1, 1, 1, -1, -1, 2, 5, 10))
+    length = rng.randint(3, 12 if abs(step) == 1 else 8)
+    span = (length - 1) * step
+    lowest, highest = max(0, -span), min(99, 99 - span)
+    if step == 1 and rng.random() < 0.3:
+        start = 1
+    elif step > 1 and rng.random() < 0.6:
+        start = step if rng.random() < 0.7 else 0
+    else:
+        start = rng.randint(lowest, min(highest, 20) if rng.random() < 0.5 else highest)
+    return start, start + span, step

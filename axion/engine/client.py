@@ -1,0 +1,41 @@
+"""The API process's side of an engine: submit token ids, receive token ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from axion.types import EngineInfo, EngineStats, SamplingParams, SequenceOutput
+
+
+class EngineClient(Protocol):
+    """An engine that turns token ids into token ids.
+
+    `generate` raises `InvalidRequestError` or `ContextLengthExceededError` for what the engine
+    cannot take and `EngineUnavailableError` when it is down, before the first output. Closing
+    the iterator early aborts the sequence: its blocks are free within one engine step. If the
+    engine dies while the sequence runs, `EngineUnavailableError` is raised from the iterator.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+    ) -> AsyncIterator[SequenceOutput]:
+        """Generate one sequence; each output holds the tokens of one step.
+
+        Args:
+            request_id: unique among the running sequences.
+            prompt_token_ids: at least one, each below the vocabulary's size.
+            cache_salt: sequences share prefix-cache blocks only under the same salt.
+        """
+        ...

@@ -1,0 +1,160 @@
+"""Every setting once: environment variable, TOML key and command-line flag come from here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from axion.errors import AxionError
+
+DEMO_MODEL = "axion/demo"
+CONFIG_VARIABLE = "AXION_CONFIG"
+DEFAULT_CONFIG_FILE = "axion.toml"
+
+
+class SettingsError(AxionError):
+    """A setting has a value that cannot be used; the message names each one."""
+
+    default_code = "invalid_settings"
+
+
+class Settings(BaseSettings):
+    """What a server runs with.
+
+    Precedence: flag, environment variable, TOML file, default. The TOML file is the one named
+    by `AXION_CONFIG` (or `--config`), else `axion.toml` in the working folder; its keys are
+    the names below. A field's `description` is its help text and ends with its unit.
+    """
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", validate_default=True, case_sensitive=False
+    )
+
+    model_name: str = Field(
+        "meta-llama/Llama-3.2-3B-Instruct",
+        min_length=1,
+        description="Hugging Face id, local folder, or axion/demo for the bundled model",
+    )
+    served_model_name: str = Field(
+        "", description="name that clients use for the model; empty: the value of MODEL_NAME"
+    )
+    max_seq_len: int = Field(
+        4096, ge=1, description="prompt and output of one request together, in tokens"
+    )
+    server_host: str = Field("0.0.0.0", description="address to listen on")
+    server_port: int = Field(3000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    max_connections: int = Field(
+        100, ge=1, description="requests in flight before a new one gets 429, in requests"
+    )
+    concurrent_requests: int = Field(
+        10, ge=1, description="sequences computed at once, the others wait, in sequences"
+    )
+    max_batched_tokens: int = Field(
+        2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
+    )
+    cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
+    batch_timeout_ms: int = Field(
+        50, ge=0, description="longest wait to fill an embedding batch, in milliseconds"
+    )
+    max_batch_size: int = Field(8, ge=1, description="embedding and rerank batch, in requests")
+    max_request_bytes: int = Field(
+        16 * 2**20, ge=1024, description="largest request body; above it 413, in bytes"
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
+    )
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="KV cache; unset: measured from free memory, in GiB"
+    )
+    memory_fraction: float = Field(
+        0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
+    )
+    cpu_threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="threads of the native engine on CPU; unset: one a core, in threads"
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="time for running requests to finish at shutdown, in seconds"
+    )
+    tls_cert_file: Path | None = Field(None, description="certificate chain (PEM); turns HTTPS on")
+    tls_key_file: Path | None = Field(None, description="private key (PEM) of the certificate")
+    axion_log: str = Field(
+        "info", description="log filter by component, such as axion=info,http=warning"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="text, or one JSON a line")
+
+    @field_validator("server_host")
+    @classmethod
+    def _host_is_not_empty(cls, host: str) -> str:
+        if not host.strip():
+            raise ValueError("must not be empty")
+        return host
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def config_file() -> Path | None:
+    """The TOML file in use, if there is one.
+
+    Raises:
+        SettingsError: `AXION_CONFIG` names a file that does not exist.
+    """
+    named = os.environ.get(CONFIG_VARIABLE)
+    path = Path(named or DEFAULT_CONFIG_FILE)
+    if path.is_file():
+        return path
+    if named:
+        raise SettingsError(f"{CONFIG_VARIABLE} names a file that does not exist: {named}")
+    return None
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags, environment and file.
+
+    Raises:
+        SettingsError: names every setting that is wrong, with what was expected; an unknown
+            key of the TOML file is one.
+    """
+    import tomllib
+
+    path = config_file()
+    if path is not None:
+        try:
+            unknown = tomllib.loads(path.read_text()).keys() - Settings.model_fields.keys()
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is not valid TOML: {error}") from None
+        if unknown:
+            raise SettingsError(
+                f"{path} has unknown settings: {', '.join(sorted(unknown))}. "
+                "`axion serve --help` lists all of them."
+            )
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']} (got {fault['input']!r})"
+            for fault in error.errors()
+        ]
+        raise SettingsError("Settings that cannot be used:\n  " + "\n  ".join(faults)) from None

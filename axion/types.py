@@ -1,0 +1,211 @@
+"""What the parts of Axion say to each other. Plain data, msgpack-encodable, no torch."""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import msgspec
+
+from axion.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_SEED = 2**63 - 1
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended. `STOP` and `LENGTH` are OpenAI's `finish_reason`s."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one sequence's tokens are chosen, and when it ends.
+
+    The transforms are applied in this order: `logit_bias`, `repetition_penalty` (CTRL,
+    arXiv:1909.05858), `presence_penalty` and `frequency_penalty` (OpenAI), `min_tokens`,
+    `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
+
+    Attributes:
+        max_tokens: most tokens to generate; None means until the context is full.
+        min_tokens: no end-of-sequence or stop before this many generated tokens.
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        seed: the same seed gives the same tokens, whatever else is in the batch.
+        stop: strings that end the text; they are not part of it unless
+            `include_stop_str_in_output`.
+        stop_token_ids: token ids that end the sequence, besides the model's own.
+        logprobs: number of alternatives reported for each token (0: the chosen token only);
+            None reports nothing. Taken from the model's own distribution, before any transform.
+
+    Raises:
+        InvalidRequestError: a value is out of range; `param` names it.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        check = _check_range
+        if self.max_tokens is not None:
+            check("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        check("min_tokens", self.min_tokens, 0, self.max_tokens or 2**31 - 1)
+        check("temperature", self.temperature, 0.0, 2.0)
+        check("top_k", self.top_k, 0, 2**31 - 1)
+        check("top_p", self.top_p, 0.0, 1.0)
+        check("min_p", self.min_p, 0.0, 1.0)
+        check("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
+        check("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        for token_id, bias in self.logit_bias.items():
+            check("logit_bias", token_id, 0, 2**31 - 1)
+            check("logit_bias", bias, -100.0, 100.0)
+        if self.seed is not None:
+            check("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise InvalidRequestError(
+                f"stop must be at most {MAX_STOP_STRINGS} non-empty strings.", param="stop"
+            )
+        for token_id in self.stop_token_ids:
+            check("stop_token_ids", token_id, 0, 2**31 - 1)
+        if self.logprobs is not None:
+            check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+
+def _check_range(
+    name: str, value: float, low: float, high: float, *, above: bool = False
+) -> None:
+    if not (low < value if above else low <= value) or not value <= high or math.isnan(value):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise InvalidRequestError(
+            f"{name} must be {bound} and at most {high:g}, got {value}.", param=name
+        )
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities at one position.
+
+    Attributes:
+        logprob: of the chosen token.
+        top: the most likely `(token_id, logprob)` pairs, best first.
+    """
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class SequenceOutput(msgspec.Struct, array_like=True):
+    """What one engine step produced for one sequence.
+
+    Attributes:
+        token_ids: new tokens of this step; an end-of-sequence token is included.
+        logprobs: one entry a token, when asked for.
+        finish_reason: set on the last output of a sequence.
+        stop_token_id: the end-of-sequence or stop token that ended it, if one did.
+        num_cached_tokens: prompt tokens taken from the prefix cache.
+        error: set with `FinishReason.ERROR`; safe to show to a client.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine process needs to know to serve one model.
+
+    Attributes:
+        model_path: folder of the local snapshot.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto` (the checkpoint's own where the device computes it well), `float32`,
+            `bfloat16` or `float16`.
+        max_model_len: prompt and output tokens of one sequence; the model's own limit applies too.
+        max_num_seqs: sequences computed in one step.
+        max_num_batched_tokens: token budget of one step.
+        block_size: tokens in one block of the KV cache.
+        kv_cache_bytes: size of the KV cache; None measures what is free.
+        memory_fraction: share of the free memory that may be used when measuring.
+        num_threads: CPU threads; None leaves torch's choice.
+    """
+
+    model_path: str
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int = 4096
+    max_num_seqs: int = 10
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    memory_fraction: float = 0.9
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is, told once it is ready."""
+
+    architecture: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    num_parameters: int
+    weight_bytes: int
+    kv_cache_bytes: int
+    eos_token_ids: tuple[int, ...]
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges and running totals of one engine."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks_used: int = 0
+    num_blocks: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+
+
+class BackendState(enum.StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"
+    STOPPED = "stopped"
+
+
+class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a backend answers, and if not, why."""
+
+    state: BackendState
+    detail: str = ""
+    info: EngineInfo | None = None
+    stats: EngineStats | None = None
+    restarts: int = 0
