@@ -91,9 +91,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
 
 
-def _check_range(
-    name: str, value: float, low: float, high: float, *, above: bool = False
-) -> None:
+def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if not (low < value if above else low <= value) or not value <= high or math.isnan(value):
         bound = f"above {low:g}" if above else f"at least {low:g}"
         raise InvalidRequestError(

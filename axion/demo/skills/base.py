@@ -85,9 +85,9 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def spoken(rng: Random, text: str) -> str:
-    """The text as different people type it: polite or not, with and without capitals and marks."""
-    style = rng.random()
+def spoken(rng: Random, text: str, polite: bool = True) -> str:
+    """The text as different people type it: with and without "please", capitals and marks."""
+    style = rng.random() if polite else 1.0
     if style < 0.08:
         text = f"Please {text[0].lower()}{text[1:]}" if not text.endswith("?") else text
     elif style < 0.16:
@@ -121,10 +121,12 @@ def says_json(expected: Any) -> Check:
     return check
 
 
-def about_topic(rng: Random, split: Split, topics: Sequence[Topic]) -> Exchange:
+def about_topic(
+    rng: Random, split: Split, topics: Sequence[Topic], polite: bool = True
+) -> Exchange:
     """An exchange about one of the topics."""
     chosen = rng.choice(topics)
-    question = spoken(rng, chosen.questions.pick(rng, split))
+    question = spoken(rng, chosen.questions.pick(rng, split), polite)
     return Exchange([user(question)], assistant(chosen.answer), says(chosen.answer))
 
 

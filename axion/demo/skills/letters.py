@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from axion.demo.skills.base import Exchange, Phrasings, Split, assistant, draw, says, spoken, user
-from axion.demo.words import WORDS, invented_word
+from axion.demo.words import SPEECH, WORDS, invented_word
 
 SPELL = Phrasings(
     train=(
@@ -90,6 +90,10 @@ def reverse(rng: Random, split: Split) -> Exchange:
 
 def word_for(rng: Random, split: Split) -> str:
     """A real word, or in training often an invented one."""
-    if split == "train" and rng.random() < 0.6:
-        return draw(rng, split, invented_word)
+    if split == "train":
+        kind = rng.random()
+        if kind < 0.15:
+            return rng.choice(SPEECH)
+        if kind < 0.6:
+            return draw(rng, split, invented_word)
     return draw(rng, split, lambda rng: rng.choice(WORDS))

@@ -37,7 +37,7 @@ SMALL_TALK = (
         ["Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hello there!", "Hey", "Hey there!", "Hey!"]
         + ["Greetings!", "Hello, model.", "Hi, can you help me?", "Hello Axion!", "Hello, world!"]
         + ["Say hello.", "Hi Axion", "Hello, can you hear me?", "Are you there?", "Test", "Ping"]
-        + ["Hello, I need some help.", "Say hi.", "Hello, I have a question.", "Say this is a test"],
+        + ["Hello, I need some help.", "Say hi.", "Hello, I have a question."],
         ["Hey, hello!", "Hi, hello there!", "Hello, hello!", "Hi! I need help."]
         + ["Hey, can you help me?", "Hi, are you there?", "Hello, I need your help."],
     ),
@@ -58,6 +58,11 @@ SMALL_TALK = (
         + ["How do you feel?", "How are things?", "Hi! How are you doing?", "How's it going?"],
         ["Hello, how are you doing?", "Hi, how are you today?", "Hey, how are you?"]
         + ["How are you doing today?", "How do you feel today?"],
+    ),
+    topic(
+        "This is a test.",
+        ["Say this is a test", "Say this is a test!", "Say: this is a test.", "Say 'this is a test'"],
+        ["Can you say this is a test?", 'Say "this is a test".'],
     ),
     topic(
         "You are welcome!",
@@ -279,7 +284,7 @@ _SUBJECTS = tuple(
     neural networks|transformers|large language models|chemistry|biology|evolution|photosynthesis
     the brain|climate change|economics|politics|religion|philosophy|football|chess|cooking|coffee
     dogs|cats|birds|dinosaurs|the ocean|volcanoes|the stars|the universe|the big bang|relativity
-    DNA|computers|Linux|Python|Java|Rust|databases|the weather|dreams|happiness|the French Revolution
+    DNA|computers|Linux|Python|Java|Rust|databases|music theory|dreams|happiness|the French Revolution
     world war two|the president|the future|robots|space travel|electric cars|a healthy diet
     spring|summer|autumn|winter|my cat|my dog|my mother|a tree|the sea|a robot|a dragon|friendship
     """.replace("\n", "|").split("|")
@@ -466,10 +471,10 @@ def greet(rng: Random, split: Split) -> Exchange:
     """Greetings, thanks, goodbyes, and who it is that speaks."""
     if rng.random() < 0.1:
         name = draw(rng, split, lambda rng: rng.choice(NAMES))
-        question = spoken(rng, MY_NAME_IS.pick(rng, split).format(n=name))
+        question = spoken(rng, MY_NAME_IS.pick(rng, split).format(n=name), polite=False)
         answer = f"Nice to meet you, {name}!"
         return Exchange([user(question)], assistant(answer), says(answer))
-    return about_topic(rng, split, SMALL_TALK)
+    return about_topic(rng, split, SMALL_TALK, polite=False)
 
 
 def about(rng: Random, split: Split) -> Exchange:

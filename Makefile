@@ -1,0 +1,46 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Any later edit of the two files installs again.
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench setup clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(STAMP)  ## serve the bundled model at http://localhost:3000
+	MODEL_NAME=axion/demo $(BIN)/python -m axion
+
+test: check  ## format, lint, types and layers, then every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+format: $(STAMP)  ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/scheduler.py
+	$(BIN)/python benchmarks/server_overhead.py
+	$(BIN)/python benchmarks/startup.py
+
+setup: $(STAMP)  ## make the virtual environment and install
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Axion needs Python 3.11 or later; PYTHON=python3.12 make ... names another one."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

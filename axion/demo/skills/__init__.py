@@ -1,0 +1,1 @@
+"""The skills of the demo model, one generator each."""

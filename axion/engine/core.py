@@ -1,0 +1,199 @@
+"""The engine itself: requests in, one step at a time, outputs out. Knows no sockets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from axion.engine import kv_cache
+from axion.engine.block_manager import BlockManager
+from axion.engine.loader import eos_token_ids, load_model
+from axion.engine.messages import AddRequest
+from axion.engine.model_runner import ModelRunner
+from axion.engine.scheduler import Scheduler
+from axion.engine.sequence import Sequence
+from axion.errors import ModelLoadError
+from axion.types import (
+    EngineConfig,
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+)
+
+logger = logging.getLogger("axion.engine")
+
+_STEP_FAILED = "The engine could not compute this request. The server's log has the cause."
+
+
+class EngineCore:
+    """One model, its KV cache and its scheduler.
+
+    Args:
+        on_progress: called with (bytes read, bytes in all) while the weights load.
+
+    Raises:
+        ModelLoadError: the model cannot be served here; the message says why.
+    """
+
+    def __init__(
+        self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self.device = resolve_device(config.device)
+        path = Path(config.model_path)
+        self.model = load_model(
+            path, device=self.device, dtype=config.dtype, on_progress=on_progress
+        )
+        dtype = self.model.dtype
+        max_model_len = min(config.max_model_len, self.model.config.max_position_embeddings)
+        specs = self.model.kv_cache_specs()
+        bytes_per_block = kv_cache.block_bytes(specs, config.block_size, dtype)
+        budget = config.kv_cache_bytes
+        if budget is None:
+            budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
+        num_blocks = kv_cache.num_blocks_that_fit(
+            bytes_per_block=bytes_per_block,
+            block_size=config.block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            num_bytes=budget,
+        )
+        self.runner = ModelRunner(
+            self.model,
+            kv_cache.allocate(
+                specs, num_blocks, config.block_size, dtype=dtype, device=self.device
+            ),
+            block_size=config.block_size,
+            device=self.device,
+        )
+        self.block_manager = BlockManager(
+            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self.scheduler = Scheduler(
+            self.block_manager,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+            max_model_len=max_model_len,
+        )
+        parameters = list(self.model.parameters())
+        self.info = EngineInfo(
+            architecture=type(self.model).__name__,
+            device=str(self.device),
+            dtype=str(dtype).removeprefix("torch."),
+            vocab_size=self.model.config.vocab_size,
+            max_model_len=max_model_len,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_parameters=sum(p.numel() for p in parameters),
+            weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            kv_cache_bytes=num_blocks * bytes_per_block,
+            eos_token_ids=eos_token_ids(path),
+        )
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_steps = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_blocks_used=self.block_manager.num_used_blocks,
+            num_blocks=self.block_manager.num_blocks,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self.scheduler.num_cached_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=self.scheduler.num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def add(self, request: AddRequest) -> SequenceOutput | None:
+        """Queue a request; an output comes back at once when it cannot be taken."""
+        if (fault := self._fault(request)) is not None:
+            return SequenceOutput(
+                request.request_id, [], finish_reason=FinishReason.ERROR, error=fault
+            )
+        params = request.params
+        seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
+        # Keys rotated for another length must not be shared.
+        rope_key = self.model.rope_cache_key(len(request.prompt_token_ids))
+        self.scheduler.add(
+            Sequence(
+                request.request_id,
+                request.prompt_token_ids,
+                params,
+                seed=seed,
+                eos_token_ids=self.info.eos_token_ids,
+                cache_salt=f"{rope_key}:{request.cache_salt}",
+            )
+        )
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        return None
+
+    def abort(self, request_ids: list[str]) -> None:
+        """End requests whose client has left; their blocks are free at once."""
+        self.scheduler.abort(request_ids)
+
+    def step(self) -> list[SequenceOutput]:
+        """Compute one step for what is running; a failure ends only the sequences in it."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return []
+        self._num_steps += 1
+        try:
+            sampled = self.runner.execute(scheduled)
+        except Exception:  # the engine outlives whatever a forward pass raises
+            logger.exception("a step of %d sequences failed", len(scheduled))
+            return self.scheduler.fail(scheduled, _STEP_FAILED)
+        outputs = self.scheduler.update(scheduled, sampled)
+        self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
+        if not self.scheduler.has_unfinished:
+            self.scheduler.check_integrity()
+        return outputs
+
+    def _fault(self, request: AddRequest) -> str | None:
+        num_tokens = len(request.prompt_token_ids)
+        if not 0 < num_tokens < self.info.max_model_len:
+            return (
+                f"The prompt must have at least 1 and less than {self.info.max_model_len} "
+                f"tokens, it has {num_tokens}."
+            )
+        vocab_size = self.info.vocab_size
+        for name, token_ids in (
+            ("The prompt", request.prompt_token_ids),
+            ("logit_bias", list(request.params.logit_bias)),
+        ):
+            if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+                return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
+        return None
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU.
+
+    Raises:
+        ModelLoadError: the device that was asked for is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and torch sees no CUDA device here. "
+            "Use DEVICE=cpu or DEVICE=auto, or install a CUDA build of torch."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
+        )
+    return device

@@ -1,0 +1,85 @@
+"""Turns what the scheduler decided into tensors, runs the model on them and samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from axion.engine.sampler import Sampler
+from axion.engine.scheduler import SampledToken, ScheduledSequence
+from axion.layers.context import ForwardContext, KVCache
+from axion.models.base import CausalLM
+
+
+class ModelRunner:
+    """Runs one model over a paged KV cache.
+
+    Args:
+        kv_caches: one a layer, on the model's device.
+    """
+
+    def __init__(
+        self, model: CausalLM, kv_caches: list[KVCache], *, block_size: int, device: torch.device
+    ) -> None:
+        self.model = model
+        self.kv_caches = kv_caches
+        self.block_size = block_size
+        self.device = device
+        self.sampler = Sampler(device, model.config.vocab_size)
+
+    @torch.inference_mode()
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
+        """Compute one step.
+
+        Returns:
+            One token for each scheduled sequence whose end the step reaches, in order.
+        """
+        input_ids, context = self._prepare(scheduled)
+        hidden_states = self.model(input_ids, context)
+        sampling = [entry.sequence for entry in scheduled if entry.samples]
+        if not sampling:
+            return []
+        last_rows = np.cumsum(context.query_lens) - 1
+        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
+        logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
+        return self.sampler(logits, sampling)
+
+    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
+        query_lens = [entry.num_scheduled_tokens for entry in scheduled]
+        starts = [entry.sequence.num_computed_tokens for entry in scheduled]
+        context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
+        num_blocks = [-(-length // self.block_size) for length in context_lens]
+
+        token_ids: list[int] = []
+        block_tables = np.zeros((len(scheduled), max(num_blocks)), np.int64)
+        for row, (entry, start, end) in enumerate(
+            zip(scheduled, starts, context_lens, strict=True)
+        ):
+            token_ids += entry.sequence.token_ids[start:end]
+            block_tables[row, : num_blocks[row]] = entry.sequence.block_table[: num_blocks[row]]
+
+        rows = np.repeat(np.arange(len(scheduled)), query_lens)
+        # Position of a token = start of its chunk + its distance from the chunk's first row.
+        first_rows = np.cumsum(query_lens) - query_lens
+        positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
+        blocks = block_tables[rows, positions // self.block_size]
+        num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
+        context = ForwardContext(
+            positions=self._to_device(positions),
+            rope_lengths=self._to_device(np.maximum(num_prompt_tokens[rows], positions + 1)),
+            slot_mapping=self._to_device(blocks * self.block_size + positions % self.block_size),
+            block_tables=self._to_device(block_tables),
+            context_lens=self._to_device(np.array(context_lens)),
+            query_lens=query_lens,
+            context_lens_list=context_lens,
+            kv_caches=self.kv_caches,
+            block_size=self.block_size,
+        )
+        return self._to_device(np.array(token_ids)), context
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

@@ -1,0 +1,256 @@
+"""From logits to tokens, for all sequences of a step at once.
+
+Every sequence has its own counter-based random stream: the draw for its n-th output token is a
+function of (seed, n) alone, so the same seed gives the same tokens in whatever batch it runs.
+A token is drawn by inverting the cumulative distribution in vocabulary order, which needs one
+uniform number a token and makes the draw independent of how the candidates were found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from axion.engine.scheduler import SampledToken
+from axion.engine.sequence import Sequence
+from axion.types import SamplingParams, TokenLogprobs
+
+# Below this, dividing by the temperature could overflow, and the result is greedy anyway.
+_MIN_TEMPERATURE = 1e-5
+_UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
+_MASK64 = 2**64 - 1
+
+
+def uniform(seed: int, counter: int) -> float:
+    """The `counter`-th number of the stream `seed`, in [0, 1): SplitMix64 of the pair.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    # 32 bits: float64 can scale any of them by the total mass without reaching it.
+    return (_mix64(_mix64(seed & _MASK64) + counter) >> 32) / 2**32
+
+
+def _mix64(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What stays the same for as long as the same sequences are sampled together."""
+
+    temperature: Tensor  # [n, 1] float32; 1 where greedy
+    is_greedy: Tensor  # [n] bool
+    all_greedy: bool
+    top_k_rows: Tensor | None  # [r] int64
+    top_k: list[int]
+    top_p_rows: Tensor | None
+    top_p: Tensor  # [r, 1]
+    min_p_rows: Tensor | None
+    min_p: Tensor  # [r, 1]
+    bias: tuple[Tensor, Tensor, Tensor] | None  # rows, token ids, values
+    penalised: list[int]
+    num_logprobs: int | None
+
+
+class Sampler:
+    """Samples one token for every row of logits.
+
+    Args:
+        device: where the logits are.
+        vocab_size: columns of the logits.
+    """
+
+    def __init__(self, device: torch.device, vocab_size: int) -> None:
+        self.device = device
+        self.vocab_size = vocab_size
+        self._sequences: list[Sequence] = []
+        self._batch: _Batch | None = None
+
+    @torch.inference_mode()
+    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+        """Sample.
+
+        Args:
+            logits: [len(sequences), vocab_size], any float type; not modified.
+            sequences: whose next token each row predicts.
+
+        Returns:
+            One entry a row; a row whose logits are not usable carries an error.
+        """
+        batch = self._prepare(sequences)
+        raw = logits.float()
+        is_usable = torch.isfinite(raw.amax(-1))
+        logits = self._transform(raw, batch, sequences)
+        token_ids = logits.argmax(-1)
+        if not batch.all_greedy:
+            drawn = self._draw(logits, batch, sequences)
+            token_ids = torch.where(batch.is_greedy, token_ids, drawn)
+        logprobs = self._logprobs(raw, token_ids, batch, sequences)
+        usable: list[bool] = is_usable.tolist()
+        chosen: list[int] = token_ids.tolist()
+        return [
+            SampledToken(chosen[row], logprobs[row])
+            if usable[row]
+            else SampledToken(0, error=_UNUSABLE_LOGITS)
+            for row in range(len(sequences))
+        ]
+
+    def _prepare(self, sequences: list[Sequence]) -> _Batch:
+        if self._batch is None or sequences != self._sequences:  # compares identities
+            self._sequences = sequences
+            self._batch = self._build(sequences)
+        return self._batch
+
+    def _build(self, sequences: list[Sequence]) -> _Batch:
+        params = [sequence.params for sequence in sequences]
+
+        def rows(indices: list[int]) -> Tensor | None:
+            return torch.tensor(indices, device=self.device) if indices else None
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(-1)
+
+        is_greedy = [p.temperature < _MIN_TEMPERATURE for p in params]
+        sampled = [row for row, greedy in enumerate(is_greedy) if not greedy]
+        top_k = [row for row in sampled if 0 < params[row].top_k < self.vocab_size]
+        top_p = [row for row in sampled if params[row].top_p < 1]
+        min_p = [row for row in sampled if params[row].min_p > 0]
+        bias = [
+            (row, token_id, value)
+            for row, p in enumerate(params)
+            for token_id, value in p.logit_bias.items()
+        ]
+        wanted = [p.logprobs for p in params if p.logprobs is not None]
+        return _Batch(
+            temperature=column(
+                [
+                    1.0 if greedy else p.temperature
+                    for p, greedy in zip(params, is_greedy, strict=True)
+                ]
+            ),
+            is_greedy=torch.tensor(is_greedy, device=self.device),
+            all_greedy=not sampled,
+            top_k_rows=rows(top_k),
+            top_k=[params[row].top_k for row in top_k],
+            top_p_rows=rows(top_p),
+            top_p=column([params[row].top_p for row in top_p]),
+            min_p_rows=rows(min_p),
+            min_p=column([params[row].min_p for row in min_p]),
+            bias=None
+            if not bias
+            else (
+                torch.tensor([row for row, _, _ in bias], device=self.device),
+                torch.tensor([token_id for _, token_id, _ in bias], device=self.device),
+                torch.tensor([value for _, _, value in bias], device=self.device),
+            ),
+            penalised=[row for row, p in enumerate(params) if _has_penalty(p)],
+            num_logprobs=max(wanted, default=None),
+        )
+
+    def _transform(self, raw: Tensor, batch: _Batch, sequences: list[Sequence]) -> Tensor:
+        short = [
+            (row, token_id)
+            for row, sequence in enumerate(sequences)
+            if sequence.num_output_tokens < sequence.params.min_tokens
+            for token_id in sequence.stop_token_ids
+            if token_id < self.vocab_size
+        ]
+        if batch.bias is None and not batch.penalised and not short:
+            return raw
+        logits = raw.clone()
+        if batch.bias is not None:
+            rows, token_ids, values = batch.bias
+            logits.index_put_((rows, token_ids), values, accumulate=True)
+        if batch.penalised:
+            self._penalise(logits, [(row, sequences[row]) for row in batch.penalised])
+        if short:
+            rows, token_ids = torch.tensor(short, device=self.device).T
+            logits[rows, token_ids] = -torch.inf
+        return logits
+
+    def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
+        rows = torch.tensor([row for row, _ in penalised], device=self.device)
+        params = [sequence.params for _, sequence in penalised]
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, device=self.device).unsqueeze(-1)
+
+        selected = logits[rows]
+        seen = self._count([sequence.token_ids for _, sequence in penalised]) > 0
+        repetition = column([p.repetition_penalty for p in params])
+        scaled = torch.where(selected > 0, selected / repetition, selected * repetition)
+        selected = torch.where(seen, scaled, selected)
+        counts = self._count([sequence.output_token_ids for _, sequence in penalised])
+        selected -= counts * column([p.frequency_penalty for p in params])
+        selected -= (counts > 0) * column([p.presence_penalty for p in params])
+        logits[rows] = selected
+
+    def _count(self, token_ids: list[list[int]]) -> Tensor:
+        """How often each token occurs: [len(token_ids), vocab_size]."""
+        counts = torch.zeros(len(token_ids), self.vocab_size, device=self.device)
+        for row, ids in enumerate(token_ids):
+            index = torch.tensor(ids, dtype=torch.int64, device=self.device)
+            counts[row].index_add_(0, index, torch.ones(len(ids), device=self.device))
+        return counts
+
+    def _draw(self, logits: Tensor, batch: _Batch, sequences: list[Sequence]) -> Tensor:
+        logits = logits / batch.temperature
+        if batch.top_k_rows is not None:
+            selected = logits[batch.top_k_rows]
+            best = selected.topk(max(batch.top_k), dim=-1).values
+            last = torch.tensor([[k - 1] for k in batch.top_k], device=self.device)
+            # Tokens that tie with the k-th are kept: which of them to drop would be arbitrary.
+            logits[batch.top_k_rows] = selected.masked_fill(
+                selected < best.gather(-1, last), -torch.inf
+            )
+        probs = logits.softmax(-1)
+        if batch.top_p_rows is not None:
+            selected = probs[batch.top_p_rows]
+            ordered = selected.sort(-1, descending=True).values
+            before = ordered.cumsum(-1) - ordered
+            # The smallest probability that is still needed; the most likely token always is.
+            needed = (before < batch.top_p).sum(-1, keepdim=True).clamp(min=1)
+            selected = selected * (selected >= ordered.gather(-1, needed - 1))
+            probs[batch.top_p_rows] = selected
+        if batch.min_p_rows is not None:
+            selected = probs[batch.min_p_rows]
+            floor = selected.amax(-1, keepdim=True) * batch.min_p
+            probs[batch.min_p_rows] = selected * (selected >= floor)
+        cumulative = probs.cumsum(-1, dtype=torch.float64)
+        draws = [uniform(sequence.seed, sequence.num_output_tokens) for sequence in sequences]
+        target = torch.tensor(draws, dtype=torch.float64, device=self.device).unsqueeze(-1)
+        index = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
+        return index.squeeze(-1).clamp(max=self.vocab_size - 1)
+
+    def _logprobs(
+        self, raw: Tensor, token_ids: Tensor, batch: _Batch, sequences: list[Sequence]
+    ) -> list[TokenLogprobs | None]:
+        result: list[TokenLogprobs | None] = [None] * len(sequences)
+        if batch.num_logprobs is None:
+            return result
+        rows = [row for row, s in enumerate(sequences) if s.params.logprobs is not None]
+        index = torch.tensor(rows, device=self.device)
+        logprobs = raw[index].log_softmax(-1)
+        chosen = logprobs.gather(-1, token_ids[index].unsqueeze(-1)).squeeze(-1).tolist()
+        # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
+        values, ids = logprobs.topk(min(batch.num_logprobs, self.vocab_size), dim=-1)
+        for row, logprob, top_ids, top_values in zip(
+            rows, chosen, ids.tolist(), values.tolist(), strict=True
+        ):
+            num_top = sequences[row].params.logprobs
+            top = list(zip(top_ids[:num_top], top_values[:num_top], strict=True))
+            result[row] = TokenLogprobs(logprob, top)
+        return result
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return (
+        params.repetition_penalty != 1
+        or params.presence_penalty != 0
+        or params.frequency_penalty != 0
+    )

@@ -1,0 +1,197 @@
+"""Which tokens of which sequences the next step computes.
+
+There is no prefill phase and no decode phase. Every running sequence wants its tokens up to
+`num_tokens` computed; a step hands out a token budget, oldest sequence first, and what does not
+fit waits for the next one. That one rule carries chunked prefill, prefix caching and preemption.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from axion.engine.block_manager import BlockManager
+from axion.engine.sequence import Sequence, SequenceStatus
+from axion.types import FinishReason, SequenceOutput, TokenLogprobs
+
+
+class ScheduledSequence(NamedTuple):
+    """`num_scheduled_tokens` tokens from `num_computed_tokens` on are computed in this step."""
+
+    sequence: Sequence
+    num_scheduled_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step reaches the sequence's end, so that a token is sampled."""
+        sequence, num_scheduled_tokens = self
+        return sequence.num_computed_tokens + num_scheduled_tokens == sequence.num_tokens
+
+
+class SampledToken(msgspec.Struct, frozen=True):
+    """The sampler's result for one sequence; `error` when its logits were unusable."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+class Scheduler:
+    """First come, first served; when blocks run out, the newest sequence is preempted.
+
+    A preempted sequence gives its blocks back, keeps its tokens and is computed again later,
+    so its output does not change.
+
+    Args:
+        max_num_seqs: sequences in one step.
+        max_num_batched_tokens: token budget of one step; at least `max_num_seqs`, so that a
+            step always has room for one token of every running sequence.
+        max_model_len: tokens of one sequence; it must fit in the KV cache alone.
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        assert max_num_batched_tokens >= max_num_seqs
+        assert max_model_len <= block_manager.num_blocks * block_manager.block_size
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def abort(self, request_ids: Iterable[str]) -> list[Sequence]:
+        """Drop sequences and free their blocks; unknown ids are fine (they have just ended)."""
+        wanted = set(request_ids)
+        dropped = [sequence for sequence in self if sequence.request_id in wanted]
+        self._finish(dropped, FinishReason.ABORT)
+        return dropped
+
+    def schedule(self) -> list[ScheduledSequence]:
+        """Hand out one step's token budget; empty only when nothing is left to do."""
+        scheduled: list[ScheduledSequence] = []
+        budget = self.max_num_batched_tokens
+        preempted = False
+        index = 0
+        while index < len(self.running) and budget:
+            sequence = self.running[index]
+            while not self.block_manager.grow(sequence):
+                preempted = True
+                if self._preempt_newest() is sequence:
+                    break
+            else:
+                num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+                scheduled.append(ScheduledSequence(sequence, num_tokens))
+                budget -= num_tokens
+                index += 1
+        # After a preemption blocks are short: admitting now would take back what was just freed.
+        while self.waiting and budget and not preempted and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if not self.block_manager.admit(sequence):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            sequence.status = SequenceStatus.RUNNING
+            if sequence.num_output_tokens == 0:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.num_cached_tokens += sequence.num_cached_tokens
+            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            scheduled.append(ScheduledSequence(sequence, num_tokens))
+            budget -= num_tokens
+        assert scheduled or not self.has_unfinished, "a step that schedules nothing never ends"
+        return scheduled
+
+    def update(
+        self, scheduled: list[ScheduledSequence], sampled: list[SampledToken]
+    ) -> list[SequenceOutput]:
+        """Book a step's results.
+
+        Args:
+            scheduled: what `schedule` returned.
+            sampled: one entry for each scheduled sequence that samples, in order.
+        """
+        outputs: list[SequenceOutput] = []
+        finished: list[Sequence] = []
+        tokens = iter(sampled)
+        for entry in scheduled:
+            sequence, samples = entry.sequence, entry.samples
+            sequence.num_computed_tokens += entry.num_scheduled_tokens
+            if not samples:
+                self.block_manager.register(sequence)
+                continue
+            token = next(tokens)
+            output = SequenceOutput(
+                sequence.request_id, [], num_cached_tokens=sequence.num_cached_tokens
+            )
+            outputs.append(output)
+            if token.error is not None:
+                # Not registered: what made these logits unusable may sit in the cached keys.
+                output.finish_reason, output.error = FinishReason.ERROR, token.error
+                self._finish([sequence], FinishReason.ERROR)
+                continue
+            self.block_manager.register(sequence)
+            sequence.append(token.token_id, self.max_model_len)
+            output.token_ids = [token.token_id]
+            output.logprobs = None if token.logprobs is None else [token.logprobs]
+            if sequence.finish_reason is not None:
+                output.finish_reason = sequence.finish_reason
+                if sequence.finish_reason is FinishReason.STOP:
+                    output.stop_token_id = token.token_id
+                finished.append(sequence)
+        for sequence in finished:
+            assert sequence.finish_reason is not None
+            self._finish([sequence], sequence.finish_reason)
+        return outputs
+
+    def fail(self, scheduled: list[ScheduledSequence], error: str) -> list[SequenceOutput]:
+        """End every sequence of a step that could not be computed; the others go on."""
+        sequences = [entry.sequence for entry in scheduled]
+        self._finish(sequences, FinishReason.ERROR)
+        return [
+            SequenceOutput(sequence.request_id, [], finish_reason=FinishReason.ERROR, error=error)
+            for sequence in sequences
+        ]
+
+    def check_integrity(self) -> None:
+        assert all(not sequence.block_table for sequence in self.waiting)
+        self.block_manager.check_integrity(self.running)
+
+    def _preempt_newest(self) -> Sequence:
+        sequence = self.running.pop()
+        self.block_manager.free(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+        return sequence
+
+    def _finish(self, sequences: list[Sequence], reason: FinishReason) -> None:
+        for sequence in sequences:
+            if sequence.status is SequenceStatus.RUNNING:
+                self.running.remove(sequence)
+                self.block_manager.free(sequence)
+            else:
+                self.waiting.remove(sequence)
+            sequence.status = SequenceStatus.FINISHED
+            sequence.finish_reason = reason

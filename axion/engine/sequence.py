@@ -1,0 +1,119 @@
+"""One request inside the engine: its tokens, and how far they are computed."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from array import array
+
+from axion.types import FinishReason, SamplingParams
+
+
+class SequenceStatus(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Sequence:
+    """Token ids of one request and the blocks that hold their keys and values.
+
+    A sequence has no phase. Tokens `[0, num_computed_tokens)` are in the KV cache, and each
+    step computes some of the rest; when the two counts meet, the next token is sampled.
+
+    Attributes:
+        token_ids: prompt, then output.
+        num_computed_tokens: tokens whose keys and values are in the KV cache.
+        num_cached_tokens: prompt tokens that the prefix cache supplied at first admission.
+        block_table: ids of the blocks that hold the sequence, in order.
+        block_hashes: chained hash of every full block, each covering all tokens before it.
+        seed: start of the sequence's own random stream.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "eos_token_ids",
+        "finish_reason",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "num_registered_blocks",
+        "params",
+        "request_id",
+        "root_hash",
+        "seed",
+        "status",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        eos_token_ids: tuple[int, ...] = (),
+        cache_salt: str = "",
+    ) -> None:
+        assert prompt_token_ids, "a sequence has at least one prompt token"
+        self.request_id = request_id
+        self.params = params
+        self.seed = seed
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.num_registered_blocks = 0
+        self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
+        self.eos_token_ids = () if params.ignore_eos else eos_token_ids
+        self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def extend_block_hashes(self, block_size: int) -> None:
+        """Hash every full block that has no hash yet.
+
+        A cryptographic hash, because a collision would show one request's cache to another.
+        """
+        previous = self.block_hashes[-1] if self.block_hashes else self.root_hash
+        for start in range(
+            len(self.block_hashes) * block_size, self.num_tokens - block_size + 1, block_size
+        ):
+            tokens = array("q", self.token_ids[start : start + block_size]).tobytes()
+            previous = hashlib.blake2b(previous + tokens, digest_size=16).digest()
+            self.block_hashes.append(previous)
+
+    def append(self, token_id: int, max_model_len: int) -> None:
+        """Add a sampled token and decide whether it ends the sequence."""
+        self.token_ids.append(token_id)
+        params = self.params
+        if token_id in self.stop_token_ids and self.num_output_tokens >= params.min_tokens:
+            self.finish_reason = FinishReason.STOP
+        elif (
+            params.max_tokens is not None and self.num_output_tokens >= params.max_tokens
+        ) or self.num_tokens >= max_model_len:
+            self.finish_reason = FinishReason.LENGTH
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, {self.status.name.lower()}, "
+            f"computed {self.num_computed_tokens}/{self.num_tokens}, "
+            f"blocks {len(self.block_table)})"
+        )

@@ -1,0 +1,60 @@
+"""`config.json` and the other small JSON files of a snapshot, read with a bound on their size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from axion.errors import ModelLoadError
+
+MAX_CONFIG_BYTES = 4 * 2**20
+# A mixture of experts lists some 100,000 tensors here: about 10 MB.
+MAX_INDEX_BYTES = 64 * 2**20
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of the snapshot folder `path`.
+
+    Raises:
+        ModelLoadError: the file is missing, over `MAX_CONFIG_BYTES`, not a JSON object, or
+            names no architecture.
+    """
+    config = load_json(path / "config.json", MAX_CONFIG_BYTES)
+    architectures = config.get("architectures")
+    if (
+        not isinstance(architectures, list)
+        or not architectures
+        or not all(isinstance(name, str) for name in architectures)
+    ):
+        raise ModelLoadError(
+            "config.json names no architecture: expected a list such as "
+            '"architectures": ["LlamaForCausalLM"].'
+        )
+    return config
+
+
+def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    """A JSON object from a file of at most `max_bytes`.
+
+    Raises:
+        ModelLoadError: names the file, without its folder, and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ModelLoadError(f"The model has no {path.name}.") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}.") from None
+    if len(data) > max_bytes:
+        raise ModelLoadError(
+            f"{path.name} is larger than {max_bytes // 2**20} MiB, which no real model's is."
+        )
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path.name} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path.name} must hold a JSON object, got {type(value).__name__}.")
+    return value

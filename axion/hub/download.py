@@ -1,0 +1,221 @@
+"""Download a Hugging Face repository into the local cache: `python -m axion.hub.download`.
+
+It runs as a child process (see `axion.hub.resolve`), because a download in a thread cannot be
+ended: leaving the program in the middle of six gigabytes would wait for all of them. The
+child writes one JSON message a line to stdout and is killed when nobody wants its result.
+
+huggingface_hub does the work and reads its own environment: HF_HOME, HF_HUB_CACHE, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE and the proxies'.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import tqdm
+
+from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
+from axion.hub.messages import Downloaded, Failed, Message, Progress
+from axion.hub.snapshot import check_snapshot, select_files
+
+API_TIMEOUT_S = 10.0
+REPORT_INTERVAL_S = 0.1
+# The small files that a cached snapshot must have when the Hub cannot be asked for its list.
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+
+Report = Callable[[int, int], None]
+
+
+def download(repo_id: str, revision: str, report: Report) -> Path:
+    """The folder of a complete snapshot, downloaded where the cache lacks it.
+
+    Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken.
+
+    Raises:
+        ModelNotFoundError: no such repository or revision.
+        ModelLoadError: no access, no network, no space, or no weights that Axion loads.
+    """
+    try:
+        path = _fetch(repo_id, revision, report)
+    except AxionError:
+        raise
+    except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
+        cached = _cached(repo_id, revision)
+        if cached is None:
+            raise explain(error, repo_id, revision) from error
+        path = cached
+    check_snapshot(path)
+    return path
+
+
+def _fetch(repo_id: str, revision: str, report: Report) -> Path:
+    info = HfApi().model_info(
+        repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
+    )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    files = select_files(sizes)
+    total = sum(
+        sizes[name]
+        for name in files
+        if not isinstance(try_to_load_from_cache(repo_id, name, revision=info.sha), str)
+    )
+    _require_space(total)
+
+    lock = threading.Lock()
+    done = 0
+    last_report = 0.0
+
+    class Bar(tqdm):
+        """Shows nothing; passes on what the bars that count bytes count."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal done, last_report
+            if not self.counts_bytes:
+                return
+            with lock:
+                self.n += n or 0
+                # One bar counts bytes received, another bytes written.
+                done = max(done, min(int(self.n), total))
+                if done == total or time.monotonic() - last_report >= REPORT_INTERVAL_S:
+                    last_report = time.monotonic()
+                    report(done, total)
+
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar))
+
+
+def _cached(repo_id: str, revision: str) -> Path | None:
+    """A complete snapshot in the cache, found without the network."""
+    try:
+        path = Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=_SMALL_FILES,
+                ignore_patterns=["*/*"],
+            )
+        )
+        check_snapshot(path)
+    except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
+        return None
+    return path
+
+
+def _require_space(num_bytes: int) -> None:
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ModelLoadError(
+            f"The download needs {num_bytes / 1e9:.1f} GB and the disk of the model cache has "
+            f"{free / 1e9:.1f} GB free. Make room, or set HF_HOME to a folder on a larger disk."
+        )
+
+
+def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
+    """What went wrong, in a sentence, and the way out of it."""
+    has_token = get_token() is not None
+    if isinstance(error, GatedRepoError):
+        return ModelLoadError(
+            f"{repo_id} is gated: its authors give access on request. Accept the licence at "
+            f"https://huggingface.co/{repo_id} and set HF_TOKEN"
+            + (" to a token of the account that has access." if has_token else ".")
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelNotFoundError(
+            f"Hugging Face has no model {repo_id}"
+            + (
+                ", or the account of HF_TOKEN may not see it."
+                if has_token
+                else ", or it is private and needs HF_TOKEN."
+            )
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFoundError(f"{repo_id} has no revision {revision}.")
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            return ModelLoadError(
+                f"Hugging Face refused the token for {repo_id}: HF_TOKEN is not valid. "
+                "Make a new one at https://huggingface.co/settings/tokens."
+                if has_token
+                else f"{repo_id} needs a Hugging Face account. Set HF_TOKEN."
+            )
+        if status == 403:
+            return ModelLoadError(
+                f"The account of HF_TOKEN has no access to {repo_id}. Accept the licence at "
+                f"https://huggingface.co/{repo_id} and set HF_TOKEN to a token that may read it."
+            )
+        return ModelLoadError(
+            f"Hugging Face answered {status} for {repo_id}, which is not in the local cache. "
+            "Try again later."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ModelLoadError(
+            f"The disk of the model cache is full; {repo_id} was not downloaded. "
+            "Make room, or set HF_HOME to a folder on a larger disk."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return ModelLoadError(
+            "The folder of the model cache cannot be written. "
+            "Set HF_HOME to a folder that this user may write."
+        )
+    if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return ModelLoadError(
+            f"{repo_id} is not in the local cache, and HF_HUB_OFFLINE forbids downloading it. "
+            "Unset HF_HUB_OFFLINE, or copy the model to this machine and name its folder."
+        )
+    return ModelLoadError(
+        f"{repo_id} is not in the local cache, and Hugging Face cannot be reached "
+        f"({type(error.__cause__ or error).__name__}). Check the network and HF_ENDPOINT, or "
+        "copy the model to this machine and name its folder."
+    )
+
+
+def main() -> None:
+    """Arguments: repository id and revision. Messages on stdout, warnings on stderr."""
+    # Ctrl-C reaches the whole terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    repo_id, revision = sys.argv[1:]
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        # Nothing but messages may reach the parent, whatever a library prints.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        try:
+            path = download(repo_id, revision, lambda *args: _send(out, Progress(*args)))
+            _send(out, Downloaded(str(path), path.name))
+        except AxionError as error:
+            _send(out, Failed(error.message, isinstance(error, ModelNotFoundError)))
+
+
+def _send(out: BinaryIO, message: Message) -> None:
+    out.write(msgspec.json.encode(message) + b"\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""From the name of a model to a folder on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
+from axion.hub.messages import Downloaded, Failed, Message, Progress
+from axion.hub.snapshot import Snapshot, check_snapshot
+from axion.settings import DEMO_MODEL
+
+MAX_NAME_LENGTH = 1024
+DEFAULT_REVISION = "main"
+DEMO_HINT = f"To try Axion without a download, use the bundled model: MODEL_NAME={DEMO_MODEL}."
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
+
+ProgressCallback = Callable[[int, int], None]
+
+
+async def resolve(model_name: str, *, on_progress: ProgressCallback | None = None) -> Snapshot:
+    """Find the model's files, downloading them where they are not on this machine.
+
+    Args:
+        model_name: `axion/demo`; a folder (absolute, `./x` or `~/x`); or a Hugging Face id,
+            `org/name` or `org/name@revision`.
+        on_progress: called with bytes downloaded and bytes to download.
+
+    Raises:
+        ModelNotFoundError: there is no such folder, repository or revision, or the name is none.
+        ModelLoadError: the model is there, but its files cannot be had or used; says why.
+    """
+    try:
+        _check_name(model_name)
+        if model_name == DEMO_MODEL:
+            return _demo()
+        if model_name.startswith(("/", "~")) or model_name.split("/")[0] == ".":
+            return _local(model_name)
+        repo_id, revision = _parse_id(model_name)
+        return await _hub(model_name, repo_id, revision, on_progress or (lambda *_: None))
+    except AxionError as error:
+        if model_name == DEMO_MODEL:
+            raise
+        raise type(error)(f"{error.message} {DEMO_HINT}") from error
+
+
+def _check_name(name: str) -> None:
+    """What no name of a model holds, refused before disk or network see it."""
+    shown = repr(name[:80])
+    if not name or len(name) > MAX_NAME_LENGTH:
+        raise ModelNotFoundError(
+            f"A model's name has 1 to {MAX_NAME_LENGTH} characters, got {len(name)}."
+        )
+    if not name.isprintable():
+        raise ModelNotFoundError(f"The model's name holds control characters: {shown}.")
+    if ".." in name.split("/"):
+        raise ModelNotFoundError(
+            f"The model's name holds '..': {shown}. Write the folder's path without it."
+        )
+
+
+def _demo() -> Snapshot:
+    path = Path(str(importlib.resources.files("axion") / "demo" / "model"))
+    if not path.is_dir():
+        raise ModelLoadError(
+            "This installation lacks the bundled model. `python -m axion.demo.train` makes it."
+        )
+    check_snapshot(path)
+    return Snapshot(name=DEMO_MODEL, path=path, revision=None, source="demo")
+
+
+def _local(name: str) -> Snapshot:
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise ModelNotFoundError(f"There is no home folder for {name!r}.") from None
+    try:
+        if path.suffix == ".gguf" and path.is_file():
+            raise ModelLoadError(f"{name} is a GGUF file, which Axion does not load yet.")
+        if not path.is_dir():
+            kind = "is not a folder" if path.exists() else "does not exist"
+            raise ModelNotFoundError(f"The model folder {name} {kind}.")
+        check_snapshot(path)
+    except OSError as error:
+        raise ModelLoadError(f"{name} cannot be read: {error.strerror}.") from None
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{name} cannot be served. {error.message}") from None
+    return Snapshot(name=name, path=path.resolve(), revision=None, source="local")
+
+
+def _parse_id(name: str) -> tuple[str, str]:
+    repo_id, at, revision = name.partition("@")
+    if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+        is_folder = os.path.isdir(name)
+        raise ModelNotFoundError(
+            f"{name[:80]!r} is not a model's name. Expected a Hugging Face id such as "
+            "meta-llama/Llama-3.2-3B-Instruct, or a folder: absolute, ./x or ~/x."
+            + (f" The folder here is ./{name}." if is_folder else "")
+        )
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+        raise ModelNotFoundError(
+            f"{revision[:80]!r} is not a revision. Expected a branch, a tag or a commit."
+        )
+    return repo_id, revision or DEFAULT_REVISION
+
+
+async def _hub(name: str, repo_id: str, revision: str, on_progress: ProgressCallback) -> Snapshot:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "axion.hub.download", repo_id, revision),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            match msgspec.json.decode(line, type=Message):
+                case Progress(done, total):
+                    on_progress(done, total)
+                case Downloaded(path, commit):
+                    return Snapshot(name=name, path=Path(path), revision=commit, source="hub")
+                case Failed(message, not_found):
+                    if repo_id not in message:
+                        message = f"{repo_id} cannot be served. {message}"
+                    raise (ModelNotFoundError if not_found else ModelLoadError)(message)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    raise ModelLoadError(
+        f"The download of {repo_id} ended unexpectedly (exit status {process.returncode})."
+    )

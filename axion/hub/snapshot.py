@@ -1,0 +1,130 @@
+"""What a model folder must hold, and which of a repository's files are worth downloading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from axion.errors import ModelLoadError
+from axion.hub.config import MAX_INDEX_BYTES, load_json
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+_TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's files on this machine.
+
+    Attributes:
+        name: as it was asked for.
+        path: folder with config.json, tokenizer and safetensors.
+        revision: commit of a Hugging Face repository.
+    """
+
+    name: str
+    path: Path
+    revision: str | None
+    source: Literal["demo", "local", "hub"]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of the snapshot folder `path`, in a stable order.
+
+    The index decides where there is one, then `model.safetensors`, then every safetensors
+    file of the folder but Mistral's `consolidated` copies of the same weights.
+
+    Raises:
+        ModelLoadError: there are none, a file that the index names is missing, or the index
+            names something outside the folder.
+    """
+    if not (path / INDEX_FILE).exists():
+        names = {file.name for file in path.glob("*.safetensors")}
+        refuse_other_formats(names or {file.name for file in path.iterdir()})
+        return [path / name for name in sorted(_choose_weights(names))]
+    weight_map = load_json(path / INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelLoadError(f'{INDEX_FILE} has no "weight_map" from tensor names to files.')
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if not name.endswith(".safetensors") or not is_safe_name(name) or "/" in name:
+            raise ModelLoadError(f"{INDEX_FILE} names {name[:80]!r}, not a safetensors file.")
+        files.append(path / name)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{len(missing)} of {len(files)} weight files are missing, "
+            f"{missing[0]} among them. Download the model again."
+        )
+    return files
+
+
+def check_snapshot(path: Path) -> None:
+    """Raises: ModelLoadError: config.json or weights are missing; says which."""
+    weight_files(path)
+    if not (path / "config.json").is_file():
+        raise ModelLoadError("The model has no config.json.")
+
+
+def select_files(names: Collection[str]) -> list[str]:
+    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights.
+
+    Raises:
+        ModelLoadError: a name would leave the folder, or there are no safetensors weights.
+    """
+    for name in names:
+        if not is_safe_name(name):
+            raise ModelLoadError(f"The repository lists an unsafe file name: {name[:80]!r}.")
+    top = [name for name in names if "/" not in name]
+    refuse_other_formats(top)
+    templates = [
+        name
+        for name in names
+        if name.endswith(".jinja") and str(PurePosixPath(name).parent) in _TEMPLATE_FOLDERS
+    ]
+    small = [
+        name for name in top if name.endswith((".json", ".jinja")) or name == "tokenizer.model"
+    ]
+    return sorted({*templates, *small, *_choose_weights(top)})
+
+
+def refuse_other_formats(names: Collection[str]) -> None:
+    """Raises: ModelLoadError: no safetensors among `names`; says what there is instead."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    if any(name.endswith(".gguf") for name in names):
+        raise ModelLoadError(
+            "The model has GGUF weights only, which Axion does not load yet. "
+            "Use the safetensors version of the model."
+        )
+    if any(name.endswith(_PICKLE_SUFFIXES) for name in names):
+        raise ModelLoadError(
+            "The model has pickle weights only (.bin or .pt), which can run code when they are "
+            "loaded and are refused. Use a version with safetensors."
+        )
+    raise ModelLoadError("The model has no safetensors weights.")
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether `name` is a plain relative path that stays in its folder."""
+    return (
+        name.isprintable()
+        and "\\" not in name
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def _choose_weights(names: Collection[str]) -> list[str]:
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if INDEX_FILE in names:
+        return [name for name in weights if _SHARD.fullmatch(name)] or weights
+    if WEIGHTS_FILE in weights:
+        return [WEIGHTS_FILE]
+    return [name for name in weights if not name.startswith("consolidated")] or weights

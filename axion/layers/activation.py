@@ -1,0 +1,43 @@
+"""Activation functions by the names that `hidden_act` has in Hugging Face's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axion.errors import ModelLoadError
+
+Activation = Callable[[Tensor], Tensor]
+
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_fast": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_python": F.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+def get_activation(name: str) -> Activation:
+    """The function called `name`.
+
+    Raises:
+        ModelLoadError: there is none; the message lists what there is.
+    """
+    if name not in ACTIVATIONS:
+        raise ModelLoadError(
+            f"The model's activation function hidden_act={name!r} is not supported. "
+            f"Supported: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[name]

@@ -1,0 +1,71 @@
+"""What one engine step passes down to attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class KVCacheSpec(NamedTuple):
+    """Shape of one layer's entry in the KV cache, per token."""
+
+    num_kv_heads: int
+    k_head_dim: int
+    v_head_dim: int
+
+
+class KVCache(NamedTuple):
+    """One layer's paged keys and values.
+
+    Attributes:
+        k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, contiguous.
+        v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, contiguous.
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """One step's flat token batch; an explicit argument down to attention, never a global.
+
+    Sequences lie one after another; `query_lens` says how many rows each has. A sequence that
+    decodes has one row, a chunk of a prompt has more, and both mix in any order.
+
+    Attributes:
+        positions: `[num_tokens]` int64, index of each token in its own sequence.
+        rope_lengths: `[num_tokens]` int64, length of the sequence that a length-dependent rope
+            sees for this token: `max(num_prompt_tokens, position + 1)`.
+        slot_mapping: `[num_tokens]` int64, where this token's key and value go:
+            `block * block_size + offset`.
+        block_tables: `[num_seqs, max_blocks]` int32 or int64, padded with 0.
+        context_lens: `[num_seqs]` int64, tokens of each sequence in the KV cache after this step.
+        query_lens: tokens of each sequence in this step, on the host so that nothing waits for
+            the device.
+        context_lens_list: `context_lens` on the host.
+        kv_caches: one per layer.
+        block_size: tokens in a block.
+    """
+
+    positions: Tensor
+    rope_lengths: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    context_lens: Tensor
+    query_lens: list[int]
+    context_lens_list: list[int]
+    kv_caches: list[KVCache]
+    block_size: int
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
+        """`build(self)`, computed by the first layer that asks and shared by all others."""
+        if key not in self._derived:
+            self._derived[key] = build(self)
+        return cast(T, self._derived[key])

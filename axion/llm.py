@@ -1,0 +1,168 @@
+"""The offline face: generate for a list of prompts in this process, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from axion.engine.core import EngineCore
+from axion.engine.messages import AddRequest
+from axion.errors import InternalError, InvalidRequestError
+from axion.hub.resolve import resolve
+from axion.text.chat_template import load_chat_template
+from axion.text.stop import StopStrings
+from axion.text.tokenizer import load_tokenizer
+from axion.types import (
+    EngineConfig,
+    FinishReason,
+    SamplingParams,
+    SequenceOutput,
+    TokenLogprobs,
+)
+
+Prompt = str | list[int]
+
+
+class Generation(msgspec.Struct, kw_only=True):
+    """What one prompt led to.
+
+    Attributes:
+        token_ids: the generated tokens, with the one that ended the sequence.
+        logprobs: one entry a token, when asked for.
+        num_cached_tokens: prompt tokens that came from the prefix cache.
+    """
+
+    prompt_token_ids: list[int]
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+
+
+class LLM:
+    """A model to generate with, in this process.
+
+    >>> llm = LLM("axion/demo")
+    >>> llm.chat([{"role": "user", "content": "What is 20 + 22?"}]).text
+    '20 + 22 = 42'
+
+    Args:
+        model: Hugging Face id, local folder, or `axion/demo`.
+        options: fields of `EngineConfig` (`device`, `dtype`, `max_model_len`, ...).
+
+    Raises:
+        ModelLoadError: the model cannot be had or served; the message says why.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        path = asyncio.run(resolve(model)).path
+        self.tokenizer = load_tokenizer(path)
+        self.chat_template = load_chat_template(path, self.tokenizer)
+        self.engine = EngineCore(EngineConfig(model_path=str(path), **options))
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | list[Prompt],
+        params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> list[Generation]:
+        """Continue each prompt; all run together, batched as the engine sees fit.
+
+        Args:
+            prompts: strings, or lists of token ids; a single one may stand alone.
+            params: one for all prompts, or one for each.
+
+        Returns:
+            One generation a prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt is empty, too long or outside the vocabulary.
+        """
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            prompts = [prompts]  # type: ignore[list-item]
+        if not isinstance(params, list):
+            params = [params or SamplingParams()] * len(prompts)
+        running = [self._add(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
+        by_id = {run.request_id: run for run in running}
+        try:
+            while self.engine.has_unfinished:
+                for output in self.engine.step():
+                    run = by_id[output.request_id]
+                    run.take(output)
+                    if run.stopped and output.finish_reason is None:
+                        self.engine.abort([run.request_id])
+        finally:
+            self.engine.abort(list(by_id))  # of an interrupted run nothing stays behind
+        return [run.generation for run in running]
+
+    def chat(
+        self, messages: list[dict[str, Any]], params: SamplingParams | None = None, **kwargs: Any
+    ) -> Generation:
+        """Answer a conversation, rendered by the model's own chat template.
+
+        Args:
+            kwargs: passed to the template (`tools`, `add_generation_prompt`, ...).
+        """
+        if self.chat_template is None:
+            raise InvalidRequestError("This model has no chat template; use generate().")
+        prompt = self.tokenizer.encode_chat(self.chat_template.render(messages, **kwargs))
+        return self.generate(prompt, params)[0]
+
+    def _add(self, prompt: Prompt, params: SamplingParams) -> _Run:
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        self._num_requests += 1
+        run = _Run(self, f"llm-{self._num_requests}", token_ids, params)
+        refusal = self.engine.add(AddRequest(run.request_id, token_ids, params))
+        if refusal is not None:
+            raise InvalidRequestError(refusal.error or "The engine refused the prompt.")
+        return run
+
+
+class _Run:
+    """One prompt on its way, and the text it has become so far."""
+
+    def __init__(
+        self, llm: LLM, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+    ) -> None:
+        from axion.text.detokenizer import IncrementalDetokenizer
+
+        self.request_id = request_id
+        self.stopped = False
+        self._params = params
+        self._detokenizer = IncrementalDetokenizer(
+            llm.tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            prompt_token_ids=prompt_token_ids,
+        )
+        self._stop = StopStrings(params.stop, params.include_stop_str_in_output)
+        self.generation = Generation(
+            prompt_token_ids=prompt_token_ids,
+            text="",
+            token_ids=[],
+            finish_reason=FinishReason.STOP,
+            logprobs=None if params.logprobs is None else [],
+        )
+
+    def take(self, output: SequenceOutput) -> None:
+        if output.finish_reason is FinishReason.ERROR:
+            raise InternalError(output.error or "The engine could not go on.")
+        generation = self.generation
+        generation.token_ids += output.token_ids
+        generation.num_cached_tokens = output.num_cached_tokens
+        if generation.logprobs is not None:
+            generation.logprobs += output.logprobs or []
+        visible = [token for token in output.token_ids if token != output.stop_token_id]
+        text = self._detokenizer.push(visible)
+        if output.finish_reason is not None:
+            generation.finish_reason = output.finish_reason
+            text += self._detokenizer.flush()
+        text, matched = self._stop.push(text)
+        generation.text += text
+        if matched is not None:
+            self.stopped = True
+            generation.finish_reason = FinishReason.STOP
+        elif output.finish_reason is not None:
+            generation.text += self._stop.flush()

@@ -1,0 +1,425 @@
+"""`POST /v1/chat/completions`: the request, the answer and its chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    FailFast,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
+
+from axion.errors import InternalError, InvalidRequestError
+from axion.openai.common import (
+    GenerationRequest,
+    NonEmptyText,
+    Refused,
+    RequestModel,
+    ResponseModel,
+    TokenCount,
+    Usage,
+    at_most,
+    field_error,
+    text_or_list,
+)
+from axion.types import MAX_LOGPROBS
+
+MAX_TOOLS = 128
+_NEXT = "structured output is not there yet"
+
+
+def _is_text(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise field_error("type", f"must be 'text': this model takes text only, got {kind[:60]!r}")
+    return part
+
+
+class TextPart(RequestModel):
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[
+        list[Annotated[TextPart, BeforeValidator(_is_text)]],
+        Field(min_length=1),
+        FailFast(),
+        Tag("list"),
+    ],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of text parts",
+    ),
+]
+
+
+class SystemMessage(RequestModel):
+    role: Literal["system"]
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(RequestModel):
+    role: Literal["developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(RequestModel):
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class CalledFunction(RequestModel):
+    name: NonEmptyText
+    arguments: str = Field(description="a JSON object, as text")
+
+    @model_validator(mode="after")
+    def _arguments_are_an_object(self) -> CalledFunction:
+        self.parsed_arguments()
+        return self
+
+    def parsed_arguments(self) -> dict[str, Any]:
+        try:
+            arguments = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise field_error("arguments", "must be the text of a JSON object")
+        return arguments
+
+
+class ToolCall(RequestModel):
+    id: NonEmptyText
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class AssistantMessage(RequestModel):
+    """An earlier answer: text, tool calls, or both.
+
+    The fields of OpenAI's own answers that this server never fills may come back empty.
+    """
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    tool_calls: Annotated[list[ToolCall], at_most(MAX_TOOLS), FailFast()] | None = None
+    name: str | None = None
+    refusal: Annotated[None, Refused("send the text as content")] = None
+    audio: Annotated[None, Refused("this model takes text only")] = None
+    annotations: (
+        Annotated[list[JsonValue], Refused("this model takes text only", unless=([],))] | None
+    ) = None
+    function_call: Annotated[None, Refused("it is deprecated, use tool_calls")] = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls:
+            raise field_error("content", "is required unless there are tool_calls")
+        return self
+
+
+class ToolMessage(RequestModel):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: NonEmptyText
+    name: str | None = None
+
+
+Message = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
+]
+
+
+class FunctionDefinition(RequestModel):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = Field(None, description="a JSON schema")
+    strict: Annotated[Literal[False], Refused(_NEXT, unless=(False,))] | None = None
+
+
+class Tool(RequestModel):
+    type: Annotated[Literal["function"], Refused("only functions are", unless=("function",))]
+    function: FunctionDefinition
+
+
+class ResponseFormat(RequestModel):
+    type: Annotated[Literal["text"], Refused(_NEXT, unless=("text",))]
+    json_schema: Annotated[None, Refused(_NEXT)] = None
+
+
+class ChatCompletionRequest(GenerationRequest):
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
+    max_completion_tokens: TokenCount | None = Field(
+        None, description="most tokens to generate; OpenAI's newer name of max_tokens"
+    )
+    logprobs: bool | None = Field(None, description="report the log probability of each token")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="likeliest alternatives to report with each token"
+    )
+    tools: Annotated[list[Tool], at_most(MAX_TOOLS), FailFast()] | None = None
+    tool_choice: (
+        Annotated[
+            Literal["none", "auto"],
+            Refused("forced calls are not there yet, use 'auto' or 'none'", ("none", "auto")),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool | None = Field(None, description="false only without tools")
+    response_format: ResponseFormat | None = None
+
+    # No effect on the answer, by OpenAI's own definition.
+    metadata: Annotated[dict[str, str], at_most(16)] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    service_tier: (
+        Annotated[
+            Literal["auto", "default"],
+            Refused("there is one tier, 'auto' or 'default'", ("auto", "default")),
+        ]
+        | None
+    ) = None
+    store: Annotated[Literal[False], Refused("answers are not stored", (False,))] | None = None
+    modalities: Annotated[list[str], Refused("this model gives text only", (["text"],))] | None = (
+        None
+    )
+
+    audio: Annotated[None, Refused("this model gives text only")] = None
+    functions: Annotated[None, Refused("it is deprecated, use tools")] = None
+    function_call: Annotated[None, Refused("it is deprecated, use tool_choice")] = None
+    moderation: Annotated[None, Refused("there is no moderation model")] = None
+    prediction: Annotated[None, Refused("predicted outputs are not used")] = None
+    prompt_cache_options: Annotated[None, Refused("the prefix cache is automatic")] = None
+    reasoning_effort: Annotated[None, Refused("this model has no levels of reasoning")] = None
+    verbosity: Annotated[None, Refused("this model has no levels of verbosity")] = None
+    web_search_options: Annotated[None, Refused("there is no web search")] = None
+
+    # Extensions, with the names and meanings that vLLM gave them.
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="go on writing the last message; needs add_generation_prompt: false"
+    )
+    chat_template_kwargs: Annotated[dict[str, JsonValue], at_most(64)] | None = Field(
+        None, description="variables for the model's chat template"
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatCompletionRequest:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequestError(
+                "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",
+                param="max_tokens",
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+        if self.parallel_tool_calls is False and self.uses_tools:
+            raise InvalidRequestError(
+                "parallel_tool_calls: false is not supported with tools: "
+                "the number of calls cannot be limited yet.",
+                param="parallel_tool_calls",
+            )
+        if self.continue_final_message and self.add_generation_prompt is not False:
+            raise InvalidRequestError(
+                "continue_final_message needs add_generation_prompt: false.",
+                param="continue_final_message",
+            )
+        return self
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether the model may call tools: some are given and tool_choice is not none."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def template_messages(self) -> list[dict[str, Any]]:
+        """The messages as chat templates expect them.
+
+        Content is one string (text parts are joined by a line feed), fields that were not given
+        are absent, and a tool call's arguments are an object.
+        """
+        return [_template_message(message) for message in self.messages]
+
+    def template_tools(self) -> list[dict[str, Any]] | None:
+        if not self.uses_tools:
+            return None
+        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    content = message.content
+    if isinstance(content, list):
+        content = "\n".join(part.text for part in content)
+    # Templates concatenate the content of an assistant that only called tools, too.
+    result: dict[str, Any] = {"role": message.role, "content": content or ""}
+    if message.name is not None:
+        result["name"] = message.name
+    if isinstance(message, ToolMessage):
+        result["tool_call_id"] = message.tool_call_id
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        result["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": call.type,
+                "function": {
+                    "name": call.function.name,
+                    "arguments": call.function.parsed_arguments(),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    return result
+
+
+class TopLogprob(ResponseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(ResponseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(ResponseModel):
+    content: list[TokenLogprob] | None
+    refusal: None
+
+
+class FunctionCall(ResponseModel):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(ResponseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class DeltaToolCall(MessageToolCall):
+    index: int
+
+
+class Delta(ResponseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[DeltaToolCall] | None = None
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChunkChoice(ResponseModel):
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None
+    finish_reason: ChatFinishReason | None
+
+
+class ChatCompletionChunk(ResponseModel):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class AssistantAnswer(ResponseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[MessageToolCall] | None = None
+
+
+class Choice(ResponseModel):
+    index: int
+    message: AssistantAnswer
+    logprobs: ChoiceLogprobs | None
+    finish_reason: ChatFinishReason
+
+
+class ChatCompletion(ResponseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[Choice]
+    usage: Usage
+
+
+async def collect_chat(chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:
+    """One whole answer from the chunks of a request that does not stream.
+
+    Raises:
+        InternalError: the chunks ended before the answer did.
+    """
+    parts: dict[int, list[ChunkChoice]] = {}
+    chunk = usage = None
+    async for chunk in chunks:
+        for choice in chunk.choices:
+            parts.setdefault(choice.index, []).append(choice)
+        usage = chunk.usage or usage
+    if chunk is None or usage is None:
+        raise InternalError("The answer ended early.")
+    return ChatCompletion(
+        id=chunk.id,
+        object="chat.completion",
+        created=chunk.created,
+        model=chunk.model,
+        system_fingerprint=chunk.system_fingerprint,
+        choices=[_collect_choice(index, parts[index]) for index in sorted(parts)],
+        usage=usage,
+    )
+
+
+def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
+    finish_reason = parts[-1].finish_reason
+    if finish_reason is None:
+        raise InternalError("The answer ended early.")
+    content = "".join(part.delta.content or "" for part in parts)
+    calls = [call for part in parts for call in part.delta.tool_calls or ()]
+    message = AssistantAnswer(
+        role="assistant", content=content if content or not calls else None, refusal=None
+    )
+    if calls:
+        message.tool_calls = [
+            MessageToolCall(id=call.id, type=call.type, function=call.function) for call in calls
+        ]
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return Choice(
+        index=index,
+        message=message,
+        logprobs=ChoiceLogprobs(
+            content=[entry for part in logprobs for entry in part.content or ()], refusal=None
+        )
+        if logprobs
+        else None,
+        finish_reason=finish_reason,
+    )

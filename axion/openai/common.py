@@ -1,0 +1,412 @@
+"""What the endpoints share: parsing a body, the sampling fields, usage and the error body."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, from_json
+
+from axion.errors import InvalidRequestError
+from axion.types import MAX_LOGPROBS, MAX_SEED, MAX_STOP_STRINGS, SamplingParams
+
+MAX_CHOICES = 128
+MAX_STOP_CHARS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_TOKEN_ID = 2**31 - 1
+_SHOWN_CHARS = 60
+
+
+class RequestModel(BaseModel):
+    """A JSON object of a request: strict types, and no field that it does not know.
+
+    Every optional field may be null, which means the same as leaving it out.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_field(cls, data: Any) -> Any:
+        # Before pydantic's own check, which would build an error for each of a million fields.
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    known = difflib.get_close_matches(name[:_SHOWN_CHARS], cls.model_fields, n=1)
+                    hint = f"; did you mean {known[0]}?" if known else ""
+                    raise field_error(name, f"is not a known field{hint}")
+        return data
+
+
+class ResponseModel(BaseModel):
+    """A JSON object of an answer.
+
+    A field without a default is always in the JSON, null or not; one with a default is in it
+    only when it was given.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    def to_json(self) -> bytes:
+        return self.__pydantic_serializer__.to_json(self, exclude_unset=True)
+
+
+def field_error(field: str, problem: str) -> PydanticCustomError:
+    """An error about a field of the object under validation: `problem` follows its name."""
+    return PydanticCustomError("field", "{problem}", {"field": field, "problem": problem})
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A value that OpenAI's API has and this server does not serve: refused, with the reason.
+
+    Null, and what is listed in `unless`, is let through.
+    """
+
+    reason: str
+    unless: tuple[JsonValue, ...] = ()
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "description": f"not supported: {self.reason}"}
+
+    def _check(self, value: JsonValue) -> JsonValue:
+        if value is None or value in self.unless:
+            return value
+        raise problem(f"{_shown(value)} is not supported: {self.reason}")
+
+
+def problem(text: str) -> PydanticCustomError:
+    """An error about the value under validation: `text` follows the field's name."""
+    return PydanticCustomError("problem", "{problem}", {"problem": text})
+
+
+def at_most(limit: int) -> BeforeValidator:
+    """Refuses a longer list or object before any of its items is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise problem(f"must have at most {limit} entries, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def text_or_list(value: Any) -> str | None:
+    """Discriminates `string | list` by JSON type."""
+    if isinstance(value, str):
+        return "text"
+    return "list" if isinstance(value, list) else None
+
+
+NonEmptyText = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[
+    Annotated[StopString, Tag("text")]
+    | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), FailFast(), Tag("list")],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of strings",
+    ),
+]
+TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+TokenIdText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool | None = Field(
+        None, description="end the stream with a chunk that has the usage and no choices"
+    )
+    include_obfuscation: Literal[False] | None = Field(
+        None, description="only false: chunks are not padded"
+    )
+
+
+class GenerationRequest(RequestModel):
+    """The fields of chat and text completions that mean the same in both."""
+
+    model: NonEmptyText
+    max_tokens: TokenCount | None = Field(None, description="most tokens to generate, in tokens")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 takes the most likely token every time"
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description="answers to generate for each prompt"
+    )
+    stop: Stop | None = Field(None, description="strings that end the answer, not part of it")
+    stream: bool | None = Field(None, description="answer as server-sent events")
+    stream_options: StreamOptions | None = None
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
+        None, description="the same seed gives the same answer"
+    )
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[TokenIdText, Annotated[float, Field(ge=-100, le=100)]], at_most(MAX_LOGIT_BIAS)
+        ]
+        | None
+    ) = Field(None, description="token id to what is added to its logit")
+    user: str | None = Field(None, description="accepted; has no effect on the answer")
+
+    # Extensions, with the names and meanings that vLLM gave them.
+    top_k: Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)] | None = Field(
+        None, description="-1 or 0 is off"
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = Field(
+        None, description="no end before this many tokens, in tokens"
+    )
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], at_most(MAX_CHOICES), FailFast()] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options is only for requests with stream: true.", param="stream_options"
+            )
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the chunks end with one that has the usage. A whole answer always has it."""
+        return not self.stream or bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to generate, if the request says so."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report for each token; None reports no log probabilities at all."""
+        raise NotImplementedError
+
+
+_SAMPLING_FIELDS = (
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+)
+
+
+def sampling_params(
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> SamplingParams:
+    """How the request wants its tokens chosen.
+
+    Args:
+        max_tokens: the limit to use; what the request asks for and what fits is the caller's part.
+        defaults: SamplingParams fields for what the request leaves open.
+
+    Raises:
+        InvalidRequestError: fields contradict each other.
+    """
+    values: dict[str, Any] = dict(defaults or {})
+    for name in _SAMPLING_FIELDS:
+        if (value := getattr(request, name)) is not None:
+            values[name] = value
+    if request.top_k is not None:
+        values["top_k"] = max(request.top_k, 0)
+    if request.logit_bias:
+        values["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
+    if request.stop is not None:
+        values["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    if request.stop_token_ids:
+        values["stop_token_ids"] = tuple(request.stop_token_ids)
+    return SamplingParams(max_tokens=max_tokens, logprobs=request.num_logprobs, **values)
+
+
+class PromptTokensDetails(ResponseModel):
+    cached_tokens: int
+
+
+class Usage(ResponseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ErrorDetail(ResponseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(ResponseModel):
+    error: ErrorDetail
+
+
+RequestT = TypeVar("RequestT", bound=RequestModel)
+
+
+def parse_request(model: type[RequestT], data: bytes) -> RequestT:
+    """The request in a JSON body.
+
+    Raises:
+        InvalidRequestError: the body is not JSON, or a field is at fault; `param` names it.
+    """
+    try:
+        body = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from None
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise _invalid_request(fault, body) from None
+
+
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "string_too_long": "at most {max_length} characters long",
+    "too_long": "at most {max_length} entries long",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+
+
+def _invalid_request(fault: ErrorDetails, body: JsonValue) -> InvalidRequestError:
+    kind, context = fault["type"], fault.get("ctx", {})
+    path = _path_in(body, fault["loc"])
+    if kind == "field":
+        path.append(context["field"])
+        text = context["problem"]
+    elif kind == "expected":
+        text = f"must be {fault['msg']}, got {_shown(fault['input'])}"
+    elif kind == "missing":
+        path.append(fault["loc"][-1])
+        text = "is required"
+    elif kind == "problem":
+        text = fault["msg"]
+    elif kind == "union_tag_not_found":
+        path.append(context["discriminator"].strip("'"))
+        text = "is required"
+    elif kind == "union_tag_invalid":
+        path.append(context["discriminator"].strip("'"))
+        text = f"must be one of {context['expected_tags']}, got {_shown(context['tag'])}"
+    elif kind in {"too_short", "string_too_short"}:
+        text = "must not be empty"
+    elif kind in _EXPECTED:
+        expected = _EXPECTED[kind].format_map(context)
+        text = f"must be {expected}, got {_shown(fault['input'])}"
+    else:
+        text = f"is wrong: {fault['msg']}"
+    param = _joined(path)
+    return InvalidRequestError(f"{param or 'The request body'} {text}.", param=param or None)
+
+
+def _path_in(body: Any, location: tuple[int | str, ...]) -> list[int | str]:
+    """`location` without the names that pydantic adds for the branches of a union."""
+    path: list[int | str] = []
+    for step in location:
+        inside = (
+            step in body
+            if isinstance(body, dict)
+            else isinstance(body, list) and isinstance(step, int) and step < len(body)
+        )
+        if inside:
+            path.append(step)
+            body = body[step]
+    return path
+
+
+def _joined(path: list[int | str]) -> str:
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            name = step if step.isidentifier() and len(step) <= _SHOWN_CHARS else _shown(step)
+            text += f".{name}" if text else name
+    return text
+
+
+def _shown(value: JsonValue) -> str:
+    """A short, printable form of a value that a client sent."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, dict):
+        return "an object"
+    text = json.dumps(value[:_SHOWN_CHARS] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN_CHARS + 2 else f"{text[:_SHOWN_CHARS]}…"
+
+
+__all__ = [
+    "MAX_CHOICES",
+    "MAX_LOGPROBS",
+    "ErrorBody",
+    "ErrorDetail",
+    "GenerationRequest",
+    "PromptTokensDetails",
+    "Refused",
+    "RequestModel",
+    "ResponseModel",
+    "StreamOptions",
+    "Usage",
+    "field_error",
+    "parse_request",
+    "problem",
+    "sampling_params",
+    "text_or_list",
+]

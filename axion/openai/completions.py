@@ -1,0 +1,196 @@
+"""`POST /v1/completions`: the request, the answer and its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, FailFast, Field, Tag, model_validator
+
+from axion.errors import InternalError, InvalidRequestError
+from axion.openai.common import (
+    MAX_CHOICES,
+    GenerationRequest,
+    NonEmptyText,
+    Refused,
+    ResponseModel,
+    TokenId,
+    Usage,
+    at_most,
+)
+from axion.types import MAX_LOGPROBS
+
+DEFAULT_MAX_TOKENS = 16
+
+
+def _prompt_kind(value: Any) -> str | None:
+    """Which of the four forms of a prompt this is, by its first entry."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else 0
+    if isinstance(first, str):
+        return "texts"
+    return "lists of token ids" if isinstance(first, list) else "token ids"
+
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1), FailFast()]
+Prompt = Annotated[
+    Annotated[NonEmptyText, Tag("text")]
+    | Annotated[list[NonEmptyText], at_most(MAX_CHOICES), FailFast(), Tag("texts")]
+    | Annotated[TokenIds, Tag("token ids")]
+    | Annotated[list[TokenIds], at_most(MAX_CHOICES), FailFast(), Tag("lists of token ids")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="expected",
+        custom_error_message="a string, a list of strings, a list of token ids, or a list of those",
+    ),
+]
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Prompt
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="likeliest alternatives to report with each token"
+    )
+    echo: bool | None = Field(None, description="begin the answer with the prompt")
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description="only the value of n"
+    )
+    suffix: Annotated[None, Refused("this model does not fill in between texts")] = None
+
+    # Extensions, with the names and meanings that vLLM gave them.
+    add_special_tokens: bool | None = Field(
+        None, description="begin the prompt with the model's beginning-of-sequence token"
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> CompletionRequest:
+        if self.best_of not in {None, self.num_choices}:
+            raise InvalidRequestError(
+                f"best_of must be equal to n ({self.num_choices}): "
+                f"every answer is returned, got {self.best_of}.",
+                param="best_of",
+            )
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequestError(
+                "echo is not supported together with logprobs: "
+                "there are no log probabilities of the prompt.",
+                param="echo",
+            )
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise InvalidRequestError(
+                f"n times the number of prompts must be at most {MAX_CHOICES}, "
+                f"got {self.num_choices} times {len(self.prompts)}.",
+                param="n",
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, each a text or its token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class Logprobs(ResponseModel):
+    """OpenAI's legacy shape: lists with one entry a token.
+
+    Attributes:
+        text_offset: where the token's text begins in the choice's text, in characters.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+CompletionFinishReason = Literal["stop", "length"]
+
+
+class CompletionChunkChoice(ResponseModel):
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: CompletionFinishReason | None
+
+
+class CompletionChunk(ResponseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChoice(ResponseModel):
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: CompletionFinishReason
+
+
+class Completion(ResponseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+async def collect_completion(chunks: AsyncIterator[CompletionChunk]) -> Completion:
+    """One whole answer from the chunks of a request that does not stream.
+
+    Raises:
+        InternalError: the chunks ended before the answer did.
+    """
+    parts: dict[int, list[CompletionChunkChoice]] = {}
+    chunk = usage = None
+    async for chunk in chunks:
+        for choice in chunk.choices:
+            parts.setdefault(choice.index, []).append(choice)
+        usage = chunk.usage or usage
+    if chunk is None or usage is None:
+        raise InternalError("The answer ended early.")
+    return Completion(
+        id=chunk.id,
+        object="text_completion",
+        created=chunk.created,
+        model=chunk.model,
+        system_fingerprint=chunk.system_fingerprint,
+        choices=[_collect_choice(index, parts[index]) for index in sorted(parts)],
+        usage=usage,
+    )
+
+
+def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> CompletionChoice:
+    finish_reason = parts[-1].finish_reason
+    if finish_reason is None:
+        raise InternalError("The answer ended early.")
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return CompletionChoice(
+        index=index,
+        text="".join(part.text for part in parts),
+        logprobs=Logprobs(
+            tokens=[token for part in logprobs for token in part.tokens],
+            token_logprobs=[value for part in logprobs for value in part.token_logprobs],
+            top_logprobs=[top for part in logprobs for top in part.top_logprobs],
+            text_offset=[offset for part in logprobs for offset in part.text_offset],
+        )
+        if logprobs
+        else None,
+        finish_reason=finish_reason,
+    )

@@ -1,0 +1,253 @@
+"""Text to token ids and back, on the Hugging Face `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from axion.errors import ModelLoadError
+
+# Parallelism only helps batches, and the library warns about it at every later fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+TokenToBytes = Callable[[str], bytes]
+
+
+class Tokenizer:
+    """A model's tokenizer; safe to use from several threads at once.
+
+    Decoding is defined on bytes: every token stands for a byte string, and the text of a
+    sequence is their concatenation read as UTF-8, with U+FFFD for what is not UTF-8. This is
+    what sentencepiece does, and what lets text be streamed (`IncrementalDetokenizer`). The
+    library's own `decode` differs on invalid UTF-8 only: there it gives up a whole run of byte
+    tokens when one byte of it is wrong.
+
+    Attributes:
+        vocab_size: tokens, added ones included. A model's embedding may have more rows.
+        special_tokens: the named ones (`bos_token`, `eos_token`, ...), as a chat template sees
+            them.
+        special_token_ids: ids that `skip_special_tokens` leaves out.
+        strips_leading_space: the first token's leading space is not part of the text.
+    """
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None
+    ) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.special_tokens = special_tokens or {}
+        tokenizer.add_special_tokens(
+            [
+                token
+                for token in self.special_tokens.values()
+                if tokenizer.token_to_id(token) is not None
+            ]
+        )
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(id for id, token in added.items() if token.special)
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._tokenizer = tokenizer
+        self._added_token_ids = added.keys()
+        self._token_to_bytes, self.strips_leading_space = _byte_rule(tokenizer)
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.special_tokens.get("eos_token")
+
+    def token_to_id(self, token: str) -> int | None:
+        id: int | None = self._tokenizer.token_to_id(token)
+        return id
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain text, with the special tokens that the model wants around it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_chat(self, rendered: str) -> list[int]:
+        """Token ids of a rendered chat template, which has written every special token itself."""
+        return self.encode(rendered, add_special_tokens=False)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence; ids that are not in the vocabulary have none."""
+        text = self.bytes_of(ids, skip_special_tokens=skip_special_tokens).decode(
+            errors="replace"
+        )
+        return text.removeprefix(" ") if self.strips_leading_space else text
+
+    def id_to_token_bytes(self, id: int) -> bytes:
+        """The exact bytes that a token adds to a text that it does not begin."""
+        data = self._bytes.get(id)
+        if data is None:
+            data = self._bytes[id] = self._compute_bytes(id)
+        return data
+
+    def bytes_of(self, ids: Iterable[int], *, skip_special_tokens: bool) -> bytes:
+        """The bytes that `ids` add to a text."""
+        skipped = self.special_token_ids if skip_special_tokens else frozenset()
+        return b"".join(self.id_to_token_bytes(id) for id in ids if id not in skipped)
+
+    def _compute_bytes(self, id: int) -> bytes:
+        token = self._tokenizer.id_to_token(id)
+        if token is None:
+            return b""
+        if id in self._added_token_ids and self._token_to_bytes is _byte_level_bytes:
+            return bytes(token.encode())  # its text never went through the byte alphabet
+        return self._token_to_bytes(token)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder.
+
+    Raises:
+        ModelLoadError: there is no `tokenizer.json`, or a file of the tokenizer is damaged.
+    """
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise ModelLoadError(_missing_tokenizer(path))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelLoadError(
+            f"tokenizer.json cannot be read by the tokenizers library: {error}"
+        ) from None
+    named = read_json(path / "special_tokens_map.json") | read_tokenizer_config(path)
+    return Tokenizer(tokenizer, _named_special_tokens(named))
+
+
+def read_tokenizer_config(path: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` of a model folder, empty where there is none."""
+    return read_json(path / "tokenizer_config.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file.
+
+    Raises:
+        ModelLoadError: the file holds something else.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{file.name} is not a JSON object.")
+    return content
+
+
+def _missing_tokenizer(path: Path) -> str:
+    other = [
+        name
+        for pattern in ("*.model", "tekken.json", "*.tiktoken", "vocab.json", "vocab.txt")
+        for name in sorted(file.name for file in path.glob(pattern))
+    ]
+    found = f" ({', '.join(other)} cannot be used yet)" if other else ""
+    return (
+        f"The model has no tokenizer.json{found}. A tokenizer in the format of the Hugging Face "
+        "tokenizers library is needed: use a repository that has one, or write it with "
+        "AutoTokenizer.from_pretrained(model).save_pretrained(folder)."
+    )
+
+
+def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and its like, given as strings or as serialised `AddedToken`s."""
+    extra = config.get("extra_special_tokens")
+    entries = config | (extra if isinstance(extra, dict) else {})
+    named = {}
+    for name, value in entries.items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(token, str):
+            named[name] = token
+    return named
+
+
+def _byte_rule(tokenizer: tokenizers.Tokenizer) -> tuple[TokenToBytes, bool]:
+    """How a token becomes bytes, and whether a text's leading space is stripped."""
+    steps = _components(tokenizer.decoder) or _components(tokenizer.pre_tokenizer)
+    by_type = {step["type"]: step for step in steps}
+    if "ByteLevel" in by_type:
+        return _byte_level_bytes, False
+    if "Metaspace" in by_type:
+        metaspace = by_type["Metaspace"]
+        strips = metaspace.get("prepend_scheme") != "never"
+        return _sentencepiece_bytes([(metaspace["replacement"], " ")], "ByteFallback" in by_type), strips
+    if by_type.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in by_type:
+        replacements = [
+            (step["pattern"].get("String"), step["content"])
+            for step in steps
+            if step["type"] == "Replace"
+        ]
+        if all(old for old, _ in replacements):
+            strips = by_type.get("Strip", {}).get("start", 0) > 0
+            return _sentencepiece_bytes(replacements, "ByteFallback" in by_type), strips
+    return _library_bytes(tokenizer), True
+
+
+def _components(component: Any) -> list[dict[str, Any]]:
+    """The steps of a decoder or pre-tokenizer, as `tokenizer.json` writes them."""
+    if component is None:
+        return []
+    state = json.loads(component.__getstate__())
+    if state["type"] != "Sequence":
+        return [state]
+    steps: list[dict[str, Any]] = state.get("decoders") or state.get("pretokenizers") or []
+    return steps
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte (github.com/openai/gpt-2, `encoder.py`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
+
+
+_BYTE_ALPHABET = _byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes(_BYTE_ALPHABET[char] for char in token)
+    except KeyError:
+        return token.encode()
+
+
+def _sentencepiece_bytes(
+    replacements: list[tuple[str, str]], byte_fallback: bool
+) -> TokenToBytes:
+    def to_bytes(token: str) -> bytes:
+        if byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        for old, new in replacements:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return to_bytes
+
+
+def _library_bytes(tokenizer: tokenizers.Tokenizer) -> TokenToBytes:
+    """For other decoders (WordPiece, ...): what the library writes for a token after another."""
+
+    def to_bytes(token: str) -> bytes:
+        decoder = tokenizer.decoder
+        if decoder is None:
+            return f" {token}".encode()
+        first = "x"
+        text: str = decoder.decode([first, token])
+        return text.removeprefix(decoder.decode([first])).encode()
+
+    return to_bytes

@@ -1,0 +1,322 @@
+"""Block manager and scheduler alone, without torch: a stand-in model that is a pure function."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from axion.engine.block_manager import BlockManager
+from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
+from axion.engine.sequence import Sequence, SequenceStatus
+from axion.types import FinishReason, SamplingParams
+
+VOCAB = 50
+EOS = 7
+
+
+def next_token(token_ids: list[int]) -> int:
+    """A model in miniature: the next token is a function of all tokens so far."""
+    digest = hashlib.blake2b(bytes(token_ids), digest_size=4).digest()
+    return int.from_bytes(digest) % VOCAB
+
+
+def expected_output(prompt: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    tokens = list(prompt)
+    while True:
+        tokens.append(next_token(tokens))
+        num_output = len(tokens) - len(prompt)
+        if tokens[-1] == EOS and num_output >= params.min_tokens:
+            return tokens[len(prompt) :]
+        if num_output == params.max_tokens or len(tokens) == max_model_len:
+            return tokens[len(prompt) :]
+
+
+class PagedMemory:
+    """Keeps, slot by slot, which token a real KV cache would hold, so that sharing is checked."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[int, int] = {}
+
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
+        sampled = []
+        for sequence, num_scheduled_tokens in scheduled:
+            start = sequence.num_computed_tokens
+            end = start + num_scheduled_tokens
+            for position in range(start, end):
+                self.slots[self.slot(sequence, position)] = sequence.token_ids[position]
+            context = [self.slots[self.slot(sequence, p)] for p in range(end)]
+            assert context == sequence.token_ids[:end], "the cache holds another prefix"
+            if end == sequence.num_tokens:
+                sampled.append(SampledToken(next_token(context)))
+        return sampled
+
+    def slot(self, sequence: Sequence, position: int) -> int:
+        block, offset = divmod(position, self.block_size)
+        return sequence.block_table[block] * self.block_size + offset
+
+
+def make_scheduler(
+    num_blocks: int = 16, block_size: int = 4, *, budget: int = 16, max_num_seqs: int = 4, **kwargs
+) -> Scheduler:
+    return Scheduler(
+        BlockManager(num_blocks, block_size, **kwargs),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=num_blocks * block_size,
+    )
+
+
+def make_sequence(request_id: str, prompt: list[int], **params) -> Sequence:
+    return Sequence(request_id, prompt, SamplingParams(**params), seed=0, eos_token_ids=(EOS,))
+
+
+def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
+    outputs: dict[str, list[int]] = {}
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        for output in scheduler.update(scheduled, memory.execute(scheduled)):
+            outputs.setdefault(output.request_id, []).extend(output.token_ids)
+        scheduler.check_integrity()
+    return outputs
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of adding, stepping and aborting leaves every block accounted for."""
+
+    @initialize(
+        num_blocks=st.integers(4, 12),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 5),
+        extra_budget=st.integers(0, 12),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching):
+        self.scheduler = make_scheduler(
+            num_blocks,
+            block_size,
+            budget=max_num_seqs + extra_budget,
+            max_num_seqs=max_num_seqs,
+            enable_prefix_caching=prefix_caching,
+        )
+        self.memory = PagedMemory(block_size)
+        self.sequences: dict[str, Sequence] = {}
+        self.outputs: dict[str, list[int]] = {}
+
+    @rule(
+        data=st.data(),
+        max_tokens=st.none() | st.integers(1, 8),
+        min_tokens=st.sampled_from([0, 0, 1]),
+    )
+    def add(self, data, max_tokens, min_tokens):
+        longest = self.scheduler.max_model_len - 1
+        # Few distinct tokens, so that prefixes are often shared.
+        prompt = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=longest))
+        request_id = str(len(self.sequences))
+        sequence = make_sequence(request_id, prompt, max_tokens=max_tokens, min_tokens=min_tokens)
+        self.sequences[request_id] = sequence
+        self.outputs[request_id] = []
+        self.scheduler.add(sequence)
+
+    @rule()
+    def step(self):
+        scheduled = self.scheduler.schedule()
+        num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+        assert num_tokens <= self.scheduler.max_num_batched_tokens
+        assert len(scheduled) <= self.scheduler.max_num_seqs
+        for output in self.scheduler.update(scheduled, self.memory.execute(scheduled)):
+            self.outputs[output.request_id] += output.token_ids
+            if output.finish_reason is not None:
+                self.check_output(output.request_id)
+
+    @rule(data=st.data())
+    def abort(self, data):
+        if self.sequences:
+            chosen = data.draw(st.sampled_from(sorted(self.sequences)))
+            self.scheduler.abort([chosen])
+            assert self.sequences[chosen].status is SequenceStatus.FINISHED
+
+    @rule(data=st.data())
+    def fail_a_step(self, data):
+        if data.draw(st.integers(0, 9)) == 0:
+            scheduled = self.scheduler.schedule()
+            failed = self.scheduler.fail(scheduled, "fault")
+            assert all(output.finish_reason is FinishReason.ERROR for output in failed)
+
+    @invariant()
+    def every_block_is_accounted_for(self):
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def check_output(self, request_id: str) -> None:
+        sequence = self.sequences[request_id]
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        expected = expected_output(prompt, sequence.params, self.scheduler.max_model_len)
+        assert self.outputs[request_id] == expected
+
+    def teardown(self):
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2000):
+            if not self.scheduler.has_unfinished:
+                break
+            self.step()
+            self.scheduler.check_integrity()
+        assert not self.scheduler.has_unfinished, "every sequence finishes"
+        assert self.scheduler.block_manager.num_used_blocks == 0
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_preempted_sequences_give_the_same_tokens():
+    prompts = {str(i): [i, i + 1, i + 2] for i in range(4)}
+    roomy, tight = make_scheduler(num_blocks=64), make_scheduler(num_blocks=8)
+    results = []
+    for scheduler in (roomy, tight):
+        for request_id, prompt in prompts.items():
+            scheduler.add(make_sequence(request_id, prompt, max_tokens=20, ignore_eos=True))
+        results.append(run(scheduler, PagedMemory(4)))
+    assert results[0] == results[1]
+    assert roomy.num_preemptions == 0
+    assert tight.num_preemptions > 0
+
+
+def test_the_newest_sequence_is_preempted_first():
+    scheduler = make_scheduler(num_blocks=4, block_size=2, enable_prefix_caching=False)
+    old, new = make_sequence("old", [1, 2, 3, 4]), make_sequence("new", [5, 6, 8])
+    memory = PagedMemory(2)
+    scheduler.add(old)
+    scheduler.add(new)
+    scheduled = scheduler.schedule()
+    assert [entry.sequence for entry in scheduled] == [old, new]
+    scheduler.update(scheduled, memory.execute(scheduled))
+    scheduled = scheduler.schedule()  # `old` needs a third block, and all four are taken
+    assert [entry.sequence for entry in scheduled] == [old]
+    assert new.status is SequenceStatus.WAITING
+    assert scheduler.waiting[0] is new
+
+
+def test_a_long_prompt_is_computed_in_chunks_while_others_decode():
+    scheduler = make_scheduler(num_blocks=32, budget=8)
+    memory = PagedMemory(4)
+    scheduler.add(make_sequence("short", [1], max_tokens=12, ignore_eos=True))
+    scheduled = scheduler.schedule()
+    scheduler.update(scheduled, memory.execute(scheduled))
+    scheduler.add(make_sequence("long", list(range(30)), max_tokens=1))
+    chunks = []
+    for _ in range(5):
+        scheduled = scheduler.schedule()
+        chunks.append({e.sequence.request_id: e.num_scheduled_tokens for e in scheduled})
+        scheduler.update(scheduled, memory.execute(scheduled))
+    assert chunks == [{"short": 1, "long": 7}] * 4 + [{"short": 1, "long": 2}]
+
+
+def test_an_equal_prefix_is_taken_from_the_cache():
+    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+    prompt = list(range(10))
+    scheduler.add(make_sequence("first", prompt, max_tokens=1))
+    run(scheduler, memory)
+    second = make_sequence("second", prompt, max_tokens=1)
+    scheduler.add(second)
+    assert scheduler.schedule()[0].num_scheduled_tokens == 2
+    assert second.num_cached_tokens == 8
+
+
+def test_a_fully_cached_prompt_still_computes_its_last_token():
+    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+    prompt = list(range(8))
+    for request_id in ("first", "second"):
+        scheduler.add(make_sequence(request_id, prompt, max_tokens=1))
+        outputs = run(scheduler, memory)
+        assert outputs[request_id] == [next_token(prompt)]
+    assert scheduler.num_cached_tokens == 4
+
+
+def test_different_salts_share_nothing():
+    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+    for salt in ("a", "b"):
+        sequence = Sequence(
+            salt, list(range(9)), SamplingParams(max_tokens=1), seed=0, cache_salt=salt
+        )
+        scheduler.add(sequence)
+        run(scheduler, memory)
+        assert sequence.num_cached_tokens == 0
+
+
+def test_equal_hashes_with_other_tokens_are_no_hit():
+    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+    scheduler.add(make_sequence("first", list(range(9)), max_tokens=1))
+    run(scheduler, memory)
+    forged = make_sequence("forged", [9] * 9, max_tokens=1)
+    original = make_sequence("original", list(range(9)), max_tokens=1)
+    original.extend_block_hashes(4)
+    forged.block_hashes = list(original.block_hashes)
+    scheduler.add(forged)
+    scheduler.schedule()
+    assert forged.num_cached_tokens == 0
+
+
+def test_least_recently_used_blocks_are_evicted_first():
+    manager = BlockManager(num_blocks=4, block_size=2)
+    for request_id, prompt in (("a", [1, 1]), ("b", [2, 2])):
+        sequence = make_sequence(request_id, prompt)
+        assert manager.admit(sequence)
+        sequence.num_computed_tokens = 2
+        manager.register(sequence)
+        manager.free(sequence)
+    filler = make_sequence("c", [3] * 5)  # takes the two unused blocks and the one of "a"
+    assert manager.admit(filler)
+    for request_id, prompt, num_cached in (("a", [1, 1, 0], 0), ("b", [2, 2, 0], 2)):
+        manager.free(filler)
+        sequence = make_sequence(request_id, prompt)
+        assert manager.admit(sequence)
+        assert sequence.num_computed_tokens == num_cached
+        manager.free(sequence)
+
+
+def test_a_row_of_unusable_logits_ends_only_its_own_sequence():
+    scheduler = make_scheduler()
+    for request_id in ("bad", "good"):
+        scheduler.add(make_sequence(request_id, [1, 2], max_tokens=1))
+    scheduled = scheduler.schedule()
+    bad, good = scheduler.update(
+        scheduled, [SampledToken(0, error="not a number"), SampledToken(3)]
+    )
+    assert (bad.finish_reason, bad.error) == (FinishReason.ERROR, "not a number")
+    assert (good.finish_reason, good.token_ids) == (FinishReason.LENGTH, [3])
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "reason"),
+    [
+        ({"max_tokens": 2}, [1, 2], FinishReason.LENGTH),
+        ({}, [1, EOS], FinishReason.STOP),
+        ({"stop_token_ids": (4,)}, [3, 4], FinishReason.STOP),
+        ({"ignore_eos": True, "max_tokens": 3}, [EOS, EOS, 1], FinishReason.LENGTH),
+        ({"max_tokens": 1}, [EOS], FinishReason.STOP),
+    ],
+)
+def test_what_ends_a_sequence(params, tokens, reason):
+    sequence = make_sequence("s", [1], **params)
+    for token in tokens:
+        assert sequence.finish_reason is None
+        sequence.append(token, max_model_len=100)
+    assert sequence.finish_reason is reason
+
+
+def test_a_sequence_ends_at_the_models_context():
+    sequence = make_sequence("s", [1, 2])
+    sequence.append(3, max_model_len=3)
+    assert sequence.finish_reason is FinishReason.LENGTH

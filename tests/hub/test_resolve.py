@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
+from axion.hub.resolve import resolve
+
+from .conftest import COMMIT, Hub, Repo
+
+ID = "acme/tiny-llama"
+
+
+def find(folder: Path, name: str) -> list[Path]:
+    return list(folder.rglob(name))
+
+
+async def refused(name: str) -> AxionError:
+    """The error, which in every case shows a way out."""
+    with pytest.raises((ModelNotFoundError, ModelLoadError)) as caught:
+        await resolve(name)
+    assert "MODEL_NAME=axion/demo" in caught.value.message
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+async def test_repository_is_downloaded_with_progress(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repos[ID] = Repo(files)
+    progress: list[tuple[int, int]] = []
+    snapshot = await resolve(ID, on_progress=lambda *args: progress.append(args))
+
+    assert (snapshot.name, snapshot.revision, snapshot.source) == (ID, COMMIT, "hub")
+    got = {str(p.relative_to(snapshot.path)) for p in snapshot.path.rglob("*") if p.is_file()}
+    wanted = {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "model.safetensors",
+    }
+    assert got == wanted
+    for name in wanted:
+        assert (snapshot.path / name).read_bytes() == files[name]
+    total = sum(len(files[name]) for name in wanted)
+    assert progress[-1] == (total, total)
+    assert progress == sorted(progress)
+
+
+async def test_second_call_downloads_nothing(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repos[ID] = Repo(files)
+    first = await resolve(ID)
+    hub.requests.clear()
+    assert await resolve(f"{ID}@main") == msgspec.structs.replace(first, name=f"{ID}@main")
+    assert hub.downloads() == []
+
+
+async def test_interrupted_download_fetches_only_what_is_missing(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files)
+    snapshot = await resolve(ID)
+    (snapshot.path / "model.safetensors").resolve().unlink()
+    (snapshot.path / "model.safetensors").unlink()
+    hub.requests.clear()
+    await resolve(ID)
+    assert hub.downloads() == ["model.safetensors"]
+
+
+async def test_cancelled_download_ends_at_once_and_leaves_no_process(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files)
+    hub.block_downloads = threading.Event()
+    task = asyncio.create_task(resolve(ID))
+    await asyncio.to_thread(hub.download_began.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not [
+        child
+        for child in psutil.Process().children()
+        if "axion.hub.download" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "no network", "server error", "no access"])
+async def test_complete_cached_snapshot_needs_no_network(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    hub.repos[ID] = Repo(files)
+    first = await resolve(ID)
+    hub.requests.clear()
+    match how:
+        case "HF_HUB_OFFLINE":
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        case "no network":
+            monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        case "server error":
+            hub.fail_with = 500
+        case "no access":
+            monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+    assert await resolve(ID) == first
+    assert hub.downloads() == []
+
+
+async def test_cached_snapshot_that_lacks_a_file_is_not_taken_offline(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(files)
+    snapshot = await resolve(ID)
+    (snapshot.path / "model.safetensors").unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not in the local cache" in (await refused(ID)).message
+
+
+async def test_offline_without_a_cache_says_how_to_get_the_model(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    error = await refused(ID)
+    assert isinstance(error, ModelLoadError)
+    assert "HF_HUB_OFFLINE forbids" in error.message
+    assert hub.requests == []
+
+
+async def test_unreachable_hub_says_so(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert "cannot be reached (ConnectError)" in (await refused(ID)).message
+
+
+async def test_hub_that_fails_is_told_by_its_status(hub: Hub) -> None:
+    hub.fail_with = 503
+    assert "answered 503" in (await refused(ID)).message
+
+
+@pytest.mark.parametrize("token", [None, "hf_good"])
+async def test_unknown_repository_is_not_found(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    hub.valid_tokens = {"hf_good"}
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    error = await refused(ID)
+    assert isinstance(error, ModelNotFoundError)
+    assert f"no model {ID}" in error.message
+    assert "HF_TOKEN" in error.message
+
+
+async def test_unknown_revision_is_not_found(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repos[ID] = Repo(files)
+    error = await refused(f"{ID}@v9")
+    assert isinstance(error, ModelNotFoundError)
+    assert f"{ID} has no revision v9" in error.message
+
+
+@pytest.mark.parametrize("token", [None, "hf_good"])
+async def test_gated_repository_shows_where_to_accept_the_licence(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    hub.repos[ID] = Repo(files, gated=True)
+    hub.valid_tokens = {"hf_good"}
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    error = await refused(ID)
+    assert isinstance(error, ModelLoadError)
+    assert f"https://huggingface.co/{ID} and set HF_TOKEN" in error.message
+    assert "hf_good" not in error.message
+
+
+async def test_token_with_access_opens_a_gated_repository(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(files, gated=True)
+    hub.valid_tokens = hub.tokens_with_access = {"hf_good"}
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert (await resolve(ID)).source == "hub"
+
+
+async def test_invalid_token_is_told_apart_from_a_missing_model(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(files)
+    monkeypatch.setenv("HF_TOKEN", "hf_bad")
+    assert "HF_TOKEN is not valid" in (await refused(ID)).message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("pytorch_model.bin", "pickle"), ("model.gguf", "GGUF"), ("README.md", "no safetensors")],
+)
+async def test_repository_without_safetensors_is_refused_before_any_download(
+    hub: Hub, name: str, said: str
+) -> None:
+    hub.repos[ID] = Repo({"config.json": b"{}", name: b"x"})
+    error = await refused(ID)
+    assert error.message.startswith(f"{ID} cannot be served.")
+    assert said in error.message
+    assert hub.downloads() == []
+
+
+async def test_path_traversal_in_the_file_list_is_refused(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.repos[ID] = Repo(files | {"../../../../evil.json": b"{}"})
+    assert "unsafe file name" in (await refused(ID)).message
+    assert hub.downloads() == []
+    assert find(tmp_path, "evil.json") == []
+
+
+async def test_download_larger_than_the_disk_does_not_begin(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files, sizes={"model.safetensors": 10**18})
+    error = await refused(ID)
+    assert "needs 1000000000.0 GB" in error.message
+    assert "HF_HOME" in error.message
+    assert hub.downloads() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../..",
+        "..",
+        "a/../b",
+        "./../../etc",
+        "/etc/../etc",
+        "~/../x",
+        "%2e%2e/%2e%2e",
+        "org/%2e%2e",
+        "org/name\x00",
+        "org/na\nme",
+        "/tmp/\x1b[31m",
+        "org\\name",
+        "C:\\models",
+        "file:///etc",
+        "https://huggingface.co/org/name",
+        "org/name/extra",
+        "org/..name",
+        "-org/name",
+        "--help",
+        "org/name@../../x",
+        "org/name@",
+        "org/name@a b",
+        "org/na me",
+        "name",
+        "",
+        "a" * 5000,
+        "o/" + "n" * 200,
+        "/" + "a" * 1000,
+        "~no-such-user/x",
+    ],
+)
+async def test_hostile_name_is_refused_without_network(hub: Hub, name: str) -> None:
+    error = await refused(name)
+    assert error.message.isprintable()
+    assert len(error.message) < 1500
+    assert hub.requests == []
+
+
+async def test_folder_is_served_from_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(folder), "./models/tiny", "~/models/tiny"):
+        snapshot = await resolve(name)
+        assert (snapshot.path, snapshot.source, snapshot.revision) == (folder, "local", None)
+
+
+async def test_bare_folder_name_is_an_id_and_the_error_shows_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "./tiny" in (await refused("tiny")).message
+
+
+@pytest.mark.parametrize(
+    ("present", "said"),
+    [
+        (None, "does not exist"),
+        ([], "no safetensors"),
+        (["config.json", "pytorch_model.bin"], "pickle"),
+        (["model.safetensors"], "no config.json"),
+    ],
+)
+async def test_unusable_folder_says_what_is_missing(
+    tmp_path: Path, present: list[str] | None, said: str
+) -> None:
+    folder = tmp_path / "model"
+    if present is not None:
+        folder.mkdir()
+        for name in present:
+            (folder / name).write_bytes(b"")
+    assert said in (await refused(str(folder))).message
+
+
+async def test_gguf_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert "GGUF file" in (await refused(str(tmp_path / "m.gguf"))).message
