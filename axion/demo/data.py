@@ -37,7 +37,9 @@ class Rows:
 def train_tokenizer(seed: int, size: int) -> Tokenizer:
     """A tokenizer for what the grammar says; names and places stay letters."""
     sample = conversations(Random(f"tokenizer {seed}"))
-    texts = (render(chat.messages, chat.tools) for chat, _ in zip(sample, range(_VOCABULARY_SAMPLE)))
+    texts = (
+        render(chat.messages, chat.tools) for chat, _ in zip(sample, range(_VOCABULARY_SAMPLE))
+    )
     return build_tokenizer(texts, size, set(" ".join((*NAMES, *CITIES)).split()))
 
 

@@ -119,7 +119,9 @@ def transformers_generate(folder: Path = MODEL_DIR, batch_size: int = 50) -> Gen
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         for start in range(0, len(prompts), batch_size):
             chosen = by_length[start : start + batch_size]
-            inputs = tokenizer([prompts[index] for index in chosen], padding=True, return_tensors="pt")
+            inputs = tokenizer(
+                [prompts[index] for index in chosen], padding=True, return_tensors="pt"
+            )
             outputs = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
             texts = tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :])
             for index, text in zip(chosen, texts, strict=True):
@@ -149,7 +151,9 @@ def print_report(
         console.print(f"answered: {failure.answer!r}", markup=False)
 
 
-def run(folder: Path, per_skill: int, seed: int = 0, show_failures: bool = False) -> dict[str, float]:
+def run(
+    folder: Path, per_skill: int, seed: int = 0, show_failures: bool = False
+) -> dict[str, float]:
     """Evaluates a model folder with transformers and prints the report."""
     accuracy, failures = evaluate_with_failures(
         transformers_generate(folder), cases(seed, per_skill)

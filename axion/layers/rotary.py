@@ -10,15 +10,14 @@ generated ones. This is what transformers computes for a request alone, and it d
 the rest of the batch, nor on how a prompt is chunked, nor on whether a preempted sequence is
 computed again. (transformers decides by the longest sequence of a batch, vLLM by the longest
 context that the model is served with.) A cached key then depends on the prompt that it was
-computed for, so sequences may share cached blocks only if `cache_key` gives them the same.
+computed for, so sequences may share cached blocks only where `cache_key` is the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
@@ -27,140 +26,298 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.context import ForwardContext
 
-_KEYS = {
-    "default": (set(), set()),
-    "linear": ({"factor"}, set()),
-    "dynamic": ({"factor"}, set()),
-    "yarn": (
-        set(),
-        {"factor", "attention_factor", "beta_fast", "beta_slow"}
-        | {"mscale", "mscale_all_dim", "truncate"},
-    ),
-    "longrope": ({"short_factor", "long_factor"}, {"factor", "attention_factor"}),
-    "llama3": ({"factor", "low_freq_factor", "high_freq_factor"}, set()),
-}
-"""Rope type to the keys that it needs and those that it may have."""
-
-_COMMON_KEYS = {"rope_type", "rope_theta", "partial_rotary_factor"} | {
-    "original_max_position_embeddings",
-    "finetuned",  # written by the authors of YaRN, read by nobody
-}
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Length = Annotated[int, msgspec.Meta(gt=0, le=2**40)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeParameters:
-    """config.json's `rope_parameters` under its own names, and the lengths that they refer to."""
+    """config.json's `rope_parameters` under its own names, and the lengths they refer to."""
 
-    rope_type: str
-    rope_theta: float
-    max_position_embeddings: int
-    original_max_position_embeddings: int
-    partial_rotary_factor: float = 1.0
-    factor: float | None = None
+    rope_type: str = "default"
+    rope_theta: Positive
+    partial_rotary_factor: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    max_position_embeddings: Length
+    original_max_position_embeddings: Length
+    factor: Positive | None = None
     attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
+    short_factor: tuple[Positive, ...] = ()
+    long_factor: tuple[Positive, ...] = ()
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any], *, rope_theta: float = 10_000.0
+        cls, config: dict[str, Any], *, max_position_embeddings: int, rope_theta: float
     ) -> RopeParameters:
         """Read transformers 5's `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
         Args:
-            config: config.json, with its `max_position_embeddings`.
+            config: config.json.
+            max_position_embeddings: the model's.
             rope_theta: the family's default.
 
         Raises:
-            ModelLoadError: an unknown rope type; a key missing, unknown to the type or of the
-                wrong kind.
+            ModelLoadError: an unknown rope type, or a key that is missing, has the wrong kind
+                of value or would not be used.
         """
         rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
         if not isinstance(rope, dict):
-            raise ModelLoadError("config.json: rope_parameters must be an object.")
+            raise ModelLoadError(f"config.json: rope_parameters must be an object, got {rope!r}.")
         rope = {key: value for key, value in rope.items() if value is not None}
         older_name = rope.pop("type", "default")
         rope_type = rope.setdefault("rope_type", older_name)
-        if rope_type not in _KEYS:
+        if rope_type not in ROPE_TYPES:
             raise ModelLoadError(
                 f"The model's rope type {rope_type!r} is not supported. "
-                f"Supported: {', '.join(_KEYS)}."
+                f"Supported: {', '.join(ROPE_TYPES)}."
             )
-        required, optional = _KEYS[rope_type]
-        if missing := required - rope.keys():
-            raise ModelLoadError(f"config.json: rope type {rope_type} needs {_names(missing)}.")
-        if unknown := rope.keys() - required - optional - _COMMON_KEYS:
+        kind = ROPE_TYPES[rope_type]
+        if missing := kind.required - rope.keys():
+            raise ModelLoadError(f"config.json: rope type {rope_type} needs {_join(missing)}.")
+        if unused := rope.keys() - kind.required - kind.optional - _COMMON_KEYS:
             raise ModelLoadError(
-                f"config.json: rope type {rope_type} has {_names(unknown)}, which would be "
-                "ignored. Remove what the model does not need."
+                f"config.json: rope type {rope_type} does not use {_join(unused)}. "
+                "Ignoring it could give wrong answers, so the model is refused."
             )
-        rope.setdefault("rope_theta", config.get("rope_theta") or rope_theta)
-        if (partial := config.get("partial_rotary_factor")) is not None:
-            rope.setdefault("partial_rotary_factor", partial)
-        length = config["max_position_embeddings"]
-        # Phi3 keeps it beside rope_scaling; it goes first there.
-        original = config.get("original_max_position_embeddings")
-        original = original or rope.get("original_max_position_embeddings") or length
-        rope |= {
-            "max_position_embeddings": length,
-            "original_max_position_embeddings": original,
-        }
+        for name, default in (("rope_theta", rope_theta), ("partial_rotary_factor", 1.0)):
+            if name not in rope:
+                rope[name] = default if config.get(name) is None else config[name]
+        # Phi-3 writes it beside rope_scaling, and means that one.
+        rope["original_max_position_embeddings"] = (
+            config.get("original_max_position_embeddings")
+            or rope.get("original_max_position_embeddings")
+            or max_position_embeddings
+        )
+        rope["max_position_embeddings"] = max_position_embeddings
         try:
-            parameters = msgspec.convert(rope, cls)
+            return msgspec.convert(rope, cls)
         except msgspec.ValidationError as error:
             raise ModelLoadError(f"config.json: rope_parameters: {error}.") from None
-        return parameters
 
 
-def _names(keys: set[str]) -> str:
-    return ", ".join(sorted(keys))
+# `finetuned` was written by the authors of YaRN and is read by nobody; the original length is
+# left in place by those who switch a scaling off.
+_COMMON_KEYS = {
+    *("rope_type", "rope_theta", "partial_rotary_factor", "finetuned"),
+    *("max_position_embeddings", "original_max_position_embeddings"),
+}
+
+
+def _join(names: set[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def rotary_embedding(rope: RopeParameters, head_dim: int) -> RotaryEmbedding:
+    """The embedding for `rope.rope_type`.
+
+    Raises:
+        ModelLoadError: the parameters do not fit each other or the head.
+    """
+    try:
+        embedding = ROPE_TYPES[rope.rope_type](rope, head_dim)
+        usable = 0 < 2 * len(embedding.inv_freq) <= head_dim and embedding.inv_freq.isfinite().all()
+    except (ArithmeticError, ValueError, RuntimeError):
+        usable = False
+    if not usable:
+        raise ModelLoadError(
+            f"config.json: no {rope.rope_type} rotary embedding with head_dim {head_dim} can be "
+            f"computed from {rope}."
+        )
+    return embedding
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first `2 * num_pairs` of each head, its two halves as pairs (GPT-NeoX style).
+
+    Args:
+        x: `[num_tokens, num_heads, head_dim]`.
+        cos, sin: `[num_tokens, 1, num_pairs]`.
+    """
+    num_pairs = cos.shape[-1]
+    a, b, rest = x.tensor_split((num_pairs, 2 * num_pairs), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotates queries and keys by their positions, the two halves of a head as pairs.
+    """Cosines and sines of a step's positions. This class is rope type `default`."""
 
-    Only the first `partial_rotary_factor` of each head is rotated.
-    """
+    required: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, rope: RopeParameters, head_dim: int) -> None:
         super().__init__()
         self.rope = rope
         self.dim = int(head_dim * rope.partial_rotary_factor)
-        self.attention_factor = 1.0
-        self.register_buffer("inv_freq", self.inverse_frequencies(), persistent=False)
+        self.attention_factor = self.scaling()
+        self.register_buffer("inv_freq", self.frequencies(), persistent=False)
 
-    def forward(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
-        """Rotate `[num_tokens, num_heads, head_dim]` each."""
-        # Layers with equal parameters share the tables, whichever module computes them.
-        cos, sin = context.once(
-            (type(self), self.rope, self.dim), lambda context: self.cos_sin(context, q.dtype)
-        )
-        return self.rotate(q, cos, sin), self.rotate(k, cos, sin)
+    def forward(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Tables of cosines and sines, `[num_tokens, 1, num_pairs]` each.
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        a, b, rest = x.tensor_split((self.dim // 2, self.dim), dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+        They are computed in float32 and shared by the layers whose parameters are the same.
+        """
+        return context.once((self.rope, self.dim), lambda context: self._tables(context, dtype))
 
-    def cos_sin(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Two tables `[num_tokens, 1, dim / 2]`, computed in float32."""
-        angles = context.positions[:, None].float() * self.token_frequencies(context)
+    def _tables(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        angles = context.positions[:, None].float() * self.token_frequencies(context.rope_lengths)
         angles = angles[:, None]
         return (
             (angles.cos() * self.attention_factor).to(dtype),
             (angles.sin() * self.attention_factor).to(dtype),
         )
 
-    def token_frequencies(self, context: ForwardContext) -> Tensor:
-        """`[dim / 2]`, or `[num_tokens, dim / 2]` where they depend on the sequence's length."""
+    def cache_key(self, num_prompt_tokens: int) -> int:
+        """Sequences may share cached keys if this is the same for the prompts of both."""
+        return 0
+
+    def token_frequencies(self, rope_lengths: Tensor) -> Tensor:
+        """Frequencies of tokens in sequences so long, in radians a token.
+
+        Returns:
+            `[num_tokens, num_pairs]`, or `[num_pairs]` if the length does not matter.
+        """
         return self.inv_freq
 
-    def inverse_frequencies(self) -> Tensor:
-        """`[dim / 2]`, float32: radians a token."""
-        return 1.0 / self.wavelengths()
+    def scaling(self) -> float:
+        """Factor on cosines and sines; its square scales the attention scores."""
+        return 1.0
+
+    def frequencies(self) -> Tensor:
+        """`[num_pairs]`, float32, in radians a token."""
+        return 1.0 / self.rope.rope_theta ** self.exponents()
+
+    def exponents(self) -> Tensor:
+        return torch.arange(0, self.dim, 2, dtype=torch.float32, device="cpu") / self.dim
+
+
+class LinearRope(RotaryEmbedding):
+    required = frozenset({"factor"})
+
+    def frequencies(self) -> Tensor:
+        return super().frequencies() / self.rope.factor
+
+
+class DynamicRope(RotaryEmbedding):
+    """The base grows with the sequence beyond `max_position_embeddings`."""
+
+    required = frozenset({"factor"})
+
+    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
+        super().__init__(rope, head_dim)
+        self.register_buffer("exponent", self.exponents(), persistent=False)
+        self.growth = self.dim / (self.dim - 2)
+
+    def cache_key(self, num_prompt_tokens: int) -> int:
+        return num_prompt_tokens if num_prompt_tokens > self.rope.max_position_embeddings else 0
+
+    def token_frequencies(self, rope_lengths: Tensor) -> Tensor:
+        factor, length = self.rope.factor, self.rope.max_position_embeddings
+        stretch = factor * rope_lengths.clamp(min=length) / length - (factor - 1)
+        base = self.rope.rope_theta * stretch[:, None] ** self.growth
+        return 1.0 / base**self.exponent
+
+
+class YarnRope(RotaryEmbedding):
+    """Interpolates the slow dimensions, leaves the fast ones, and blends between."""
+
+    optional = frozenset(
+        {"factor", "attention_factor", "beta_fast", "beta_slow"}
+        | {"mscale", "mscale_all_dim", "truncate"}
+    )
+
+    @property
+    def factor(self) -> float:
+        rope = self.rope
+        return rope.factor or rope.max_position_embeddings / rope.original_max_position_embeddings
+
+    def scaling(self) -> float:
+        rope = self.rope
+        if rope.attention_factor is not None:
+            return rope.attention_factor
+        if rope.mscale and rope.mscale_all_dim:
+            return self._mscale(rope.mscale) / self._mscale(rope.mscale_all_dim)
+        return self._mscale(1.0)
+
+    def _mscale(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def frequencies(self) -> Tensor:
+        low, high = self._turning_dim(self.rope.beta_fast), self._turning_dim(self.rope.beta_slow)
+        if self.rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        if low == high:
+            high += 0.001
+        dims = torch.arange(self.dim // 2, dtype=torch.float32, device="cpu")
+        interpolated = ((dims - low) / (high - low)).clamp(0, 1)
+        plain = super().frequencies()
+        return plain / self.factor * interpolated + plain * (1 - interpolated)
+
+    def _turning_dim(self, num_turns: float) -> float:
+        """The dimension that turns so many times within the original context."""
+        wavelength = self.rope.original_max_position_embeddings / (num_turns * 2 * math.pi)
+        return self.dim * math.log(wavelength) / (2 * math.log(self.rope.rope_theta))
+
+
+class LongRope(RotaryEmbedding):
+    """One searched factor for each frequency, with a second set for long sequences."""
+
+    required = frozenset({"short_factor", "long_factor"})
+    optional = frozenset({"factor", "attention_factor"})
+
+    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
+        super().__init__(rope, head_dim)
+        self.register_buffer("long_inv_freq", self._divided(rope.long_factor), persistent=False)
+
+    def cache_key(self, num_prompt_tokens: int) -> int:
+        return int(num_prompt_tokens > self.rope.original_max_position_embeddings)
+
+    def token_frequencies(self, rope_lengths: Tensor) -> Tensor:
+        is_long = rope_lengths > self.rope.original_max_position_embeddings
+        return torch.where(is_long[:, None], self.long_inv_freq, self.inv_freq)
+
+    def scaling(self) -> float:
+        rope = self.rope
+        if rope.attention_factor is not None:
+            return rope.attention_factor
+        original = rope.original_max_position_embeddings
+        factor = rope.factor or rope.max_position_embeddings / original
+        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+    def frequencies(self) -> Tensor:
+        return self._divided(self.rope.short_factor)
+
+    def _divided(self, factors: tuple[float, ...]) -> Tensor:
+        plain = super().frequencies()
+        if len(factors) != len(plain):
+            raise ValueError(f"{len(plain)} factors are needed, got {len(factors)}")
+        return plain / torch.tensor(factors, device="cpu")
+
+
+class Llama3Rope(RotaryEmbedding):
+    """Divides the slow frequencies by `factor`, leaves the fast ones, and blends between."""
+
+    required = frozenset({"factor", "low_freq_factor", "high_freq_factor"})
+
+    def frequencies(self) -> Tensor:
+        rope, plain = self.rope, super().frequencies()
+        num_turns = rope.original_max_position_embeddings * plain / (2 * math.pi)
+        kept = (num_turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        kept = kept.clamp(0, 1)
+        return (1 - kept) * plain / rope.factor + kept * plain
+
+
+ROPE_TYPES: dict[str, type[RotaryEmbedding]] = {
+    "default": RotaryEmbedding,
+    "linear": LinearRope,
+    "dynamic": DynamicRope,
+    "yarn": YarnRope,
+    "longrope": LongRope,
+    "llama3": Llama3Rope,
+}

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Discriminator,
-    FailFast,
     Field,
     JsonValue,
     Tag,
@@ -18,6 +17,7 @@ from pydantic import (
 
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
+    FAIL_FAST,
     GenerationRequest,
     NonEmptyText,
     Refused,
@@ -52,7 +52,7 @@ Content = Annotated[
     | Annotated[
         list[Annotated[TextPart, BeforeValidator(_is_text)]],
         Field(min_length=1),
-        FailFast(),
+        FAIL_FAST,
         Tag("list"),
     ],
     Discriminator(
@@ -114,7 +114,7 @@ class AssistantMessage(RequestModel):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: Annotated[list[ToolCall], at_most(MAX_TOOLS), FailFast()] | None = None
+    tool_calls: Annotated[list[ToolCall], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     name: str | None = None
     refusal: Annotated[None, Refused("send the text as content")] = None
     audio: Annotated[None, Refused("this model takes text only")] = None
@@ -161,7 +161,7 @@ class ResponseFormat(RequestModel):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"
     )
@@ -169,7 +169,7 @@ class ChatCompletionRequest(GenerationRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="likeliest alternatives to report with each token"
     )
-    tools: Annotated[list[Tool], at_most(MAX_TOOLS), FailFast()] | None = None
+    tools: Annotated[list[Tool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     tool_choice: (
         Annotated[
             Literal["none", "auto"],

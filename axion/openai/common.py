@@ -13,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Discriminator,
-    FailFast,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -73,7 +72,7 @@ def field_error(field: str, problem: str) -> PydanticCustomError:
     return PydanticCustomError("field", "{problem}", {"field": field, "problem": problem})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refused:
     """A value that OpenAI's API has and this server does not serve: refused, with the reason.
 
@@ -122,11 +121,14 @@ def text_or_list(value: Any) -> str | None:
     return "list" if isinstance(value, list) else None
 
 
+# One fault is enough to report; a body can hold a million.
+FAIL_FAST: Any = Field(fail_fast=True)
+
 NonEmptyText = Annotated[str, Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     Annotated[StopString, Tag("text")]
-    | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), FailFast(), Tag("list")],
+    | Annotated[list[StopString], FAIL_FAST, at_most(MAX_STOP_STRINGS), Tag("list")],
     Discriminator(
         text_or_list,
         custom_error_type="expected",
@@ -185,7 +187,7 @@ class GenerationRequest(RequestModel):
         None, description="no end before this many tokens, in tokens"
     )
     ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], at_most(MAX_CHOICES), FailFast()] | None = None
+    stop_token_ids: Annotated[list[TokenId], FAIL_FAST, at_most(MAX_CHOICES)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
 

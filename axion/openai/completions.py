@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, FailFast, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
+    FAIL_FAST,
     MAX_CHOICES,
     GenerationRequest,
     NonEmptyText,
@@ -35,12 +36,12 @@ def _prompt_kind(value: Any) -> str | None:
     return "lists of token ids" if isinstance(first, list) else "token ids"
 
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1), FailFast()]
+TokenIds = Annotated[list[TokenId], Field(min_length=1), FAIL_FAST]
 Prompt = Annotated[
     Annotated[NonEmptyText, Tag("text")]
-    | Annotated[list[NonEmptyText], at_most(MAX_CHOICES), FailFast(), Tag("texts")]
+    | Annotated[list[NonEmptyText], FAIL_FAST, at_most(MAX_CHOICES), Tag("texts")]
     | Annotated[TokenIds, Tag("token ids")]
-    | Annotated[list[TokenIds], at_most(MAX_CHOICES), FailFast(), Tag("lists of token ids")],
+    | Annotated[list[TokenIds], FAIL_FAST, at_most(MAX_CHOICES), Tag("lists of token ids")],
     Discriminator(
         _prompt_kind,
         custom_error_type="expected",
@@ -93,8 +94,8 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return self.prompt
 
     @property
     def num_logprobs(self) -> int | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from axion.backends.base import InferenceBackend, ModelConfig
-from axion.errors import AxionError, EngineUnavailableError, ModelNotFoundError
+from axion.errors import EngineUnavailableError, ModelNotFoundError
 from axion.types import BackendHealth, BackendState
 
 # How much of a client's string an error repeats.
@@ -28,7 +28,7 @@ class ServedModel:
         self.engine = engine
         self.created = int(time.time())
         self._state = BackendState.STARTING
-        self._detail = "The model is being loaded."
+        self._detail = "It is being loaded."
 
     @property
     def name(self) -> str:
@@ -38,15 +38,13 @@ class ServedModel:
         """Load the model; returns when it can answer.
 
         Raises:
-            ModelLoadError: it cannot be had; the state is then down.
+            AxionError: it cannot be had; the state is then down.
         """
         try:
             await self.backend.start(self.model)
-        except Exception as error:
+        except Exception:
             self._state = BackendState.DOWN
-            self._detail = "The model could not be loaded."
-            if isinstance(error, AxionError):
-                self._detail = error.message
+            self._detail = "It could not be loaded; the server's log says why."
             raise
         self._state = BackendState.READY
 
@@ -110,7 +108,7 @@ class ModelRegistry:
         """Load all models, each in its own time.
 
         Raises:
-            ModelLoadError: the first one that cannot be had.
+            AxionError: the first one that cannot be had.
         """
         await asyncio.gather(*(served.start() for served in self))
 

@@ -60,8 +60,11 @@ def error_response(error: AxionError) -> Response:
     return json_response(error.body(), error.status, headers)
 
 
-def internal_error(request_id: str) -> InternalError:
-    """What a client learns of a fault that only the log describes."""
+def as_axion_error(error: Exception, request_id: str) -> AxionError:
+    """What the client learns of `error`. A fault of our own is described in the log only."""
+    if isinstance(error, AxionError):
+        return error
+    logger.error("request %s failed", request_id, exc_info=error)
     return InternalError(
         f"The server met an unexpected error. Its log has the details under request {request_id}."
     )
@@ -102,14 +105,9 @@ class ErrorMiddleware:
 
         try:
             await self.app(scope, receive, watch)
-            return
         except ClientDisconnect:
             raise
-        except AxionError as error:
-            answer = error
-        except Exception:
-            request_id = scope["state"]["request_id"]
-            logger.exception("request %s failed", request_id)
-            answer = internal_error(request_id)
-        if not response_started:
-            await error_response(answer)(scope, receive, send)
+        except Exception as error:
+            answer = as_axion_error(error, scope["state"]["request_id"])
+            if not response_started:
+                await error_response(answer)(scope, receive, send)

@@ -60,9 +60,7 @@ class IncrementalDetokenizer:
         return text
 
     def _bytes(self, token_id: int) -> bytes:
-        return self._tokenizer.bytes_of(
-            (token_id,), skip_special_tokens=self._skip_special_tokens
-        )
+        return self._tokenizer.bytes_of((token_id,), skip_special_tokens=self._skip_special_tokens)
 
     def _tail(self, token_ids: Sequence[int]) -> bytes:
         """The end of a text, long enough to show whether it stops inside a character."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from axion.errors import ModelLoadError
+from axion.errors import InvalidRequestError, ModelLoadError
 
 # Parallelism only helps batches, and the library warns about it at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,13 +42,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.special_tokens = special_tokens or {}
-        tokenizer.add_special_tokens(
-            [
-                token
-                for token in self.special_tokens.values()
-                if tokenizer.token_to_id(token) is not None
-            ]
-        )
+        tokenizer.add_special_tokens(_unmarked(tokenizer, self.special_tokens.values()))
         added = tokenizer.get_added_tokens_decoder()
         self.special_token_ids = frozenset(id for id, token in added.items() if token.special)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -70,8 +64,18 @@ class Tokenizer:
         return id
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a plain text, with the special tokens that the model wants around it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a plain text, with the special tokens that the model wants around it.
+
+        Raises:
+            InvalidRequestError: the text is not Unicode: it has an unpaired surrogate.
+        """
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "The text has an unpaired surrogate (such as \\ud800), which is not a character."
+            ) from None
+        ids: list[int] = encoding.ids
         return ids
 
     def encode_chat(self, rendered: str) -> list[int]:
@@ -80,9 +84,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; ids that are not in the vocabulary have none."""
-        text = self.bytes_of(ids, skip_special_tokens=skip_special_tokens).decode(
-            errors="replace"
-        )
+        text = self.bytes_of(ids, skip_special_tokens=skip_special_tokens).decode(errors="replace")
         return text.removeprefix(" ") if self.strips_leading_space else text
 
     def id_to_token_bytes(self, id: int) -> bytes:
@@ -173,6 +175,17 @@ def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
+def _unmarked(tokenizer: tokenizers.Tokenizer, named: Iterable[str]) -> list[str]:
+    """The named special tokens that are in the vocabulary without being marked as special."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    return [
+        token
+        for token in named
+        if token not in special and tokenizer.token_to_id(token) is not None
+    ]
+
+
 def _byte_rule(tokenizer: tokenizers.Tokenizer) -> tuple[TokenToBytes, bool]:
     """How a token becomes bytes, and whether a text's leading space is stripped."""
     steps = _components(tokenizer.decoder) or _components(tokenizer.pre_tokenizer)
@@ -182,7 +195,9 @@ def _byte_rule(tokenizer: tokenizers.Tokenizer) -> tuple[TokenToBytes, bool]:
     if "Metaspace" in by_type:
         metaspace = by_type["Metaspace"]
         strips = metaspace.get("prepend_scheme") != "never"
-        return _sentencepiece_bytes([(metaspace["replacement"], " ")], "ByteFallback" in by_type), strips
+        return _sentencepiece_bytes(
+            [(metaspace["replacement"], " ")], "ByteFallback" in by_type
+        ), strips
     if by_type.keys() <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in by_type:
         replacements = [
             (step["pattern"].get("String"), step["content"])
@@ -226,9 +241,7 @@ def _byte_level_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def _sentencepiece_bytes(
-    replacements: list[tuple[str, str]], byte_fallback: bool
-) -> TokenToBytes:
+def _sentencepiece_bytes(replacements: list[tuple[str, str]], byte_fallback: bool) -> TokenToBytes:
     def to_bytes(token: str) -> bytes:
         if byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])

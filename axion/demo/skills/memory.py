@@ -21,19 +21,31 @@ from axion.demo.skills.letters import REVERSE, SPELL, word_for
 from axion.demo.words import NAMES, invented_word
 
 REVERSE_IT = Phrasings(
-    train=("Now reverse it.", "Reverse it.", "And backwards?", "Now backwards.", "Now reverse that.")
-    + ("What is it backwards?", "Can you reverse it?", "And reversed?", "Write it backwards."),
-    held_out=("Now write it backwards.", "Can you reverse that?", "And what is it backwards?"),
+    train="""
+            Now reverse it. | Reverse it. | And backwards? | Now backwards. | Now reverse that. |
+            What is it backwards? | Can you reverse it? | And reversed? | Write it backwards.
+        """,
+    held_out="""
+            Now write it backwards. | Can you reverse that? | And what is it backwards?
+        """,
 )
 SPELL_IT = Phrasings(
-    train=("Now spell it.", "Spell it.", "How do you spell it?", "Now spell the word.")
-    + ("Can you spell it?", "Spell the word.", "And how is it spelled?", "Spell that."),
-    held_out=("Now spell that.", "And how do you spell it?", "Can you spell that?"),
+    train="""
+            Now spell it. | Spell it. | How do you spell it? | Now spell the word. |
+            Can you spell it? | Spell the word. | And how is it spelled? | Spell that.
+        """,
+    held_out="""
+            Now spell that. | And how do you spell it? | Can you spell that?
+        """,
 )
 ADD_MORE = Phrasings(
-    train=("Now add {b}.", "Add {b} to that.", "Plus {b}?", "And plus {b}?", "Add {b} more.")
-    + ("Now add {b} to that.", "What if I add {b}?", "And if I add {b}?"),
-    held_out=("And now add {b}.", "Now plus {b}?", "What is that plus {b}?"),
+    train="""
+            Now add {b}. | Add {b} to that. | Plus {b}? | And plus {b}? | Add {b} more. |
+            Now add {b} to that. | What if I add {b}? | And if I add {b}?
+        """,
+    held_out="""
+            And now add {b}. | Now plus {b}? | What is that plus {b}?
+        """,
 )
 
 

@@ -25,47 +25,33 @@ Value = str | int | float | bool
 COLORS = "red green blue yellow black white brown pink gray orange purple silver".split()
 
 OBJECT = Phrasings(
-    train=(
-        "Give me a JSON object with {fields}.",
-        "Give me JSON with {fields}.",
-        "Write a JSON object with {fields}.",
-        "Write JSON with {fields}.",
-        "Make a JSON object with {fields}.",
-        "Return a JSON object with {fields}.",
-        "Return JSON: {fields}.",
-        "Answer in JSON: {fields}.",
-        "As JSON: {fields}.",
-        "Create a JSON object with {fields}.",
-        "Can you write a JSON object with {fields}?",
-        "I need a JSON object with {fields}.",
-        "Turn this into JSON: {fields}.",
-        "JSON with {fields}.",
-        "Convert to JSON: {fields}.",
-    ),
-    held_out=(
-        "Can you give me a JSON object with {fields}?",
-        "I need JSON with {fields}.",
-        "Create JSON with {fields}.",
-        "Write this as JSON: {fields}.",
-        "Can you make a JSON object with {fields}?",
-    ),
+    train="""
+            Give me a JSON object with {fields}. | Give me JSON with {fields}. |
+            Write a JSON object with {fields}. | Write JSON with {fields}. |
+            Make a JSON object with {fields}. | Return a JSON object with {fields}. |
+            Return JSON: {fields}. | Answer in JSON: {fields}. | As JSON: {fields}. |
+            Create a JSON object with {fields}. | Can you write a JSON object with {fields}? |
+            I need a JSON object with {fields}. | Turn this into JSON: {fields}. |
+            JSON with {fields}. | Convert to JSON: {fields}.
+        """,
+    held_out="""
+            Can you give me a JSON object with {fields}? | I need JSON with {fields}. |
+            Create JSON with {fields}. | Write this as JSON: {fields}. |
+            Can you make a JSON object with {fields}?
+        """,
 )
 
 LIST = Phrasings(
-    train=(
-        "Give me a JSON list of {items}.",
-        "Give me a JSON array with {items}.",
-        "Write a JSON list with {items}.",
-        "Make a JSON array of {items}.",
-        "Return a JSON list of {items}.",
-        "Write {items} as a JSON list.",
-        "Turn this into a JSON list: {items}.",
-    ),
-    held_out=(
-        "Write a JSON array of {items}.",
-        "Give me {items} as a JSON list.",
-        "Can you make a JSON list of {items}?",
-    ),
+    train="""
+            Give me a JSON list of {items}. | Give me a JSON array with {items}. |
+            Write a JSON list with {items}. | Make a JSON array of {items}. |
+            Return a JSON list of {items}. | Write {items} as a JSON list. |
+            Turn this into a JSON list: {items}.
+        """,
+    held_out="""
+            Write a JSON array of {items}. | Give me {items} as a JSON list. |
+            Can you make a JSON list of {items}?
+        """,
 )
 
 _FIELD_FORMS = ("{k} {v}", "{k} {v}", "{k} = {v}", "{k}: {v}", "{k} is {v}", "{k} set to {v}")
@@ -73,7 +59,9 @@ _FIELD_FORMS = ("{k} {v}", "{k} {v}", "{k} = {v}", "{k}: {v}", "{k} is {v}", "{k
 
 def json_answer(rng: Random, split: Split) -> Exchange:
     """An object or a list, written as JSON and as nothing else."""
-    build = rng.choice((_flat, _flat, _flat, _flat, _with_list, _with_list, _nested, _people, _list))
+    build = rng.choice(
+        (_flat, _flat, _flat, _flat, _with_list, _with_list, _nested, _people, _list)
+    )
     question, value = build(rng, split)
     return Exchange(
         [user(spoken(rng, question))],
@@ -92,7 +80,9 @@ def _with_list(rng: Random, split: Split) -> tuple[str, Any]:
     key = rng.choice(("colors", "tags", "numbers", "items", "names", "words", "values"))
     items = _items(rng, split, key)
     parts = [_describe(rng, fields)] if fields else []
-    form = rng.choice(("{k} {v}", "{k} {v}", "a list {k} of {v}", "a list {k} with {v}", "{k}: {v}"))
+    form = rng.choice(
+        ("{k} {v}", "{k} {v}", "a list {k} of {v}", "a list {k} with {v}", "{k}: {v}")
+    )
     parts.append(form.format(k=key, v=listed([_written(item) for item in items])))
     fields[key] = items
     return OBJECT.pick(rng, split).format(fields=" and ".join(parts)), fields

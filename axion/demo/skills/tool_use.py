@@ -119,7 +119,14 @@ _EXPRESSION_NAMES = Phrasings(
     ("expression", "calculation", "math_expression"),
 )
 _OPERAND_NAMES = Phrasings(
-    ("a b op", "a b op", "a b operation", "x y operator", "first second operation", "left right op"),
+    (
+        "a b op",
+        "a b op",
+        "a b operation",
+        "x y operator",
+        "first second operation",
+        "left right op",
+    ),
     ("a b op", "x y op", "a b operator", "left right operation"),
 )
 _OPERATION_NAMES = (
@@ -150,7 +157,11 @@ _WEATHER_TEXTS = Phrasings(
         "Returns the weather for a place",
         "",
     ),
-    ("Get the current weather for a city.", "Returns the temperature in a city.", "Weather lookup."),
+    (
+        "Get the current weather for a city.",
+        "Returns the temperature in a city.",
+        "Weather lookup.",
+    ),
 )
 _PLACE_NAMES = Phrasings(
     ("city", "city", "location", "location", "place", "town", "city_name"),
@@ -217,7 +228,9 @@ def tool_call(rng: Random, split: Split) -> Exchange:
         while plain.answer["content"] in (talk.ONLY_SMALL_NUMBERS, talk.NO_WEATHER):
             plain = talk.limits(rng, split)
     elif kind < 0.3 and len(offered) == 1:
-        missing = (talk.no_weather,) if calculator in offered else (arithmetic.add, talk.no_calculator)
+        missing = (
+            (talk.no_weather,) if calculator in offered else (arithmetic.add, talk.no_calculator)
+        )
         plain = rng.choice(missing)(rng, split)
     else:
         chosen = rng.choice(offered)

@@ -1,0 +1,186 @@
+"""Makes the demo model from nothing: `python -m axion.demo.train`.
+
+It generates conversations from the grammar, trains a network of under four million parameters on
+two CPU cores, writes it as a Hugging Face folder, and measures it on held-out questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from axion.demo import MODEL_DIR, evaluate
+from axion.demo.card import Training, write_card
+from axion.demo.checkpoint import save_checkpoint
+from axion.demo.data import TOKENS_PER_STEP, Batches, train_tokenizer
+from axion.demo.network import Network, NetworkConfig
+
+STEPS = 2200
+SEED = 1
+THREADS = 2
+
+_WARMUP_STEPS = 60
+_STEPS_BEFORE_TIMING, _TIMED_STEPS = 3, 20
+_MUON_RATE = 4e-3
+_ADAMW_RATE = 3e-3
+_WEIGHT_DECAY = 0.05
+_LARGEST_GRADIENT = 1.0
+_LOSS_SMOOTHING = 0.98
+_STEPS_PER_LINE = 50  # where the output is a file and shows no progress bar
+
+
+@dataclass
+class Optimizers:
+    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
+
+    muon: torch.optim.Muon
+    adamw: torch.optim.AdamW
+
+    @classmethod
+    def of(cls, network: Network) -> Optimizers:
+        """The optimizers of a network."""
+        matrices = [p for p in network.layers.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in network.parameters() if id(p) not in chosen]
+        return cls(
+            torch.optim.Muon(
+                matrices,
+                lr=_MUON_RATE,
+                weight_decay=_WEIGHT_DECAY,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, lr=_ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+        )
+
+    def step(self, share: float) -> None:
+        """Updates the network at a share of the full learning rates."""
+        for optimizer, rate in ((self.muon, _MUON_RATE), (self.adamw, _ADAMW_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Training:
+    """Trains a model and writes it to a folder.
+
+    Args:
+        folder: Where the model goes.
+        steps: How many steps to train for.
+        minutes: If given, the number of steps is chosen to take about this long instead.
+        seed: The same seed gives the same data, the same initial weights and the same schedule.
+    """
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(seed)
+    config = NetworkConfig()
+    tokenizer = train_tokenizer(seed, config.vocab_size)
+    batches = Batches(tokenizer, seed)
+    network = Network(config)
+    optimizers = Optimizers.of(network)
+    parameters = list(network.parameters())
+
+    started = time.perf_counter()
+    timed_from = started
+    smoothed = math.nan
+    with _progress() as progress:
+        task = progress.add_task("training", total=steps, loss=math.nan, speed=0.0)
+        step = 0
+        while step < steps:
+            loss = _backward(network, batches, step)
+            torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
+            optimizers.step(learning_rate_share(step, steps))
+            step += 1
+
+            smoothed = smoothed if smoothed == smoothed else loss
+            smoothed += (loss - smoothed) * (1 - _LOSS_SMOOTHING)
+            now = time.perf_counter()
+            if step == _STEPS_BEFORE_TIMING:
+                timed_from = now
+            if minutes is not None and step == _STEPS_BEFORE_TIMING + _TIMED_STEPS:
+                steps = max(step + 1, round(minutes * 60 * _TIMED_STEPS / (now - timed_from)))
+            speed = step * TOKENS_PER_STEP / (now - started)
+            progress.update(task, completed=step, total=steps, loss=smoothed, speed=speed)
+            if step % _STEPS_PER_LINE == 0 and not progress.console.is_terminal:
+                line = f"step {step}/{steps}  loss {smoothed:.4f}  {speed:,.0f} tokens/s"
+                progress.console.print(line, highlight=False)
+    save_checkpoint(network, tokenizer, folder)
+    return Training(
+        steps=steps,
+        tokens=steps * TOKENS_PER_STEP,
+        minutes=(time.perf_counter() - started) / 60,
+        loss=smoothed,
+        seed=seed,
+        parameters=sum(p.numel() for p in parameters),
+    )
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """The share of the full learning rate: a short warm-up, then straight down to zero."""
+    return min((step + 1) / _WARMUP_STEPS, 1.0) * (1 - step / steps)
+
+
+def _backward(network: Network, batches: Batches, step: int) -> float:
+    """Adds the gradients of one step and returns its mean loss over the labelled tokens."""
+    parts = batches[step]
+    labelled = [int((rows.labels >= 0).sum()) for rows in parts]
+    total = torch.zeros(())
+    for rows, count in zip(parts, labelled, strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss: Tensor = network(rows.tokens, rows.documents, rows.labels)
+        loss = loss * (count / sum(labelled))
+        loss.backward()
+        total += loss.detach()
+    return total.item()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        refresh_per_second=1,
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m axion.demo.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="the model's folder")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=STEPS, help="how many steps to train for")
+    length.add_argument("--minutes", type=float, help="train for about this long instead")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--eval-only", action="store_true", help="only measure the model in --out")
+    parser.add_argument("--per-skill", type=int, default=200, help="questions for each skill")
+    parser.add_argument("--show-failures", action="store_true", help="print the wrong answers")
+    arguments = parser.parse_args()
+
+    training = None
+    if not arguments.eval_only:
+        training = train(arguments.out, arguments.steps, arguments.minutes, arguments.seed)
+        print(
+            f"{training.steps} steps, {training.minutes:.1f} minutes, loss {training.loss:.4f}, "
+            f"saved to {arguments.out}"
+        )
+    accuracy = evaluate.run(
+        arguments.out, arguments.per_skill, show_failures=arguments.show_failures
+    )
+    if training:
+        write_card(arguments.out, training, accuracy, arguments.per_skill)
+
+
+if __name__ == "__main__":
+    main()

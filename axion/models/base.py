@@ -1,0 +1,179 @@
+"""The standard pre-norm decoder. An architecture is this, and what it overrides."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from axion.layers.activation import get_activation
+from axion.layers.attention import paged_attention
+from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.embedding import Embedding
+from axion.layers.linear import Linear, PackedLinear
+from axion.layers.norm import RMSNorm
+from axion.layers.rotary import apply_rotary, rotary_embedding
+from axion.models.config import DecoderConfig
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key-value heads."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.kv_cache_spec = KVCacheSpec(
+            config.num_key_value_heads, config.head_dim, config.head_dim
+        )
+        self.qkv_proj = PackedLinear(
+            config.hidden_size,
+            {"q_proj": query_size, "k_proj": key_size, "v_proj": key_size},
+            bias=config.attention_bias,
+        )
+        self.o_proj = Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.rotary_emb = rotary_embedding(config.rope_parameters, config.head_dim)
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj(hidden_states))
+        q, k = self.normalize_qk(q, k)
+        q, k = self.rotate_qk(q, k, context)
+        cache = context.kv_caches[self.layer_idx]
+        out = paged_attention(q, k, v, cache, context, scale=self.scale)
+        return self.o_proj(out.flatten(1))
+
+    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """What happens to queries and keys `[num_tokens, num_heads, head_dim]` before rotation."""
+        return q, k
+
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        """Give queries and keys `[num_tokens, num_heads, head_dim]` their positions."""
+        cos, sin = self.rotary_emb(context, q.dtype)
+        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network (arXiv:2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = PackedLinear(
+            hidden_size,
+            {"gate_proj": intermediate_size, "up_proj": intermediate_size},
+            bias=config.mlp_bias,
+        )
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=config.mlp_bias)
+        self.activation = get_activation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        gate, up = self.gate_up_proj(hidden_states)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then MLP, each behind a norm and beside a residual connection."""
+
+    def __init__(
+        self, config: DecoderConfig, layer_idx: int, self_attn: nn.Module, mlp: nn.Module
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), context)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm; `model` in a checkpoint's names."""
+
+    def __init__(self, config: DecoderConfig, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        hidden_states = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, context)
+        return self.norm(hidden_states)
+
+
+class CausalLM(nn.Module):
+    """A decoder with a head over the vocabulary.
+
+    The modules carry the names that a Hugging Face checkpoint gives their parameters, so no
+    mapping exists. `axion.engine.loader` builds a model on the meta device and fills it.
+
+    Attributes:
+        architectures: the names in config.json's `architectures` that this class serves.
+        ignored_tensors: patterns of tensors that checkpoints may hold and nobody reads.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ()
+    ignored_tensors: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
+
+    config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig
+    attention_cls: ClassVar[type[Attention]] = Attention
+    mlp_cls: ClassVar[type[nn.Module]] = MLP
+    layer_cls: ClassVar[type[DecoderLayer]] = DecoderLayer
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, [self.layer(i) for i in range(config.num_hidden_layers)])
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def layer(self, layer_idx: int) -> DecoderLayer:
+        """Build one layer; override where layers differ in kind."""
+        config = self.config
+        return self.layer_cls(
+            config, layer_idx, self.attention_cls(config, layer_idx), self.mlp_cls(config, layer_idx)
+        )
+
+    def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        """One step over the flat batch; keys and values go to `context.kv_caches`.
+
+        Args:
+            input_ids: `[num_tokens]`.
+
+        Returns:
+            Hidden states after the final norm, `[num_tokens, hidden_size]`.
+        """
+        return self.model(input_ids, context)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """`[n, hidden_size]` to `[n, vocab_size]`, for the rows that are sampled from."""
+        return self.lm_head(hidden_states)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, the hidden states and the KV cache."""
+        return self.model.embed_tokens.weight.dtype
+
+    def kv_cache_specs(self) -> list[KVCacheSpec]:
+        """What each layer needs of the KV cache."""
+        return [layer.self_attn.kv_cache_spec for layer in self.model.layers]
+
+    def rope_cache_key(self, num_prompt_tokens: int) -> int:
+        """Sequences may share prefix-cache blocks only if this is equal for their prompts.
+
+        0 for ropes that do not depend on the length; see `axion.layers.rotary`.
+        """
+        return max(
+            layer.self_attn.rotary_emb.cache_key(num_prompt_tokens) for layer in self.model.layers
+        )

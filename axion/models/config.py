@@ -1,0 +1,176 @@
+"""What config.json says about a decoder, under its own names."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import msgspec
+
+from axion.errors import ModelLoadError
+from axion.layers.rotary import Length, RopeParameters
+
+logger = logging.getLogger("axion.models")
+
+# Bounds far above any real model keep a hostile config from filling memory before the first
+# tensor's shape is compared.
+Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
+NumLayers = Annotated[int, msgspec.Meta(gt=0, le=2**10)]
+Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+ConfigT = TypeVar("ConfigT", bound="DecoderConfig")
+
+_ROPE_FIELDS = {
+    *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
+    "original_max_position_embeddings",
+}
+
+# Fields that say nothing about how hidden states are computed from token ids.
+_HARMLESS = re.compile(
+    r"""_.* | .*dropout.* | .*_pdrop | .*_(token|tokens)_ids? | output_.* | unsloth_.*
+    | architectures | auto_map | model_type | transformers_version | torch_dtype | dtype
+    | use_bfloat16 | use_cache | torchscript | tokenizer_class | return_dict | return_dict_in_generate
+    | initializer_range | pretraining_tp | gradient_checkpointing | max_sequence_length
+    | model_max_length | max_length | min_length | do_sample | early_stopping | num_beams
+    | num_beam_groups | num_return_sequences | diversity_penalty | temperature | top_k | top_p
+    | typical_p | repetition_penalty | length_penalty | no_repeat_ngram_size
+    | encoder_no_repeat_ngram_size | remove_invalid_values | exponential_decay_length_penalty
+    | bad_words_ids | suppress_tokens | begin_suppress_tokens | prefix | finetuning_task
+    | task_specific_params | problem_type | id2label | label2id | num_labels
+    | chunk_size_feed_forward | pruned_heads | tf_legacy_loss | attn_implementation
+    | cross_attention_hidden_size | ep_size | is_llama_config | name_or_path""",
+    re.VERBOSE,
+)
+
+# Fields with which some family computes something else, and the values that leave it out. A
+# family that honours one declares it; for all others any other value is refused.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "is_decoder": (False, True),
+    "sliding_window": (None,),
+    "use_sliding_window": (None, False),
+    "attention_chunk_size": (None,),
+    "layer_types": (None,),
+    "no_rope_layers": (None, []),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "clip_qkv": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    "attention_multiplier": (None,),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "logits_scaling": (None, 1),
+    "logit_scale": (None, 1),
+    "scale_emb": (None, 1),
+    "scale_depth": (None,),
+    "dim_model_base": (None,),
+    "mup_width_multiplier": (None, 1),
+    "alibi": (None, False),
+    "position_embedding_type": (None, "rope", "rotary"),
+    "rope_interleaved": (None, False),
+    "rope_interleave": (None, False),
+    "rope_local_base_freq": (None,),
+    "rotary_pct": (None, 1),
+    "rotary_dim": (None,),
+    "qkv_bias": (None, False),
+    "use_bias": (None, False),
+    "use_qkv_bias": (None, False),
+    "num_experts": (None, 0, 1),
+    "num_local_experts": (None, 0, 1),
+    "n_routed_experts": (None, 0),
+    "kv_lora_rank": (None,),
+    "num_nextn_predict_layers": (None, 0),
+    "parallel_attn": (None, False),
+}
+
+
+@dataclass(kw_only=True)
+class DecoderConfig:
+    """The fields that a standard decoder honours; a family adds its own.
+
+    Attributes:
+        head_dim: may differ from `hidden_size / num_attention_heads`, its default.
+        num_key_value_heads: `num_attention_heads` by default; fewer is grouped-query attention.
+    """
+
+    default_rope_theta: ClassVar[float] = 10_000.0
+
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: NumLayers
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Length = 2048
+    rms_norm_eps: Epsilon = 1e-6
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    rope_parameters: RopeParameters
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
+        """Read config.json.
+
+        Fields that the class does not declare are left out if they are known to be harmless,
+        refused if they are known to change what is computed, and logged otherwise.
+
+        Raises:
+            ModelLoadError: a field is missing, has the wrong kind of value, or asks for
+                something that this architecture does not compute here; the message names it.
+        """
+        declared = {field.name for field in fields(cls)}
+        for name, value in config.items():
+            if name not in declared | _ROPE_FIELDS:
+                cls._check_undeclared(name, value)
+        known = {name: config[name] for name in declared & config.keys()}
+        known["rope_parameters"] = RopeParameters.from_config(
+            config,
+            max_position_embeddings=config.get(
+                "max_position_embeddings", cls.max_position_embeddings
+            ),
+            rope_theta=cls.default_rope_theta,
+        )
+        try:
+            return msgspec.convert(known, cls)
+        except msgspec.ValidationError as error:
+            raise ModelLoadError(f"config.json: {error}.") from None
+
+    @classmethod
+    def _check_undeclared(cls, name: str, value: Any) -> None:
+        if name == "quantization_config" and value is not None:
+            method = value.get("quant_method") if isinstance(value, dict) else value
+            raise ModelLoadError(
+                f"The checkpoint is quantized ({method}), which is not supported yet. "
+                "Use the unquantized version of the model."
+            )
+        if name in _NEUTRAL:
+            if value not in _NEUTRAL[name] and not (
+                name == "layer_types" and all(kind == "full_attention" for kind in value)
+            ):
+                raise ModelLoadError(
+                    f"config.json: {name}={str(value)[:80]} changes what the model computes and "
+                    "is not supported for this architecture."
+                )
+        elif not _HARMLESS.fullmatch(name):
+            logger.warning("config.json: unknown field %r is ignored", name[:80])

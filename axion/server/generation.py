@@ -1,0 +1,94 @@
+"""What chat and text completions share: from a request body to a stream of chunks, or one answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Generic, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from axion.backends.base import InferenceBackend
+from axion.observability.metrics import Metrics
+from axion.openai.common import GenerationRequest, ResponseModel, parse_request
+from axion.server.body import read_json_body
+from axion.server.disconnect import cancelled_on_disconnect
+from axion.server.errors import as_axion_error
+from axion.server.sse import DONE, EventStream
+from axion.server.state import server_state
+
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
+ChunkT = TypeVar("ChunkT", bound=ResponseModel)
+
+
+class GenerationEndpoint(Generic[RequestT, ChunkT]):
+    """An ASGI endpoint. A subclass says what is particular to its kind of request."""
+
+    request_type: type[RequestT]
+
+    def generate(
+        self, backend: InferenceBackend, request: RequestT, request_id: str
+    ) -> AsyncIterator[ChunkT]:
+        """Start the request on `backend`."""
+        raise NotImplementedError
+
+    async def collect(self, chunks: AsyncIterator[ChunkT]) -> ResponseModel:
+        """One whole answer."""
+        raise NotImplementedError
+
+    def has_tokens(self, chunk: ChunkT) -> bool:
+        """Whether the chunk is more than an opening or a closing."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = server_state(scope)
+        # A place is taken once the body is there: slow clients must not hold the places.
+        body = await read_json_body(scope, receive, state.settings.max_request_bytes)
+        with state.admit():
+            request = parse_request(self.request_type, body)
+            served = state.registry.get(request.model)
+            backend = served.require_ready()
+            # Not the client's request id: an engine needs one that nobody else can choose.
+            chunks = self.generate(backend, request, uuid.uuid4().hex)
+            timed = self._timed(chunks, state.metrics, served.name, scope["state"]["arrived"])
+            async with cancelled_on_disconnect(receive), aclosing(timed):
+                if request.stream:
+                    await self._stream(timed, send, scope["state"]["request_id"])
+                else:
+                    answer = await self.collect(timed)
+                    response = Response(answer.to_json(), media_type="application/json")
+                    await response(scope, receive, send)
+
+    async def _stream(self, chunks: AsyncIterator[ChunkT], send: Send, request_id: str) -> None:
+        async with EventStream(send) as events:
+            try:
+                async for chunk in chunks:
+                    await events.send(chunk.to_json())
+                await events.send(DONE)
+            except Exception as error:
+                if not events.started:
+                    raise
+                # No [DONE] after it: the answer is not whole, and clients raise on the error.
+                answer = as_axion_error(error, request_id)
+                await events.send(msgspec.json.encode(answer.body()))
+
+    async def _timed(
+        self, chunks: AsyncIterator[ChunkT], metrics: Metrics, model: str, arrived: float
+    ) -> AsyncGenerator[ChunkT, None]:
+        """The chunks as they come, measured; closing this closes `chunks`."""
+        observe = metrics.time_to_first_token.labels(model).observe
+        before = arrived
+        assert isinstance(chunks, AsyncGenerator)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if self.has_tokens(chunk):
+                    now = time.perf_counter()
+                    observe(now - before)
+                    if before == arrived:
+                        observe = metrics.inter_token_latency.labels(model).observe
+                    before = now
+                yield chunk

@@ -1,0 +1,236 @@
+"""Chat templates: a conversation to the prompt that the model was trained on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from axion.errors import InvalidRequestError, ModelLoadError
+from axion.text.template_process import DEFAULT_TIMEOUT_S, TemplateProcess
+from axion.text.tokenizer import Tokenizer, read_tokenizer_config
+
+Message = dict[str, Any]
+
+# Names that a request must not set: the rest of the request sets them, or the model does.
+_RESERVED = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversations",
+    "documents",
+    "messages",
+    "return_assistant_tokens_mask",
+    "tokenize",
+    "tokenizer",
+    "tools",
+}
+
+
+class _Template(msgspec.Struct, frozen=True):
+    """One template and what it reads.
+
+    Attributes:
+        variables: what the caller may set.
+        reads_parts: it goes through a content's parts; otherwise contents must be strings.
+        reads_strings: it looks which of the two a content is.
+    """
+
+    source: str
+    variables: frozenset[str]
+    reads_parts: bool
+    reads_strings: bool
+
+
+class ChatTemplate:
+    """A model's chat template, rendered as transformers' `apply_chat_template` does.
+
+    Args:
+        templates: by name; `default` must be there, `tool_use` is taken for requests with tools.
+        special_tokens: variables such as `bos_token`.
+        process: where it is rendered; closed with the template.
+
+    Raises:
+        ModelLoadError: a template has a syntax error.
+    """
+
+    def __init__(
+        self, templates: dict[str, str], special_tokens: dict[str, str], process: TemplateProcess
+    ) -> None:
+        self._special_tokens = special_tokens
+        self._process = process
+        self._templates = {
+            name: _Template(source=source, **_described(process.describe(source)))
+            for name, source in templates.items()
+        }
+
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: list[dict[str, Any]] | None = None,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt of a conversation; encode it with `Tokenizer.encode_chat`.
+
+        What OpenAI's API allows and templates do not expect is put in their form: the JSON of a
+        tool call's `arguments` is parsed; a content given as text parts becomes a string, the
+        parts joined by line feeds (as vLLM does), unless the template reads parts itself; a
+        field that is null counts as absent.
+
+        Args:
+            template_kwargs: further variables of the template (`enable_thinking`); those that
+                it does not read have no effect.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation, or is stopped for what it
+                does; an argument is not allowed or malformed.
+        """
+        if not messages:
+            raise InvalidRequestError("messages must not be empty.", param="messages")
+        if add_generation_prompt and continue_final_message:
+            raise InvalidRequestError(
+                "continue_final_message needs add_generation_prompt to be false.",
+                param="continue_final_message",
+            )
+        self._refuse_reserved(template_kwargs)
+        use_tools = tools and "tool_use" in self._templates
+        template = self._templates["tool_use" if use_tools else "default"]
+        return self._process.render(
+            template.source,
+            {
+                **self._special_tokens,
+                **{k: v for k, v in template_kwargs.items() if k in template.variables},
+                "messages": [
+                    _normalize(message, f"messages[{i}]", template)
+                    for i, message in enumerate(messages)
+                ],
+                "tools": tools or None,
+                "documents": documents,
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+            },
+        )
+
+    async def arender(self, messages: list[Message], **arguments: Any) -> str:
+        """`render`, without holding the event loop."""
+        return await asyncio.to_thread(self.render, messages, **arguments)
+
+    def close(self) -> None:
+        """End the process that renders; it also ends with this one."""
+        self._process.close()
+
+    def _refuse_reserved(self, names: dict[str, Any]) -> None:
+        for name in names:
+            if name in _RESERVED or name in self._special_tokens:
+                raise InvalidRequestError(
+                    f"chat_template_kwargs must not set {name!r}.", param="chat_template_kwargs"
+                )
+
+
+def load_chat_template(
+    path: Path, tokenizer: Tokenizer, *, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> ChatTemplate | None:
+    """The chat template of a Hugging Face model folder; None if it has none.
+
+    `chat_template.jinja` and `additional_chat_templates/` come before the `chat_template` of
+    `tokenizer_config.json`.
+
+    Args:
+        timeout_s: most time for one conversation, in seconds.
+
+    Raises:
+        ModelLoadError: a template has a syntax error, or there are several and no default.
+    """
+    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    if not templates:
+        return None
+    if "default" not in templates:
+        raise ModelLoadError(
+            f"The model has chat templates named {', '.join(sorted(templates))}; "
+            "one of them must be named default."
+        )
+    return ChatTemplate(templates, tokenizer.special_tokens, TemplateProcess(timeout_s))
+
+
+def _template_files(path: Path) -> dict[str, str]:
+    files = {"default": path / "chat_template.jinja"}
+    files |= {file.stem: file for file in path.glob("additional_chat_templates/*.jinja")}
+    try:
+        return {name: file.read_text() for name, file in files.items() if file.is_file()}
+    except UnicodeDecodeError:
+        raise ModelLoadError("A chat template of the model is not UTF-8 text.") from None
+
+
+def _config_templates(config: dict[str, Any]) -> dict[str, str]:
+    templates = config.get("chat_template")
+    if templates is None:
+        return {}
+    if isinstance(templates, str):
+        return {"default": templates}
+    try:
+        return msgspec.convert(
+            {template["name"]: template["template"] for template in templates}, dict[str, str]
+        )
+    except (TypeError, KeyError, msgspec.ValidationError):
+        raise ModelLoadError(
+            "chat_template in tokenizer_config.json must be a string, or a list of objects "
+            "with name and template."
+        ) from None
+
+
+def _described(description: dict[str, Any]) -> dict[str, Any]:
+    return description | {"variables": frozenset(description["variables"])}
+
+
+def _normalize(message: Message, param: str, template: _Template) -> Message:
+    message = {name: value for name, value in message.items() if value is not None}
+    if "content" in message:
+        message["content"] = _content(message["content"], f"{param}.content", template)
+    if message.get("tool_calls"):
+        message["tool_calls"] = [
+            _tool_call(call, f"{param}.tool_calls[{i}]")
+            for i, call in enumerate(message["tool_calls"])
+        ]
+    return message
+
+
+def _content(content: Any, param: str, template: _Template) -> Any:
+    if isinstance(content, str):
+        wrap = template.reads_parts and not template.reads_strings
+        return [{"type": "text", "text": content}] if wrap else content
+    texts = [_text(part, f"{param}[{i}]") for i, part in enumerate(content)]
+    if template.reads_parts:
+        return [{"type": "text", "text": text} for text in texts]
+    return "\n".join(texts)
+
+
+def _text(part: dict[str, Any], param: str) -> str:
+    text = part.get("refusal" if part.get("type") == "refusal" else "text")
+    if not isinstance(text, str):
+        raise InvalidRequestError(
+            f"This model takes text only, got a part of type {part.get('type')!r}.", param=param
+        )
+    return text
+
+
+def _tool_call(call: dict[str, Any], param: str) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequestError(
+            "The arguments of a tool call must be a JSON object.",
+            param=f"{param}.function.arguments",
+        )
+    return call | {"function": function | {"arguments": arguments}}

@@ -1,0 +1,164 @@
+"""The process that renders chat templates, under limits that the kernel enforces.
+
+A template comes with the model and is a program: it can loop for ever, and a single operation
+on a few nested lists can hold the interpreter, out of reach of any thread, for hours. Here it
+runs in transformers' sandbox, in a process that SIGALRM ends when a template takes too long and
+that leaves by itself when the memory limit is met.
+
+The file is run as a script (`TemplateProcess` starts it), so it imports nothing of Axion's. On
+its standard input and output it speaks frames: a length of four bytes, then JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO
+
+OUT_OF_MEMORY = 3  # exit status
+
+_LENGTH = struct.Struct(">I")
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO, max_bytes: int | None = None) -> bytes:
+    """The next frame.
+
+    Raises:
+        EOFError: the stream ended.
+        OverflowError: the frame is longer than `max_bytes`.
+    """
+    header = stream.read(_LENGTH.size)
+    if len(header) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(header)
+    if max_bytes is not None and length > max_bytes:
+        raise OverflowError
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def describe(template: str) -> dict[str, Any]:
+    """What a template reads, learned from its syntax tree.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is not a template.
+    """
+    from jinja2 import meta, nodes
+    from transformers.utils import chat_template_utils
+
+    environment = chat_template_utils._compile_jinja_template(template).environment
+    tree = environment.parse(template)
+    variables = meta.find_undeclared_variables(tree) - environment.globals.keys()
+    tests = {test.name for test in tree.find_all(nodes.Test)}
+    return {
+        "variables": sorted(variables),
+        "reads_parts": _loops_over_content(tree),
+        "reads_strings": bool(tests & {"string", "iterable", "mapping", "sequence"}),
+    }
+
+
+def _loops_over_content(tree: Any) -> bool:
+    """Whether a template goes through the parts of a message's content one by one.
+
+    That is a `for` over `message.content` or `message["content"]`, perhaps filtered, or over a
+    variable that was set to it, or over a macro's parameter of that name.
+    """
+    from jinja2 import nodes
+
+    def is_content(node: Any) -> bool:
+        if isinstance(node, nodes.Filter):
+            return is_content(node.node)
+        if isinstance(node, nodes.Getitem):
+            return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        if isinstance(node, nodes.Getattr):
+            return bool(node.attr == "content")
+        return isinstance(node, nodes.Name) and node.name in names
+
+    names: set[str] = set()
+    names |= {
+        parameter.name
+        for macro in tree.find_all(nodes.Macro)
+        for parameter in macro.args
+        if parameter.name == "content"
+    }
+    names |= {
+        assignment.target.name
+        for assignment in tree.find_all(nodes.Assign)
+        if isinstance(assignment.target, nodes.Name) and is_content(assignment.node)
+    }
+    return any(is_content(loop.iter) for loop in tree.find_all(nodes.For))
+
+
+def render(template: str, *, messages: list[dict[str, Any]], **arguments: Any) -> str:
+    """The text of one conversation, as transformers' `apply_chat_template` renders it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered, _ = render_jinja_template([messages], chat_template=template, **arguments)
+    return str(rendered[0])
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    from jinja2 import exceptions
+
+    template, arguments = request["template"], request["arguments"]
+    try:
+        return {
+            "result": describe(template) if arguments is None else render(template, **arguments)
+        }
+    except MemoryError:
+        raise
+    except exceptions.TemplateSyntaxError as error:
+        return {"error": "syntax", "message": f"line {error.lineno}: {error.message}"}
+    except exceptions.SecurityError as error:
+        return {"error": "refused", "message": str(error)}
+    except exceptions.TemplateError as error:
+        return {"error": "failed", "message": str(error)}
+    except Exception as error:  # whatever the template does wrong, its user has to read it
+        return {"error": "failed", "message": f"{type(error).__name__}: {error}"}
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Let the process grow by `num_bytes` from here."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as statm:
+            pages = int(statm.read().split()[0])
+        limit = pages * resource.getpagesize() + num_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main(timeout_s: float, max_memory_bytes: int) -> None:
+    # Nothing that a library prints may get between the frames.
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    describe("")  # imports what there is to import
+    _limit_memory(max_memory_bytes)
+    write_frame(replies, b"ready")
+    try:
+        while True:
+            request = read_frame(requests)
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
+            reply = json.dumps(_answer(json.loads(request))).encode()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            write_frame(replies, reply)
+    except EOFError:
+        return
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))

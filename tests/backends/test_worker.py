@@ -1,0 +1,173 @@
+"""The engine in its own process: it answers, it is restarted, it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import pytest_asyncio
+
+from axion.backends.worker import WorkerEngine, spawn_engine
+from axion.errors import EngineUnavailableError, InternalError, ModelLoadError
+from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+SHORT = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model: Path) -> EngineConfig:
+    return EngineConfig(
+        model_path=str(tiny_model), device="cpu", kv_cache_bytes=2**26, num_threads=1
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(config: EngineConfig) -> AsyncIterator[WorkerEngine]:
+    engine = await spawn_engine(config)
+    try:
+        yield engine
+    finally:
+        await engine.stop(0)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def collect(engine: WorkerEngine, name: str, prompt: list[int], params) -> list[int]:
+    outputs = [output async for output in engine.generate(name, prompt, params)]
+    assert outputs[-1].finish_reason is not None
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def test_loading_tells_its_progress(config: EngineConfig):
+    seen: list[tuple[int, int]] = []
+    engine = await spawn_engine(config, lambda done, total: seen.append((done, total)))
+    await engine.stop(0)
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+async def test_sequences_run_together_and_do_not_disturb_each_other(engine: WorkerEngine):
+    prompts = [[5, 6, 7 + i] for i in range(6)]
+    alone = [await collect(engine, f"a{i}", p, SHORT) for i, p in enumerate(prompts)]
+    together = await asyncio.gather(
+        *(collect(engine, f"t{i}", p, SHORT) for i, p in enumerate(prompts))
+    )
+    assert together == alone
+
+
+async def test_a_closed_iterator_frees_its_blocks(engine: WorkerEngine):
+    async with aclosing(engine.generate("left", [1, 2, 3], LONG)) as outputs:
+        await anext(outputs)
+        await until(lambda: engine.stats.num_running == 1)
+    await until(lambda: engine.stats.num_running == 0 and engine.stats.num_blocks_used == 0)
+
+
+@pytest.mark.parametrize("prompt", [[], [10**6], [-1], [1] * 5000], ids=lambda p: str(p[:2]))
+async def test_what_the_engine_cannot_take_is_refused_and_it_lives(
+    engine: WorkerEngine, prompt: list[int]
+):
+    with pytest.raises(InternalError, match="prompt"):
+        await collect(engine, "bad", prompt, SHORT)
+    assert len(await collect(engine, "good", [1], SHORT)) == 8
+
+
+async def test_the_socket_is_for_this_user_alone(engine: WorkerEngine):
+    folders = [
+        folder
+        for folder in Path(tempfile.gettempdir()).glob("axion-*")
+        if (folder / "engine.sock").exists() and folder.stat().st_uid == os.getuid()
+    ]
+    assert folders
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
+
+
+async def test_a_killed_worker_is_restarted_and_its_streams_end(config: EngineConfig):
+    engine = await spawn_engine(config)
+    try:
+        assert engine.pid is not None
+        stream = engine.generate("doomed", [1, 2, 3], LONG)
+        await anext(stream)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineUnavailableError):
+            async with asyncio.timeout(5):
+                async for _ in stream:
+                    pass
+        assert engine.health().state is BackendState.DOWN
+        with pytest.raises(EngineUnavailableError):
+            await collect(engine, "too soon", [1], SHORT)
+        await until(lambda: engine.health().state is BackendState.READY)
+        assert engine.health().restarts == 1
+        assert len(await collect(engine, "after", [1, 2, 3], SHORT)) == 8
+    finally:
+        await engine.stop(0)
+
+
+async def test_stop_lets_running_sequences_finish(config: EngineConfig):
+    engine = await spawn_engine(config)
+    stream = engine.generate("last", [1, 2], SamplingParams(max_tokens=200, ignore_eos=True))
+    await anext(stream)
+    stopping = asyncio.create_task(engine.stop(30))
+    outputs = [output async for output in stream]
+    await stopping
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert not psutil.Process().children(recursive=True) or engine.pid is None
+
+
+async def test_stop_ends_what_does_not_finish_in_time(config: EngineConfig):
+    engine = await spawn_engine(config)
+    pid = engine.pid
+    stream = engine.generate("endless", [1, 2], LONG)
+    await anext(stream)
+    await engine.stop(0)
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        async for _ in stream:
+            pass
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path):
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        await spawn_engine(EngineConfig(model_path=str(tmp_path)))
+
+
+async def test_a_model_that_does_not_fit_says_need_and_have(config: EngineConfig):
+    with pytest.raises(ModelLoadError, match=r"needs .* GiB .* MAX_SEQ_LEN"):
+        await spawn_engine(msgspec.structs.replace(config, kv_cache_bytes=1000))
+
+
+async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
+    code = (
+        "import asyncio\n"
+        "from axion.backends.worker import spawn_engine\n"
+        "from axion.types import EngineConfig\n"
+        "async def main():\n"
+        f"    engine = await spawn_engine(EngineConfig(model_path={str(tiny_model)!r}, "
+        "device='cpu', kv_cache_bytes=2**24))\n"
+        "    print(engine.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(await asyncio.to_thread(parent.stdout.readline))
+        assert psutil.pid_exists(pid)
+        parent.kill()
+        await until(lambda: not psutil.pid_exists(pid), timeout_s=10)

@@ -1,0 +1,20 @@
+"""Models that the tests build on the spot; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+# Before huggingface_hub is imported anywhere: no test reaches a hub by accident.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import save_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama with tokenizer and chat template."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
