@@ -19,25 +19,25 @@ A Llama model of {parameters:.1f} million parameters that comes with Axion, so t
 tried and tested without a download. It was trained from nothing, on two CPU cores, on conversations
 that the grammar in `axion/demo` generates.
 
-It greets, says what Axion is and how its endpoints are called, adds and subtracts numbers from 0 to
-99, counts, spells and reverses words, answers in JSON, calls a calculator or a weather tool and puts
-a tool's result into a sentence. For anything else it says that it is a very small model. It is no
-source of knowledge.
+It greets, says what Axion is and how its endpoints are called, adds and subtracts numbers from 0
+to 99, counts, spells and reverses words, answers in JSON, calls a calculator or a weather tool and
+puts a tool's result into a sentence. For anything else it says that it is a very small model. It is
+no source of knowledge.
 
 ## Training
 
     python -m axion.demo.train --steps {steps} --seed {seed}
 
-{steps} steps of {tokens_per_step:,} tokens ({tokens:.1f} million in all) in {minutes:.0f} minutes on
-two cores; the loss at the end was {loss:.4f}. The loss counts the assistant's turns only. Three
+{steps} steps of {tokens_per_step:,} tokens ({tokens:.1f} million in all) in {minutes:.0f} minutes
+on two cores; the loss at the end was {loss:.4f}. The loss counts the assistant's turns only. Three
 quarters of a step are rows of 256 tokens, in which conversations do not see each other; one quarter
-are rows of 1,024 tokens, in which they do. So the model has learnt positions up to 1,024; up to 2,048
-it is on its own.
+are rows of 1,024 tokens, in which they do. So the model has learnt positions up to 1,024; from
+there to 2,048 it is on its own.
 
 ## Accuracy
 
-Greedy answers to {per_skill} questions for each skill, whose phrasings, number pairs, words, names and
-places were kept out of training (`python -m axion.demo.evaluate --per-skill {per_skill}`):
+Greedy answers to {per_skill} questions for each skill, whose phrasings, number pairs, words, names
+and places were kept out of training (`python -m axion.demo.evaluate --per-skill {per_skill}`):
 
 | skill | right |
 | --- | ---: |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 import torch
@@ -37,9 +38,7 @@ class Rows:
 def train_tokenizer(seed: int, size: int) -> Tokenizer:
     """A tokenizer for what the grammar says; names and places stay letters."""
     sample = conversations(Random(f"tokenizer {seed}"))
-    texts = (
-        render(chat.messages, chat.tools) for chat, _ in zip(sample, range(_VOCABULARY_SAMPLE))
-    )
+    texts = (render(chat.messages, chat.tools) for chat in islice(sample, _VOCABULARY_SAMPLE))
     return build_tokenizer(texts, size, set(" ".join((*NAMES, *CITIES)).split()))
 
 

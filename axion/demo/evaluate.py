@@ -113,7 +113,6 @@ def transformers_generate(folder: Path = MODEL_DIR, batch_size: int = 50) -> Gen
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
 
-    @torch.inference_mode()
     def generate(prompts: Sequence[str]) -> list[str]:
         answers = [""] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -78,14 +78,11 @@ def conversation(rng: Random, split: Split = "train") -> Conversation:
     turns = rng.choices((1, 2, 3, 5), weights=(50, 25, 15, 10))[0]
     first = rng.choices(names, weights=shares)[0]
     exchange = SKILLS[first](rng, split)
-    messages = _system(rng) + [*exchange.messages, exchange.answer]
+    messages = [*_system(rng), *exchange.messages, exchange.answer]
     tools = exchange.tools
     for _ in range(turns - 1):
-        if tools:
-            # Further tools would not match the ones offered, so the rest is talk.
-            exchange = _talk(rng, split)
-        else:
-            exchange = _without_tools(rng, split)
+        # Further tools would not match the ones offered, so after them the rest is talk.
+        exchange = _talk(rng, split) if tools else _without_tools(rng, split)
         messages += [*exchange.messages, exchange.answer]
     return Conversation(messages, tools)
 

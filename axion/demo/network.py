@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 # PyTorch's fused attention only pays on a CPU when rows are longer than this.
 _MATMUL_ATTENTION_LIMIT = 256
@@ -41,7 +41,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         k = _rotate(self.k_proj(x).view(heads), *rotation).transpose(1, 2)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if bias is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
             groups = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -83,7 +83,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -132,8 +132,8 @@ class Network(nn.Module):
         for layer in self.layers:
             x = layer(x, rotation, bias)
         chosen = labels >= 0
-        logits = F.linear(self.norm(x[chosen]), self.embed_tokens.weight)
-        return F.cross_entropy(logits.float(), labels[chosen])
+        logits = functional.linear(self.norm(x[chosen]), self.embed_tokens.weight)
+        return functional.cross_entropy(logits.float(), labels[chosen])
 
 
 def _rotation(config: NetworkConfig, length: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-WORDS: tuple[str, ...] = tuple(
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+WORDS = words_of(
     """
     able acid acorn actor adult agent alarm album alien amber anchor angel angle ankle answer
     apple april apron arch arena arm armor army arrow artist atom attic aunt author autumn avenue
@@ -88,12 +94,12 @@ WORDS: tuple[str, ...] = tuple(
     wheel whisper whistle white wide wild willow wind window wine wing winner wire wisdom wise
     wizard wolf wombat wonder wood wool word worker world worm wrist writer yacht yard year yellow
     yogurt young zebra zero zinc zone zoo
-    """.split()
+    """
 )
 
 # Words of the grammar's own sentences. They are single tokens, so that their letters have to be
 # learnt by heart: training spells every one of them, and tests do without them.
-SPEECH: tuple[str, ...] = tuple(
+SPEECH = words_of(
     """
     about active add address advice age aged all and animal answered api apples are around array
     ask away axion base best born boss bot brief briefly bye calc call can capital celsius chat
@@ -117,10 +123,10 @@ SPEECH: tuple[str, ...] = tuple(
     twos type unit units unknown url use used useful user users values version very want was
     weather welcome well what when where which who why will windy winter with won words work write
     wrote you your yourself
-    """.split()
+    """
 )
 
-NAMES: tuple[str, ...] = tuple(
+NAMES = words_of(
     """
     Ada Adam Agnes Aisha Alan Alba Alex Alice Amir Amy Ana Andrea Andrew Anika Anna Anton Arthur
     Astrid Ava Bart Beatriz Bella Ben Boris Bruno Camila Carla Carlos Carmen Chen Clara
@@ -134,11 +140,12 @@ NAMES: tuple[str, ...] = tuple(
     Rita Robert Rosa Ruben Ruth Sami Samuel Sara Sean Simon Sofia Sonja Stella Sven Tara Theo
     Thomas Tina Tom Tomas Uma Ursula Vera Victor Viktor Vincent Wei Willem Xavier Yara Yuki Yusuf
     Zara Zoe
-    """.split()
+    """
 )
 
-CITIES: tuple[str, ...] = (
-    *"""
+CITIES = (
+    *words_of(
+        """
     Accra Algiers Amman Amsterdam Ankara Athens Atlanta Austin Bangkok Barcelona Basel Beijing
     Beirut Belfast Belgrade Berlin Bern Bogota Bologna Bonn Bordeaux Boston Bremen Brisbane
     Brussels Bucharest Budapest Cairo Calgary Caracas Chicago Cologne Copenhagen Cork Dakar Dallas
@@ -150,7 +157,8 @@ CITIES: tuple[str, ...] = (
     Prague Quito Reykjavik Riga Rome Rotterdam Salzburg Santiago Sapporo Seattle Seoul Seville
     Shanghai Singapore Sofia Stockholm Sydney Taipei Tallinn Tehran Tirana Tokyo Toronto Tunis
     Turin Utrecht Valencia Vancouver Venice Verona Vienna Vilnius Warsaw Wellington Zagreb Zurich
-    """.split(),
+    """
+    ),
     "Buenos Aires",
     "Cape Town",
     "Hong Kong",

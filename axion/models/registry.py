@@ -31,7 +31,7 @@ def model_classes() -> dict[str, type[CausalLM]]:
 
 def _register(found: dict[str, type[CausalLM]], classes: Iterable[type[CausalLM]]) -> None:
     for cls in classes:
-        for name in cls.architectures:
+        for name in vars(cls).get("architectures", ()):  # its own, not its parent's
             found.setdefault(name, cls)
 
 

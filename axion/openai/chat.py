@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -14,12 +13,14 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import from_json
 
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
     FAIL_FAST,
     GenerationRequest,
     NonEmptyText,
+    Object,
     Refused,
     RequestModel,
     ResponseModel,
@@ -32,7 +33,8 @@ from axion.openai.common import (
 from axion.types import MAX_LOGPROBS
 
 MAX_TOOLS = 128
-_NEXT = "structured output is not there yet"
+_NOT_YET = "structured output is not there yet"
+_FUNCTIONS_ONLY = "a tool is a function"
 
 
 def _is_text(part: Any) -> Any:
@@ -92,8 +94,8 @@ class CalledFunction(RequestModel):
 
     def parsed_arguments(self) -> dict[str, Any]:
         try:
-            arguments = json.loads(self.arguments or "{}")
-        except (ValueError, RecursionError):
+            arguments = from_json(self.arguments or "{}", allow_inf_nan=False)
+        except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
             raise field_error("arguments", "must be the text of a JSON object")
@@ -146,18 +148,19 @@ Message = Annotated[
 class FunctionDefinition(RequestModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = Field(None, description="a JSON schema")
-    strict: Annotated[Literal[False], Refused(_NEXT, unless=(False,))] | None = None
+    parameters: Object | None = Field(None, description="a JSON schema")
+    strict: Annotated[Literal[False], Refused(_NOT_YET, unless=(False,))] | None = None
 
 
 class Tool(RequestModel):
-    type: Annotated[Literal["function"], Refused("only functions are", unless=("function",))]
+    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
     function: FunctionDefinition
+    custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
 
 
 class ResponseFormat(RequestModel):
-    type: Annotated[Literal["text"], Refused(_NEXT, unless=("text",))]
-    json_schema: Annotated[None, Refused(_NEXT)] = None
+    type: Annotated[Literal["text"], Refused(_NOT_YET, unless=("text",))]
+    json_schema: Annotated[None, Refused(_NOT_YET)] = None
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -212,7 +215,7 @@ class ChatCompletionRequest(GenerationRequest):
     continue_final_message: bool | None = Field(
         None, description="go on writing the last message; needs add_generation_prompt: false"
     )
-    chat_template_kwargs: Annotated[dict[str, JsonValue], at_most(64)] | None = Field(
+    chat_template_kwargs: Annotated[Object, at_most(64)] | None = Field(
         None, description="variables for the model's chat template"
     )
 
@@ -224,7 +227,7 @@ class ChatCompletionRequest(GenerationRequest):
                 "max_tokens and max_completion_tokens differ; send only max_completion_tokens.",
                 param="max_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         if self.parallel_tool_calls is False and self.uses_tools:
             raise InvalidRequestError(

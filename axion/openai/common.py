@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,7 +51,7 @@ class RequestModel(BaseModel):
             for name in data:
                 if name not in cls.model_fields:
                     known = difflib.get_close_matches(name[:_SHOWN_CHARS], cls.model_fields, n=1)
-                    hint = f"; did you mean {known[0]}?" if known else ""
+                    hint = f" (do you mean {known[0]}?)" if known else ""
                     raise field_error(name, f"is not a known field{hint}")
         return data
 
@@ -95,7 +97,7 @@ class Refused:
     def _check(self, value: JsonValue) -> JsonValue:
         if value is None or value in self.unless:
             return value
-        raise problem(f"{_shown(value)} is not supported: {self.reason}")
+        raise problem(f"is not supported (got {_shown(value)}): {self.reason}")
 
 
 def problem(text: str) -> PydanticCustomError:
@@ -112,6 +114,26 @@ def at_most(limit: int) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def _is_token_id(text: str) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_TOKEN_ID):
+        raise problem("is not a token id")
+    return text
+
+
+def _has_finite_numbers(value: Any) -> Any:
+    """A JSON value without the infinities that numbers like 1e999 are read as."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise problem("has a number that is too large")
+    return value
 
 
 def text_or_list(value: Any) -> str | None:
@@ -137,7 +159,8 @@ Stop = Annotated[
 ]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-TokenIdText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
+Object = Annotated[dict[str, Any], AfterValidator(_has_finite_numbers)]
 
 
 class StreamOptions(RequestModel):
@@ -318,12 +341,10 @@ _EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
     "literal_error": "{expected}",
-    "greater_than": "greater than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
-    "string_too_long": "at most {max_length} characters long",
-    "too_long": "at most {max_length} entries long",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "string_pattern_mismatch": "text that matches {pattern}",
 }
 
@@ -349,8 +370,16 @@ def _invalid_request(fault: ErrorDetails, body: JsonValue) -> InvalidRequestErro
         text = f"must be one of {context['expected_tags']}, got {_shown(context['tag'])}"
     elif kind in {"too_short", "string_too_short"}:
         text = "must not be empty"
+    elif kind == "string_too_long":
+        limit, length = context["max_length"], len(fault["input"])
+        text = f"must be at most {limit} characters long, got {length}"
     elif kind in _EXPECTED:
-        expected = _EXPECTED[kind].format_map(context)
+        expected = _EXPECTED[kind].format_map(
+            {
+                name: f"{bound:g}" if isinstance(bound, float) else bound
+                for name, bound in context.items()
+            }
+        )
         text = f"must be {expected}, got {_shown(fault['input'])}"
     else:
         text = f"is wrong: {fault['msg']}"

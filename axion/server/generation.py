@@ -1,4 +1,4 @@
-"""What chat and text completions share: from a request body to a stream of chunks, or one answer."""
+"""What chat and text completions share: from a body to a stream of chunks, or to one answer."""
 
 from __future__ import annotations
 

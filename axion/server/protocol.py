@@ -11,7 +11,6 @@ import asyncio
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,

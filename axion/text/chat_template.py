@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         documents: list[dict[str, Any]] | None = None,
-        **template_kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation; encode it with `Tokenizer.encode_chat`.
 
@@ -99,14 +100,19 @@ class ChatTemplate:
                 "continue_final_message needs add_generation_prompt to be false.",
                 param="continue_final_message",
             )
-        self._refuse_reserved(template_kwargs)
+        variables = template_kwargs or {}
+        for name in variables:
+            if name in _RESERVED or name in self._special_tokens:
+                raise InvalidRequestError(
+                    f"chat_template_kwargs must not set {name!r}.", param="chat_template_kwargs"
+                )
         use_tools = tools and "tool_use" in self._templates
         template = self._templates["tool_use" if use_tools else "default"]
         return self._process.render(
             template.source,
             {
                 **self._special_tokens,
-                **{k: v for k, v in template_kwargs.items() if k in template.variables},
+                **{k: v for k, v in variables.items() if k in template.variables},
                 "messages": [
                     _normalize(message, f"messages[{i}]", template)
                     for i, message in enumerate(messages)
@@ -125,13 +131,6 @@ class ChatTemplate:
     def close(self) -> None:
         """End the process that renders; it also ends with this one."""
         self._process.close()
-
-    def _refuse_reserved(self, names: dict[str, Any]) -> None:
-        for name in names:
-            if name in _RESERVED or name in self._special_tokens:
-                raise InvalidRequestError(
-                    f"chat_template_kwargs must not set {name!r}.", param="chat_template_kwargs"
-                )
 
 
 def load_chat_template(

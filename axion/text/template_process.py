@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -136,10 +137,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # a request that was never read
             pipe.close()
-        except BrokenPipeError:  # a request that was never read
-            pass
 
 
 def _stopped(reason: str) -> InvalidRequestError:

@@ -17,20 +17,20 @@ import resource
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 OUT_OF_MEMORY = 3  # exit status
 
 _LENGTH = struct.Struct(">I")
 
 
-def write_frame(stream: BinaryIO, data: bytes) -> None:
+def write_frame(stream: IO[bytes], data: bytes) -> None:
     stream.write(_LENGTH.pack(len(data)))
     stream.write(data)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO, max_bytes: int | None = None) -> bytes:
+def read_frame(stream: IO[bytes], max_bytes: int | None = None) -> bytes:
     """The next frame.
 
     Raises:

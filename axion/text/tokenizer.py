@@ -71,7 +71,7 @@ class Tokenizer:
         """
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except UnicodeEncodeError:
+        except TypeError:  # the library's word for what UTF-8 cannot hold
             raise InvalidRequestError(
                 "The text has an unpaired surrogate (such as \\ud800), which is not a character."
             ) from None

@@ -7,84 +7,83 @@ from random import Random
 
 from axion.demo.skills.base import (
     Exchange,
-    Phrasings,
     Split,
     assistant,
     draw,
     is_held_out,
+    phrasings,
     says_number,
     spoken,
     user,
 )
 
-ADD = Phrasings(
+ADD = phrasings(
     train="""
-            What is {a} + {b}? | What is {a} plus {b}? | {a} + {b} | {a}+{b} | {a} + {b} = ? |
-            {a} plus {b} | Add {a} and {b}. | Add {a} to {b}. | How much is {a} + {b}? |
-            How much is {a} plus {b}? | What is the sum of {a} and {b}? |
-            Give me the sum of {a} and {b}. | Calculate {a} + {b}. | Calculate {a} plus {b}. |
-            Compute {a} + {b}. | Can you add {a} and {b}? |
-            What do I get when I add {a} and {b}? | Tell me {a} plus {b}. |
-            I have {a} apples and get {b} more. How many do I have? | What's {a} + {b}? |
-            What's {a} plus {b}? | Sum {a} and {b}.
-        """,
+        What is {a} + {b}? | What is {a} plus {b}? | {a} + {b} | {a}+{b} | {a} + {b} = ? |
+        {a} plus {b} | Add {a} and {b}. | Add {a} to {b}. | How much is {a} + {b}? |
+        How much is {a} plus {b}? | What is the sum of {a} and {b}? |
+        Give me the sum of {a} and {b}. | Calculate {a} + {b}. | Calculate {a} plus {b}. |
+        Compute {a} + {b}. | Can you add {a} and {b}? | What do I get when I add {a} and {b}? |
+        Tell me {a} plus {b}. | I have {a} apples and get {b} more. How many do I have? |
+        What's {a} + {b}? | What's {a} plus {b}? | Sum {a} and {b}.
+    """,
     held_out="""
-            Tell me the sum of {a} and {b}. | What do you get when you add {a} to {b}? |
-            Can you compute {a} + {b}? | How much do {a} and {b} add up to? |
-            Could you tell me what {a} plus {b} is?
-        """,
+        Tell me the sum of {a} and {b}. | What do you get when you add {a} to {b}? |
+        Can you compute {a} + {b}? | How much do {a} and {b} add up to? |
+        Could you tell me what {a} plus {b} is?
+    """,
 )
 
-SUBTRACT = Phrasings(
+SUBTRACT = phrasings(
     train="""
-            What is {a} - {b}? | What is {a} minus {b}? | {a} - {b} | {a}-{b} | {a} - {b} = ? |
-            {a} minus {b} | Subtract {b} from {a}. | Take {b} away from {a}. |
-            Take {b} from {a}. | How much is {a} - {b}? | How much is {a} minus {b}? |
-            Calculate {a} - {b}. | Calculate {a} minus {b}. | Compute {a} - {b}. |
-            Can you subtract {b} from {a}? | What do I get when I subtract {b} from {a}? |
-            Tell me {a} minus {b}. | I have {a} apples and give away {b}. How many are left? |
-            What's {a} - {b}? | What's {a} minus {b}? | What is {a} take away {b}?
-        """,
+        What is {a} - {b}? | What is {a} minus {b}? | {a} - {b} | {a}-{b} | {a} - {b} = ? |
+        {a} minus {b} | Subtract {b} from {a}. | Take {b} away from {a}. | Take {b} from {a}. |
+        How much is {a} - {b}? | How much is {a} minus {b}? | Calculate {a} - {b}. |
+        Calculate {a} minus {b}. | Compute {a} - {b}. | Can you subtract {b} from {a}? |
+        What do I get when I subtract {b} from {a}? | Tell me {a} minus {b}. |
+        I have {a} apples and give away {b}. How many are left? | What's {a} - {b}? |
+        What's {a} minus {b}? | What is {a} take away {b}?
+    """,
     held_out="""
-            What do you get when you take {b} away from {a}? | Can you compute {a} - {b}? |
-            Can you tell me {a} minus {b}? | What is left when I subtract {b} from {a}? |
-            Could you tell me what {a} minus {b} is?
-        """,
+        What do you get when you take {b} away from {a}? | Can you compute {a} - {b}? |
+        Can you tell me {a} minus {b}? | What is left when I subtract {b} from {a}? |
+        Could you tell me what {a} minus {b} is?
+    """,
 )
 
-COUNT = Phrasings(
+COUNT = phrasings(
     train="""
-            Count from {a} to {b}. | Count from {a} up to {b}. | Can you count from {a} to {b}? |
-            List the numbers from {a} to {b}. | Write the numbers from {a} to {b}. |
-            Start at {a} and count to {b}. | Give me the numbers from {a} to {b}. |
-            Say the numbers {a} to {b}. | Count {a} to {b}.
-        """,
+        Count from {a} to {b}. | Count from {a} up to {b}. | Can you count from {a} to {b}? |
+        List the numbers from {a} to {b}. | Write the numbers from {a} to {b}. |
+        Start at {a} and count to {b}. | Give me the numbers from {a} to {b}. |
+        Say the numbers {a} to {b}. | Count {a} to {b}.
+    """,
     held_out="""
-            Start from {a} and count up to {b}. | Tell me the numbers from {a} to {b}. |
-            Can you list the numbers from {a} to {b}? | Could you count from {a} to {b}?
-        """,
+        Start from {a} and count up to {b}. | Tell me the numbers from {a} to {b}. |
+        Can you list the numbers from {a} to {b}? | Could you count from {a} to {b}?
+    """,
 )
 
-COUNT_DOWN = Phrasings(
+COUNT_DOWN = phrasings(
     train="""
-            Count down from {a} to {b}. | Count from {a} down to {b}. |
-            Count backwards from {a} to {b}. | Can you count down from {a} to {b}? |
-            Start at {a} and count down to {b}. | List the numbers from {a} down to {b}. |
-            Count from {a} to {b}.
-        """,
+        Count down from {a} to {b}. | Count from {a} down to {b}. |
+        Count backwards from {a} to {b}. | Can you count down from {a} to {b}? |
+        Start at {a} and count down to {b}. | List the numbers from {a} down to {b}. |
+        Count from {a} to {b}.
+    """,
     held_out="""
-            Start from {a} and count down to {b}. | Write the numbers from {a} down to {b}. |
-            Can you count backwards from {a} to {b}? | Could you count down from {a} to {b}?
-        """,
+        Start from {a} and count down to {b}. | Write the numbers from {a} down to {b}. |
+        Can you count backwards from {a} to {b}? | Could you count down from {a} to {b}?
+    """,
 )
 
-COUNT_TO = Phrasings(
+COUNT_TO = phrasings(
     train="""
-            Count to {b}. | Can you count to {b}? | Count up to {b}.
-        """,
+        Count to {b}. | Can you count to {b}? | Count up to {b}.
+    """,
     held_out="""
-            Can you count up to {b}? | Could you count to {b}?
-        """,
+        Can you count up to {b}? | Could you count to {b}?
+    """,
 )
 
 _STEP_WORDS = {2: "twos", 5: "fives", 10: "tens"}

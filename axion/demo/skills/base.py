@@ -57,9 +57,19 @@ class Topic:
     questions: Phrasings
 
 
-def topic(answer: str, train: Sequence[str], held_out: Sequence[str]) -> Topic:
-    """A `Topic` from plain sequences."""
-    return Topic(answer, Phrasings(tuple(train), tuple(held_out)))
+def phrasings(train: str, held_out: str) -> Phrasings:
+    """Phrasings from texts that separate them by bars."""
+    return Phrasings(between_bars(train), between_bars(held_out))
+
+
+def topic(answer: str, train: str, held_out: str) -> Topic:
+    """A topic from texts that separate its questions by bars."""
+    return Topic(answer, phrasings(train, held_out))
+
+
+def between_bars(text: str) -> tuple[str, ...]:
+    """The parts of a text that bars separate."""
+    return tuple(part.strip() for part in text.split("|"))
 
 
 def is_held_out(key: str) -> bool:

@@ -7,11 +7,11 @@ from random import Random
 from axion.demo.skills import arithmetic, talk
 from axion.demo.skills.base import (
     Exchange,
-    Phrasings,
     Split,
     assistant,
     draw,
     is_held_out,
+    phrasings,
     says,
     says_number,
     spoken,
@@ -20,32 +20,32 @@ from axion.demo.skills.base import (
 from axion.demo.skills.letters import REVERSE, SPELL, word_for
 from axion.demo.words import NAMES, invented_word
 
-REVERSE_IT = Phrasings(
+REVERSE_IT = phrasings(
     train="""
-            Now reverse it. | Reverse it. | And backwards? | Now backwards. | Now reverse that. |
-            What is it backwards? | Can you reverse it? | And reversed? | Write it backwards.
-        """,
+        Now reverse it. | Reverse it. | And backwards? | Now backwards. | Now reverse that. |
+        What is it backwards? | Can you reverse it? | And reversed? | Write it backwards.
+    """,
     held_out="""
-            Now write it backwards. | Can you reverse that? | And what is it backwards?
-        """,
+        Now write it backwards. | Can you reverse that? | And what is it backwards?
+    """,
 )
-SPELL_IT = Phrasings(
+SPELL_IT = phrasings(
     train="""
-            Now spell it. | Spell it. | How do you spell it? | Now spell the word. |
-            Can you spell it? | Spell the word. | And how is it spelled? | Spell that.
-        """,
+        Now spell it. | Spell it. | How do you spell it? | Now spell the word. |
+        Can you spell it? | Spell the word. | And how is it spelled? | Spell that.
+    """,
     held_out="""
-            Now spell that. | And how do you spell it? | Can you spell that?
-        """,
+        Now spell that. | And how do you spell it? | Can you spell that?
+    """,
 )
-ADD_MORE = Phrasings(
+ADD_MORE = phrasings(
     train="""
-            Now add {b}. | Add {b} to that. | Plus {b}? | And plus {b}? | Add {b} more. |
-            Now add {b} to that. | What if I add {b}? | And if I add {b}?
-        """,
+        Now add {b}. | Add {b} to that. | Plus {b}? | And plus {b}? | Add {b} more. |
+        Now add {b} to that. | What if I add {b}? | And if I add {b}?
+    """,
     held_out="""
-            And now add {b}. | Now plus {b}? | What is that plus {b}?
-        """,
+        And now add {b}. | Now plus {b}? | What is that plus {b}?
+    """,
 )
 
 

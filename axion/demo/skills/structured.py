@@ -9,49 +9,49 @@ from typing import Any
 
 from axion.demo.skills.base import (
     Exchange,
-    Phrasings,
     Split,
     assistant,
     draw,
     listed,
+    phrasings,
     says_json,
     spoken,
     user,
 )
-from axion.demo.words import CITIES, NAMES, WORDS, invented_word
+from axion.demo.words import CITIES, NAMES, WORDS, invented_word, words_of
 
 Value = str | int | float | bool
 
-COLORS = "red green blue yellow black white brown pink gray orange purple silver".split()
+COLORS = words_of("red green blue yellow black white brown pink gray orange purple silver")
 
-OBJECT = Phrasings(
+OBJECT = phrasings(
     train="""
-            Give me a JSON object with {fields}. | Give me JSON with {fields}. |
-            Write a JSON object with {fields}. | Write JSON with {fields}. |
-            Make a JSON object with {fields}. | Return a JSON object with {fields}. |
-            Return JSON: {fields}. | Answer in JSON: {fields}. | As JSON: {fields}. |
-            Create a JSON object with {fields}. | Can you write a JSON object with {fields}? |
-            I need a JSON object with {fields}. | Turn this into JSON: {fields}. |
-            JSON with {fields}. | Convert to JSON: {fields}.
-        """,
+        Give me a JSON object with {fields}. | Give me JSON with {fields}. |
+        Write a JSON object with {fields}. | Write JSON with {fields}. |
+        Make a JSON object with {fields}. | Return a JSON object with {fields}. |
+        Return JSON: {fields}. | Answer in JSON: {fields}. | As JSON: {fields}. |
+        Create a JSON object with {fields}. | Can you write a JSON object with {fields}? |
+        I need a JSON object with {fields}. | Turn this into JSON: {fields}. |
+        JSON with {fields}. | Convert to JSON: {fields}.
+    """,
     held_out="""
-            Can you give me a JSON object with {fields}? | I need JSON with {fields}. |
-            Create JSON with {fields}. | Write this as JSON: {fields}. |
-            Can you make a JSON object with {fields}?
-        """,
+        Can you give me a JSON object with {fields}? | I need JSON with {fields}. |
+        Create JSON with {fields}. | Write this as JSON: {fields}. |
+        Can you make a JSON object with {fields}?
+    """,
 )
 
-LIST = Phrasings(
+LIST = phrasings(
     train="""
-            Give me a JSON list of {items}. | Give me a JSON array with {items}. |
-            Write a JSON list with {items}. | Make a JSON array of {items}. |
-            Return a JSON list of {items}. | Write {items} as a JSON list. |
-            Turn this into a JSON list: {items}.
-        """,
+        Give me a JSON list of {items}. | Give me a JSON array with {items}. |
+        Write a JSON list with {items}. | Make a JSON array of {items}. |
+        Return a JSON list of {items}. | Write {items} as a JSON list. |
+        Turn this into a JSON list: {items}.
+    """,
     held_out="""
-            Write a JSON array of {items}. | Give me {items} as a JSON list. |
-            Can you make a JSON list of {items}?
-        """,
+        Write a JSON array of {items}. | Give me {items} as a JSON list. |
+        Can you make a JSON list of {items}?
+    """,
 )
 
 _FIELD_FORMS = ("{k} {v}", "{k} {v}", "{k} = {v}", "{k}: {v}", "{k} is {v}", "{k} set to {v}")

@@ -17,6 +17,7 @@ from axion.demo.skills.base import (
     Tool,
     assistant,
     draw,
+    phrasings,
     spoken,
     user,
 )
@@ -38,134 +39,102 @@ _VERBS = {
     "/": ("Divide {a} by {b}.", "Can you divide {a} by {b}?"),
 }
 
-CALCULATE = Phrasings(
-    train=(
-        "What is {e}?",
-        "What's {e}?",
-        "{e}",
-        "{e} = ?",
-        "Calculate {e}.",
-        "Compute {e}.",
-        "How much is {e}?",
-        "Can you calculate {e}?",
-        "Use the calculator: {e}",
-        "Use a tool to calculate {e}.",
-        "Tell me {e}.",
-        "I need {e}.",
-        "Please work out {e}.",
-        "What do you get for {e}?",
-    ),
-    held_out=(
-        "Can you compute {e}?",
-        "Can you tell me {e}?",
-        "What is the result of {e}?",
-        "Use the calculator to compute {e}.",
-        "Could you calculate {e}?",
-    ),
+CALCULATE = phrasings(
+    train="""
+        What is {e}? | What's {e}? | {e} | {e} = ? | Calculate {e}. | Compute {e}. |
+        How much is {e}? | Can you calculate {e}? | Use the calculator: {e} |
+        Use a tool to calculate {e}. | Tell me {e}. | I need {e}. | Please work out {e}. |
+        What do you get for {e}?
+    """,
+    held_out="""
+        Can you compute {e}? | Can you tell me {e}? | What is the result of {e}? |
+        Use the calculator to compute {e}. | Could you calculate {e}?
+    """,
 )
 
-ASK_WEATHER = Phrasings(
-    train=(
-        "What is the weather in {c}?",
-        "What's the weather in {c}?",
-        "What is the weather like in {c}?",
-        "What's the weather like in {c} today?",
-        "How is the weather in {c}?",
-        "How's the weather in {c} today?",
-        "Tell me the weather in {c}.",
-        "Weather in {c}",
-        "Weather in {c}?",
-        "Is it raining in {c}?",
-        "Is it sunny in {c}?",
-        "Is it cold in {c}?",
-        "How warm is it in {c}?",
-        "What is the temperature in {c}?",
-        "What is the temperature in {c} right now?",
-        "Do I need a coat in {c}?",
-        "Get the weather for {c}.",
-        "Look up the weather in {c}.",
-        "I am in {c}. How is the weather?",
-        "I am going to {c}. What is the weather there?",
-    ),
-    held_out=(
-        "How's the weather in {c}?",
-        "Is it warm in {c} today?",
-        "How cold is it in {c} right now?",
-        "Can you tell me the weather in {c}?",
-        "Tell me the temperature in {c}.",
-        "What is the weather in {c} right now?",
-    ),
+ASK_WEATHER = phrasings(
+    train="""
+        What is the weather in {c}? | What's the weather in {c}? |
+        What is the weather like in {c}? | What's the weather like in {c} today? |
+        How is the weather in {c}? | How's the weather in {c} today? |
+        Tell me the weather in {c}. | Weather in {c} | Weather in {c}? | Is it raining in {c}? |
+        Is it sunny in {c}? | Is it cold in {c}? | How warm is it in {c}? |
+        What is the temperature in {c}? | What is the temperature in {c} right now? |
+        Do I need a coat in {c}? | Get the weather for {c}. | Look up the weather in {c}. |
+        I am in {c}. How is the weather? | I am going to {c}. What is the weather there?
+    """,
+    held_out="""
+        How's the weather in {c}? | Is it warm in {c} today? | How cold is it in {c} right now? |
+        Can you tell me the weather in {c}? | Tell me the temperature in {c}. |
+        What is the weather in {c} right now?
+    """,
 )
 
-_CALCULATOR_NAMES = Phrasings(
-    ("calculator", "calculator", "calculate", "calc", "math", "compute", "evaluate_expression"),
-    ("calculator", "do_math", "eval", "arithmetic"),
+_CALCULATOR_NAMES = phrasings(
+    """
+    calculator | calculator | calculate | calc | math | compute | evaluate_expression
+    """,
+    """
+    calculator | do_math | eval | arithmetic
+    """,
 )
-_CALCULATOR_TEXTS = Phrasings(
-    (
-        "Evaluate an arithmetic expression.",
-        "A calculator.",
-        "Calculate the result of an expression",
-        "Do arithmetic with two numbers.",
-        "Useful for math.",
-        "Compute a number.",
-        "Perform a calculation",
-        "",
-    ),
-    ("Evaluates a math expression.", "A simple calculator", "Calculates numbers."),
+_CALCULATOR_TEXTS = phrasings(
+    """
+    Evaluate an arithmetic expression. | A calculator. | Calculate the result of an expression |
+    Do arithmetic with two numbers. | Useful for math. | Compute a number. |
+    Perform a calculation
+    """,
+    """
+    Evaluates a math expression. | A simple calculator | Calculates numbers.
+    """,
 )
-_EXPRESSION_NAMES = Phrasings(
-    ("expression", "expression", "expr", "formula", "input", "query", "text"),
-    ("expression", "calculation", "math_expression"),
+_EXPRESSION_NAMES = phrasings(
+    """
+    expression | expression | expr | formula | input | query | text
+    """,
+    """
+    expression | calculation | math_expression
+    """,
 )
-_OPERAND_NAMES = Phrasings(
-    (
-        "a b op",
-        "a b op",
-        "a b operation",
-        "x y operator",
-        "first second operation",
-        "left right op",
-    ),
-    ("a b op", "x y op", "a b operator", "left right operation"),
+_OPERAND_NAMES = phrasings(
+    """
+    a b op | a b op | a b operation | x y operator | first second operation | left right op
+    """,
+    """
+    a b op | x y op | a b operator | left right operation
+    """,
 )
 _OPERATION_NAMES = (
     ("add", "subtract", "multiply", "divide"),
     ("+", "-", "*", "/"),
     ("plus", "minus", "times", "divide"),
 )
-_WEATHER_NAMES = Phrasings(
-    (
-        "get_weather",
-        "get_weather",
-        "weather",
-        "get_current_weather",
-        "current_weather",
-        "weather_lookup",
-        "lookup_weather",
-        "fetch_weather",
-    ),
-    ("get_weather", "get_forecast", "weather_report", "show_weather", "get_temperature"),
+_WEATHER_NAMES = phrasings(
+    """
+    get_weather | get_weather | weather | get_current_weather | current_weather | weather_lookup |
+    lookup_weather | fetch_weather
+    """,
+    """
+    get_weather | get_forecast | weather_report | show_weather | get_temperature
+    """,
 )
-_WEATHER_TEXTS = Phrasings(
-    (
-        "Get the weather in a city.",
-        "Get the current weather in a given location",
-        "Look up the weather.",
-        "The weather of a city right now.",
-        "Get current temperature for a given location.",
-        "Returns the weather for a place",
-        "",
-    ),
-    (
-        "Get the current weather for a city.",
-        "Returns the temperature in a city.",
-        "Weather lookup.",
-    ),
+_WEATHER_TEXTS = phrasings(
+    """
+    Get the weather in a city. | Get the current weather in a given location |
+    Look up the weather. | The weather of a city right now. |
+    Get current temperature for a given location. | Returns the weather for a place
+    """,
+    """
+    Get the current weather for a city. | Returns the temperature in a city. | Weather lookup.
+    """,
 )
-_PLACE_NAMES = Phrasings(
-    ("city", "city", "location", "location", "place", "town", "city_name"),
-    ("city", "location", "location_name", "area"),
+_PLACE_NAMES = phrasings(
+    """
+    city | city | location | location | place | town | city_name
+    """,
+    """
+    city | location | location_name | area
+    """,
 )
 _PLACE_TEXTS = (
     "The name of the city",
@@ -173,7 +142,6 @@ _PLACE_TEXTS = (
     "City and country e.g. Bogota, Colombia",
     "City name",
     "The location",
-    "",
 )
 
 _SKIES = ("sunny", "cloudy", "rainy", "snowy", "windy", "foggy", "clear", "stormy")
@@ -270,7 +238,7 @@ def random_calculator(rng: Random, split: Split) -> Calculator:
         operands: tuple[str, ...] = (_EXPRESSION_NAMES.pick(rng, split),)
         if split == "train" and rng.random() < 0.1:
             operands = (draw(rng, split, invented_word),)
-        texts = ("The expression to evaluate", "An arithmetic expression, e.g. 2 + 2", "")
+        texts = ("The expression to evaluate", "An arithmetic expression, e.g. 2 + 2")
         properties = {operands[0]: _described(rng, {"type": "string"}, rng.choice(texts))}
         operations: dict[str, str] = {}
     else:
@@ -444,7 +412,7 @@ def _tool(
     if rng.random() < 0.05:
         del parameters["required"]
     function: dict[str, Any] = {"name": name}
-    if text:
+    if rng.random() < 0.85:
         function["description"] = text
     function["parameters"] = parameters
     if rng.random() < 0.05:
@@ -453,7 +421,7 @@ def _tool(
 
 
 def _described(rng: Random, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    if not text or rng.random() < 0.4:
+    if rng.random() < 0.5:
         return schema
     return {**schema, "description": text}
 

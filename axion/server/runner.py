@@ -1,0 +1,179 @@
+"""Listen at once, load the models in the background, drain before the end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from starlette.applications import Starlette
+
+from axion.router.registry import ModelRegistry
+from axion.server.protocol import BoundedHttpProtocol
+from axion.server.state import ServerState
+from axion.settings import Settings, SettingsError
+
+logger = logging.getLogger("axion.server")
+
+BACKLOG = 2048
+# Seconds. Longer than the 60 s of common proxies, so that the idle connection is theirs to close.
+KEEP_ALIVE_S = 75
+# For the last bytes of answers, and for engines to end, after the drain.
+FLUSH_TIMEOUT_S = 5
+STOP_GRACE_S = 15.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        SettingsError: the address cannot be had; the message says why.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except socket.gaierror:
+        raise SettingsError(f"SERVER_HOST: {host!r} is no address of this machine.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(
+                f"Port {port} on {host} is in use. Choose another with --server-port "
+                "(SERVER_PORT), or stop the program that has it."
+            ) from None
+        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.") from None
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What HTTPS needs, or None for HTTP.
+
+    Raises:
+        SettingsError: one of certificate and key is missing, or they cannot be used.
+    """
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise SettingsError("HTTPS needs both TLS_CERT_FILE and TLS_KEY_FILE.")
+    for name, path in (("TLS_CERT_FILE", certificate), ("TLS_KEY_FILE", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"{name}: cannot read {path}: {error.strerror}.") from None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password of our own keeps openssl from asking for one on the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError):
+        raise SettingsError(
+            "TLS_CERT_FILE and TLS_KEY_FILE must be PEM files of one certificate and its key, "
+            "the key without a password."
+        ) from None
+    return context
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told what to do rather than catching signals itself."""
+
+    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
+        )
+        config.load()
+        config.ssl = tls
+        super().__init__(config)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks for a drain, the second ends it."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self.number = 0
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._take, number)
+
+    def _take(self, number: int) -> None:
+        self.number = number
+        (self.second if self.first.is_set() else self.first).set()
+
+
+async def run(
+    app: Starlette,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve `app` until a signal ends it; its models are loaded meanwhile.
+
+    Returns:
+        The exit status: 0 after a drain, 128 + the signal's number if a second one cut it short.
+
+    Raises:
+        AxionError: a model could not be loaded; everything has been stopped.
+    """
+    state: ServerState = app.state.server
+    signals = _Signals()
+    server = Server(app, tls)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(state.registry.start())
+    stopping = asyncio.create_task(signals.first.wait())
+    try:
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            await loading
+            on_ready()
+        await stopping
+    finally:
+        stopping.cancel()
+        loading.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await loading
+        state.draining = True
+        await _drain(state.registry, state.settings.drain_timeout_s, signals)
+        server.should_exit = True
+        server.force_exit = signals.second.is_set()
+        await serving
+    return 128 + signals.number if signals.second.is_set() else 0
+
+
+async def _drain(registry: ModelRegistry, drain_s: float, signals: _Signals) -> None:
+    """Stop the models; their running requests have `drain_s` seconds, or until a second signal."""
+    logger.info("shutting down; running requests have %g s to finish", drain_s)
+    draining = asyncio.create_task(registry.stop(drain_s))
+    cut = asyncio.create_task(signals.second.wait())
+    await asyncio.wait(
+        (draining, cut), timeout=drain_s + STOP_GRACE_S, return_when=asyncio.FIRST_COMPLETED
+    )
+    cut.cancel()
+    if not draining.done():
+        draining.cancel()
+        with suppress(asyncio.CancelledError):
+            await draining
+        with suppress(TimeoutError):
+            await asyncio.wait_for(registry.stop(0), FLUSH_TIMEOUT_S)
+    else:
+        await draining

@@ -1,0 +1,49 @@
+"""The documents say what the code does. `python -m tests.test_docs` writes the settings' table."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from axion.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+BEGIN, END = "<!-- settings -->", "<!-- /settings -->"
+
+
+def settings_table() -> str:
+    rows = ["| variable | flag | default | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        flag = f"`--{name.replace('_', '-')}`"
+        rows.append(f"| `{name.upper()}` | {flag} | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def test_every_setting_is_in_the_configuration_guide():
+    text = CONFIGURATION.read_text()
+    table = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+    assert table == settings_table(), "run `python -m tests.test_docs`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")), ids=str
+)
+def test_links_lead_somewhere(path: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def main() -> None:
+    text = CONFIGURATION.read_text()
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    CONFIGURATION.write_text(f"{before}\n{settings_table()}\n{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
