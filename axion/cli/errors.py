@@ -32,6 +32,4 @@ def reported_errors() -> Iterator[None]:
 def show_error(message: str) -> None:
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(
-        message, style="red", markup=False, highlight=False
-    )
+    Console(stderr=True, soft_wrap=True).print(message, style="red", markup=False, highlight=False)

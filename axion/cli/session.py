@@ -11,10 +11,12 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -22,17 +24,30 @@ from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import ProgressCallback, resolve
 from axion.hub.snapshot import Snapshot
-from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
-from axion.openai.completions import CompletionRequest
+from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.settings import Settings, load_settings
+from axion.text.tokenizer import read_tokenizer_config
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Chunk = dict[str, Any]
+Chunks = Generator[Chunk, None, None]
 Endpoint = Literal["chat/completions", "completions"]
 Show = Callable[[str, int, int], None]
 ResultT = TypeVar("ResultT")
 
 _CANCEL_TIMEOUT_S = 10.0
+_CONTROLS = dict.fromkeys(
+    code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+)
+
+
+def terminal_safe(text: str) -> str:
+    """`text` without control characters: a model must not move the cursor or set the title."""
+    return text.translate(_CONTROLS)
 
 
 class Model(Protocol):
@@ -41,7 +56,7 @@ class Model(Protocol):
     name: str
     has_chat_template: bool
 
-    def stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[Chunk]:
+    def stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Chunks:
         """The chunks of an answer, as OpenAI's streaming API has them.
 
         Closing the iterator, or an interrupt in it, ends the request.
@@ -95,40 +110,176 @@ class LocalModel:
 
     def __init__(self, loop: LoopThread, backend: InferenceBackend, snapshot: Snapshot) -> None:
         self.name = snapshot.name
-        self.has_chat_template = has_chat_template(snapshot)
+        self.has_chat_template = _has_chat_template(snapshot.path)
         self._loop = loop
         self._backend = backend
 
-    def stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[Chunk]:
+    def stream(self, endpoint: Endpoint, body: dict[str, Any]) -> Chunks:
         data = msgspec.json.encode(body)
         request_id = uuid.uuid4().hex
+        chunks: Generator[ChatCompletionChunk | CompletionChunk, None, None]
         if endpoint == "completions":
-            completion = parse_request(CompletionRequest, data)
-            chunks = self._loop.iterate(self._backend.complete(completion, request_id))
+            text = parse_request(CompletionRequest, data)
+            chunks = self._loop.iterate(self._backend.complete(text, request_id))
         else:
             chat = parse_request(ChatCompletionRequest, data)
             chunks = self._loop.iterate(self._backend.chat(chat, request_id))
-        for chunk in chunks:
-            yield msgspec.json.decode(chunk.to_json())
+        with closing(chunks):
+            for chunk in chunks:
+                yield msgspec.json.decode(chunk.to_json())
 
 
 @contextmanager
-def local_model(name: str) -> Iterator[LocalModel]:
+def local_model(name: str | None) -> Iterator[LocalModel]:
     """Load a model, with a progress display on stderr; it is stopped at the end, always.
+
+    Args:
+        name: as `axion.hub.resolve` takes it; None takes MODEL_NAME.
 
     Raises:
         AxionError: the model cannot be had or loaded, or a setting is wrong.
     """
     settings = load_settings()
     with LoopThread() as loop:
-        running = _running(name or settings.model_name, settings)
         with _progress_display() as show:
-            backend, snapshot = loop.call(running(show).__aenter__())
+            snapshot, backend = loop.call(_start(name or settings.model_name, settings, show))
+        try:
+            yield LocalModel(loop, backend, snapshot)
+        finally:
+            loop.call(backend.stop(0))
+
+
+async def _start(name: str, settings: Settings, show: Show) -> tuple[Snapshot, InferenceBackend]:
+    snapshot = await resolve(name, on_progress=partial(show, f"Downloading {name}"))
+    backend = create_backend(partial(show, f"Loading {name}"))
+    kv_cache_gib = settings.kv_cache_gib
+    try:
+        await backend.start(
+            ModelConfig(
+                model_name=str(snapshot.path),
+                served_name=name,
+                max_seq_len=settings.max_seq_len,
+                max_num_seqs=1,
+                max_num_batched_tokens=settings.max_batched_tokens,
+                device=settings.device,
+                dtype=settings.dtype,
+                kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+                memory_fraction=settings.memory_fraction,
+                num_threads=settings.cpu_threads,
+            )
+        )
+    except BaseException:
+        await backend.stop(0)
+        raise
+    return snapshot, backend
 
 
 def create_backend(on_progress: ProgressCallback) -> InferenceBackend:
-    """The native engine. Tests put their own in its place."""
+    """The native engine; tests put another in its place."""
     from axion.backends.native import NativeBackend
     from axion.backends.worker import spawn_engine
 
     return NativeBackend(partial(spawn_engine, on_progress=on_progress))
+
+
+def _has_chat_template(path: Path) -> bool:
+    return (
+        (path / "chat_template.jinja").is_file()
+        or any(path.glob("additional_chat_templates/*.jinja"))
+        or bool(read_tokenizer_config(path).get("chat_template"))
+    )
+
+
+@contextmanager
+def _progress_display() -> Iterator[Show]:
+    """A bar on stderr for what is going on; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+class LoopThread:
+    """An event loop in a thread, used as a context manager from another."""
+
+    def __init__(self) -> None:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+
+    def __enter__(self) -> LoopThread:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._stop.wait()
+
+    def call(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """The coroutine's result; an interrupt while waiting cancels it and waits for its end."""
+        future, ended = self._submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            ended.wait(_CANCEL_TIMEOUT_S)
+            raise
+
+    def iterate(self, items: AsyncIterator[ResultT]) -> Generator[ResultT, None, None]:
+        """What an asynchronous iterator yields; closing this closes that."""
+        received: queue.SimpleQueue[ResultT | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async for item in items:
+                    received.put(item)
+            finally:
+                if isinstance(items, AsyncGenerator):
+                    await items.aclose()
+                received.put(None)
+
+        future, ended = self._submit(pump())
+        try:
+            while (item := received.get()) is not None:
+                yield item
+            future.result()
+        finally:
+            future.cancel()
+            ended.wait(_CANCEL_TIMEOUT_S)
+
+    def _submit(
+        self, coroutine: Coroutine[Any, Any, ResultT]
+    ) -> tuple[Future[ResultT], threading.Event]:
+        ended = threading.Event()
+
+        async def run() -> ResultT:
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop), ended

@@ -107,7 +107,6 @@ def evaluate_with_failures(
 
 def transformers_generate(folder: Path = MODEL_DIR, batch_size: int = 50) -> Generate:
     """Greedy decoding by transformers."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")

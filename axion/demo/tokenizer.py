@@ -21,8 +21,14 @@ from axion.demo.chat import END_OF_TEXT, END_OF_TURN
 START_OF_TURN = "<|im_start|>"
 SPECIAL = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
 # Single tokens that stay in the text, since they are part of the answer.
-MARKERS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>")
-MARKERS += ("</tool_response>",)
+MARKERS = (
+    "<tools>",
+    "</tools>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
 
 # Words with the space before them, one digit, a run of marks, or space.
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

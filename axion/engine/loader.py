@@ -1,17 +1,16 @@
 """From a folder with config.json and safetensors files to a model on a device.
 
-The model is built on the meta device, every tensor's name, shape and dtype is checked against
-the files' headers, and only then is memory taken and each tensor read straight into its place.
-Nothing in a model's folder is ever executed.
+The model is built on the meta device; the name, shape and number format of every stored tensor
+is compared with it; only then is memory taken and each tensor copied to its place from the
+mapped file. Nothing that a model's folder holds is ever executed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.hub.config import load_config, load_json
+from axion.hub.config import MAX_CONFIG_BYTES, load_config, load_json
 from axion.hub.snapshot import weight_files
 from axion.layers.linear import PackedLinear
 from axion.models.base import CausalLM
@@ -29,16 +28,11 @@ from axion.models.registry import load_model_class
 
 logger = logging.getLogger("axion.engine")
 
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED_DTYPES = ("F64", "F32", "F16", "BF16")
+_MAX_TOKENIZER_BYTES = 256 * 2**20
 
-
-@dataclass(frozen=True, slots=True)
-class _StoredTensor:
-    file: Path
-    shape: tuple[int, ...]
-    num_bytes: int
+Progress = Callable[[int, int], None]
 
 
 def load_model(
@@ -46,13 +40,12 @@ def load_model(
     *,
     device: torch.device,
     dtype: str | torch.dtype = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model in the folder `path`.
 
     Args:
-        dtype: of weights and computation; `auto` is the checkpoint's own where the device
-            computes it natively, else float32.
+        dtype: to keep the weights and compute in; see `resolve_dtype`.
         on_progress: called with (bytes read, bytes in all).
 
     Raises:
@@ -65,103 +58,197 @@ def load_model(
     )
     model_config = model_class.config_cls.from_dict(config)
     stored = _stored_tensors(weight_files(path), model_class.ignored_tensors)
-    if model_config.tie_word_embeddings and _HEAD in stored:
-        # Old checkpoints store a tied head twice. If the two differ, config.json is wrong.
-        if _equal(stored, _EMBEDDING, _HEAD):
-            del stored[_HEAD]
+    head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
+    if model_config.tie_word_embeddings and head and embedding:
+        # A tied head is often stored again. Where it differs, transformers does not tie either.
+        if torch.equal(head.read(), embedding.read()):
+            del stored[head.name]
         else:
-            logger.warning("lm_head and the embedding differ, so they are not tied")
+            logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
     with torch.device("meta"):
         model = model_class(model_config)
     _check(stored, dict(_destinations(model)))
     _allocate(model, device, resolve_dtype(dtype, config, device))
-    _read(stored, dict(_destinations(model)), on_progress)
+    _copy(stored, dict(_destinations(model)), on_progress)
     return model.eval()
 
 
 def resolve_dtype(
     dtype: str | torch.dtype, config: dict[str, Any], device: torch.device
 ) -> torch.dtype:
-    """The dtype to compute in.
+    """The number format to compute in.
 
     Args:
-        dtype: a name, or `auto`: the checkpoint's own (`dtype` or `torch_dtype` in config.json)
-            where the device computes it natively, else float32.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own (`dtype` or
+            `torch_dtype` in config.json) where the device computes it natively, else float32.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
-        return _DTYPE_NAMES[dtype]
-    own = _DTYPE_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
-    return own if _is_native(own, device) else torch.float32
-
-
-_DTYPE_NAMES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+        return _DTYPES[dtype]
+    own = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    return own if own == torch.float32 or _is_native(own, device) else torch.float32
 
 
 def _is_native(dtype: torch.dtype, device: torch.device) -> bool:
-    if dtype == torch.bfloat16:
-        if device.type == "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type == "cuda":
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == torch.float16:
-        return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return True
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def eos_token_ids(path: Path) -> tuple[int, ...]:
-    """The ids that end a sequence: those of config.json, generation_config.json and tokenizer.
+    """Ids that end a sequence: of config.json, generation_config.json and tokenizer together.
 
     Raises:
         ModelLoadError: one of these files is damaged.
     """
-    found: set[int] = set()
+    found: set[Any] = set()
     for name in ("config.json", "generation_config.json"):
-        if (path / name).exists():
-            ids = load_json(path / name, _MAX_JSON_BYTES).get("eos_token_id")
-            for token_id in ids if isinstance(ids, list) else [ids]:
-                if isinstance(token_id, int):
-                    found.add(token_id)
-    return tuple(sorted(found))
+        ids = _load_if_there(path / name, MAX_CONFIG_BYTES).get("eos_token_id")
+        found |= set(ids) if isinstance(ids, list) else {ids}
+    token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is not None:
+        tokenizer = _load_if_there(path / "tokenizer.json", _MAX_TOKENIZER_BYTES)
+        found |= {
+            added.get("id")
+            for added in tokenizer.get("added_tokens", [])
+            if added.get("content") == token
+        }
+    return tuple(sorted(token_id for token_id in found if isinstance(token_id, int)))
 
 
-def _stored_tensors(files: list[Path], ignored: tuple[str, ...]) -> dict[str, _StoredTensor]:
+def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
+    return load_json(path, max_bytes) if path.exists() else {}
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredTensor:
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        with safe_open(self.file, framework="pt") as tensors:
+            return tensors.get_tensor(self.name)
+
+
+def _stored_tensors(files: Iterable[Path], ignored: tuple[str, ...]) -> dict[str, _StoredTensor]:
     stored: dict[str, _StoredTensor] = {}
     for file in files:
-        for name, tensor in _header(file):
-            if name in stored:
+        for tensor in _read_header(file):
+            if any(re.fullmatch(pattern, tensor.name) for pattern in ignored):
+                continue
+            if tensor.name in stored:
                 raise ModelLoadError(
-                    f"The tensor {name[:200]} is stored twice, in {stored[name].file.name} and in "
-                    f"{file.name}."
+                    f"The tensor {tensor.name} is stored twice: in "
+                    f"{stored[tensor.name].file.name} and in {file.name}."
                 )
-            stored[name] = tensor
-    unread = re.compile("|".join(ignored) or "(?!)")
-    return {name: tensor for name, tensor in stored.items() if not unread.fullmatch(name)}
+            stored[tensor.name] = tensor
+    return stored
 
 
-def _header(file: Path) -> Iterator[tuple[str, _StoredTensor]]:
-    """Names, shapes and sizes, from the front of a safetensors file: 8 bytes of length, then JSON
-    (https://huggingface.co/docs/safetensors). Offsets are checked before anything is read."""
+def _read_header(file: Path) -> list[_StoredTensor]:
     try:
+        # Refuses sizes and offsets that do not fit the file, and each other.
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            stored = [
+                _StoredTensor(name, file, tuple(entry.get_shape()), entry.get_dtype())
+                for name, entry in slices.items()
+            ]
+        # Of two tensors with one name it takes the last; which is meant nobody knows.
         with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            header_size = int.from_bytes(stream.read(8), "little")
-            if not 2 <= header_size <= min(size - 8, _MAX_HEADER_BYTES):
-                raise ValueError("its header is longer than the file")
-            entries = json.loads(stream.read(header_size), object_pairs_hook=_unique)
-        data_size = size - 8 - header_size
-        for name, entry in entries.items():
-            if name != "__metadata__":
-                yield name, _stored_tensor(file, name, entry, data_size)
+            header = stream.read(int.from_bytes(stream.read(8), "little"))
+        json.loads(header, object_pairs_hook=_refuse_duplicates)
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelLoadError(
+            f"{file.name} is damaged ({reason}). Download the model again."
+        ) from None
     except OSError as error:
         raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except _DuplicateNameError as error:
+        raise ModelLoadError(f"{file.name} holds two tensors named {error}.") from None
+    return stored
+
+
+class _DuplicateNameError(Exception):
+    pass
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
+            raise _DuplicateNameError(name)
+        names.add(name)
+
+
+def _destinations(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a checkpoint of `model` must hold, and where it goes."""
+    seen: set[nn.Parameter] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            parent = path.rpartition(".")[0]
+            yield from ((f"{parent}.{name}", view) for name, view in module.shard_views().items())
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:  # a tied head is its embedding
+                seen.add(parameter)
+                yield f"{path}.{name}", parameter
+
+
+def _check(stored: dict[str, _StoredTensor], expected: dict[str, Tensor]) -> None:
+    faults = [f"{name} is missing" for name in expected if name not in stored]
+    for name, tensor in stored.items():
+        if name not in expected:
+            faults.append(f"{name[:200]!r} {list(tensor.shape)} is not part of the architecture")
+        elif tensor.shape != tuple(expected[name].shape):
+            faults.append(
+                f"{name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+            )
+        elif tensor.dtype not in _STORED_DTYPES:
+            faults.append(
+                f"{name} is stored as {tensor.dtype}, expected one of {', '.join(_STORED_DTYPES)}"
+            )
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ModelLoadError(
-            f"{file.name} is damaged: {error}. Download the model again."
-        ) from None
+            f"The weights are not what config.json describes: {'; '.join(faults[:5])}{more}."
+        )
+
+
+def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every parameter memory, uninitialised, and keep those that are shared shared."""
+    placed: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in placed:
+                empty = torch.empty_like(parameter, device=device, dtype=dtype)
+                placed[parameter] = nn.Parameter(empty, requires_grad=False)
+            module.register_parameter(name, placed[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def _copy(
+    stored: dict[str, _StoredTensor], places: dict[str, Tensor], on_progress: Progress | None
+) -> None:
+    by_file: dict[Path, list[str]] = {}
+    for name, tensor in stored.items():
+        by_file.setdefault(tensor.file, []).append(name)
+    total = sum(place.nbytes for place in places.values())
+    done = 0
+    for file, names in by_file.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name in names:
+                places[name].copy_(tensors.get_tensor(name))
+                done += places[name].nbytes
+                if on_progress is not None:
+                    on_progress(done, total)

@@ -142,7 +142,10 @@ class CausalLM(nn.Module):
         """Build one layer; override where layers differ in kind."""
         config = self.config
         return self.layer_cls(
-            config, layer_idx, self.attention_cls(config, layer_idx), self.mlp_cls(config, layer_idx)
+            config,
+            layer_idx,
+            self.attention_cls(config, layer_idx),
+            self.mlp_cls(config, layer_idx),
         )
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:

@@ -28,21 +28,23 @@ _ROPE_FIELDS = {
 }
 
 # Fields that say nothing about how hidden states are computed from token ids.
-_HARMLESS = re.compile(
-    r"""_.* | .*dropout.* | .*_pdrop | .*_(token|tokens)_ids? | output_.* | unsloth_.*
-    | architectures | auto_map | model_type | transformers_version | torch_dtype | dtype
-    | use_bfloat16 | use_cache | torchscript | tokenizer_class | return_dict | return_dict_in_generate
-    | initializer_range | pretraining_tp | gradient_checkpointing | max_sequence_length
-    | model_max_length | max_length | min_length | do_sample | early_stopping | num_beams
-    | num_beam_groups | num_return_sequences | diversity_penalty | temperature | top_k | top_p
-    | typical_p | repetition_penalty | length_penalty | no_repeat_ngram_size
-    | encoder_no_repeat_ngram_size | remove_invalid_values | exponential_decay_length_penalty
-    | bad_words_ids | suppress_tokens | begin_suppress_tokens | prefix | finetuning_task
-    | task_specific_params | problem_type | id2label | label2id | num_labels
-    | chunk_size_feed_forward | pruned_heads | tf_legacy_loss | attn_implementation
-    | cross_attention_hidden_size | ep_size | is_llama_config | name_or_path""",
-    re.VERBOSE,
+_HARMLESS = frozenset(
+    """
+    architectures auto_map model_type name_or_path tokenizer_class transformers_version dtype
+    torch_dtype torchscript use_bfloat16 use_cache attn_implementation pretraining_tp
+    initializer_range gradient_checkpointing chunk_size_feed_forward pruned_heads
+    model_max_length max_sequence_length max_length min_length max_new_tokens do_sample
+    early_stopping num_beams num_beam_groups num_return_sequences diversity_penalty temperature
+    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size remove_invalid_values exponential_decay_length_penalty
+    bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+    return_dict return_dict_in_generate output_attentions output_hidden_states output_scores
+    prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
+    cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    """.split()  # noqa: SIM905
 )
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -172,5 +174,5 @@ class DecoderConfig:
                     f"config.json: {name}={str(value)[:80]} changes what the model computes and "
                     "is not supported for this architecture."
                 )
-        elif not _HARMLESS.fullmatch(name):
+        elif name not in _HARMLESS and not _HARMLESS_PATTERN.fullmatch(name):
             logger.warning("config.json: unknown field %r is ignored", name[:80])

@@ -142,11 +142,11 @@ async def run(
     loading = asyncio.create_task(state.registry.start())
     stopping = asyncio.create_task(signals.first.wait())
     try:
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((loading, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             await loading
             on_ready()
-        await stopping
+        await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
         loading.cancel()

@@ -1,0 +1,192 @@
+"""The whole engine against transformers: chunked, batched, cached, preempted, and alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from axion.engine.core import EngineCore
+from axion.engine.messages import AddRequest
+from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
+from tests.parity.checkpoints import CASES, save_tiny
+
+NUM_TOKENS = 32
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=5)
+
+
+def make_core(path: Path, **options) -> EngineCore:
+    options = {"kv_cache_bytes": 2**24, "max_model_len": 512, **options}
+    return EngineCore(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
+
+
+def run(core: EngineCore, prompts: dict[str, list[int]], params: SamplingParams = GREEDY):
+    """All outputs of each request, in order."""
+    outputs: dict[str, list[SequenceOutput]] = {name: [] for name in prompts}
+    for name, prompt in prompts.items():
+        assert core.add(AddRequest(name, prompt, params)) is None
+    while core.has_unfinished:
+        for output in core.step():
+            outputs[output.request_id].append(output)
+    return outputs
+
+
+def tokens_of(outputs: list[SequenceOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+@torch.inference_mode()
+def reference(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """transformers' greedy tokens and the log-probabilities at each of them."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    result = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        min_new_tokens=NUM_TOKENS,
+        max_new_tokens=NUM_TOKENS,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return (
+        result.sequences[0, len(prompt) :].tolist(),
+        torch.cat(result.logits).float().log_softmax(-1),
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_engine_equals_transformers(case: str, tmp_path: Path):
+    path = save_tiny(case, tmp_path)
+    core = make_core(path, max_num_batched_tokens=24, max_num_seqs=3, block_size=8)
+    generator = torch.Generator().manual_seed(1)
+    prompts = {
+        str(n): torch.randint(1, core.info.vocab_size, (n,), generator=generator).tolist()
+        for n in (1, 17, 100)
+    }
+    expected = {name: reference(path, prompt) for name, prompt in prompts.items()}
+    for temperature_of_cache in ("cold", "warm"):
+        outputs = run(core, prompts)
+        for name, (tokens, logprobs) in expected.items():
+            assert tokens_of(outputs[name]) == tokens, (temperature_of_cache, name)
+            for position, output in enumerate(outputs[name]):
+                [entry] = output.logprobs
+                ids = [token for token, _ in entry.top]
+                torch.testing.assert_close(
+                    torch.tensor([logprob for _, logprob in entry.top]),
+                    logprobs[position, ids],
+                    atol=1e-4,
+                    rtol=0,
+                )
+    assert outputs["100"][0].num_cached_tokens == 96, "the second round finds what the first left"
+
+
+@pytest.fixture(scope="module")
+def path(tiny_model: Path) -> Path:
+    return tiny_model
+
+
+def test_preemption_does_not_change_the_output(path: Path):
+    prompts = {str(i): [10 + i, 20, 30] for i in range(6)}
+    roomy = make_core(path, max_num_seqs=6)
+    bytes_per_block = roomy.info.kv_cache_bytes // roomy.info.num_blocks
+    tight = make_core(path, max_num_seqs=6, max_model_len=64, kv_cache_bytes=6 * bytes_per_block)
+    expected, found = run(roomy, prompts), run(tight, prompts)
+    assert {n: tokens_of(o) for n, o in found.items()} == {
+        n: tokens_of(o) for n, o in expected.items()
+    }
+    assert tight.stats.num_preemptions > 0
+    assert tight.stats.num_blocks_used == 0
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(path: Path):
+    params = SamplingParams(temperature=1.2, top_p=0.95, seed=7, max_tokens=24, ignore_eos=True)
+    core = make_core(path, enable_prefix_caching=False)
+    alone = tokens_of(run(core, {"mine": [1, 2, 3]}, params)["mine"])
+    for i in range(5):
+        other = SamplingParams(temperature=0.3 * i, max_tokens=10 + i, ignore_eos=True)
+        core.add(AddRequest(f"other {i}", [4 + i] * (i + 1), other))
+    assert tokens_of(run_with_others(core, "mine", [1, 2, 3], params)) == alone
+
+
+def run_with_others(core, name, prompt, params) -> list[SequenceOutput]:
+    assert core.add(AddRequest(name, prompt, params)) is None
+    outputs = []
+    while core.has_unfinished:
+        outputs += [output for output in core.step() if output.request_id == name]
+    return outputs
+
+
+def test_an_exception_in_a_step_fails_only_that_step(path: Path, monkeypatch):
+    core = make_core(path)
+    execute = core.runner.execute
+
+    def fail_once(scheduled):
+        monkeypatch.setattr(core.runner, "execute", execute)
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(core.runner, "execute", fail_once)
+    [output] = run(core, {"a": [1, 2]})["a"]
+    assert output.finish_reason is FinishReason.ERROR
+    assert "secret" not in output.error
+    assert len(tokens_of(run(core, {"b": [1, 2]})["b"])) == NUM_TOKENS
+    core.scheduler.check_integrity()
+
+
+def test_logits_that_are_not_numbers_fail_only_their_own_request(path: Path):
+    core = make_core(path)
+    with torch.no_grad():
+        core.model.model.embed_tokens.weight[99] = torch.nan
+    core.model.lm_head.weight = torch.nn.Parameter(core.model.lm_head.weight.nan_to_num())
+    outputs = run(core, {"bad": [1, 99], "good": [1, 2]})
+    assert outputs["bad"][-1].finish_reason is FinishReason.ERROR
+    assert len(tokens_of(outputs["good"])) == NUM_TOKENS
+    assert len(tokens_of(run(core, {"again": [1, 99, 3][:1]})["again"])) == NUM_TOKENS
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [63, 62])
+def test_output_ends_where_the_context_does(path: Path, num_prompt_tokens: int):
+    core = make_core(path, max_model_len=64)
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    outputs = run(core, {"a": [5] * num_prompt_tokens}, params)["a"]
+    assert len(tokens_of(outputs)) == 64 - num_prompt_tokens
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_an_end_of_sequence_token_ends_it_and_is_reported(path: Path):
+    core = make_core(path)
+    first = tokens_of(run(core, {"a": [1, 2]})["a"])
+    stop = SamplingParams(temperature=0, stop_token_ids=(first[3],), ignore_eos=True)
+    outputs = run(core, {"b": [1, 2]}, stop)["b"]
+    end = first.index(first[3])
+    assert tokens_of(outputs) == first[: end + 1]
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert outputs[-1].stop_token_id == first[3]
+
+
+def test_requests_the_engine_cannot_take_are_refused_by_name(path: Path):
+    core = make_core(path)
+    vocab_size = core.info.vocab_size
+    bias = SamplingParams(logit_bias={vocab_size: 1.0})
+    for request, match in (
+        (AddRequest("a", [], GREEDY), "prompt"),
+        (AddRequest("b", [1] * 512, GREEDY), "512"),
+        (AddRequest("c", [vocab_size], GREEDY), "vocabulary"),
+        (AddRequest("d", [1], bias), "logit_bias"),
+    ):
+        refusal = core.add(request)
+        assert refusal is not None
+        assert refusal.finish_reason is FinishReason.ERROR
+        assert match in refusal.error
+    assert not core.has_unfinished
+
+
+def test_the_gauges_count(path: Path):
+    core = make_core(path)
+    run(core, {"a": list(range(1, 41)), "b": [7] * 10})
+    stats = core.stats
+    assert stats.num_prompt_tokens == 50
+    assert stats.num_generated_tokens == 2 * NUM_TOKENS
+    assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)

@@ -1,0 +1,149 @@
+"""The table of tiny checkpoints: one row for everything that changes the maths.
+
+Each is an ordinary Hugging Face folder, saved by transformers, with every parameter random
+(transformers initialises norms to ones and biases to zeros, which would hide an ignored one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+ORIGINAL_LENGTH = 64
+"""Scaled ropes start from this context, so that prompts on both sides of it are short."""
+
+_TINY = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row.
+
+    Attributes:
+        config: fields of the transformers config, over the tiny ones.
+        neutral: fields that take the row's knob away; the reference must then answer something
+            else. Empty where the knob is a shape, which the strict loader checks.
+    """
+
+    architecture: str
+    config: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] = field(default_factory=dict)
+
+
+def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("LlamaForCausalLM", config, neutral or {})
+
+
+def _rope(rope_type: str, neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
+    """A Llama with this rope; `neutral` changes the rope, by default to a plain one."""
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, **parameters}
+    plain = {"rope_type": "default", "rope_theta": 10_000.0}
+    return _llama(
+        rope_parameters=rope,
+        neutral={"rope_parameters": plain if neutral is None else {**rope, **neutral}},
+    )
+
+
+def _yarn(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
+    return _rope(
+        "yarn",
+        neutral,
+        factor=8.0,
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+        **parameters,
+    )
+
+
+def _longrope(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
+    return _rope(
+        "longrope",
+        neutral,
+        short_factor=_FACTORS,
+        long_factor=[2 * factor + 1 for factor in _FACTORS],
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+        **parameters,
+    )
+
+
+CASES: dict[str, Case] = {
+    "llama": _llama(),
+    "llama-mha": _llama(num_key_value_heads=4),
+    "llama-mqa": _llama(num_key_value_heads=1),
+    "llama-head-dim": _llama(head_dim=24),
+    "llama-attention-bias": _llama(attention_bias=True, neutral={"attention_bias": False}),
+    "llama-mlp-bias": _llama(mlp_bias=True, neutral={"mlp_bias": False}),
+    "llama-tied": _llama(tie_word_embeddings=True, neutral={"tie_word_embeddings": False}),
+    "llama-gelu": _llama(hidden_act="gelu", neutral={"hidden_act": "silu"}),
+    "llama-gelu-tanh": _llama(hidden_act="gelu_pytorch_tanh", neutral={"hidden_act": "gelu"}),
+    "llama-norm-eps": _llama(rms_norm_eps=0.1, neutral={"rms_norm_eps": 1e-6}),
+    "llama-rope-theta": _rope("default", {"rope_theta": 10_000.0}, rope_theta=500_000.0),
+    "llama-rope-linear": _rope("linear", factor=4.0),
+    "llama-rope-dynamic": Case(
+        "LlamaForCausalLM",
+        {
+            "max_position_embeddings": ORIGINAL_LENGTH,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+        },
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+    ),
+    "llama-rope-llama3": _rope(
+        "llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+    ),
+    "llama-rope-yarn": _yarn(),
+    "llama-rope-yarn-attention-factor": _yarn({"attention_factor": None}, attention_factor=1.5),
+    "llama-rope-yarn-mscale": _yarn({"mscale": None}, mscale=2.0, mscale_all_dim=0.5),
+    "llama-rope-yarn-beta": _yarn(
+        {"beta_fast": 32.0, "beta_slow": 1.0}, beta_fast=8.0, beta_slow=2.0
+    ),
+    "llama-rope-yarn-truncate": _yarn({"truncate": True}, truncate=False),
+    "llama-rope-longrope": _longrope(),
+    "llama-rope-longrope-factor": _longrope({"factor": 8.0}, factor=2.0),
+    "llama-rope-longrope-attention-factor": _longrope(
+        {"attention_factor": None}, attention_factor=1.5
+    ),
+}
+
+
+def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
+    """The row's model in float32, the same every time; `changes` are config fields.
+
+    A parameter that several versions of a row have is the same in all of them.
+    """
+    row = CASES[case]
+    model_class = getattr(transformers, row.architecture)
+    config = model_class.config_class(**{**_TINY, **row.config, **changes})
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            parameter.normal_(std=0.2, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter += 1.0
+    return model
+
+
+def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save the row's model as a Hugging Face folder."""
+    build_tiny(case).to(dtype).save_pretrained(path)
+    return path
