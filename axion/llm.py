@@ -12,6 +12,7 @@ from axion.engine.messages import AddRequest
 from axion.errors import InternalError, InvalidRequestError
 from axion.hub.resolve import resolve
 from axion.text.chat_template import load_chat_template
+from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.stop import StopStrings
 from axion.text.tokenizer import load_tokenizer
 from axion.types import (
@@ -81,22 +82,23 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt is empty, too long or outside the vocabulary.
         """
-        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-            prompts = [prompts]  # type: ignore[list-item]
+        many: list[Prompt] = [prompts] if _is_single(prompts) else prompts
         if not isinstance(params, list):
-            params = [params or SamplingParams()] * len(prompts)
-        running = [self._add(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
-        by_id = {run.request_id: run for run in running}
+            params = [params or SamplingParams()] * len(many)
+        runs: dict[str, _Run] = {}
         try:
+            for prompt, own_params in zip(many, params, strict=True):
+                run = self._add(prompt, own_params)
+                runs[run.request_id] = run
             while self.engine.has_unfinished:
                 for output in self.engine.step():
-                    run = by_id[output.request_id]
+                    run = runs[output.request_id]
                     run.take(output)
                     if run.stopped and output.finish_reason is None:
                         self.engine.abort([run.request_id])
         finally:
-            self.engine.abort(list(by_id))  # of an interrupted run nothing stays behind
-        return [run.generation for run in running]
+            self.engine.abort(list(runs))  # of an interrupted call nothing stays behind
+        return [run.generation for run in runs.values()]
 
     def chat(
         self, messages: list[dict[str, Any]], params: SamplingParams | None = None, **kwargs: Any
@@ -121,14 +123,16 @@ class LLM:
         return run
 
 
+def _is_single(prompts: Prompt | list[Prompt]) -> bool:
+    return isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+
+
 class _Run:
     """One prompt on its way, and the text it has become so far."""
 
     def __init__(
         self, llm: LLM, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> None:
-        from axion.text.detokenizer import IncrementalDetokenizer
-
         self.request_id = request_id
         self.stopped = False
         self._params = params

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -54,7 +55,8 @@ print(json.dumps({
     "num_threads": torch.get_num_threads(),
     "gpus": [
         {"name": p.name, "memory_bytes": p.total_memory, "capability": f"{p.major}.{p.minor}"}
-        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count() if cuda else 0))
+        for i in range(torch.cuda.device_count() if cuda else 0)
+        for p in [torch.cuda.get_device_properties(i)]
     ],
 }))
 """
@@ -167,9 +169,18 @@ def _engine(name: str, found_by: tuple[str, str]) -> dict[str, Any]:
     finding: dict[str, Any] = {"name": name, "command": variable, "path": path, "version": None}
     if path is not None:
         out = _run([path, *command[1:], "--version"])
-        lines = (out.stdout.strip() or out.stderr.strip()).splitlines()
-        finding["version"] = lines[-1].strip() if lines and out.returncode == 0 else None
+        if out.returncode == 0:
+            finding["version"] = _version_in(out.stdout) or _version_in(out.stderr)
     return finding
+
+
+def _version_in(text: str) -> str | None:
+    """The last line that tells a version; warnings and build details stand around it."""
+    for pattern in (r"\bversion\W+\d", r"\d+\.\d+"):
+        lines = [line.strip() for line in text.splitlines() if re.search(pattern, line)]
+        if lines:
+            return lines[-1][:80]
+    return None
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -241,13 +252,6 @@ def _problems(report: dict[str, Any]) -> list[str]:
         problems.append(f"torch cannot be loaded: {error}")
     if error := report["settings"].get("error"):
         problems.append(error)
-    elif not report["settings"]["port_is_free"]:
-        problems.append(
-            f"Port {report['settings']['port']} is taken. "
-            "Stop what listens there, or set SERVER_PORT to another."
-        )
-    if not report["cache"]["writable"]:
-        problems.append("The model cache cannot be written. Set HF_HOME to a folder that can.")
     return problems
 
 
@@ -306,7 +310,7 @@ def _describe_engines(report: dict[str, Any]) -> list[str]:
 def _describe_cache(report: dict[str, Any]) -> list[str]:
     cache = report["cache"]
     return [
-        cache["folder"],
+        cache["folder"] + ("" if cache["writable"] else " (cannot be written)"),
         f"{cache['num_models']} models, {_gib(cache['size_bytes'])}; "
         f"{_gib(cache['free_bytes'])} free on the disk",
         f"HF_TOKEN {'present' if cache['token'] else 'not set'}"

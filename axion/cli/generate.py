@@ -26,6 +26,7 @@ from axion.cli.options import (
 from axion.cli.session import Answer, Endpoint, terminal_safe
 from axion.errors import InvalidRequestError
 
+# The API ends a completion after 16 tokens, which is little for a person.
 RAW_MAX_TOKENS = 256
 
 
@@ -36,7 +37,12 @@ def generate(
         typer.Option("--prompt", "-p", help="The prompt; - reads it from stdin."),
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")
+        bool,
+        typer.Option(
+            "--raw",
+            help="Continue the prompt, without the chat template; "
+            f"{RAW_MAX_TOKENS} tokens unless --max-tokens says otherwise.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print text, finish reason, usage and timing as JSON.")
@@ -51,8 +57,7 @@ def generate(
 ) -> None:
     """Answer one prompt on stdout, and nothing else there.
 
-    The prompt goes through the model's chat template if it has one. A plain continuation ends
-    after 256 tokens unless --max-tokens says otherwise.
+    The prompt goes through the model's chat template if it has one.
     """
     text = _read_prompt(prompt)
     started = time.monotonic()

@@ -27,7 +27,7 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        command = typer.Typer()
+        command = typer.Typer(add_completion=False)
         function = getattr(importlib.import_module(f"axion.cli.{name}"), str(name))
         command.command(name, help=function.__doc__ or COMMANDS[str(name)])(function)
         return name, get_command(command), rest

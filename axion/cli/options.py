@@ -12,7 +12,7 @@ from axion.cli.session import Model, local_model
 ModelName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="Hugging Face id, folder or axion/demo; default: MODEL_NAME, or with --url the first "
         "model that the server lists.",
         show_default=False,

@@ -140,38 +140,36 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
         AxionError: the model cannot be had or loaded, or a setting is wrong.
     """
     settings = load_settings()
+    name = name or settings.model_name
     with LoopThread() as loop:
         with _progress_display() as show:
-            snapshot, backend = loop.call(_start(name or settings.model_name, settings, show))
+            snapshot = loop.call(resolve(name, on_progress=partial(show, f"Downloading {name}")))
+            backend = create_backend(partial(show, f"Loading {name}"))
+            try:
+                loop.call(backend.start(_model_config(snapshot, settings)))
+            except BaseException:
+                loop.call(backend.stop(0))
+                raise
         try:
             yield LocalModel(loop, backend, snapshot)
         finally:
             loop.call(backend.stop(0))
 
 
-async def _start(name: str, settings: Settings, show: Show) -> tuple[Snapshot, InferenceBackend]:
-    snapshot = await resolve(name, on_progress=partial(show, f"Downloading {name}"))
-    backend = create_backend(partial(show, f"Loading {name}"))
+def _model_config(snapshot: Snapshot, settings: Settings) -> ModelConfig:
     kv_cache_gib = settings.kv_cache_gib
-    try:
-        await backend.start(
-            ModelConfig(
-                model_name=str(snapshot.path),
-                served_name=name,
-                max_seq_len=settings.max_seq_len,
-                max_num_seqs=1,
-                max_num_batched_tokens=settings.max_batched_tokens,
-                device=settings.device,
-                dtype=settings.dtype,
-                kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-                memory_fraction=settings.memory_fraction,
-                num_threads=settings.cpu_threads,
-            )
-        )
-    except BaseException:
-        await backend.stop(0)
-        raise
-    return snapshot, backend
+    return ModelConfig(
+        model_name=str(snapshot.path),
+        served_name=snapshot.name,
+        max_seq_len=settings.max_seq_len,
+        max_num_seqs=1,
+        max_num_batched_tokens=settings.max_batched_tokens,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        memory_fraction=settings.memory_fraction,
+        num_threads=settings.cpu_threads,
+    )
 
 
 def create_backend(on_progress: ProgressCallback) -> InferenceBackend:

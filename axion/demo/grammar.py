@@ -34,17 +34,17 @@ SKILLS: dict[str, Generator] = {
 # How often training sees each skill. Arithmetic has the most to memorise, small talk the least.
 SHARES: dict[str, float] = {
     "greet": 5,
-    "about": 8,
-    "limits": 8,
-    "add": 16,
-    "subtract": 18,
-    "count": 5,
-    "spell": 5,
-    "reverse": 8,
-    "json": 9,
-    "tool_call": 8,
-    "tool_result": 6,
-    "follow_up": 4,
+    "about": 6,
+    "limits": 7,
+    "add": 14,
+    "subtract": 16,
+    "count": 6,
+    "spell": 4,
+    "reverse": 6,
+    "json": 11,
+    "tool_call": 12,
+    "tool_result": 8,
+    "follow_up": 5,
 }
 
 SYSTEM_MESSAGES = (

@@ -32,7 +32,7 @@ WORDS = words_of(
     deck deer delta denim desert desk detail device dew diamond diary dinner dirt dish dive doctor
     dog doll dollar dolphin donkey door dough dove dozen dragon drama dream dress drift drill
     drink drive drum duck duke dune dust duty eagle ear early earth easel east easy echo edge
-    editor eel egg eight elbow elder elegant elk elm ember emerald empire empty energy engine
+    editor eel egg elbow elder elegant elk elm ember emerald empire empty energy engine
     enjoy entry envy epic equal error escape evening event exit fabric face factory fairy falcon
     fall family famous fancy farm farmer fashion father feast feather fence fern ferry festival
     fever fiber fiction field fifty fig film finger fire fish flag flame flash flavor fleet flight
@@ -87,13 +87,13 @@ WORDS = words_of(
     tiger timber tiny title toast today toe tomato ton tongue tooth topaz torch tornado tortoise
     total towel tower toy trader traffic trail train travel treasure tree trend triangle tribe
     trick trip trophy trout truck trumpet trunk truth tulip tuna tundra tunnel turkey turnip
-    turtle twelve twenty twig twin uncle under unicorn uniform union unique universe urban vacuum
+    turtle twenty twig twin uncle under unicorn uniform union unique universe urban vacuum
     valley value vanilla vapor vase vault velvet vendor venture verb vessel veteran victory video
     view village vine vinegar violet violin virtue vision visit voice volcano vowel voyage wagon
     waiter walnut walrus wand warm water wave wax wealth weasel wedding weight west whale wheat
     wheel whisper whistle white wide wild willow wind window wine wing winner wire wisdom wise
     wizard wolf wombat wonder wood wool word worker world worm wrist writer yacht yard year yellow
-    yogurt young zebra zero zinc zone zoo
+    yogurt young zebra zinc zone zoo
     """
 )
 
@@ -122,7 +122,8 @@ SPEECH = words_of(
     there these things think this three time times token tomorrow tool tools town true turn two
     twos type unit units unknown url use used useful user users values version very want was
     weather welcome well what when where which who why will windy winter with won words work write
-    wrote you your yourself
+    wrote you your yourself zero four five six seven eight nine ten eleven twelve again find makes
+    together could else
     """
 )
 

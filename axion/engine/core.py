@@ -51,7 +51,7 @@ class EngineCore:
             path, device=self.device, dtype=config.dtype, on_progress=on_progress
         )
         dtype = self.model.dtype
-        max_model_len = min(config.max_model_len, self.model.config.max_position_embeddings)
+        max_model_len = min(config.max_model_len, self.model.max_length())
         specs = self.model.kv_cache_specs()
         bytes_per_block = kv_cache.block_bytes(specs, config.block_size, dtype)
         budget = config.kv_cache_bytes

@@ -172,6 +172,10 @@ class RotaryEmbedding(nn.Module):
             (angles.sin() * self.attention_factor).to(dtype),
         )
 
+    def max_length(self) -> int:
+        """Longest sequence that the positions are meant for, in tokens."""
+        return self.rope.max_position_embeddings
+
     def cache_key(self, num_prompt_tokens: int) -> int:
         """Sequences may share cached keys if this is the same for the prompts of both."""
         return 0
@@ -213,6 +217,9 @@ class DynamicRope(RotaryEmbedding):
         self.register_buffer("exponent", self.exponents(), persistent=False)
         self.growth = self.dim / (self.dim - 2)
 
+    def max_length(self) -> int:
+        return int(self.rope.factor * self.rope.max_position_embeddings)
+
     def cache_key(self, num_prompt_tokens: int) -> int:
         return num_prompt_tokens if num_prompt_tokens > self.rope.max_position_embeddings else 0
 
@@ -230,6 +237,10 @@ class YarnRope(RotaryEmbedding):
         {"factor", "attention_factor", "beta_fast", "beta_slow"}
         | {"mscale", "mscale_all_dim", "truncate"}
     )
+
+    def max_length(self) -> int:
+        stretched = int(self.factor * self.rope.original_max_position_embeddings)
+        return max(stretched, self.rope.max_position_embeddings)
 
     @property
     def factor(self) -> float:

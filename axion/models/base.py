@@ -172,6 +172,10 @@ class CausalLM(nn.Module):
         """What each layer needs of the KV cache."""
         return [layer.self_attn.kv_cache_spec for layer in self.model.layers]
 
+    def max_length(self) -> int:
+        """Longest sequence that the model is meant for, in tokens."""
+        return min(layer.self_attn.rotary_emb.max_length() for layer in self.model.layers)
+
     def rope_cache_key(self, num_prompt_tokens: int) -> int:
         """Sequences may share prefix-cache blocks only if this is equal for their prompts.
 

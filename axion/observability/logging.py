@@ -89,6 +89,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time, so that a progress bar can make room for the line."""
+
+    @property  # type: ignore[override]
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
 def configure_logging(
     log_filter: str, log_format: Literal["text", "json"] = "text", stream: TextIO | None = None
 ) -> None:
@@ -100,7 +112,7 @@ def configure_logging(
         SettingsError: the filter cannot be read.
     """
     levels = parse_filter(log_filter)
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _StderrHandler() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in list(logging.root.manager.loggerDict):

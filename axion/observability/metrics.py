@@ -24,16 +24,16 @@ ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1
 DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 _ENGINE_GAUGES = {
-    "num_running": ("axion_sequences_running", "Sequences being computed"),
-    "num_waiting": ("axion_sequences_waiting", "Sequences waiting for a place"),
-    "num_blocks_used": ("axion_kv_cache_blocks_used", "KV cache blocks in use"),
-    "num_blocks": ("axion_kv_cache_blocks", "KV cache blocks in all"),
+    "num_running": ("axion_engine_running_sequences", "Sequences being computed"),
+    "num_waiting": ("axion_engine_waiting_sequences", "Sequences waiting for a place"),
+    "num_blocks_used": ("axion_engine_blocks_used", "KV cache blocks in use"),
+    "num_blocks": ("axion_engine_blocks", "KV cache blocks in all"),
 }
 _ENGINE_COUNTERS = {
-    "num_prompt_tokens": ("axion_prompt_tokens", "Prompt tokens taken in"),
-    "num_cached_tokens": ("axion_cached_tokens", "Prompt tokens found in the prefix cache"),
-    "num_generated_tokens": ("axion_generated_tokens", "Tokens generated"),
-    "num_preemptions": ("axion_preemptions", "Sequences preempted for lack of blocks"),
+    "num_prompt_tokens": ("axion_engine_prompt_tokens", "Prompt tokens taken in"),
+    "num_cached_tokens": ("axion_engine_cached_tokens", "Prompt tokens found in the prefix cache"),
+    "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
+    "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of blocks"),
     "num_steps": ("axion_engine_steps", "Engine steps"),
 }
 
@@ -97,7 +97,7 @@ class _BackendCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         ready = GaugeMetricFamily("axion_model_ready", "1 if the model answers", labels=["model"])
         restarts = CounterMetricFamily(
-            "axion_worker_restarts", "Restarts of the model's process", labels=["model"]
+            "axion_engine_restarts", "Restarts of the model's process", labels=["model"]
         )
         for model, health in self.health.items():
             ready.add_metric([model], health.state is BackendState.READY)

@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
+    field_validator,
     model_validator,
 )
 from pydantic_core import from_json
@@ -27,7 +28,9 @@ from axion.openai.common import (
     TokenCount,
     Usage,
     at_most,
+    check_numbers,
     field_error,
+    problem,
     text_or_list,
 )
 from axion.types import MAX_LOGPROBS
@@ -87,19 +90,17 @@ class CalledFunction(RequestModel):
     name: NonEmptyText
     arguments: str = Field(description="a JSON object, as text")
 
-    @model_validator(mode="after")
-    def _arguments_are_an_object(self) -> CalledFunction:
-        self.parsed_arguments()
-        return self
-
-    def parsed_arguments(self) -> dict[str, Any]:
+    @field_validator("arguments")
+    @classmethod
+    def _arguments_are_an_object(cls, text: str) -> str:
         try:
-            arguments = from_json(self.arguments or "{}", allow_inf_nan=False)
+            arguments = from_json(text or "{}", allow_inf_nan=False)
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise field_error("arguments", "must be the text of a JSON object")
-        return arguments
+            raise problem("must be the text of a JSON object")
+        check_numbers(arguments)
+        return text
 
 
 class ToolCall(RequestModel):
@@ -256,42 +257,14 @@ class ChatCompletionRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def template_messages(self) -> list[dict[str, Any]]:
-        """The messages as chat templates expect them.
-
-        Content is one string (text parts are joined by a line feed), fields that were not given
-        are absent, and a tool call's arguments are an object.
-        """
-        return [_template_message(message) for message in self.messages]
+        """The messages for a chat template; what was not given is absent."""
+        return [message.model_dump(exclude_none=True) for message in self.messages]
 
     def template_tools(self) -> list[dict[str, Any]] | None:
+        """The tools for a chat template; none if the model may not call them."""
         if not self.uses_tools:
             return None
         return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
-
-
-def _template_message(message: Message) -> dict[str, Any]:
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(part.text for part in content)
-    # Templates concatenate the content of an assistant that only called tools, too.
-    result: dict[str, Any] = {"role": message.role, "content": content or ""}
-    if message.name is not None:
-        result["name"] = message.name
-    if isinstance(message, ToolMessage):
-        result["tool_call_id"] = message.tool_call_id
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        result["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": call.type,
-                "function": {
-                    "name": call.function.name,
-                    "arguments": call.function.parsed_arguments(),
-                },
-            }
-            for call in message.tool_calls
-        ]
-    return result
 
 
 class TopLogprob(ResponseModel):

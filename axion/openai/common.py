@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, from_json
 
 from axion.errors import InvalidRequestError
-from axion.types import MAX_LOGPROBS, MAX_SEED, MAX_STOP_STRINGS, SamplingParams
+from axion.types import MAX_SEED, MAX_STOP_STRINGS, SamplingParams
 
 MAX_CHOICES = 128
 MAX_STOP_CHARS = 1024
@@ -122,8 +122,8 @@ def _is_token_id(text: str) -> str:
     return text
 
 
-def _has_finite_numbers(value: Any) -> Any:
-    """A JSON value without the infinities that numbers like 1e999 are read as."""
+def check_numbers(value: Any) -> Any:
+    """Refuses numbers that other readers of JSON cannot take, such as 1e999 and 2**64."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -131,7 +131,9 @@ def _has_finite_numbers(value: Any) -> Any:
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
-        elif isinstance(item, float) and not math.isfinite(item):
+        elif (isinstance(item, float) and not math.isfinite(item)) or (
+            isinstance(item, int) and not -(2**63) <= item < 2**63
+        ):
             raise problem("has a number that is too large")
     return value
 
@@ -160,7 +162,7 @@ Stop = Annotated[
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
-Object = Annotated[dict[str, Any], AfterValidator(_has_finite_numbers)]
+Object = Annotated[dict[str, Any], AfterValidator(check_numbers)]
 
 
 class StreamOptions(RequestModel):
@@ -421,23 +423,3 @@ def _shown(value: JsonValue) -> str:
         return "an object"
     text = json.dumps(value[:_SHOWN_CHARS] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN_CHARS + 2 else f"{text[:_SHOWN_CHARS]}…"
-
-
-__all__ = [
-    "MAX_CHOICES",
-    "MAX_LOGPROBS",
-    "ErrorBody",
-    "ErrorDetail",
-    "GenerationRequest",
-    "PromptTokensDetails",
-    "Refused",
-    "RequestModel",
-    "ResponseModel",
-    "StreamOptions",
-    "Usage",
-    "field_error",
-    "parse_request",
-    "problem",
-    "sampling_params",
-    "text_or_list",
-]

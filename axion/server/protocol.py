@@ -40,6 +40,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_message = False
+        self._answered = False
         self._discarding = False
         self._num_header_bytes = 0
         self._num_unparsed_bytes = 0
@@ -77,7 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             raise InvalidRequestError("Pipelined requests are not answered.")
         super().on_message_begin()
-        self._in_message = True
+        self._in_message, self._answered = True, False
         self._num_header_bytes = self._num_chunks = 0
         self._close_after(HEADERS_TIMEOUT_S)
 
@@ -119,6 +120,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._answered = True
         if self._discarding:
             self.transport.close()
         # Answered before the body was read (413): a close right now would reset the connection
@@ -138,6 +140,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._discarding:
             return
         self._discarding = True
+        if self._in_message and self._answered:
+            self.transport.close()
+            return
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:
@@ -152,6 +157,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             + b"content-length: %d\r\n\r\n" % len(body)
             + body
         )
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self._close_after(LINGER_S)
 
     # Bounds

@@ -106,8 +106,7 @@ class ChatTemplate:
                 raise InvalidRequestError(
                     f"chat_template_kwargs must not set {name!r}.", param="chat_template_kwargs"
                 )
-        use_tools = tools and "tool_use" in self._templates
-        template = self._templates["tool_use" if use_tools else "default"]
+        template = self._for(with_tools=bool(tools))
         return self._process.render(
             template.source,
             {
@@ -123,6 +122,18 @@ class ChatTemplate:
                 "continue_final_message": continue_final_message,
             },
         )
+
+    def source(self, *, with_tools: bool = False) -> str:
+        """The template that conversations with or without tools are rendered by."""
+        return self._for(with_tools).source
+
+    def variables(self, *, with_tools: bool = False) -> frozenset[str]:
+        """The variables that this template reads."""
+        return self._for(with_tools).variables
+
+    def _for(self, with_tools: bool) -> _Template:
+        use_tools = with_tools and "tool_use" in self._templates
+        return self._templates["tool_use" if use_tools else "default"]
 
     async def arender(self, messages: list[Message], **arguments: Any) -> str:
         """`render`, without holding the event loop."""

@@ -25,8 +25,9 @@ class Tokenizer:
     Decoding is defined on bytes: every token stands for a byte string, and the text of a
     sequence is their concatenation read as UTF-8, with U+FFFD for what is not UTF-8. This is
     what sentencepiece does, and what lets text be streamed (`IncrementalDetokenizer`). The
-    library's own `decode` differs on invalid UTF-8 only: there it gives up a whole run of byte
-    tokens when one byte of it is wrong.
+    library's own `decode` differs in two places, to their loss: one wrong byte makes it give up
+    a whole run of byte tokens, and it takes the letters of an added token such as `café` for
+    bytes.
 
     Attributes:
         vocab_size: tokens, added ones included. A model's embedding may have more rows.

@@ -177,7 +177,7 @@ class LiveServer:
 
         async def wait() -> None:
             async with asyncio.timeout(timeout):
-                while not condition():  # noqa: ASYNC110
+                while not condition():
                     await asyncio.sleep(0.002)
 
         asyncio.run_coroutine_threadsafe(wait(), self.loop).result(timeout + 5)

@@ -231,9 +231,9 @@ class TestMetrics:
         assert 'axion_requests_total{endpoint="/v1/chat/completions",status="200"} 2.0' in text
         assert f"axion_time_to_first_token_seconds_count{label} 2.0" in text
         assert f"axion_inter_token_latency_seconds_count{label} 4.0" in text
-        assert f"axion_generated_tokens_total{label} 7.0" in text
-        assert f"axion_kv_cache_blocks{label} 99.0" in text
-        assert f"axion_worker_restarts_total{label} 2.0" in text
+        assert f"axion_engine_generated_tokens_total{label} 7.0" in text
+        assert f"axion_engine_blocks{label} 99.0" in text
+        assert f"axion_engine_restarts_total{label} 2.0" in text
         assert f"axion_model_ready{label} 1.0" in text
         assert "axion_requests_in_flight 0.0" in text
 
@@ -347,9 +347,7 @@ class TestBody:
         )
         assert_openai_error(response, 415)
 
-    async def test_too_large_by_content_length_is_413_unread(
-        self, app: Any, settings: Settings
-    ):
+    async def test_too_large_by_content_length_is_413_unread(self, app: Any, settings: Settings):
         async def receive() -> Any:
             pytest.fail("the body was read")
 
@@ -469,7 +467,7 @@ class TestFaults:
             for _ in range(settings.max_connections)
         ]
         async with asyncio.timeout(5):
-            while backend.running < settings.max_connections:  # noqa: ASYNC110
+            while backend.running < settings.max_connections:
                 await asyncio.sleep(0)
         response = await client.post("/v1/chat/completions", json=CHAT)
         assert assert_openai_error(response, 429)["code"] == "queue_full"

@@ -98,6 +98,7 @@ def test_a_special_token_outside_the_vocabulary_adds_no_id(model_folder: ModelFo
 
 def test_a_rendered_chat_gets_no_second_bos(byte_level_tokenizer: Tokenizer) -> None:
     bos = byte_level_tokenizer.token_to_id("<|bos|>")
+    assert bos is not None
     assert byte_level_tokenizer.encode("hi").count(bos) == 1
     assert byte_level_tokenizer.encode_chat("<|bos|>hi").count(bos) == 1
 

@@ -99,14 +99,19 @@ def spoken(rng: Random, text: str, polite: bool = True) -> str:
     """The text as different people type it: with and without "please", capitals and marks."""
     style = rng.random() if polite else 1.0
     if style < 0.08:
-        text = f"Please {text[0].lower()}{text[1:]}" if not text.endswith("?") else text
+        text = f"Please {_uncapitalised(text)}" if not text.endswith("?") else text
     elif style < 0.16:
         text = f"{text.rstrip('.')}, please." if not text.endswith("?") else text
     if rng.random() < 0.25:
-        text = text[0].lower() + text[1:]
+        text = _uncapitalised(text)
     if rng.random() < 0.25:
         text = text.rstrip(".?!")
     return text
+
+
+def _uncapitalised(text: str) -> str:
+    """The text with a small first letter, unless it begins with an acronym."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
 def says(expected: str) -> Check:

@@ -41,10 +41,11 @@ SPELL_IT = phrasings(
 ADD_MORE = phrasings(
     train="""
         Now add {b}. | Add {b} to that. | Plus {b}? | And plus {b}? | Add {b} more. |
-        Now add {b} to that. | What if I add {b}? | And if I add {b}?
+        Now add {b} to that. | What if I add {b}? | And if I add {b}? |
+        What is that plus {b}? | And add {b}. | Now what is it plus {b}? | Plus {b}.
     """,
     held_out="""
-        And now add {b}. | Now plus {b}? | What is that plus {b}?
+        And now add {b}. | Now plus {b}? | What do I get if I add {b}?
     """,
 )
 

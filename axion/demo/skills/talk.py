@@ -144,7 +144,9 @@ SMALL_TALK = (
 MY_NAME_IS = phrasings(
     train="""
         My name is {n}. | I am {n}. | Hello, my name is {n}. | Hi, I am {n}. | Hello, I'm {n}. |
-        I'm {n}. | Hi! My name is {n}. | You can call me {n}. | Call me {n}.
+        I'm {n}. | Hi! My name is {n}. | You can call me {n}. | Call me {n}. |
+        Hey, I am {n}. | Hey! My name is {n}. | Hello! My name is {n}. | Hi, I'm {n}. |
+        Good morning, I am {n}. | Hello there, I am {n}, nice to meet you.
     """,
     held_out="""
         Hello! I am {n}. | Hi, my name is {n}. | Hi! I'm {n}. | Hey, my name is {n}.
@@ -165,7 +167,9 @@ ENDPOINT_FRAMES = phrasings(
 WHAT_IS_MY_NAME = phrasings(
     train="""
         What is my name? | Who am I? | Do you know my name? | Tell me my name. | What's my name? |
-        Do you remember my name? | What did I say my name was?
+        Do you remember my name? | What did I say my name was? |
+        Do you remember who I am? | Say my name. | Can you remember my name? |
+        Could you tell me who I am? | And what is my name? | Now tell me who I am. | Who am I again?
     """,
     held_out="""
         Can you tell me my name? | Do you know who I am? | Can you say my name?

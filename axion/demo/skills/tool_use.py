@@ -44,7 +44,9 @@ CALCULATE = phrasings(
         What is {e}? | What's {e}? | {e} | {e} = ? | Calculate {e}. | Compute {e}. |
         How much is {e}? | Can you calculate {e}? | Use the calculator: {e} |
         Use a tool to calculate {e}. | Tell me {e}. | I need {e}. | Please work out {e}. |
-        What do you get for {e}?
+        What do you get for {e}? |
+        Could you compute {e}? | Please calculate {e} for me. | Tell me what {e} is. |
+        Could you tell me the result of {e}? | Use the calculator to find {e}.
     """,
     held_out="""
         Can you compute {e}? | Can you tell me {e}? | What is the result of {e}? |
@@ -236,7 +238,7 @@ def random_calculator(rng: Random, split: Split) -> Calculator:
     """A calculator tool under some name, with one expression or with two numbers and a sign."""
     if rng.random() < 0.6:
         operands: tuple[str, ...] = (_EXPRESSION_NAMES.pick(rng, split),)
-        if split == "train" and rng.random() < 0.1:
+        if split == "train" and rng.random() < 0.25:
             operands = (draw(rng, split, invented_word),)
         texts = ("The expression to evaluate", "An arithmetic expression, e.g. 2 + 2")
         properties = {operands[0]: _described(rng, {"type": "string"}, rng.choice(texts))}
@@ -259,7 +261,7 @@ def random_calculator(rng: Random, split: Split) -> Calculator:
 def random_weather(rng: Random, split: Split) -> Weather:
     """A weather tool under some name, with a place and perhaps a unit."""
     place = _PLACE_NAMES.pick(rng, split)
-    if split == "train" and rng.random() < 0.1:
+    if split == "train" and rng.random() < 0.25:
         place = draw(rng, split, invented_word)
     properties = {place: _described(rng, {"type": "string"}, rng.choice(_PLACE_TEXTS))}
     unit = rng.choice(("unit", "units")) if rng.random() < 0.4 else None
@@ -428,9 +430,9 @@ def _described(rng: Random, schema: dict[str, Any], text: str) -> dict[str, Any]
 
 def _name(rng: Random, split: Split, names: Phrasings) -> str:
     name = names.pick(rng, split)
-    if split == "train" and rng.random() < 0.15:
+    if split == "train" and rng.random() < 0.255:
         part = draw(rng, split, lambda rng: rng.choice((rng.choice(WORDS), invented_word(rng))))
-        name = rng.choice((f"{name}_{part}", f"{part}_{name}"))
+        name = rng.choice((part, f"{name}_{part}", f"{part}_{name}"))
     return name
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from axion.demo.chat import END_OF_TEXT, END_OF_TURN, TEMPLATE
-from axion.demo.network import Network
-from axion.demo.tokenizer import save_tokenizer
+from axion.demo.train.network import Network
+from axion.demo.train.tokenizer import save_tokenizer
 
 
 def save_checkpoint(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
@@ -24,7 +24,8 @@ def save_checkpoint(network: Network, tokenizer: Tokenizer, folder: Path) -> Non
         for name, tensor in network.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    end, pad = tokenizer.token_to_id(END_OF_TURN), tokenizer.token_to_id(END_OF_TEXT)
+    vocabulary = tokenizer.get_vocab()
+    end, pad = vocabulary[END_OF_TURN], vocabulary[END_OF_TEXT]
     _write(folder / "config.json", _config(network, [end, pad], pad))
     _write(
         folder / "generation_config.json",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from axion.demo.chat import END_OF_TURN, render
 from axion.demo.grammar import conversation, conversations
-from axion.demo.tokenizer import START_OF_TURN, build_tokenizer
+from axion.demo.train.tokenizer import START_OF_TURN, build_tokenizer
 from axion.demo.words import CITIES, NAMES
 
 IGNORED = -100

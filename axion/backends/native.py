@@ -1,0 +1,570 @@
+"""The in-repo engine as a backend: requests to token ids, token ids to chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from axion.backends.answer import Answer, Piece, ShownToken
+from axion.backends.base import ModelConfig
+from axion.engine.client import EngineClient
+from axion.errors import (
+    ContextLengthExceededError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelLoadError,
+)
+from axion.hub.resolve import resolve
+from axion.openai.chat import (
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatFinishReason,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    DeltaToolCall,
+    FunctionCall,
+    TokenLogprob,
+    TopLogprob,
+)
+from axion.openai.common import GenerationRequest, PromptTokensDetails, Usage, sampling_params
+from axion.openai.completions import (
+    DEFAULT_MAX_TOKENS,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionFinishReason,
+    CompletionRequest,
+    Logprobs,
+)
+from axion.text import tool_calls
+from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.types import (
+    MAX_SEED,
+    BackendHealth,
+    BackendState,
+    EngineConfig,
+    FinishReason,
+    SamplingParams,
+    TokenLogprobs,
+)
+
+# Shorter texts are encoded in less time than a thread takes to be asked.
+_LONG_TEXT = 4096
+# What OpenAI reports for a probability of zero, which JSON's numbers cannot.
+_LOWEST_LOGPROB = -9999.0
+
+
+class Engine(EngineClient, Protocol):
+    """An engine that can be asked how it is, and stopped."""
+
+    def health(self) -> BackendHealth: ...
+
+    async def stop(self, drain_s: float) -> None: ...
+
+
+EngineFactory = Callable[[EngineConfig], Awaitable[Engine]]
+
+
+class NativeBackend:
+    """Serves one model by an engine that speaks token ids.
+
+    Args:
+        engine_factory: starts an engine; returns when it is ready.
+    """
+
+    def __init__(self, engine_factory: EngineFactory) -> None:
+        self._engine_factory = engine_factory
+        self._model: _Model | None = None
+
+    async def start(self, model: ModelConfig) -> None:
+        """Find the model's files, load what the API process needs of them, start the engine.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            ModelLoadError: it cannot be served; the message says why.
+        """
+        path = (await resolve(model.model_name)).path
+        starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
+        try:
+            text = await asyncio.to_thread(_load_text, path)
+            self._model = _Model(model.name, await starting, *text)
+        except BaseException:
+            starting.cancel()
+            (engine,) = await asyncio.gather(starting, return_exceptions=True)
+            if not isinstance(engine, BaseException):
+                await engine.stop(0)
+            raise
+
+    async def health(self) -> BackendHealth:
+        if self._model is None:
+            return BackendHealth(state=BackendState.STARTING, detail="The model is loading.")
+        return self._model.engine.health()
+
+    async def stop(self, drain_s: float) -> None:
+        if self._model is not None:
+            await self._model.engine.stop(drain_s)
+            if self._model.chat_template is not None:
+                self._model.chat_template.close()
+
+    def chat(
+        self, request: ChatCompletionRequest, request_id: str
+    ) -> AsyncGenerator[ChatCompletionChunk, None]:
+        return _chat(self._loaded(), request, request_id)
+
+    def complete(
+        self, request: CompletionRequest, request_id: str
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        return _complete(self._loaded(), request, request_id)
+
+    def _loaded(self) -> _Model:
+        if self._model is None:
+            raise EngineUnavailableError("The model is loading.")
+        return self._model
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """A model that is ready.
+
+    Attributes:
+        defaults: the model's own recommendation for sampling fields that a request leaves open.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    defaults: dict[str, Any]
+
+
+class _GenerationConfig(msgspec.Struct):
+    """The fields of `generation_config.json` that say how to sample."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
+    return EngineConfig(
+        model_path=str(path),
+        device=model.device,
+        dtype=model.dtype,
+        max_model_len=model.max_seq_len,
+        max_num_seqs=model.max_num_seqs,
+        max_num_batched_tokens=model.max_num_batched_tokens,
+        kv_cache_bytes=model.kv_cache_bytes,
+        memory_fraction=model.memory_fraction,
+        num_threads=model.num_threads,
+    )
+
+
+def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, Any]]:
+    tokenizer = load_tokenizer(path)
+    try:
+        config = msgspec.convert(read_json(path / "generation_config.json"), _GenerationConfig)
+        defaults = {k: v for k, v in msgspec.structs.asdict(config).items() if v is not None}
+        SamplingParams(**defaults)
+    except (msgspec.ValidationError, InvalidRequestError) as error:
+        raise ModelLoadError(f"generation_config.json of the model is wrong: {error}") from None
+    return tokenizer, load_chat_template(path, tokenizer), defaults
+
+
+async def _chat(
+    model: _Model, request: ChatCompletionRequest, request_id: str
+) -> AsyncGenerator[ChatCompletionChunk, None]:
+    prompt_token_ids = await _chat_prompt(model, request)
+    params = _params(model, request, prompt_token_ids, default=None, param="messages")
+    calls_tools, skip_special_tokens = False, params.skip_special_tokens
+    if request.uses_tools:
+        assert model.chat_template is not None
+        calls_tools = tool_calls.OPEN in model.chat_template.source(with_tools=True)
+        # Where the tags are special tokens they must not be left out.
+        open_id = model.tokenizer.token_to_id(tool_calls.OPEN)
+        skip_special_tokens &= not (calls_tools and open_id in model.tokenizer.special_token_ids)
+    answers = [
+        Answer(
+            model.tokenizer,
+            prompt_token_ids,
+            _seeded(params, i),
+            parse_tool_calls=calls_tools,
+            skip_special_tokens=skip_special_tokens,
+        )
+        for i in range(request.num_choices)
+    ]
+    shared = _shared(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
+
+    def chunk(
+        index: int, delta: Delta, tokens: list[ShownToken], finish: ChatFinishReason | None = None
+    ) -> ChatCompletionChunk:
+        logprobs = _chat_logprobs(model.tokenizer, tokens) if tokens else None
+        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        return ChatCompletionChunk(**shared, choices=[choice])
+
+    num_calls: dict[int, int] = {}
+    async with aclosing(_run(model.engine, request_id, answers)) as pieces:
+        async for index, piece in pieces:
+            if index not in num_calls:
+                num_calls[index] = 0
+                yield chunk(index, Delta(role="assistant", content=""), [])
+            if piece.text or piece.tool_calls or piece.tokens:
+                delta = _delta(piece, num_calls[index])
+                num_calls[index] += len(piece.tool_calls)
+                yield chunk(index, delta, piece.tokens)
+            if piece.finish_reason is not None:
+                finish: ChatFinishReason = _finish_reason(piece.finish_reason)
+                if finish == "stop" and num_calls[index]:
+                    finish = "tool_calls"
+                yield chunk(index, Delta(), [], finish)
+    if request.include_usage:
+        usage = _usage(answers, request.num_choices)
+        yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
+
+
+async def _complete(
+    model: _Model, request: CompletionRequest, request_id: str
+) -> AsyncGenerator[CompletionChunk, None]:
+    answers = []
+    echoes = []
+    for prompt in request.prompts:
+        prompt_token_ids = await _completion_prompt(model, request, prompt)
+        params = _params(
+            model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
+        )
+        echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        for i in range(request.num_choices):
+            answers.append(
+                Answer(
+                    model.tokenizer,
+                    prompt_token_ids,
+                    _seeded(params, i),
+                    skip_special_tokens=params.skip_special_tokens,
+                )
+            )
+            echoes.append(echo if request.echo else "")
+    shared = _shared(model, request, f"cmpl-{request_id}", "text_completion")
+
+    def chunk(
+        index: int,
+        text: str,
+        tokens: list[ShownToken],
+        finish: CompletionFinishReason | None = None,
+    ) -> CompletionChunk:
+        logprobs = _legacy_logprobs(model.tokenizer, tokens) if tokens else None
+        choice = CompletionChunkChoice(
+            index=index, text=text, logprobs=logprobs, finish_reason=finish
+        )
+        return CompletionChunk(**shared, choices=[choice])
+
+    async with aclosing(_run(model.engine, request_id, answers)) as pieces:
+        async for index, piece in pieces:
+            text = echoes[index] + piece.text
+            echoes[index] = ""
+            if text or piece.tokens:
+                yield chunk(index, text, piece.tokens)
+            if piece.finish_reason is not None:
+                yield chunk(index, "", [], _finish_reason(piece.finish_reason))
+    if request.include_usage:
+        usage = _usage(answers, request.num_choices)
+        yield CompletionChunk(**shared | {"choices": [], "usage": usage})
+
+
+def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str) -> dict[str, Any]:
+    """The fields that are the same in every chunk of an answer."""
+    shared = {
+        "id": answer_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model.name,
+        "system_fingerprint": None,
+    }
+    return shared | {"usage": None} if request.include_usage and request.stream else shared
+
+
+async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
+    template = model.chat_template
+    if template is None:
+        raise InvalidRequestError(
+            "This model has no chat template; use /v1/completions with a prompt."
+        )
+    source = template.source(with_tools=request.uses_tools)
+    _check_template(request, source, template.variables(with_tools=request.uses_tools))
+    messages = request.template_messages()
+    if "developer" not in source:
+        for message in messages:
+            if message["role"] == "developer":
+                message["role"] = "system"  # what OpenAI called it before
+    rendered = await template.arender(
+        messages,
+        tools=request.template_tools(),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        continue_final_message=bool(request.continue_final_message),
+        template_kwargs=request.chat_template_kwargs,
+    )
+    return await _encode(rendered, model.tokenizer.encode_chat)
+
+
+def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
+    """Refuses what the model's chat template would drop.
+
+    Raises:
+        InvalidRequestError: it does not read a field of the request.
+    """
+
+    def refuse(param: str) -> InvalidRequestError:
+        return InvalidRequestError(
+            f"{param} is not supported: this model's chat template has no place for it.",
+            param=param,
+        )
+
+    if request.uses_tools and "tools" not in variables:
+        raise refuse("tools")
+    for name in request.chat_template_kwargs or ():
+        if name not in variables:
+            raise refuse(f"chat_template_kwargs.{name[:60]}")
+    for i, message in enumerate(request.messages):
+        # The name in an answer of a tool says again what its tool_call_id says.
+        if message.name is not None and message.role != "tool" and not _reads_name(source):
+            raise refuse(f"messages[{i}].name")
+        if message.role == "assistant" and message.tool_calls and "tool_calls" not in source:
+            raise refuse(f"messages[{i}].tool_calls")
+
+
+def _reads_name(source: str) -> bool:
+    """Whether a chat template reads the `name` of a message, not only that of a tool."""
+    loop_variables = "|".join(set(re.findall(r"for\s+(\w+)\s+in\s+\w*messages", source)))
+    key = r"(\.name\b|\[['\"]name['\"]\]|\.get\(['\"]name)"
+    return bool(loop_variables and re.search(rf"\b({loop_variables}){key}", source))
+
+
+async def _completion_prompt(
+    model: _Model, request: CompletionRequest, prompt: str | list[int]
+) -> list[int]:
+    if isinstance(prompt, list):
+        return prompt
+
+    def encode(text: str) -> list[int]:
+        return model.tokenizer.encode(
+            text, add_special_tokens=request.add_special_tokens is not False
+        )
+
+    return await _encode(prompt, encode)
+
+
+async def _encode(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    return await asyncio.to_thread(encode, text) if len(text) > _LONG_TEXT else encode(text)
+
+
+def _params(
+    model: _Model,
+    request: GenerationRequest,
+    prompt_token_ids: list[int],
+    *,
+    default: int | None,
+    param: str,
+) -> SamplingParams:
+    """How to sample, with a token limit that fits the context.
+
+    Args:
+        default: the limit if the request has none; None takes all that is left.
+        param: the field that the prompt comes from.
+
+    Raises:
+        ContextLengthExceededError: prompt and answer do not fit.
+        InvalidRequestError: a token id is outside the vocabulary, or the prompt has no tokens.
+    """
+    info = model.engine.info
+    num_tokens, limit = len(prompt_token_ids), request.token_limit
+    if not num_tokens:
+        raise InvalidRequestError(f"{param} must not be empty: it has no tokens.", param=param)
+    left = info.max_model_len - num_tokens
+    context = f"The context of this model has {info.max_model_len} tokens."
+    if left < 1:
+        raise ContextLengthExceededError(
+            f"{context} The prompt has {num_tokens}, and the answer needs at least one more. "
+            "Shorten the prompt.",
+            param=param,
+        )
+    if limit is not None and limit > left:
+        raise ContextLengthExceededError(
+            f"{context} The request asks for {num_tokens + limit}: {num_tokens} in the prompt "
+            f"and {limit} for the answer. Shorten the prompt, or ask for at most {left}.",
+            param="max_tokens" if request.max_tokens else "max_completion_tokens",
+        )
+    if limit is None:
+        limit = left if default is None else min(default, left)
+    params = sampling_params(request, max_tokens=limit, defaults=model.defaults)
+    for name, token_ids in (
+        (param, prompt_token_ids),
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        _check_vocabulary(name, token_ids, info.vocab_size)
+    return params
+
+
+def _check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    highest = max(token_ids, default=0)
+    if highest >= vocab_size:
+        raise InvalidRequestError(
+            f"{param} has the token id {highest}, and the vocabulary of this model ends at "
+            f"{vocab_size - 1}.",
+            param=param,
+        )
+
+
+def _seeded(params: SamplingParams, index: int) -> SamplingParams:
+    """A stream of its own for each choice, the same in every run."""
+    if params.seed is None or index == 0:
+        return params
+    seed = (params.seed + index + MAX_SEED + 1) % (2 * (MAX_SEED + 1)) - MAX_SEED - 1
+    return msgspec.structs.replace(params, seed=seed)
+
+
+async def _run(
+    engine: Engine, request_id: str, answers: list[Answer]
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """The pieces of all answers as they come, each with its answer's index.
+
+    Closing this aborts what is still running.
+    """
+    streams = [_pieces(engine, f"{request_id}-{i}", answer) for i, answer in enumerate(answers)]
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for piece in stream:
+                yield 0, piece
+        return
+    arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+
+    async def forward(index: int, stream: AsyncGenerator[Piece, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for piece in stream:
+                    arrived.put_nowait((index, piece))
+        except Exception as error:
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.create_task(forward(i, stream)) for i, stream in enumerate(streams)]
+    num_open = len(tasks)
+    try:
+        while num_open:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            num_open -= item[1].finish_reason is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pieces(engine: Engine, request_id: str, answer: Answer) -> AsyncGenerator[Piece, None]:
+    outputs = engine.generate(request_id, answer.prompt_token_ids, answer.params)
+    assert isinstance(outputs, AsyncGenerator), "closing it aborts the sequence"
+    async with aclosing(outputs):
+        async for output in outputs:
+            piece = answer.take(output)
+            if piece.finish_reason is not None:
+                break  # the sequence is aborted before anybody takes its last piece
+            yield piece
+        else:
+            raise EngineUnavailableError("The engine stopped before the answer was complete.")
+    yield piece
+
+
+def _usage(answers: list[Answer], num_choices: int) -> Usage:
+    """What the request took; a prompt counts once, however many answers it has."""
+    prompts = answers[::num_choices]
+    num_prompt_tokens = sum(len(answer.prompt_token_ids) for answer in prompts)
+    num_completion_tokens = sum(answer.num_tokens for answer in answers)
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_completion_tokens,
+        total_tokens=num_prompt_tokens + num_completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=sum(answer.num_cached_tokens for answer in prompts)
+        ),
+    )
+
+
+def _finish_reason(reason: FinishReason) -> CompletionFinishReason:
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def _delta(piece: Piece, num_calls_before: int) -> Delta:
+    fields: dict[str, Any] = {}
+    if piece.text:
+        fields["content"] = piece.text
+    if piece.tool_calls:
+        fields["tool_calls"] = [
+            DeltaToolCall(
+                index=num_calls_before + i,
+                id=f"call_{uuid.uuid4().hex[:24]}",
+                type="function",
+                function=FunctionCall(name=call.name, arguments=call.arguments),
+            )
+            for i, call in enumerate(piece.tool_calls)
+        ]
+    return Delta(**fields)
+
+
+def _chat_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken]) -> ChoiceLogprobs:
+    return ChoiceLogprobs(
+        content=[
+            TokenLogprob(
+                **_entry(tokenizer, token.token_id, token.logprobs.logprob),
+                top_logprobs=[
+                    TopLogprob(**_entry(tokenizer, token_id, logprob))
+                    for token_id, logprob in token.logprobs.top
+                ],
+            )
+            for token in tokens
+        ],
+        refusal=None,
+    )
+
+
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    data = tokenizer.id_to_token_bytes(token_id)
+    return {
+        # A part of a character is written as \xe2\x80, as OpenAI does.
+        "token": data.decode(errors="backslashreplace"),
+        "logprob": max(logprob, _LOWEST_LOGPROB),
+        "bytes": list(data),
+    }
+
+
+def _legacy_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken]) -> Logprobs:
+    return Logprobs(
+        tokens=[_legacy_text(tokenizer, token.token_id) for token in tokens],
+        token_logprobs=[max(token.logprobs.logprob, _LOWEST_LOGPROB) for token in tokens],
+        top_logprobs=[_legacy_top(tokenizer, token.token_id, token.logprobs) for token in tokens],
+        text_offset=[token.offset for token in tokens],
+    )
+
+
+def _legacy_top(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs) -> dict[str, float]:
+    """The likeliest tokens and the chosen one; of two with the same text, the likelier."""
+    top: dict[str, float] = {}
+    for other_id, logprob in (*logprobs.top, (token_id, logprobs.logprob)):
+        top.setdefault(_legacy_text(tokenizer, other_id), max(logprob, _LOWEST_LOGPROB))
+    return top
+
+
+def _legacy_text(tokenizer: Tokenizer, token_id: int) -> str:
+    data = tokenizer.id_to_token_bytes(token_id)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + data.decode(errors="backslashreplace")

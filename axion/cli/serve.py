@@ -1,0 +1,239 @@
+"""`axion serve`: one model behind the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+import typer
+import uvloop
+
+from axion.backends.base import InferenceBackend, ModelConfig
+from axion.errors import AxionError, InvalidRequestError
+from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
+
+logger = logging.getLogger("axion")
+
+Show = Callable[[str, int, int], None]
+
+_BACKEND_HINT = f"To see Axion work without it, use the bundled model: MODEL_NAME={DEMO_MODEL}."
+
+
+def serve(model: str | None, config: Path | None, **flags: str | None) -> None:
+    """Serve a model over HTTP, with the OpenAI API.
+
+    Each setting comes from its flag, else its environment variable, else the TOML file
+    (axion.toml here, or --config), else its default.
+    """
+    if model is not None:
+        if flags.get("model_name") is not None:
+            raise InvalidRequestError("Name the model once: as MODEL or with --model-name.")
+        flags["model_name"] = model
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config)
+    run_server(load_settings(**flags))
+
+
+def _signature() -> inspect.Signature:
+    """The command's parameters: MODEL, --config, and one flag for each of the settings."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("model", keyword, default=None, annotation=_model_argument()),
+        inspect.Parameter("config", keyword, default=None, annotation=_config_option()),
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default in (None, "") else field.default
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            metavar=_metavar(field.annotation),
+            help=f"{field.description}. Default: {default}. Variable: {name.upper()}.",
+            show_default=False,
+        )
+        parameters.append(
+            inspect.Parameter(name, keyword, default=None, annotation=Annotated[str | None, option])
+        )
+    return inspect.Signature(parameters)
+
+
+def _model_argument() -> Any:
+    return Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="The same as --model-name.", show_default=False),
+    ]
+
+
+def _config_option() -> Any:
+    text = (
+        f"TOML file with settings. Default: axion.toml, if it is here. Variable: {CONFIG_VARIABLE}."
+    )
+    return Annotated[Path | None, typer.Option(metavar="FILE", help=text, show_default=False)]
+
+
+def _metavar(annotation: Any) -> str:
+    """What to write after a flag, from the type of its setting."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    names = {int: "INTEGER", float: "NUMBER", Path: "FILE", str: "TEXT"}
+    for kind, name in names.items():
+        if annotation is kind or kind in _inner_types(annotation):
+            return name
+    raise TypeError(f"a setting of a type without a flag: {annotation}")
+
+
+def _inner_types(annotation: Any) -> Iterator[Any]:
+    for inner in get_args(annotation):
+        yield inner
+        yield from _inner_types(inner)
+
+
+serve.__signature__ = _signature()  # type: ignore[attr-defined]
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in _signature().parameters.items()
+}
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        SettingsError: a setting cannot be used; nothing has been started.
+        AxionError: the model cannot be had; everything has been stopped.
+        SystemExit: a second signal cut the drain short.
+    """
+    from axion.observability.logging import configure_logging
+    from axion.server.runner import bind, tls_context
+
+    configure_logging(settings.axion_log, settings.log_format)
+    tls = tls_context(settings)
+    listener = bind(settings.server_host, settings.server_port)
+
+    # Clients that call from here on wait a moment instead of being refused.
+    from axion.router.registry import ModelRegistry
+    from axion.server.app import create_app
+    from axion.server.runner import run
+
+    url = _url(settings, listener.getsockname()[1])
+    registry = ModelRegistry()
+    with _progress() as show:
+        model = model_config(settings)
+        registry.add(model, create_backend(show))
+        app = create_app(settings, registry)
+        print(f"Listening on {url}, loading {model.model_name}", flush=True)
+        serving = run(app, listener, tls, on_ready=lambda: _announce(url, model.name))
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                status = runner.run(serving)
+        except AxionError as error:
+            if model.model_name == DEMO_MODEL or DEMO_MODEL in error.message:
+                raise
+            raise type(error)(f"{error.message} {_BACKEND_HINT}") from None
+    if status:
+        sys.exit(status)
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """The one model that the settings name."""
+    kv_cache_gib = settings.kv_cache_gib
+    return ModelConfig(
+        model_name=settings.model_name,
+        served_name=settings.served_model_name,
+        max_seq_len=settings.max_seq_len,
+        max_num_seqs=settings.concurrent_requests,
+        max_num_batched_tokens=settings.max_batched_tokens,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        memory_fraction=settings.memory_fraction,
+        num_threads=settings.cpu_threads,
+    )
+
+
+def create_backend(show: Show) -> InferenceBackend:
+    """The native engine, reporting how far its model is downloaded and loaded."""
+    from axion.backends.native import NativeBackend
+    from axion.backends.worker import spawn_engine
+    from axion.hub.resolve import resolve
+
+    class Backend(NativeBackend):
+        async def start(self, model: ModelConfig) -> None:
+            download = partial(show, f"Downloading {model.model_name}")
+            snapshot = await resolve(model.model_name, on_progress=download)
+            await super().start(
+                msgspec.structs.replace(
+                    model, model_name=str(snapshot.path), served_name=model.name
+                )
+            )
+
+    return Backend(partial(spawn_engine, on_progress=partial(show, "Loading weights")))
+
+
+@contextmanager
+def _progress() -> Iterator[Show]:
+    """Progress in bytes: a bar on a terminal, else a line in the log for each tenth."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _LogProgress().show
+        return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total, visible=done < total)
+
+        yield show
+
+
+class _LogProgress:
+    def __init__(self) -> None:
+        self._tenths: dict[str, int] = {}
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > self._tenths.get(stage, 0):
+            self._tenths[stage] = tenth
+            logger.info("%s: %d %% of %.1f MB", stage, 10 * tenth, total / 1e6)
+
+
+def _url(settings: Settings, port: int) -> str:
+    host = settings.server_host
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    elif ":" in host:
+        host = f"[{host}]"
+    return f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
+
+
+def _announce(url: str, name: str) -> None:
+    """Say that requests are answered, and show one."""
+    body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    insecure = " --insecure" if url.startswith("https") else ""
+    print(
+        f"\nReady: {name} at {url}/v1\n\n"
+        f"  curl{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d {shlex.quote(json.dumps(body))}\n",
+        flush=True,
+    )
