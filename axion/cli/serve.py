@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -26,8 +26,6 @@ from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
 logger = logging.getLogger("axion")
 
 Show = Callable[[str, int, int], None]
-
-_BACKEND_HINT = f"To see Axion work without it, use the bundled model: MODEL_NAME={DEMO_MODEL}."
 
 
 def serve(model: str | None, config: Path | None, **flags: str | None) -> None:
@@ -112,32 +110,36 @@ def run_server(settings: Settings) -> None:
         SystemExit: a second signal cut the drain short.
     """
     from axion.observability.logging import configure_logging
-    from axion.server.runner import bind, tls_context
+    from axion.server.listener import bind, tls_context
 
     configure_logging(settings.axion_log, settings.log_format)
     tls = tls_context(settings)
     listener = bind(settings.server_host, settings.server_port)
+    url = _url(settings, listener.getsockname()[1])
+    model = model_config(settings)
+    print(f"Listening on {url}, loading {model.model_name}", flush=True)
 
-    # Clients that call from here on wait a moment instead of being refused.
+    # Who calls from here on waits for a moment instead of being refused.
+    from axion.hub.resolve import DEMO_HINT
     from axion.router.registry import ModelRegistry
     from axion.server.app import create_app
     from axion.server.runner import run
 
-    url = _url(settings, listener.getsockname()[1])
-    registry = ModelRegistry()
-    with _progress() as show:
-        model = model_config(settings)
+    with ExitStack() as until_ready, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        show = until_ready.enter_context(_progress())
+        registry = ModelRegistry()
         registry.add(model, create_backend(show))
-        app = create_app(settings, registry)
-        print(f"Listening on {url}, loading {model.model_name}", flush=True)
-        serving = run(app, listener, tls, on_ready=lambda: _announce(url, model.name))
+
+        def on_ready() -> None:
+            until_ready.close()
+            _announce(url, model.name)
+
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                status = runner.run(serving)
+            status = runner.run(run(create_app(settings, registry), listener, tls, on_ready))
         except AxionError as error:
-            if model.model_name == DEMO_MODEL or DEMO_MODEL in error.message:
+            if model.model_name == DEMO_MODEL or DEMO_HINT in error.message:
                 raise
-            raise type(error)(f"{error.message} {_BACKEND_HINT}") from None
+            raise type(error)(f"{error.message} {DEMO_HINT}") from None
     if status:
         sys.exit(status)
 

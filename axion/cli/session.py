@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from axion.backends.base import InferenceBackend, ModelConfig
+from axion.backends.base import InferenceBackend
+from axion.cli.serve import model_config
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import ProgressCallback, resolve
 from axion.hub.snapshot import Snapshot
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest
-from axion.settings import Settings, load_settings
+from axion.settings import load_settings
 from axion.text.tokenizer import read_tokenizer_config
 
 if TYPE_CHECKING:
@@ -144,9 +145,15 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
     with LoopThread() as loop:
         with _progress_display() as show:
             snapshot = loop.call(resolve(name, on_progress=partial(show, f"Downloading {name}")))
+            config = msgspec.structs.replace(
+                model_config(settings),
+                model_name=str(snapshot.path),
+                served_name=snapshot.name,
+                max_num_seqs=1,
+            )
             backend = create_backend(partial(show, f"Loading {name}"))
             try:
-                loop.call(backend.start(_model_config(snapshot, settings)))
+                loop.call(backend.start(config))
             except BaseException:
                 loop.call(backend.stop(0))
                 raise
@@ -154,22 +161,6 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
             yield LocalModel(loop, backend, snapshot)
         finally:
             loop.call(backend.stop(0))
-
-
-def _model_config(snapshot: Snapshot, settings: Settings) -> ModelConfig:
-    kv_cache_gib = settings.kv_cache_gib
-    return ModelConfig(
-        model_name=str(snapshot.path),
-        served_name=snapshot.name,
-        max_seq_len=settings.max_seq_len,
-        max_num_seqs=1,
-        max_num_batched_tokens=settings.max_batched_tokens,
-        device=settings.device,
-        dtype=settings.dtype,
-        kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-        memory_fraction=settings.memory_fraction,
-        num_threads=settings.cpu_threads,
-    )
 
 
 def create_backend(on_progress: ProgressCallback) -> InferenceBackend:

@@ -92,7 +92,7 @@ class JsonFormatter(logging.Formatter):
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the time, so that a progress bar can make room for the line."""
 
-    @property  # type: ignore[override]
+    @property
     def stream(self) -> TextIO:
         return sys.stderr
 

@@ -25,7 +25,8 @@ from axion.openai.common import PromptTokensDetails, Usage
 from axion.openai.completions import CompletionChunk, CompletionChunkChoice, CompletionRequest
 from axion.router.registry import ModelRegistry
 from axion.server.app import create_app
-from axion.server.runner import Server, bind
+from axion.server.listener import bind
+from axion.server.runner import Server
 from axion.settings import Settings
 from axion.types import BackendHealth, BackendState, EngineStats
 

@@ -130,7 +130,7 @@ def _backward(network: Network, batches: Batches, step: int) -> float:
         loss = loss * (count / sum(labelled))
         loss.backward()
         total += loss.detach()
-    return total.item()
+    return float(total)
 
 
 def _progress() -> Progress:
