@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import zmq
@@ -140,7 +140,7 @@ class WorkerEngine:
         params: SamplingParams,
         *,
         cache_salt: str = "",
-    ) -> AsyncIterator[SequenceOutput]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         if self._state is not BackendState.READY or self._connection is None:
             raise EngineUnavailableError(self._detail, headers={"Retry-After": "5"})
         assert request_id not in self._queues, "request ids are unique"

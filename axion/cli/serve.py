@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ from axion.errors import AxionError, InvalidRequestError
 from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
 
 logger = logging.getLogger("axion")
+
+LOG_INTERVAL_S = 5.0
 
 Show = Callable[[str, int, int], None]
 
@@ -182,7 +185,7 @@ def create_backend(show: Show) -> InferenceBackend:
 
 @contextmanager
 def _progress() -> Iterator[Show]:
-    """Progress in bytes: a bar on a terminal, else a line in the log for each tenth."""
+    """Progress in bytes: a bar on a terminal, else a line in the log now and then."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -211,13 +214,13 @@ def _progress() -> Iterator[Show]:
 
 class _LogProgress:
     def __init__(self) -> None:
-        self._tenths: dict[str, int] = {}
+        self._last = time.monotonic()
 
     def show(self, stage: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
-        if tenth > self._tenths.get(stage, 0):
-            self._tenths[stage] = tenth
-            logger.info("%s: %d %% of %.1f MB", stage, 10 * tenth, total / 1e6)
+        now = time.monotonic()
+        if done >= total or now - self._last >= LOG_INTERVAL_S:
+            self._last = now
+            logger.info("%s: %d of %d MB", stage, done // 10**6, total // 10**6)
 
 
 def _url(settings: Settings, port: int) -> str:

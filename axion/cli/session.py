@@ -183,10 +183,18 @@ def _has_chat_template(path: Path) -> bool:
 def _progress_display() -> Iterator[Show]:
     """A bar on stderr for what is going on; nothing where stderr is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TransferSpeedColumn,
+    )
 
     console = Console(stderr=True)
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
@@ -195,11 +203,14 @@ def _progress_display() -> Iterator[Show]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
+        # Seconds pass before the first byte of either stage.
+        starting = progress.add_task("Starting", total=None)
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage)
+                progress.update(starting, visible=False)
             progress.update(tasks[stage], completed=done, total=total)
 
         yield show

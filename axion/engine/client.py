@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from axion.types import EngineInfo, EngineStats, SamplingParams, SequenceOutput
@@ -30,7 +30,7 @@ class EngineClient(Protocol):
         params: SamplingParams,
         *,
         cache_salt: str = "",
-    ) -> AsyncIterator[SequenceOutput]:
+    ) -> AsyncGenerator[SequenceOutput, None]:
         """Generate one sequence; each output holds the tokens of one step.
 
         Args:

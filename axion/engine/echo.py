@@ -94,6 +94,7 @@ class EchoEngine:
             raise EngineUnavailableError("The engine is stopped.")
         assert request_id not in self._running, "request ids are unique"
         room = self.info.max_model_len - len(prompt_token_ids)
+        assert room > 0, "the prompt leaves room for an answer"
         sequence = _Running(self._outputs(request_id, prompt_token_ids, params, room))
         self._running[request_id] = sequence
         self._num_prompt_tokens += len(prompt_token_ids)
@@ -109,9 +110,7 @@ class EchoEngine:
                 if output.finish_reason is not None:
                     return
         finally:
-            del self._running[request_id]
-            if not self._running:
-                self._idle.set()
+            self._end(request_id)
 
     def _outputs(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, room: int
@@ -146,12 +145,18 @@ class EchoEngine:
         while self._running:
             await asyncio.sleep(self._token_delay_s)
             self._num_steps += 1
-            for sequence in self._running.values():
-                output = next(sequence.outputs, None)
-                if output is not None:
-                    self._num_generated_tokens += len(output.token_ids)
-                    sequence.queue.put_nowait(output)
+            for request_id, sequence in list(self._running.items()):
+                output = next(sequence.outputs)
+                self._num_generated_tokens += len(output.token_ids)
+                sequence.queue.put_nowait(output)
+                if output.finish_reason is not None:
+                    self._end(request_id)
         self._ticker = None
+
+    def _end(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+        if not self._running:
+            self._idle.set()
 
 
 class NullEngine(EchoEngine):

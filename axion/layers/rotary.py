@@ -72,7 +72,7 @@ class RopeParameters:
         rope = {key: value for key, value in rope.items() if value is not None}
         older_name = rope.pop("type", "default")
         rope_type = rope.setdefault("rope_type", older_name)
-        if rope_type not in ROPE_TYPES:
+        if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
             raise ModelLoadError(
                 f"The model's rope type {rope_type!r} is not supported. "
                 f"Supported: {', '.join(ROPE_TYPES)}."

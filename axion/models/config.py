@@ -124,6 +124,8 @@ class DecoderConfig:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim < 1:
+            raise ValueError("hidden_size must not be below num_attention_heads without head_dim")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -166,10 +168,10 @@ class DecoderConfig:
                 f"The checkpoint is quantized ({method}), which is not supported yet. "
                 "Use the unquantized version of the model."
             )
+        if name == "layer_types" and isinstance(value, list):
+            value = [kind for kind in value if kind != "full_attention"] or None
         if name in _NEUTRAL:
-            if value not in _NEUTRAL[name] and not (
-                name == "layer_types" and all(kind == "full_attention" for kind in value)
-            ):
+            if value not in _NEUTRAL[name]:
                 raise ModelLoadError(
                     f"config.json: {name}={str(value)[:80]} changes what the model computes and "
                     "is not supported for this architecture."

@@ -92,7 +92,8 @@ class Refused:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "description": f"not supported: {self.reason}"}
+        what = "no other value is supported" if self.unless else "not supported"
+        return {**handler(schema), "description": f"{what}: {self.reason}"}
 
     def _check(self, value: JsonValue) -> JsonValue:
         if value is None or value in self.unless:

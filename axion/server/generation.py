@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -20,6 +21,8 @@ from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.errors import as_axion_error
 from axion.server.sse import DONE, EventStream
 from axion.server.state import server_state
+
+logger = logging.getLogger("axion.server")
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 ChunkT = TypeVar("ChunkT", bound=ResponseModel)
@@ -74,6 +77,7 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
                     raise
                 # No [DONE] after it: the answer is not whole, and clients raise on the error.
                 answer = as_axion_error(error, request_id)
+                logger.warning("request %s ended early: %s", request_id, answer.code)
                 await events.send(msgspec.json.encode(answer.body()))
 
     async def _timed(

@@ -161,6 +161,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._close_after(LINGER_S)
 
+    def shutdown(self) -> None:
+        """The server ends: drop what has not arrived in full, let what is being answered finish."""
+        if self._in_message and self.cycle is not None and not self.cycle.response_started:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     # Bounds
 
     def _count_header_bytes(self, num_bytes: int) -> None:

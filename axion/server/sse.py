@@ -1,8 +1,9 @@
 """Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 
-An own sender, because a token has to cost next to nothing here: `EventSourceResponse` of
-sse-starlette takes about 10 µs for each event and 140 µs for each stream, this one 1 µs and
-10 µs; and it ends all streams when the server is asked to stop, where Axion lets them finish.
+An own sender instead of sse-starlette's EventSourceResponse, for two reasons. A token has to cost
+next to nothing here, and its tasks, timers and locks take some 10 µs for each event and 140 µs for
+each stream, against 0.3 µs and 5 µs of this. And it ends all streams as soon as the server is asked
+to stop, where Axion lets them finish.
 """
 
 from __future__ import annotations

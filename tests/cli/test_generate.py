@@ -256,3 +256,18 @@ def test_reader_that_leaves_ends_the_command_quietly(server: Server) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+def test_native_engine_answers_the_same_twice_at_temperature_zero(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KV_CACHE_GIB", "0.05")
+    options = ["-p", "hi", "--max-tokens", "5", "--temperature", "0", "--json"]
+    command = [sys.executable, "-m", "axion", "generate", str(tiny_model), *options]
+    first, second = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    answer = json.loads(first.stdout)
+    assert answer["usage"]["completion_tokens"] == 5
+    assert answer["finish_reason"] == "length"
+    assert answer["text"]
+    assert answer["text"] == json.loads(second.stdout)["text"]

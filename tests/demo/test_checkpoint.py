@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from axion.demo import MODEL_DIR
+from axion.demo.chat import render
 from axion.demo.evaluate import cases, evaluate, transformers_generate
 from axion.demo.grammar import conversation
-from axion.demo.chat import render
 from axion.demo.skills.base import is_held_out
 from axion.demo.train.network import Network, NetworkConfig
 from axion.demo.words import CITIES, NAMES, WORDS

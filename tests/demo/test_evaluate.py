@@ -52,5 +52,3 @@ def test_an_engine_that_loses_an_answer_is_refused() -> None:
 def test_the_grammar_and_the_evaluator_do_not_load_torch() -> None:
     code = "import sys, axion.demo.evaluate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-

@@ -13,8 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from axion.demo import MODEL_DIR
 from axion.demo.train import data
-from axion.demo.train.data import IGNORED, LONG_ROW, SHORT_ROW, Batches
-from axion.demo.train.loop import learning_rate_share, train
+from axion.demo.train.data import (
+    IGNORED,
+    LONG_ROW,
+    SHORT_ROW,
+    TOKENS_PER_STEP,
+    Batches,
+    Rows,
+)
+from axion.demo.train.loop import Gradients, learning_rate_share, train
 from axion.demo.train.network import Network, NetworkConfig
 
 
@@ -35,11 +42,34 @@ def test_steps_and_seeds_differ(committed: Tokenizer) -> None:
     assert not torch.equal(first, Batches(committed, 2)[7][0].tokens)
 
 
-def test_rows_are_full(committed: Tokenizer) -> None:
-    short, long = Batches(committed, 1)[0]
-    assert short.tokens.shape == (data.SHORT_ROWS, SHORT_ROW)
-    assert long.tokens.shape == (data.LONG_ROWS, LONG_ROW)
-    assert (short.documents >= 0).float().mean() > 0.9
+def test_a_step_is_made_of_equal_parts_that_are_full(committed: Tokenizer) -> None:
+    parts = Batches(committed, 1)[0]
+    assert {part.tokens.numel() for part in parts} == {LONG_ROW}
+    assert sum(part.tokens.numel() for part in parts) == TOKENS_PER_STEP
+    for part in parts:
+        assert (part.documents >= 0).float().mean() > 0.8
+        assert part.labelled > 100
+
+
+def test_parts_add_up_to_the_gradient_of_the_whole(committed: Tokenizer) -> None:
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(num_hidden_layers=1))
+    parts = [part for part in Batches(committed, 1)[0] if part.tokens.shape[1] == SHORT_ROW]
+    loss = Gradients(network).add(parts)
+    whole = Rows(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.documents for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(whole.tokens, whole.documents, whole.labels)
+    assert loss == pytest.approx(expected.item(), rel=1e-3)
+    parameters = list(network.parameters())
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(expected, parameters), strict=True
+    ):
+        assert parameter.grad is not None
+        assert (parameter.grad - gradient).norm() < 0.05 * gradient.norm()
 
 
 def test_labels_are_the_assistants_words_and_the_end_of_its_turn(committed: Tokenizer) -> None:
@@ -83,11 +113,12 @@ def test_the_learning_rate_rises_once_and_falls_to_nothing() -> None:
 def test_a_short_run_learns_and_leaves_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "SHORT_ROWS", 4)
+    monkeypatch.setattr(data, "SHORT_ROWS", data.ROWS_PER_PART)
     monkeypatch.setattr(data, "LONG_ROWS", 1)
-    training = train(tmp_path, steps=5, minutes=None, seed=3)
-    assert training.steps == 5
-    assert training.loss < 7  # at first it is ln 1024
+    monkeypatch.setattr(data, "_VOCABULARY_SAMPLE", 2000)
+    training = train(tmp_path, steps=20, minutes=None, seed=3)
+    assert training.steps == 20
+    assert training.loss < 6.7  # a model that knows nothing has ln 1024, which is 6.9
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+import uvloop
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.resolve import resolve
@@ -50,6 +51,12 @@ async def test_repository_is_downloaded_with_progress(hub: Hub, files: dict[str,
     total = sum(len(files[name]) for name in wanted)
     assert progress[-1] == (total, total)
     assert progress == sorted(progress)
+
+
+def test_download_works_on_the_event_loop_of_the_server(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repos[ID] = Repo(files)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(resolve(ID)).revision == COMMIT
 
 
 async def test_second_call_downloads_nothing(hub: Hub, files: dict[str, bytes]) -> None:

@@ -20,6 +20,7 @@ IGNORED = -100
 SHORT_ROW, LONG_ROW = 256, 1024
 # A step reads many short rows and a few long ones, which teach the model to look far back.
 SHORT_ROWS, LONG_ROWS = 24, 2
+ROWS_PER_PART = LONG_ROW // SHORT_ROW
 TOKENS_PER_STEP = SHORT_ROWS * SHORT_ROW + LONG_ROWS * LONG_ROW
 
 _VOCABULARY_SAMPLE = 20_000
@@ -33,6 +34,11 @@ class Rows:
     tokens: Tensor
     documents: Tensor
     labels: Tensor
+
+    @property
+    def labelled(self) -> int:
+        """The number of labelled tokens."""
+        return int((self.labels != IGNORED).sum())
 
 
 def train_tokenizer(seed: int, size: int) -> Tokenizer:
@@ -51,8 +57,8 @@ class Batches:
         self._end = tokenizer.token_to_id(END_OF_TURN)
         self._opening = tokenizer.encode(f"{START_OF_TURN}assistant\n").ids
 
-    def __getitem__(self, step: int) -> tuple[Rows, Rows]:
-        """The short and the long rows of a step."""
+    def __getitem__(self, step: int) -> list[Rows]:
+        """The rows of a step, in parts of about the same size, the long rows first."""
         stream = self._stream(Random(f"step {self._seed} {step}"))
         short: list[list[int]] = []
         long: list[list[int]] = []
@@ -66,10 +72,12 @@ class Batches:
                 long.append(tokens)
         while sum(map(len, long)) < LONG_ROWS * LONG_ROW:
             long.append(next(stream))
-        return (
-            self._rows(_fit(short, SHORT_ROWS, SHORT_ROW), SHORT_ROW),
-            self._rows(_cut(long, LONG_ROWS, LONG_ROW), LONG_ROW),
-        )
+        short_rows = _fit(short, SHORT_ROWS, SHORT_ROW)
+        starts = range(0, SHORT_ROWS, ROWS_PER_PART)
+        return [
+            *(self._rows([row], LONG_ROW) for row in _cut(long, LONG_ROWS, LONG_ROW)),
+            *(self._rows(short_rows[at : at + ROWS_PER_PART], SHORT_ROW) for at in starts),
+        ]
 
     def _stream(self, rng: Random) -> Iterator[list[int]]:
         while True:

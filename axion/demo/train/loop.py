@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,10 @@ from torch import Tensor
 
 from axion.demo.train.card import Training
 from axion.demo.train.checkpoint import save_checkpoint
-from axion.demo.train.data import TOKENS_PER_STEP, Batches, train_tokenizer
+from axion.demo.train.data import TOKENS_PER_STEP, Batches, Rows, train_tokenizer
 from axion.demo.train.network import Network, NetworkConfig
 
-THREADS = 2
+CORES = 2
 
 _WARMUP_STEPS = 60
 _STEPS_BEFORE_TIMING, _TIMED_STEPS = 3, 20
@@ -70,12 +72,13 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         minutes: If given, the number of steps is chosen to take about this long instead.
         seed: The same seed gives the same data, the same initial weights and the same schedule.
     """
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(CORES)
     torch.manual_seed(seed)
     config = NetworkConfig()
     tokenizer = train_tokenizer(seed, config.vocab_size)
     batches = Batches(tokenizer, seed)
     network = Network(config)
+    gradients = Gradients(network)
     optimizers = Optimizers.of(network)
     parameters = list(network.parameters())
 
@@ -86,7 +89,7 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         task = progress.add_task("training", total=steps, loss=math.nan, speed=0.0)
         step = 0
         while step < steps:
-            loss = _backward(network, batches, step)
+            loss = gradients.add(batches[step])
             torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
             optimizers.step(learning_rate_share(step, steps))
             step += 1
@@ -119,18 +122,35 @@ def learning_rate_share(step: int, steps: int) -> float:
     return min((step + 1) / _WARMUP_STEPS, 1.0) * (1 - step / steps)
 
 
-def _backward(network: Network, batches: Batches, step: int) -> float:
-    """Adds the gradients of one step and returns its mean loss over the labelled tokens."""
-    parts = batches[step]
-    labelled = [int((rows.labels >= 0).sum()) for rows in parts]
-    total = torch.zeros(())
-    for rows, count in zip(parts, labelled, strict=True):
+class Gradients:
+    """Computes a step's gradients in parts, each on one core.
+
+    A core that another program slows down takes fewer parts, where threads that share every
+    operation would all wait for it. The parts are added up in order, so that the result does not
+    depend on which core was faster.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._parameters = list(network.parameters())
+        self._pool = ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,))
+
+    def add(self, rows: Iterable[Rows]) -> float:
+        """Adds the gradients of the rows and returns their mean loss over the labelled tokens."""
+        parts = list(rows)
+        labelled = sum(part.labelled for part in parts)
+        shares = [part.labelled / labelled for part in parts]
+        mean = 0.0
+        for loss, gradients in self._pool.map(self._part, parts, shares):
+            mean += loss
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return mean
+
+    def _part(self, rows: Rows, share: float) -> tuple[float, tuple[Tensor, ...]]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss: Tensor = network(rows.tokens, rows.documents, rows.labels)
-        loss = loss * (count / sum(labelled))
-        loss.backward()
-        total += loss.detach()
-    return float(total)
+            loss = share * self._network(rows.tokens, rows.documents, rows.labels)
+        return loss.item(), torch.autograd.grad(loss, self._parameters)
 
 
 def _progress() -> Progress:

@@ -1,0 +1,145 @@
+"""Every field of config.json is honoured, known to be harmless, refused, or at least named."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from axion.errors import ModelLoadError
+from axion.models.config import DecoderConfig
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def read(**fields: Any) -> DecoderConfig:
+    return DecoderConfig.from_dict(CONFIG | fields)
+
+
+def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) -> None:
+    config, expected = read(), LlamaConfig.from_dict(CONFIG)
+    for name in ("head_dim", "num_key_value_heads", "hidden_act", "rms_norm_eps", "mlp_bias"):
+        assert getattr(config, name) == getattr(expected, name), name
+    for name in ("max_position_embeddings", "attention_bias", "tie_word_embeddings"):
+        assert getattr(config, name) == getattr(expected, name), name
+    assert config.rope_parameters.rope_theta == expected.rope_parameters["rope_theta"]
+    assert not caplog.records
+
+
+def test_what_transformers_writes_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    written = LlamaConfig(**CONFIG, head_dim=16, num_key_value_heads=2).to_dict()
+    config = DecoderConfig.from_dict(written)
+    assert (config.head_dim, config.num_key_value_heads) == (16, 2)
+    assert not caplog.records
+
+
+def test_what_older_checkpoints_carry_is_read_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    read(
+        _name_or_path="x",
+        attention_dropout=0.1,
+        bos_token_id=1,
+        eos_token_id=[2, 3],
+        initializer_range=0.02,
+        pretraining_tp=2,
+        rope_scaling=None,
+        rope_theta=10000.0,
+        torch_dtype="bfloat16",
+        transformers_version="4.31.0",
+        use_cache=True,
+        sliding_window=None,
+        quantization_config=None,
+    )
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sliding_window": 128},
+        {"attn_logit_softcapping": 50.0},
+        {"logits_scaling": 8.0},
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        {"num_local_experts": 8},
+        {"clip_qkv": 8.0},
+        {"no_rope_layers": [1, 0]},
+        {"rope_scaling": {"type": "mrope"}},
+        {"add_cross_attention": True},
+    ],
+)
+def test_a_field_that_changes_the_maths_is_refused_by_name(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(ModelLoadError, match="mrope" if name == "rope_scaling" else name):
+        read(**fields)
+
+
+def test_a_family_that_declares_such_a_field_honours_it() -> None:
+    from dataclasses import dataclass
+
+    @dataclass(kw_only=True)
+    class WindowConfig(DecoderConfig):
+        sliding_window: int | None = None
+
+    assert WindowConfig.from_dict(CONFIG | {"sliding_window": 128}).sliding_window == 128
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sliding_window": None},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"logits_scaling": 1.0},
+        {"num_local_experts": 0},
+    ],
+)
+def test_its_neutral_value_is_not(fields: dict[str, Any]) -> None:
+    read(**fields)
+
+
+def test_a_quantized_checkpoint_is_refused_for_now() -> None:
+    with pytest.raises(ModelLoadError, match=r"quantized \(awq\).*unquantized"):
+        read(quantization_config={"quant_method": "awq", "bits": 4})
+
+
+def test_an_unknown_field_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "axion.models"):
+        read(flux_capacitor=1.21)
+    assert "flux_capacitor" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": -32}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"vocab_size": 2**63}, "vocab_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"num_attention_heads": 64}, "head_dim"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings"),
+        ({"rope_theta": "big"}, "rope_theta"),
+        ({"rope_scaling": 3}, "rope_parameters"),
+        ({"layer_types": 7}, "layer_types"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(fields: dict[str, Any], names: str) -> None:
+    with pytest.raises(ModelLoadError, match=names):
+        read(**fields)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIG if name != "architectures"])
+def test_a_missing_size_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ModelLoadError, match=name):
+        DecoderConfig.from_dict({key: value for key, value in CONFIG.items() if key != name})

@@ -1,0 +1,34 @@
+"""`axion serve` as users run it, with the echo engine: `python -m tests.server.echo_server ARGS`.
+
+`ECHO_TOKEN_DELAY_S` is the time of one step; `ECHO_LOAD_S` is how long the model takes to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+from axion.backends.base import InferenceBackend
+from axion.backends.native import NativeBackend
+from axion.cli import main, serve
+from axion.engine.echo import EchoEngine
+from axion.types import EngineConfig
+
+
+async def start_echo(config: EngineConfig) -> EchoEngine:
+    await asyncio.sleep(float(os.environ.get("ECHO_LOAD_S", "0")))
+    return EchoEngine(
+        max_model_len=config.max_model_len,
+        token_delay_s=float(os.environ.get("ECHO_TOKEN_DELAY_S", "0")),
+    )
+
+
+def create_backend(show: Any) -> InferenceBackend:
+    return NativeBackend(start_echo)
+
+
+if __name__ == "__main__":
+    serve.create_backend = create_backend
+    main.main(["serve", *sys.argv[1:]])
