@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -55,11 +55,11 @@ class InferenceBackend(Protocol):
 
     def chat(
         self, request: ChatCompletionRequest, request_id: str
-    ) -> AsyncIterator[ChatCompletionChunk]: ...
+    ) -> AsyncGenerator[ChatCompletionChunk, None]: ...
 
     def complete(
         self, request: CompletionRequest, request_id: str
-    ) -> AsyncIterator[CompletionChunk]: ...
+    ) -> AsyncGenerator[CompletionChunk, None]: ...
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new requests, let running ones finish for `drain_s` seconds, then end."""

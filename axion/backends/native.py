@@ -471,7 +471,6 @@ async def _run(
 
 async def _pieces(engine: Engine, request_id: str, answer: Answer) -> AsyncGenerator[Piece, None]:
     outputs = engine.generate(request_id, answer.prompt_token_ids, answer.params)
-    assert isinstance(outputs, AsyncGenerator), "closing it aborts the sequence"
     async with aclosing(outputs):
         async for output in outputs:
             piece = answer.take(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from axion.backends.base import InferenceBackend
 from axion.openai.chat import (
@@ -19,7 +19,7 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
 
     def generate(
         self, backend: InferenceBackend, request: ChatCompletionRequest, request_id: str
-    ) -> AsyncIterator[ChatCompletionChunk]:
+    ) -> AsyncGenerator[ChatCompletionChunk, None]:
         return backend.chat(request, request_id)
 
     async def collect(self, chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:

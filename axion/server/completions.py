@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from axion.backends.base import InferenceBackend
 from axion.openai.completions import (
@@ -19,7 +19,7 @@ class Completions(GenerationEndpoint[CompletionRequest, CompletionChunk]):
 
     def generate(
         self, backend: InferenceBackend, request: CompletionRequest, request_id: str
-    ) -> AsyncIterator[CompletionChunk]:
+    ) -> AsyncGenerator[CompletionChunk, None]:
         return backend.complete(request, request_id)
 
     async def collect(self, chunks: AsyncIterator[CompletionChunk]) -> Completion:

@@ -35,7 +35,7 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
 
     def generate(
         self, backend: InferenceBackend, request: RequestT, request_id: str
-    ) -> AsyncIterator[ChunkT]:
+    ) -> AsyncGenerator[ChunkT, None]:
         """Start the request on `backend`."""
         raise NotImplementedError
 
@@ -81,12 +81,11 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
                 await events.send(msgspec.json.encode(answer.body()))
 
     async def _timed(
-        self, chunks: AsyncIterator[ChunkT], metrics: Metrics, model: str, arrived: float
+        self, chunks: AsyncGenerator[ChunkT, None], metrics: Metrics, model: str, arrived: float
     ) -> AsyncGenerator[ChunkT, None]:
         """The chunks as they come, measured; closing this closes `chunks`."""
         observe = metrics.time_to_first_token.labels(model).observe
         before = arrived
-        assert isinstance(chunks, AsyncGenerator)
         async with aclosing(chunks):
             async for chunk in chunks:
                 if self.has_tokens(chunk):
