@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import RequestModel
-from axion.openai.completions import CompletionRequest
 from axion.settings import Settings
 
 ROOT = Path(__file__).parent.parent

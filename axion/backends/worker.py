@@ -120,7 +120,7 @@ class WorkerEngine:
         try:
             await asyncio.shield(self._started)
         except BaseException:
-            await self._end_supervisor()
+            await self._end_supervisor(grace_s=0)
             raise
 
     async def stop(self, drain_s: float) -> None:
@@ -131,7 +131,7 @@ class WorkerEngine:
         self._fail_running(self._detail)
         if self._connection is not None:
             self._connection.send(Shutdown())
-        await self._end_supervisor()
+        await self._end_supervisor(_EXIT_GRACE_S)
 
     async def generate(
         self,
@@ -248,11 +248,11 @@ class WorkerEngine:
         for queue in self._queues.values():
             queue.put_nowait(EngineUnavailableError(message))
 
-    async def _end_supervisor(self) -> None:
+    async def _end_supervisor(self, grace_s: float) -> None:
         if self._supervisor is None:
             return
         # It ends by itself when the process exits; a process that does not is ended for it.
-        await asyncio.wait((self._supervisor,), timeout=_EXIT_GRACE_S)
+        await asyncio.wait((self._supervisor,), timeout=grace_s)
         self._supervisor.cancel()
         await asyncio.gather(self._supervisor, return_exceptions=True)
 

@@ -70,7 +70,7 @@ def _signature() -> inspect.Signature:
 def _model_argument() -> Any:
     return Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="The same as --model-name.", show_default=False),
+        typer.Argument(metavar="MODEL", help="The same as --model-name.", show_default=False),
     ]
 
 

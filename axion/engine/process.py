@@ -63,6 +63,7 @@ class EngineProcess:
             self._send(EngineFailed(error.message, permanent=True))
             return None
         self._send(EngineReady(core.info))
+        self._send(StepOutputs([], core.stats))
         return core
 
     def _serve(self, core: EngineCore) -> None:

@@ -94,11 +94,13 @@ async def run(
             on_ready()
         await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        state.draining = True
+        if signals.first.is_set():
+            logger.info("shutting down, with %d requests in flight", state.num_in_flight)
         stopping.cancel()
         loading.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await loading
-        state.draining = True
         await _drain(state.registry, state.settings.drain_timeout_s, signals)
         server.should_exit = True
         server.force_exit = signals.second.is_set()
@@ -108,7 +110,6 @@ async def run(
 
 async def _drain(registry: ModelRegistry, drain_s: float, signals: _Signals) -> None:
     """Stop the models; their running requests have `drain_s` seconds, or until a second signal."""
-    logger.info("shutting down; running requests have %g s to finish", drain_s)
     draining = asyncio.create_task(registry.stop(drain_s))
     cut = asyncio.create_task(signals.second.wait())
     await asyncio.wait(

@@ -24,6 +24,7 @@ def save_checkpoint(network: Network, tokenizer: Tokenizer, folder: Path) -> Non
         for name, tensor in network.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     vocabulary = tokenizer.get_vocab()
     end, pad = vocabulary[END_OF_TURN], vocabulary[END_OF_TEXT]
     _write(folder / "config.json", _config(network, [end, pad], pad))

@@ -1,0 +1,99 @@
+"""Flag beats variable, variable beats file, file beats default; and nothing wrong gets through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from axion.settings import Settings, SettingsError, load_settings
+
+# The numbers that the product promises.
+DEFAULTS = {
+    "model_name": "meta-llama/Llama-3.2-3B-Instruct",
+    "max_seq_len": 4096,
+    "server_host": "0.0.0.0",
+    "server_port": 3000,
+    "max_connections": 100,
+    "cache_capacity": 1000,
+    "batch_timeout_ms": 50,
+    "max_batch_size": 8,
+    "concurrent_requests": 10,
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*Settings.model_fields, "axion_config"):
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_it_runs_without_any_setting():
+    settings = load_settings()
+    assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "axion.toml").write_text("server_port = 1\nmax_seq_len = 11\nmax_batch_size = 21\n")
+    monkeypatch.setenv("MAX_SEQ_LEN", "12")
+    monkeypatch.setenv("MAX_BATCH_SIZE", "22")
+    settings = load_settings(max_batch_size="23", server_host=None)
+    assert (settings.server_port, settings.max_seq_len, settings.max_batch_size) == (1, 12, 23)
+    assert settings.server_host == "0.0.0.0"
+
+
+def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    other = tmp_path / "other.toml"
+    other.write_text('model_name = "axion/demo"')
+    monkeypatch.setenv("AXION_CONFIG", str(other))
+    assert load_settings().model_name == "axion/demo"
+    monkeypatch.setenv("AXION_CONFIG", str(tmp_path / "missing.toml"))
+    with pytest.raises(SettingsError, match=r"missing\.toml"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("max_sequence_len = 3", "max_sequence_len"), ("server_port = ", "not valid TOML")],
+)
+def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
+    (tmp_path / "axion.toml").write_text(text)
+    with pytest.raises(SettingsError, match=match):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVER_PORT", "65536"),
+        ("SERVER_PORT", "http"),
+        ("MAX_SEQ_LEN", "0"),
+        ("MAX_CONNECTIONS", "-1"),
+        ("CONCURRENT_REQUESTS", "1.5"),
+        ("DEVICE", "tpu"),
+        ("DTYPE", "int3"),
+        ("MEMORY_FRACTION", "1.1"),
+        ("MEMORY_FRACTION", "nan"),
+        ("KV_CACHE_GIB", "0"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_given(monkeypatch, name: str, value: str):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert name in error.value.message
+    assert value in error.value.message
+
+
+def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVER_PORT", "-1")
+    monkeypatch.setenv("MAX_SEQ_LEN", "x")
+    with pytest.raises(SettingsError, match=r"(?s)MAX_SEQ_LEN.*SERVER_PORT"):
+        load_settings()
+
+
+def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SERVER_PORT", "")
+    assert load_settings().server_port == 3000
