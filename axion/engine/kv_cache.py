@@ -81,13 +81,12 @@ def allocate(
 ) -> list[KVCache]:
     """One key and one value tensor a layer: [num_blocks, block_size, num_kv_heads, head_dim]."""
 
-    def zeros(num_heads: int, head_dim: int) -> Tensor:
-        # Zeros, not empty: padding reads slots that were never written, and 0 * NaN is NaN.
-        return torch.zeros(num_blocks, block_size, num_heads, head_dim, dtype=dtype, device=device)
+    def tensor(num_heads: int, head_dim: int) -> Tensor:
+        return torch.empty(num_blocks, block_size, num_heads, head_dim, dtype=dtype, device=device)
 
     return [
         KVCache(
-            zeros(spec.num_kv_heads, spec.k_head_dim), zeros(spec.num_kv_heads, spec.v_head_dim)
+            tensor(spec.num_kv_heads, spec.k_head_dim), tensor(spec.num_kv_heads, spec.v_head_dim)
         )
         for spec in specs
     ]

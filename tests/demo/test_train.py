@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from axion.demo import MODEL_DIR
-from axion.demo.train import data
+from axion.demo.train import data, loop
 from axion.demo.train.data import (
     IGNORED,
     LONG_ROW,
@@ -21,8 +21,17 @@ from axion.demo.train.data import (
     Batches,
     Rows,
 )
-from axion.demo.train.loop import Gradients, learning_rate_share, train
+from axion.demo.train.loop import Trainer, learning_rate_share, train
 from axion.demo.train.network import Network, NetworkConfig
+
+SMALL = NetworkConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +62,9 @@ def test_a_step_is_made_of_equal_parts_that_are_full(committed: Tokenizer) -> No
 
 def test_parts_add_up_to_the_gradient_of_the_whole(committed: Tokenizer) -> None:
     torch.manual_seed(0)
-    network = Network(NetworkConfig(num_hidden_layers=1))
+    network = Network(SMALL)
     parts = [part for part in Batches(committed, 1)[0] if part.tokens.shape[1] == SHORT_ROW]
-    loss = Gradients(network).add(parts)
+    loss = Trainer(network).add_gradients(parts)
     whole = Rows(
         torch.cat([part.tokens for part in parts]),
         torch.cat([part.documents for part in parts]),
@@ -89,7 +98,7 @@ def test_labels_are_the_assistants_words_and_the_end_of_its_turn(committed: Toke
 
 def test_conversations_in_a_short_row_do_not_see_each_other(committed: Tokenizer) -> None:
     torch.manual_seed(0)
-    network = Network(NetworkConfig(num_hidden_layers=1))
+    network = Network(SMALL)
     tokens = torch.randint(9, 1024, (1, 60))
     documents = (torch.arange(60) >= 30).long()[None]
     labels = torch.full((1, 60), IGNORED)
@@ -117,9 +126,11 @@ def test_a_short_run_learns_and_leaves_a_model(
     monkeypatch.setattr(data, "SHORT_ROWS", data.ROWS_PER_PART)
     monkeypatch.setattr(data, "LONG_ROWS", 1)
     monkeypatch.setattr(data, "_VOCABULARY_SAMPLE", 2000)
-    training = train(tmp_path, steps=20, minutes=None, seed=3)
-    assert training.steps == 20
-    assert training.loss < 6.7  # a model that knows nothing has ln 1024, which is 6.9
+    monkeypatch.setattr(loop, "_WARMUP_STEPS", 1)
+    monkeypatch.setattr(loop, "_LOSS_SMOOTHING", 0.0)
+    training = train(tmp_path, steps=8, minutes=None, seed=3)
+    assert training.steps == 8
+    assert training.loss < 6  # a model that knows nothing has ln 1024, which is 6.9
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

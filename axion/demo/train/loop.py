@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,38 +31,6 @@ _LOSS_SMOOTHING = 0.98
 _STEPS_PER_LINE = 50  # where the output is a file and shows no progress bar
 
 
-@dataclass
-class Optimizers:
-    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
-
-    muon: torch.optim.Muon
-    adamw: torch.optim.AdamW
-
-    @classmethod
-    def of(cls, network: Network) -> Optimizers:
-        """The optimizers of a network."""
-        matrices = [p for p in network.layers.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in network.parameters() if id(p) not in chosen]
-        return cls(
-            torch.optim.Muon(
-                matrices,
-                lr=_MUON_RATE,
-                weight_decay=_WEIGHT_DECAY,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(others, lr=_ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
-        )
-
-    def step(self, share: float) -> None:
-        """Updates the network at a share of the full learning rates."""
-        for optimizer, rate in ((self.muon, _MUON_RATE), (self.adamw, _ADAMW_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-            optimizer.step()
-            optimizer.zero_grad()
-
-
 def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Training:
     """Trains a model and writes it to a folder.
 
@@ -72,15 +40,13 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         minutes: If given, the number of steps is chosen to take about this long instead.
         seed: The same seed gives the same data, the same initial weights and the same schedule.
     """
-    torch.set_num_threads(CORES)
+    torch.set_num_threads(1)  # the trainer's threads are one for each core
     torch.manual_seed(seed)
     config = NetworkConfig()
     tokenizer = train_tokenizer(seed, config.vocab_size)
     batches = Batches(tokenizer, seed)
     network = Network(config)
-    gradients = Gradients(network)
-    optimizers = Optimizers.of(network)
-    parameters = list(network.parameters())
+    trainer = Trainer(network)
 
     started = time.perf_counter()
     timed_from = started
@@ -89,9 +55,7 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         task = progress.add_task("training", total=steps, loss=math.nan, speed=0.0)
         step = 0
         while step < steps:
-            loss = gradients.add(batches[step])
-            torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
-            optimizers.step(learning_rate_share(step, steps))
+            loss = trainer.step(batches[step], learning_rate_share(step, steps))
             step += 1
 
             smoothed = smoothed if smoothed == smoothed else loss
@@ -113,7 +77,7 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         minutes=(time.perf_counter() - started) / 60,
         loss=smoothed,
         seed=seed,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(p.numel() for p in network.parameters()),
     )
 
 
@@ -122,26 +86,34 @@ def learning_rate_share(step: int, steps: int) -> float:
     return min((step + 1) / _WARMUP_STEPS, 1.0) * (1 - step / steps)
 
 
-class Gradients:
-    """Computes a step's gradients in parts, each on one core.
+class Trainer:
+    """Trains a network, its work cut in parts that each keep one core busy.
 
     A core that another program slows down takes fewer parts, where threads that share every
-    operation would all wait for it. The parts are added up in order, so that the result does not
+    operation would all wait for it. Gradients are added up in order, so that the result does not
     depend on which core was faster.
     """
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._parameters = list(network.parameters())
+        self._optimizers = _optimizers(network)
+        self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         self._pool = ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,))
 
-    def add(self, rows: Iterable[Rows]) -> float:
+    def step(self, rows: Sequence[Rows], rate_share: float) -> float:
+        """Learns from the rows at a share of the full learning rates and returns their loss."""
+        loss = self.add_gradients(rows)
+        torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
+        list(self._pool.map(partial(self._update, rate_share), self._optimizers, self._rates))
+        return loss
+
+    def add_gradients(self, rows: Sequence[Rows]) -> float:
         """Adds the gradients of the rows and returns their mean loss over the labelled tokens."""
-        parts = list(rows)
-        labelled = sum(part.labelled for part in parts)
-        shares = [part.labelled / labelled for part in parts]
+        labelled = sum(part.labelled for part in rows)
+        shares = [part.labelled / labelled for part in rows]
         mean = 0.0
-        for loss, gradients in self._pool.map(self._part, parts, shares):
+        for loss, gradients in self._pool.map(self._part, rows, shares):
             mean += loss
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -151,6 +123,28 @@ class Gradients:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = share * self._network(rows.tokens, rows.documents, rows.labels)
         return loss.item(), torch.autograd.grad(loss, self._parameters)
+
+    @staticmethod
+    def _update(share: float, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _optimizers(network: Network) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of each layer, AdamW for the embedding and the norms."""
+    others = [p for name, p in network.named_parameters() if "proj" not in name]
+    adamw = torch.optim.AdamW(others, lr=_ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    muons = [
+        torch.optim.Muon(
+            [p for p in layer.parameters() if p.ndim == 2],
+            lr=_MUON_RATE,
+            weight_decay=_WEIGHT_DECAY,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        for layer in network.layers
+    ]
+    return [*muons, adamw]
 
 
 def _progress() -> Progress:
