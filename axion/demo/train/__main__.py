@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from axion.demo import MODEL_DIR, evaluate
 from axion.demo.train.card import write_card
-from axion.demo.train.loop import train
+from axion.demo.train.loop import CORES, train
 
 STEPS = 2200
 SEED = 1
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--show-failures", action="store_true", help="print the wrong answers")
     arguments = parser.parse_args()
 
+    torch.set_num_threads(CORES)
     training = None
     if not arguments.eval_only:
         training = train(arguments.out, arguments.steps, arguments.minutes, arguments.seed)

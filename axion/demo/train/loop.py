@@ -40,7 +40,6 @@ def train(folder: Path, steps: int, minutes: float | None, seed: int) -> Trainin
         minutes: If given, the number of steps is chosen to take about this long instead.
         seed: The same seed gives the same data, the same initial weights and the same schedule.
     """
-    torch.set_num_threads(1)  # the trainer's threads are one for each core
     torch.manual_seed(seed)
     config = NetworkConfig()
     tokenizer = train_tokenizer(seed, config.vocab_size)
