@@ -51,6 +51,7 @@ class Tokenizer:
         self._added_token_ids = added.keys()
         self._token_to_bytes, self.strips_leading_space = _byte_rule(tokenizer)
         self._bytes: dict[int, bytes] = {}
+        self._most_chars = _most_chars_of_a_token(tokenizer)
 
     @property
     def bos_token(self) -> str | None:
@@ -71,7 +72,10 @@ class Tokenizer:
             InvalidRequestError: the text is not Unicode: it has an unpaired surrogate.
         """
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
         except TypeError:  # the library's word for what UTF-8 cannot hold
             raise InvalidRequestError(
                 "The text has an unpaired surrogate (such as \\ud800), which is not a character."
@@ -82,6 +86,10 @@ class Tokenizer:
     def encode_chat(self, rendered: str) -> list[int]:
         """Token ids of a rendered chat template, which has written every special token itself."""
         return self.encode(rendered, add_special_tokens=False)
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound of a text's number of tokens, without encoding it."""
+        return -(-len(text) // self._most_chars) if self._most_chars else 0
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; ids that are not in the vocabulary have none."""
@@ -212,14 +220,49 @@ def _byte_rule(tokenizer: tokenizers.Tokenizer) -> tuple[TokenToBytes, bool]:
 
 
 def _components(component: Any) -> list[dict[str, Any]]:
-    """The steps of a decoder or pre-tokenizer, as `tokenizer.json` writes them."""
+    """The steps of a decoder, normalizer or pre-tokenizer, as `tokenizer.json` writes them."""
     if component is None:
         return []
     state = json.loads(component.__getstate__())
     if state["type"] != "Sequence":
         return [state]
-    steps: list[dict[str, Any]] = state.get("decoders") or state.get("pretokenizers") or []
+    steps: list[dict[str, Any]] = next(
+        state[name] for name in ("decoders", "normalizers", "pretokenizers") if name in state
+    )
     return steps
+
+
+def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
+    """How many characters of a text one token can stand for at most; 0 if there is no bound.
+
+    There is one where no step drops or merges characters on the way to the tokens, and every
+    byte has a token, so that nothing ends in an unknown one.
+    """
+    shrinks = 1
+    for step in _components(tokenizer.normalizer):
+        if step["type"] == "NFC":
+            shrinks *= 4  # the longest canonical decomposition (UAX 15) has four characters
+        elif step["type"] == "Replace":
+            pattern = step["pattern"].get("String")
+            if pattern is None or len(pattern) > len(step["content"]):
+                return 0
+        elif step["type"] != "Prepend":
+            return 0
+    steps = {step["type"]: step for step in _components(tokenizer.pre_tokenizer)}
+    if not steps.keys() <= {"ByteLevel", "Digits", "Metaspace", "Split"}:
+        return 0
+    if steps.get("Split", {}).get("behavior") == "Removed":
+        return 0
+    if any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values()):
+        return 0
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if "ByteLevel" in steps:
+        byte_tokens = _BYTE_ALPHABET.keys()
+    elif getattr(tokenizer.model, "byte_fallback", False):
+        byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+    else:
+        return 0
+    return shrinks * max(map(len, vocabulary)) if byte_tokens <= vocabulary.keys() else 0
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -9,15 +9,19 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import pytest
 import pytest_asyncio
 
+from axion.backends import worker
+from axion.backends.process import ManagedProcess
 from axion.backends.worker import WorkerEngine, spawn_engine
 from axion.errors import EngineUnavailableError, InternalError, ModelLoadError
 from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
@@ -171,3 +175,163 @@ async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
         assert psutil.pid_exists(pid)
         parent.kill()
         await until(lambda: not psutil.pid_exists(pid), timeout_s=10)
+
+
+# An engine without a model: it starts in a moment and does what a test's script says.
+FAKE_ENGINE = """
+import os, sys, time
+import zmq
+from axion.engine.messages import *
+from axion.types import EngineInfo, EngineStats
+
+socket = zmq.Context().socket(zmq.PAIR)
+socket.connect(sys.argv[1])
+start = decode_to_engine(socket.recv())
+
+def ready():
+    info = EngineInfo(
+        architecture="Fake", device="cpu", dtype="float32", vocab_size=10, max_model_len=10,
+        num_blocks=1, block_size=1, num_parameters=0, weight_bytes=0, kv_cache_bytes=0,
+        eos_token_ids=())
+    socket.send(encode(EngineReady(info)))
+"""
+SERVE = "ready()\nwhile not isinstance(decode_to_engine(socket.recv()), Shutdown): pass\n"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Decides what engine processes do from now on."""
+    path = tmp_path / "engine.py"
+    spawn = ManagedProcess.spawn
+
+    async def spawn_fake(command: list[str], **options: Any) -> ManagedProcess:
+        return await spawn([sys.executable, str(path), *command[3:]], **options)
+
+    monkeypatch.setattr(worker.ManagedProcess, "spawn", spawn_fake)
+    monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 0.05)
+
+    def write(body: str) -> None:
+        path.write_text(FAKE_ENGINE + body)
+
+    write(SERVE)
+    return write
+
+
+async def test_whatever_breaks_the_supervision_of_a_start_is_raised(config: EngineConfig, script):
+    script("socket.send(encode(LoadProgress(1, 2)))\n" + SERVE)
+
+    def break_off(done: int, total: int) -> None:
+        raise BrokenPipeError
+
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokenPipeError):
+            await spawn_engine(config, break_off)
+
+
+async def test_a_message_that_cannot_be_read_restarts_the_engine(config: EngineConfig, script):
+    script("ready()\nsocket.recv()\nsocket.send(b'?')\ntime.sleep(600)\n")
+    engine = await spawn_engine(config)
+    try:
+        script(SERVE)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineUnavailableError):
+                await collect(engine, "a", [1], SHORT)
+        await until(lambda: engine.health().restarts == 1)
+        await until(lambda: engine.health().state is BackendState.READY)
+    finally:
+        await engine.stop(0)
+
+
+async def test_restarting_goes_on_until_the_engine_can_be_started(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    engine = await spawn_engine(config)
+    try:
+        script("socket.send(encode(EngineFailed('no memory')))\n")
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: engine.health().restarts == 2)
+        assert engine.health().state is BackendState.DOWN
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.tempfile, "mkdtemp", lambda **_: open("/no/such/file"))
+            restarts = engine.health().restarts
+            await until(lambda: engine.health().restarts > restarts + 1)
+        script(SERVE)
+        await until(lambda: engine.health().state is BackendState.READY)
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.parametrize("moment", ["pause", "load"])
+async def test_stop_during_a_restart_ends_it(
+    config: EngineConfig, script, moment: str, monkeypatch: pytest.MonkeyPatch
+):
+    if moment == "pause":
+        monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 600)
+    engine = await spawn_engine(config)
+    script("time.sleep(0.5)\n" + SERVE)
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine.health().state is BackendState.DOWN)
+    if moment == "load":
+        await until(lambda: engine.pid is not None)
+    started = time.monotonic()
+    await engine.stop(0)
+    assert time.monotonic() - started < 4
+    assert engine.health().state is BackendState.STOPPED
+    assert engine.pid is None
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        await collect(engine, "late", [1], SHORT)
+
+
+async def test_streams_end_when_the_engine_dies_while_it_is_drained(config: EngineConfig, script):
+    engine = await spawn_engine(config)
+    stream = asyncio.create_task(collect(engine, "a", [1], SHORT))
+    await until(lambda: not engine._idle.is_set())
+    stopping = asyncio.create_task(engine.stop(60))
+    await until(lambda: engine.health().state is BackendState.STOPPED)
+    os.kill(engine.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineUnavailableError):
+            await stream
+        await stopping
+
+
+async def test_restarts_leave_nothing_behind(config: EngineConfig, script, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = await spawn_engine(config)
+    try:
+        num_fds = psutil.Process().num_fds()
+        for n in range(1, 6):
+            os.kill(engine.pid, signal.SIGKILL)
+            await until(lambda n=n: engine.health().restarts == n)
+            await until(lambda: engine.health().state is BackendState.READY)
+        assert psutil.Process().num_fds() == num_fds
+        assert len(list(tmp_path.glob("axion-*"))) == 1
+    finally:
+        await engine.stop(0)
+    assert not list(tmp_path.glob("axion-*"))
+
+
+async def test_a_start_that_is_cancelled_twice_leaves_nothing_behind(
+    config: EngineConfig, script, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    marker = tmp_path / "pid"
+    script(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(marker)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    starting = asyncio.create_task(spawn_engine(config))
+    await until(lambda: marker.exists() and marker.read_text() != "")
+    starting.cancel()
+    await asyncio.wait((starting,), timeout=0.2)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await until(lambda: not psutil.pid_exists(int(marker.read_text())), timeout_s=3)
+    await until(lambda: not list(tmp_path.glob("axion-*")), timeout_s=3)
+
+
+async def test_a_worker_that_is_killed_while_it_loads_says_so(config: EngineConfig, script):
+    script("os.kill(os.getpid(), 9)\n")
+    with pytest.raises(ModelLoadError, match="memory"):
+        await spawn_engine(config)
