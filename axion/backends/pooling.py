@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -29,18 +29,20 @@ from axion.pooling.messages import (
     LoadFailed,
     Output,
     Pooled,
-    PoolingConfig,
-    PoolingInfo,
-    PoolingKind,
     PoolingReady,
-    PoolingStats,
     Refused,
     RerankRequest,
     StepOutputs,
     decode_from_pooling,
 )
 from axion.settings import Settings, is_folder, named_models
-from axion.types import BackendState
+from axion.types import (
+    PoolingConfig,
+    PoolingHealth,
+    PoolingInfo,
+    PoolingKind,
+    PoolingStats,
+)
 
 logger = logging.getLogger("axion.pooling")
 
@@ -50,24 +52,6 @@ _RETRY_AFTER_S = 5.0
 _MAX_ECHO = 100
 _ENDPOINTS = {PoolingKind.EMBEDDING: "/v1/embeddings", PoolingKind.RERANK: "/v1/rerank"}
 _NOUNS = {PoolingKind.EMBEDDING: "an embedding model", PoolingKind.RERANK: "a rerank model"}
-
-
-class PoolingHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: whether it answers, what it is and what it has done.
-
-    Attributes:
-        state: None while nobody has asked for the model.
-        num_requests: requests in it.
-    """
-
-    name: str
-    kind: PoolingKind
-    state: BackendState | None = None
-    detail: str = ""
-    num_requests: int = 0
-    restarts: int = 0
-    info: PoolingInfo | None = None
-    stats: PoolingStats | None = None
 
 
 class PoolingWorker(Worker[Output]):
@@ -186,7 +170,7 @@ class PoolingBackend:
     async def embed(
         self,
         model: str | None,
-        inputs: list[str | list[int]],
+        inputs: Sequence[str | list[int]],
         *,
         truncate_to: int | None = None,
         dimensions: int | None = None,
@@ -202,7 +186,7 @@ class PoolingBackend:
             ModelNotFoundError: there is no such model.
             EngineUnavailableError: it cannot be had now.
         """
-        request = EmbedRequest(uuid.uuid4().hex, inputs, truncate_to, dimensions)
+        request = EmbedRequest(uuid.uuid4().hex, list(inputs), truncate_to, dimensions)
         return await self._run(PoolingKind.EMBEDDING, model, request)
 
     async def rerank(
@@ -213,17 +197,19 @@ class PoolingBackend:
         *,
         truncate_to: int | None = None,
         max_document_tokens: int | None = None,
+        param: str = "documents",
     ) -> tuple[str, Pooled]:
         """Score pairs; the model's name, and one raw score (a logit) for each document.
 
         Args:
             queries: as many as documents, or one for all of them.
+            param: the field that the documents come from.
 
         Raises:
             The same as `embed`.
         """
         request = RerankRequest(
-            uuid.uuid4().hex, queries, documents, truncate_to, max_document_tokens
+            uuid.uuid4().hex, queries, documents, truncate_to, max_document_tokens, param
         )
         return await self._run(PoolingKind.RERANK, model, request)
 

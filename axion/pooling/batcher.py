@@ -6,9 +6,9 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# A batch costs about as much as this many tokens, on top of its own tokens. A text joins a batch
-# only where the padding that this takes costs less than a batch of its own.
-BATCH_COST_TOKENS = 64
+# A batch takes about as long as this many tokens more than it has (`benchmarks/embeddings.py`
+# measures it). A text joins a batch only where the padding that this takes costs less than that.
+BATCH_COST_TOKENS = 32
 
 Item = tuple[str, int]
 

@@ -8,7 +8,7 @@ import msgspec
 from fastembed import TextEmbedding
 from fastembed.rerank.cross_encoder import TextCrossEncoder
 
-from axion.pooling.messages import PoolingKind
+from axion.types import PoolingKind
 
 
 def main() -> None:

@@ -13,17 +13,9 @@ from numpy.typing import NDArray
 
 from axion.errors import InvalidRequestError
 from axion.pooling.batcher import Batcher
-from axion.pooling.messages import (
-    BATCH_SIZE_BUCKETS,
-    EmbedRequest,
-    Failed,
-    Output,
-    Pooled,
-    PoolingStats,
-    Refused,
-    RerankRequest,
-)
+from axion.pooling.messages import EmbedRequest, Failed, Output, Pooled, Refused, RerankRequest
 from axion.pooling.model import PoolingModel, Tokens
+from axion.types import BATCH_SIZE_BUCKETS, PoolingStats
 
 logger = logging.getLogger("axion.pooling")
 

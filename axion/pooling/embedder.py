@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from axion.errors import ModelNotFoundError
 from axion.pooling.files import onnx_file, pooling_type, snapshot
-from axion.pooling.messages import EmbedRequest, PoolingConfig
+from axion.pooling.messages import EmbedRequest
 from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options
+from axion.types import PoolingConfig
 
 
 class Embedder:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from axion.errors import ContextLengthExceededError, InvalidRequestError
-from axion.pooling.messages import MODEL_LIMIT, PoolingConfig
+from axion.pooling.messages import MODEL_LIMIT
+from axion.types import PoolingConfig
 
 # What a local model is called within fastembed, whatever its clients call it.
 LOCAL = "axion/local"

@@ -25,9 +25,6 @@ from axion.pooling.messages import (
     Load,
     LoadFailed,
     Output,
-    PoolingConfig,
-    PoolingInfo,
-    PoolingKind,
     PoolingReady,
     RerankRequest,
     StepOutputs,
@@ -35,6 +32,7 @@ from axion.pooling.messages import (
     encode,
 )
 from axion.pooling.reranker import Reranker
+from axion.types import PoolingConfig, PoolingInfo, PoolingKind
 
 logger = logging.getLogger("axion.pooling")
 
@@ -86,12 +84,15 @@ class PoolingProcess:
 
 def _load_failed(config: PoolingConfig, error: Exception) -> LoadFailed:
     """What a client may know of it; a folder's path is not among that, and the log has it all."""
-    logger.error("%s cannot be loaded", config.name, exc_info=error)
+    refused = f"The model {config.name} cannot be loaded"
     if config.is_folder or not isinstance(error, AxionError):
-        return LoadFailed(
-            f"The model {config.name} cannot be loaded; the server's log says why.", False
-        )
-    return LoadFailed(error.message, isinstance(error, ModelNotFoundError))
+        logger.error("%s cannot be loaded", config.name, exc_info=error)
+        return LoadFailed(f"{refused}; the server's log says why.", False)
+    logger.error("%s cannot be loaded. %s", config.name, error.message)
+    return LoadFailed(
+        f"{refused}. {error.message} Folders are named in EMBEDDING_MODEL and RERANK_MODEL.",
+        isinstance(error, ModelNotFoundError),
+    )
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from axion.errors import ModelNotFoundError
 from axion.pooling.files import onnx_file, snapshot
-from axion.pooling.messages import PoolingConfig, RerankRequest
+from axion.pooling.messages import RerankRequest
 from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options
+from axion.types import PoolingConfig
 
 
 class Reranker:
@@ -51,7 +52,7 @@ class Reranker:
         if len(queries) == 1:
             queries = queries * len(documents)
         pairs = list(zip(queries, documents, strict=True))
-        return self._tokenizer.encode(pairs, request.truncate_to, "documents")
+        return self._tokenizer.encode(pairs, request.truncate_to, request.param)
 
     def compute(self, batch: list[Tokens]) -> NDArray[np.float32]:
         scores = self._model.rerank_pairs(batch, batch_size=len(batch))
