@@ -295,9 +295,7 @@ async def test_streams_end_when_the_engine_dies_while_it_is_drained(config: Engi
         await stopping
 
 
-async def test_restarts_leave_nothing_behind(
-    config: EngineConfig, script, tmp_path: Path, monkeypatch
-):
+async def test_restarts_leave_nothing_behind(config: EngineConfig, script, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     engine = await spawn_engine(config)
     try:

@@ -79,7 +79,7 @@ def test_an_empty_or_malformed_prompt_is_a_400(prompt: Any, param: str):
         ({"best_of": 2}, "best_of"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
-        ({"echo": True, "logprobs": 0}, "echo"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"prompt": ["a"] * 2, "n": 65}, "n"),
