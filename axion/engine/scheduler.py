@@ -122,10 +122,11 @@ class Scheduler:
                 break
             del self.waiting[0]
             self.running.append(sequence)
-            sequence.status = SequenceStatus.RUNNING
-            if sequence.num_output_tokens == 0:
+            # What a preempted sequence finds again in the cache it had computed itself.
+            if sequence.status is SequenceStatus.WAITING:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
                 self.num_cached_tokens += sequence.num_cached_tokens
+            sequence.status = SequenceStatus.RUNNING
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
             scheduled.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
@@ -202,7 +203,7 @@ class Scheduler:
         position = self.running.index(sequence)
         del self.running[position]
         self.block_manager.free(sequence)
-        sequence.status = SequenceStatus.WAITING
+        sequence.status = SequenceStatus.PREEMPTED
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
         return position
