@@ -173,14 +173,6 @@ def test_what_has_no_effect_on_the_answer_is_accepted():
     )
 
 
-def test_every_field_of_openai_is_known():
-    from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
-
-    assert CompletionCreateParamsStreaming.__annotations__.keys() <= (
-        ChatCompletionRequest.model_fields.keys()
-    )
-
-
 def test_an_answer_of_ours_can_be_sent_back():
     for content, calls in (("Hi.", None), (None, [CALL])):
         message = openai.types.chat.ChatCompletionMessage.model_validate(

@@ -95,14 +95,6 @@ def test_best_of_may_be_n():
     assert parse(best_of=1).num_choices == 1
 
 
-def test_every_field_of_openai_is_known():
-    from openai.types.completion_create_params import CompletionCreateParamsStreaming
-
-    assert CompletionCreateParamsStreaming.__annotations__.keys() <= (
-        CompletionRequest.model_fields.keys()
-    )
-
-
 SHARED: dict[str, Any] = {
     "id": "cmpl-1",
     "object": "text_completion",
