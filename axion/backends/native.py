@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
 from axion.backends.base import ModelConfig, PreparedChat
@@ -63,19 +64,24 @@ from axion.types import (
 
 # Shorter texts are encoded in less time than a thread takes to be asked.
 _LONG_TEXT = 4096
-# What the cache's key leaves out of a chat request: what the prompt's tokens and the sampling
-# parameters hold already, and what has no effect on the answer.
-_NOT_IN_KEY = {
+# Fields of a chat request without an effect on the answer.
+_NO_EFFECT = {
+    *("stream", "stream_options", "priority", "user", "metadata", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "modalities"),
+}
+# What the cache's key leaves out: those, and what the prompt's tokens and the sampling parameters
+# hold already.
+_NOT_IN_KEY = _NO_EFFECT | {
     *("model", "messages", "chat_template_kwargs", "add_generation_prompt"),
     *("continue_final_message", "max_tokens", "max_completion_tokens", "min_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
-    *("stream", "stream_options", "priority", "user", "metadata", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "modalities"),
 }
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
+# Requests whose key is remembered, so that a cached answer needs no template and no tokenizer.
+_MAX_KEYS = 4096
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
 _LOWEST_LOGPROB = -9999.0
 
@@ -101,6 +107,7 @@ class NativeBackend:
     def __init__(self, engine_factory: EngineFactory) -> None:
         self._engine_factory = engine_factory
         self._model: _Model | None = None
+        self._keys: LRUCache[bytes, tuple[bytes, bool]] = LRUCache(_MAX_KEYS)
 
     async def start(self, model: ModelConfig) -> None:
         """Find the model's files, load what the API process needs of them, start the engine.
@@ -135,12 +142,16 @@ class NativeBackend:
 
     async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
         model = self._loaded()
+        # As it came: the order of keys in a tool is part of the prompt.
+        digest = hashlib.blake2b(request.model_dump_json(exclude=_NO_EFFECT).encode()).digest()
+        known = self._keys.get(digest)
+        if known is not None:
+            return PreparedChat(*known, partial(_chat, model, request))
         prompt = await _prepare_chat(model, request)
-        return PreparedChat(
-            _cache_key(model, request, prompt),
-            prompt.params.is_deterministic,
-            partial(_chat, model, request, prompt=prompt),
-        )
+        known = _cache_key(model, request, prompt), prompt.params.is_deterministic
+        if not _reads_clock(model, request):
+            self._keys[digest] = known
+        return PreparedChat(*known, partial(_chat, model, request, prompt=prompt))
 
     def chat(
         self, request: ChatCompletionRequest, request_id: str
@@ -235,6 +246,12 @@ def _cache_key(model: _Model, request: ChatCompletionRequest, prompt: _Prompt) -
         request.model_dump(exclude_none=True, exclude=_NOT_IN_KEY),
     )
     return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic")).digest()
+
+
+def _reads_clock(model: _Model, request: ChatCompletionRequest) -> bool:
+    """Whether the same messages may be another prompt tomorrow."""
+    template = model.chat_template
+    return template is None or "strftime_now" in template.source(with_tools=request.uses_tools)
 
 
 async def _chat(

@@ -90,6 +90,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": save_model(root / "plain", PLAIN_TEMPLATE),
         "tools": save_model(root / "tools", TOOL_TEMPLATE),
         "special": save_model(root / "special", TOOL_TEMPLATE, ("<tool_call>", "</tool_call>")),
+        "dated": save_model(root / "dated", "{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE),
         "none": save_model(root / "none", None, temperature=0.25, top_k=7),
     }
 
@@ -510,6 +511,24 @@ def test_every_field_of_a_chat_request_is_in_the_key_or_left_out_for_a_reason():
     template = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
     assert left_out - template == {"model", "messages", "stream_options", "prompt_cache_retention"}
     assert set(ChatCompletionRequest.model_fields) >= native._NOT_IN_KEY
+
+
+async def test_the_key_of_a_request_is_remembered_and_it_can_still_run(start: Start, monkeypatch):
+    backend = await start(EchoEngine())
+    first = await backend.prepare_chat(chat_request("abc", user="a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_chat_prompt", None)
+        second = await backend.prepare_chat(chat_request("abc", user="b"))
+    assert (first.cache_key, first.is_deterministic) == (second.cache_key, second.is_deterministic)
+    answer = await collect_chat(second.run("r"))
+    assert answer.choices[0].message.content == "abc"
+
+
+async def test_a_template_that_shows_the_date_is_rendered_every_time(start: Start):
+    backend = await start(EchoEngine(), "dated")
+    for _ in range(2):
+        await backend.prepare_chat(chat_request("abc"))
+    assert not backend._keys
 
 
 async def test_a_prepared_chat_is_not_tokenised_twice(start: Start, monkeypatch):
