@@ -326,8 +326,9 @@ class WorkerEngine(Worker[SequenceOutput]):
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
-        message = AddRequest(request_id, prompt_token_ids, params, cache_salt)
+        message = AddRequest(request_id, prompt_token_ids, params, cache_salt, priority)
         with self.request(request_id, message) as outputs:
             while not outputs.finished:
                 output = await outputs.next()

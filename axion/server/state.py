@@ -14,6 +14,7 @@ from axion.backends.pooling import PoolingBackend
 from axion.errors import EngineUnavailableError, QueueFullError
 from axion.observability.metrics import Metrics
 from axion.router.registry import ModelRegistry
+from axion.server.response_cache import ResponseCache
 from axion.settings import Settings
 
 
@@ -35,10 +36,19 @@ class ServerState:
     started: float = field(default_factory=time.monotonic)
     pooling: PoolingBackend = field(init=False)
     metrics: Metrics = field(init=False)
+    cache: ResponseCache = field(init=False)
 
     def __post_init__(self) -> None:
         self.pooling = PoolingBackend(self.settings)
-        self.metrics = Metrics(num_in_flight=lambda: self.num_in_flight)
+        settings = self.settings
+        self.cache = ResponseCache(
+            settings.cache_capacity, settings.cache_max_bytes, settings.cache_policy
+        )
+        self.metrics = Metrics(
+            num_in_flight=lambda: self.num_in_flight,
+            num_cached=lambda: len(self.cache),
+            num_cached_bytes=lambda: self.cache.num_bytes,
+        )
 
     async def stop(self, drain_s: float) -> None:
         """Stop all models; `drain_s` seconds for their running requests."""
