@@ -28,6 +28,7 @@ format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
+	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/server_overhead.py
