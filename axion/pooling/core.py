@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from axion.errors import InvalidRequestError
 from axion.pooling.batcher import Batcher
 from axion.pooling.messages import EmbedRequest, Failed, Output, Pooled, Refused, RerankRequest
-from axion.pooling.model import PoolingModel, Tokens
+from axion.pooling.model import PoolingModel, Tokens, scaled_to_length_1
 from axion.types import BATCH_SIZE_BUCKETS, PoolingStats
 
 logger = logging.getLogger("axion.pooling")
@@ -147,9 +147,7 @@ class PoolingCore:
 def _result(request_id: str, job: _Job) -> Pooled:
     vectors = job.vectors
     if job.dimensions is not None:
-        vectors = vectors[:, : job.dimensions]
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+        vectors = scaled_to_length_1(vectors[:, : job.dimensions])
     return Pooled(
         request_id,
         np.ascontiguousarray(vectors, "<f4").tobytes(),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from axion.errors import ModelNotFoundError
 from axion.pooling.files import onnx_file, pooling_type, snapshot
 from axion.pooling.messages import EmbedRequest
-from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options
+from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options, scaled_to_length_1
 from axion.types import PoolingConfig
 
 
@@ -59,7 +59,8 @@ class Embedder:
 
     def compute(self, batch: list[Tokens]) -> NDArray[np.float32]:
         vectors = np.stack(list(self._model.embed(batch, batch_size=len(batch))))
-        return vectors.astype(np.float32, copy=False)
+        # Some of fastembed's models do not do it.
+        return scaled_to_length_1(vectors.astype(np.float32, copy=False))
 
 
 def _register(folder: Path) -> None:

@@ -18,12 +18,25 @@ from axion.types import PoolingConfig
 # What a local model is called within fastembed, whatever its clients call it.
 LOCAL = "axion/local"
 
+# A text with more characters than this for each token that the model takes is too long, whatever
+# its tokens are: encoding megabytes takes seconds, and gigabytes of memory.
+MAX_CHARS_PER_TOKEN = 100
+# Encoded at once; an encoding takes many times the memory of its tokens.
+_NUM_ENCODED = 64
 
-class Tokens(msgspec.Struct, frozen=True, array_like=True):
-    """One text, or one pair of texts: equally long lists of token ids and segment numbers."""
+_SHORTEN = "Shorten it, or let it be cut with truncate_prompt_tokens: -1."
 
-    ids: list[int]
-    type_ids: list[int]
+
+class Tokens(msgspec.Struct, frozen=True):
+    """One text, or one pair of texts: `[num_tokens]` token ids, and as many segment numbers."""
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, ids: list[int], type_ids: list[int] | None = None) -> Tokens:
+        numbers = np.zeros(len(ids), np.int32) if type_ids is None else np.array(type_ids, np.int32)
+        return cls(np.array(ids, np.int32), numbers)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,9 +69,9 @@ class PoolingModel(Protocol):
 class _Padded(msgspec.Struct):
     """One row of a batch, with the attributes that fastembed reads of an encoding."""
 
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
+    ids: NDArray[Any]
+    type_ids: NDArray[Any]
+    attention_mask: NDArray[Any]
 
 
 class BatchTokenizer:
@@ -89,7 +102,7 @@ class BatchTokenizer:
         return tokenizer
 
     def encode(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], truncate_to: int | None, param: str
+        self, texts: Sequence[str | tuple[str, str]], truncate_to: int | None, param: str
     ) -> list[Tokens]:
         """Texts or pairs of texts.
 
@@ -107,12 +120,21 @@ class BatchTokenizer:
             is_pair = not isinstance(texts[0], str)
             limit = self._limit(truncate_to, self._tokenizer.num_special_tokens_to_add(is_pair))
             self._tokenizer.enable_truncation(limit, direction=self._direction)
-        encodings: list[Encoding] = self._tokenizer.encode_batch(
-            list(texts), add_special_tokens=self._add_special_tokens
-        )
-        tokens = [Tokens(encoding.ids, encoding.type_ids) for encoding in encodings]
-        self._check(tokens, param)
-        return tokens
+        names = [param] if len(texts) == 1 else [f"{param}[{i}]" for i in range(len(texts))]
+        encoded: list[Tokens] = []
+        for start in range(0, len(texts), _NUM_ENCODED):
+            part = slice(start, start + _NUM_ENCODED)
+            encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
+                [
+                    self._bounded(text, truncate_to, name)
+                    for text, name in zip(texts[part], names[part], strict=True)
+                ],
+                add_special_tokens=self._add_special_tokens,
+            )
+            for encoding, name in zip(encodings, names[part], strict=True):
+                self._check(len(encoding), name)
+                encoded.append(Tokens.of(encoding.ids, encoding.type_ids))
+        return encoded
 
     def wrap(self, token_ids: list[int], truncate_to: int | None, param: str) -> Tokens:
         """Token ids of a client, with the special tokens around them where they lack these.
@@ -137,13 +159,13 @@ class BatchTokenizer:
             room = self._limit(truncate_to, num_special) - num_special
             inner = inner[-room:] if self._direction == "left" else inner[:room]
         ids = [*prefix, *inner, *suffix]
-        tokens = Tokens(ids, [0] * len(ids))
-        self._check([tokens], param)
-        return tokens
+        self._check(len(ids), param)
+        return Tokens.of(ids)
 
     def cut(self, text: str, max_tokens: int) -> str:
         """The beginning of a text that its first `max_tokens` tokens stand for."""
         self._tokenizer.no_truncation()
+        text = text[: max_tokens * MAX_CHARS_PER_TOKEN]
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = encoding.offsets
         return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
@@ -153,8 +175,8 @@ class BatchTokenizer:
         padding = self._padding
         if padding is None:
             return [
-                _Padded(np.array(t.ids), np.array(t.type_ids), np.ones(len(t), np.int64))
-                for t in batch
+                _Padded(tokens.ids, tokens.type_ids, np.ones(len(tokens), np.int32))
+                for tokens in batch
             ]
         width = padding["length"] or max(map(len, batch))
         if multiple := padding["pad_to_multiple_of"]:
@@ -198,18 +220,47 @@ class BatchTokenizer:
             )
         return min(truncate_to, self.max_length)
 
-    def _check(self, texts: list[Tokens], param: str) -> None:
-        for index, tokens in enumerate(texts):
-            if len(tokens) > self.max_length:
-                name = f"{param}[{index}]" if len(texts) > 1 else param
-                raise ContextLengthExceededError(
-                    f"{name} has {len(tokens)} tokens, and this model takes {self.max_length}. "
-                    "Shorten it, or let it be cut with truncate_prompt_tokens: -1.",
-                    param=name,
-                )
+    def _bounded(
+        self, text: str | tuple[str, str], truncate_to: int | None, name: str
+    ) -> str | tuple[str, str]:
+        """The text, cut where it is longer than any that fits, or refused."""
+        if isinstance(text, tuple):
+            one, two = (self._bounded(part, truncate_to, name) for part in text)
+            assert isinstance(one, str)
+            assert isinstance(two, str)
+            return one, two
+        limit = self.max_length * MAX_CHARS_PER_TOKEN
+        if len(text) <= limit:
+            return text
+        if truncate_to is None:
+            raise ContextLengthExceededError(
+                f"{name} has {len(text)} characters, and this model takes {self.max_length} "
+                f"tokens. {_SHORTEN}",
+                param=name,
+            )
+        return text[-limit:] if self._direction == "left" else text[:limit]
+
+    def _check(self, num_tokens: int, name: str) -> None:
+        if num_tokens > self.max_length:
+            raise ContextLengthExceededError(
+                f"{name} has {num_tokens} tokens, and this model takes {self.max_length}. "
+                f"{_SHORTEN}",
+                param=name,
+            )
+
+
+def scaled_to_length_1(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`[num_texts, dim]`; a vector of zeros stays one."""
+    norms: Any = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    return scaled
 
 
 def load_options(config: PoolingConfig) -> dict[str, Any]:
-    """What fastembed's models are loaded with: threads and device."""
-    cuda = Device.CPU if config.device == "cpu" else Device.AUTO
-    return {"threads": config.num_threads, "cuda": cuda}
+    """What fastembed's models are loaded with; CUDA where onnxruntime was installed with it."""
+    _, _, index = config.device.partition(":")
+    return {
+        "threads": config.num_threads,
+        "cuda": Device.CPU if config.device == "cpu" else Device.AUTO,
+        "device_ids": [int(index)] if index else None,
+    }

@@ -47,6 +47,8 @@ class Reranker:
 
     def tokenize(self, request: RerankRequest) -> list[Tokens]:
         documents, queries = request.documents, request.queries
+        if request.truncate_to is not None:  # a long query is not encoded with each document
+            queries = [self._tokenizer.cut(query, self.max_length) for query in queries]
         if (limit := request.max_document_tokens) is not None:
             documents = [self._tokenizer.cut(document, limit) for document in documents]
         if len(queries) == 1:

@@ -27,9 +27,7 @@ class CountingModel:
             raise InvalidRequestError("too long", param="input", code="context_length_exceeded")
         if "broken" in request.inputs:
             raise RuntimeError("the tokenizer broke")
-        return [
-            Tokens([ord(letter) for letter in text], [0] * len(text)) for text in request.inputs
-        ]
+        return [Tokens.of(list(map(ord, text))) for text in request.inputs]
 
     def compute(self, batch: list[Tokens]) -> NDArray[np.float32]:
         texts = ["".join(map(chr, tokens.ids)) for tokens in batch]

@@ -113,7 +113,7 @@ class TestEmbedder:
     def test_special_tokens_alone_are_a_text(self, embedder: Embedder):
         assert_equal(embed(embedder, [[101, 102]]), embed(embedder, [""]))
         (tokens,) = embedder.tokenize(EmbedRequest("r", [[101]]))
-        assert tokens.ids == [101, 101, 102]
+        assert tokens.ids.tolist() == [101, 101, 102]
 
     def test_a_token_outside_the_vocabulary_is_refused(self, embedder: Embedder):
         with pytest.raises(InvalidRequestError, match=r"30522.*30521") as error:
@@ -131,6 +131,14 @@ class TestEmbedder:
             embedder.tokenize(EmbedRequest("r", ["short", LONG]))
         assert error.value.param == "input[1]"
 
+    def test_megabytes_are_not_encoded(self, embedder: Embedder):
+        text = "word " * 2**20
+        with pytest.raises(ContextLengthExceededError, match=r"5242880 characters.* 512 tokens"):
+            embedder.tokenize(EmbedRequest("r", [text]))
+        (tokens,) = embedder.tokenize(EmbedRequest("r", [text], truncate_to=MODEL_LIMIT))
+        assert len(tokens) == 512
+        assert_equal(embedder.compute([tokens]), embed(embedder, ["word " * 510]))
+
     def test_cut_to_the_model_it_is_what_fastembed_makes_of_it(
         self, embedder: Embedder, direct_embedder: TextEmbedding
     ):
@@ -140,7 +148,7 @@ class TestEmbedder:
     @pytest.mark.parametrize("text", ["a b c d e f", [1037, 1038, 1039, 1040, 1041, 1042]])
     def test_cut_to_fewer_tokens(self, embedder: Embedder, text):
         (tokens,) = embedder.tokenize(EmbedRequest("r", [text], truncate_to=5))
-        assert tokens.ids == [101, 1037, 1038, 1039, 102]
+        assert tokens.ids.tolist() == [101, 1037, 1038, 1039, 102]
         (after,) = embedder.tokenize(EmbedRequest("r", [text]))
         assert len(after) == 8, "the next request is not cut"
 
@@ -183,6 +191,14 @@ class TestReranker:
         assert error.value.param == "documents[1]"
         scores = self.scores(reranker, [QUERY], ["x", LONG], truncate_to=MODEL_LIMIT)
         assert_equal(scores, np.array(list(direct_reranker.rerank(QUERY, ["x", LONG]))))
+
+    def test_a_long_query_is_cut_as_fastembed_cuts_it(
+        self, reranker: Reranker, direct_reranker: TextCrossEncoder
+    ):
+        documents = ["x", "word " * 300, LONG]
+        for query in (LONG, "question " * 300):
+            scores = self.scores(reranker, [query], documents, truncate_to=MODEL_LIMIT)
+            assert_equal(scores, np.array(list(direct_reranker.rerank(query, documents))))
 
     def test_documents_are_cut_by_tokens(self, reranker: Reranker):
         cut = self.scores(reranker, [QUERY], ["Köln is old, very old"], max_document_tokens=3)
