@@ -81,10 +81,12 @@ class Settings(BaseSettings):
     batch_timeout_ms: int = Field(
         50,
         ge=0,
-        description="longest that a waiting text is passed over for texts that fill a batch better,"
-        " in milliseconds",
+        description="longest that a request for embeddings is passed over for better batches, in"
+        " milliseconds",
     )
-    max_batch_size: int = Field(8, ge=1, description="embedding and rerank batch, in texts")
+    max_batch_size: int = Field(
+        8, ge=1, description="most requests whose texts share an embedding or rerank batch"
+    )
     max_request_bytes: int = Field(
         16 * 2**20, ge=1024, description="largest request body; above it 413, in bytes"
     )

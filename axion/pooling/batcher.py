@@ -35,7 +35,7 @@ class Batcher:
     a request of a thousand texts neither holds the others up nor waits behind them.
 
     Args:
-        max_batch_size: texts in a batch.
+        max_batch_size: requests whose texts share a batch.
         max_batch_tokens: tokens in a batch, padding included. A text that is longer goes alone.
         max_wait_s: in seconds; 0 serves the requests in turn.
     """
@@ -102,19 +102,20 @@ class Batcher:
         return next(iter(self._by_length[length])), length
 
     def _fill(self, first: Item, longest: int) -> list[Item]:
-        batch = [first]
+        batch, requests = [first], {first[0]}
         for length in self._nearest(longest):
             longer = max(longest, length)
             for item in self._by_length[length]:
                 if item == first:
                     continue
                 size = len(batch) + 1
-                if size > self._max_batch_size:
-                    return batch
                 padding = size * longer - (size - 1) * longest - length
                 if padding > BATCH_COST_TOKENS or size * longer > self._max_batch_tokens:
                     break
+                if item[0] not in requests and len(requests) == self._max_batch_size:
+                    break
                 batch.append(item)
+                requests.add(item[0])
                 longest = longer
         return batch
 

@@ -31,9 +31,18 @@ def test_texts_of_many_requests_share_a_batch():
 
 
 def test_batches_are_sorted_by_length():
-    waiting = batcher(size=2)
+    waiting = batcher()
     waiting.add("a", [100, 4, 101, 5], now=0)
     assert drain(waiting) == [[("a", 1), ("a", 3)], [("a", 0), ("a", 2)]]
+
+
+def test_at_most_so_many_requests_share_a_batch():
+    waiting = batcher(size=2)
+    for name in "abc":
+        waiting.add(name, [5, 6, 7], now=0)
+    first, second = drain(waiting)
+    assert sorted(first) == [(name, i) for name in "ab" for i in range(3)]
+    assert second == [("c", 0), ("c", 1), ("c", 2)]
 
 
 def test_a_text_joins_only_where_the_padding_costs_less_than_a_batch():
@@ -55,7 +64,7 @@ def test_a_text_over_the_budget_goes_alone():
 
 
 def test_short_texts_go_first_until_a_request_has_waited_too_long():
-    waiting = batcher(size=1, wait_s=1.0)
+    waiting = batcher(tokens=5, wait_s=1.0)
     waiting.add("long", [500], now=0.0)
     waiting.add("short", [5, 5, 5], now=0.1)
     assert waiting.next_batch(0.9) == [("short", 0)]
@@ -64,7 +73,7 @@ def test_short_texts_go_first_until_a_request_has_waited_too_long():
 
 
 def test_a_large_request_does_not_hold_up_the_others():
-    waiting = batcher(size=4, wait_s=0.0)
+    waiting = batcher(tokens=400, wait_s=0.0)
     waiting.add("large", [50] * 1000, now=0.0)
     waiting.add("small", [400], now=0.0)
     first, second = waiting.next_batch(1.0), waiting.next_batch(2.0)
@@ -84,7 +93,7 @@ def test_a_dropped_request_is_not_computed():
 
 
 def test_a_request_may_leave_between_two_of_its_batches():
-    waiting = batcher(size=1)
+    waiting = batcher(tokens=5)
     waiting.add("a", [5, 5, 5], now=0)
     waiting.next_batch(0)
     assert waiting.drop("a") == 2
@@ -110,7 +119,7 @@ def test_every_text_is_computed_once_and_within_the_bounds(
     )
     for batch in batches:
         lengths = [requests[int(name)][index] for name, index in batch]
-        assert len(batch) <= size
+        assert len({name for name, _ in batch}) <= size
         assert len(batch) == 1 or max(lengths) * len(batch) <= tokens
 
 

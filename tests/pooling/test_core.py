@@ -47,7 +47,7 @@ def model() -> CountingModel:
 
 @pytest.fixture
 def core(model: CountingModel) -> PoolingCore:
-    return PoolingCore(model, Batcher(4, 1000, 0.0), clock=lambda: 0.0)
+    return PoolingCore(model, Batcher(4, 20, 0.0), clock=lambda: 0.0)
 
 
 def run(core: PoolingCore) -> dict[str, Pooled | Refused | Failed]:
@@ -119,14 +119,14 @@ def test_a_batch_that_breaks_fails_its_requests_and_the_next_goes_on(core: Pooli
 
 
 def test_texts_of_a_caller_who_left_are_not_computed(core: PoolingCore, model: CountingModel):
-    core.add(EmbedRequest("left", ["a"] * 9))
+    core.add(EmbedRequest("left", ["a"] * 45))
     core.add(EmbedRequest("stays", ["b"]))
     core.step()
     core.abort(["left", "unknown"])
     answers = run(core)
     assert answers.keys() == {"stays"}
-    assert core.stats.num_dropped == 5
-    assert core.stats.num_texts == sum(map(len, model.batches)) == 5
+    assert core.stats.num_dropped == 25
+    assert core.stats.num_texts == sum(map(len, model.batches)) == 21
 
 
 def test_stats_count_texts_tokens_padding_and_batch_sizes(core: PoolingCore):
