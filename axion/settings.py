@@ -68,10 +68,23 @@ class Settings(BaseSettings):
     cache_policy: Literal["all", "deterministic", "off"] = Field(
         "all", description="which answers are cached; deterministic: temperature 0 or a seed"
     )
-    batch_timeout_ms: int = Field(
-        50, ge=0, description="longest wait to fill an embedding batch, in milliseconds"
+    embedding_model: str = Field(
+        "BAAI/bge-small-en-v1.5",
+        description="fastembed id or ONNX folder, or several with commas; NAME=FOLDER names one",
     )
-    max_batch_size: int = Field(8, ge=1, description="embedding and rerank batch, in requests")
+    rerank_model: str = Field(
+        "BAAI/bge-reranker-base", description="the same for reranking; the first is the default"
+    )
+    max_pooling_models: int = Field(
+        4, ge=1, description="embedding and rerank models loaded at once, in models"
+    )
+    batch_timeout_ms: int = Field(
+        50,
+        ge=0,
+        description="longest that a waiting text is passed over for texts that fill a batch better,"
+        " in milliseconds",
+    )
+    max_batch_size: int = Field(8, ge=1, description="embedding and rerank batch, in texts")
     max_request_bytes: int = Field(
         16 * 2**20, ge=1024, description="largest request body; above it 413, in bytes"
     )
@@ -109,6 +122,12 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return host
 
+    @field_validator("embedding_model", "rerank_model")
+    @classmethod
+    def _models_have_names(cls, models: str) -> str:
+        named_models(models)
+        return models
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -119,6 +138,31 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def named_models(models: str) -> dict[str, str]:
+    """Name and place of each model in `NAME=PLACE,PLACE,...`.
+
+    A folder without a name goes by its last part, another model by its id.
+
+    Raises:
+        ValueError: a name or a model is empty, or a name is given twice.
+    """
+    named: dict[str, str] = {}
+    for entry in models.split(","):
+        name, _, place = (part.strip() for part in entry.rpartition("="))
+        name = name or (Path(place).name if is_folder(place) else place)
+        if not name or not place:
+            raise ValueError("must be models with commas between them, each MODEL or NAME=MODEL")
+        if name in named:
+            raise ValueError(f"names two models {name}")
+        named[name] = place
+    return named
+
+
+def is_folder(model: str) -> bool:
+    """Whether a model's name is the path of a folder: absolute, `./x` or `~/x`."""
+    return model.startswith(("/", "~")) or model.split("/")[0] == "."
 
 
 def config_file() -> Path | None:

@@ -221,3 +221,88 @@ class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
     info: EngineInfo | None = None
     stats: EngineStats | None = None
     restarts: int = 0
+
+
+class PoolingKind(enum.StrEnum):
+    """What a model makes of its input."""
+
+    EMBEDDING = "embedding"
+    RERANK = "rerank"
+
+
+class PoolingConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pooling process needs to know to serve one model.
+
+    Attributes:
+        name: what clients call the model.
+        model: id in fastembed's list, or the path of a folder with an ONNX model.
+        is_folder: `model` is a path.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        max_batch_size: texts (or pairs of texts) in one batch.
+        max_batch_tokens: tokens in one batch, padding included; a longer text goes alone.
+        max_wait_s: longest that a request is passed over for texts that batch better, in seconds.
+        num_threads: CPU threads; None leaves onnxruntime's choice.
+    """
+
+    kind: PoolingKind
+    name: str
+    model: str
+    is_folder: bool = False
+    device: str = "auto"
+    max_batch_size: int = 8
+    max_batch_tokens: int = 2048
+    max_wait_s: float = 0.05
+    num_threads: int | None = None
+
+
+class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pooling model is, told once it is ready.
+
+    Attributes:
+        dim: numbers in one embedding; 1 for a reranker's score.
+        max_length: most tokens of a text, or of a pair together, with the special tokens.
+    """
+
+    dim: int
+    max_length: int
+
+
+# Upper bounds of the histogram of batch sizes, in texts; what is above has a bucket of its own.
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class PoolingStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges and running totals of one pooling process; a pair of texts counts as one text.
+
+    Attributes:
+        num_waiting: texts that wait for a batch.
+        num_dropped: texts that were not computed, because their caller had left.
+        num_padding_tokens: computed beside `num_tokens`, to make the texts of a batch equally long.
+        batch_sizes: number of batches for each of `BATCH_SIZE_BUCKETS`, and above the last.
+    """
+
+    num_waiting: int = 0
+    num_texts: int = 0
+    num_dropped: int = 0
+    num_tokens: int = 0
+    num_padding_tokens: int = 0
+    num_batches: int = 0
+    batch_sizes: tuple[int, ...] = (0,) * (len(BATCH_SIZE_BUCKETS) + 1)
+
+
+class PoolingHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """One model: whether it answers, what it is and what it has done.
+
+    Attributes:
+        state: None while nobody has asked for the model.
+        num_requests: requests in it.
+    """
+
+    name: str
+    kind: PoolingKind
+    state: BackendState | None = None
+    detail: str = ""
+    num_requests: int = 0
+    restarts: int = 0
+    info: PoolingInfo | None = None
+    stats: PoolingStats | None = None

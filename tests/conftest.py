@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.onnx_models import save_cross_encoder, save_sentence_model
 from tests.tiny_model import save_tiny_model
 
 
@@ -20,3 +21,15 @@ from tests.tiny_model import save_tiny_model
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Llama with tokenizer and chat template."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX folder of all-MiniLM-L6-v2, a real embedding model."""
+    return save_sentence_model(tmp_path_factory.mktemp("models") / "minilm")
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX folder of a tiny random cross-encoder."""
+    return save_cross_encoder(tmp_path_factory.mktemp("models") / "cross")

@@ -1,4 +1,4 @@
-"""The native engine in a process of its own: spawned, spoken to, restarted when it dies."""
+"""A model in a process of its own: spawned, spoken to, restarted when it dies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -27,7 +29,6 @@ from axion.engine.messages import (
     Shutdown,
     Start,
     StepOutputs,
-    ToEngine,
     decode_from_engine,
     encode,
 )
@@ -43,13 +44,228 @@ from axion.types import (
     SequenceOutput,
 )
 
-logger = logging.getLogger("axion.engine")
-
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 30.0
 _STABLE_AFTER_S = 60.0
 _EXIT_GRACE_S = 5.0
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
+
+OutputT = TypeVar("OutputT")
+
+
+class Outputs(Generic[OutputT]):
+    """What a worker answers to one request.
+
+    Attributes:
+        finished: the last output was taken; until then, the request is aborted if it is left.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[OutputT | AxionError] = asyncio.Queue()
+        self.finished = False
+
+    def put(self, output: OutputT | AxionError) -> None:
+        self._queue.put_nowait(output)
+
+    async def next(self) -> OutputT:
+        """The next output.
+
+        Raises:
+            EngineUnavailableError: the worker ended before it.
+        """
+        output = await self._queue.get()
+        if isinstance(output, AxionError):
+            self.finished = True
+            raise output
+        return output
+
+
+class Worker(Generic[OutputT]):
+    """A child process that serves one model, and its supervision. What is said is a subclass's.
+
+    When the process dies, the requests in it end with `EngineUnavailableError` and the process
+    is started again, after a pause that doubles with every failure.
+
+    Attributes:
+        module: what the process runs: `python -m MODULE ADDRESS PARENT_PID`.
+        title: what the process is called in messages.
+    """
+
+    module: ClassVar[str]
+    title: ClassVar[str]
+    logger: ClassVar[logging.Logger]
+
+    def __init__(self) -> None:
+        self.state = BackendState.STARTING
+        self.detail = "The model is loading."
+        self.restarts = 0
+        self._outputs: dict[str, Outputs[OutputT]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._connection: _Connection | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def first_message(self) -> msgspec.Struct:
+        """What every life of the process begins with."""
+        raise NotImplementedError
+
+    def take(self, frame: bytes) -> None:
+        """Take in one message of the process.
+
+        Raises:
+            AxionError: the model cannot be loaded.
+        """
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget what a process that has ended had told."""
+
+    @property
+    def pid(self) -> int | None:
+        """Id of the process, while there is one."""
+        return self._connection.process.pid if self._connection else None
+
+    async def start(self) -> None:
+        """Returns when the model is loaded.
+
+        Raises:
+            AxionError: it cannot be; the message says why.
+        """
+        self._supervisor = asyncio.create_task(self._supervise())
+        try:
+            await asyncio.shield(self._started)
+        except BaseException:
+            await self._end_supervisor(grace_s=0)
+            raise
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more requests, let the running ones finish for `drain_s` seconds, then end."""
+        self.state, self.detail = BackendState.STOPPED, "The server is shutting down."
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), drain_s)
+        self._fail_running(self.detail)
+        if self._connection is not None:
+            self._connection.send(Shutdown())
+        # Without a process there is nothing to wait for: it pauses before a restart.
+        await self._end_supervisor(_EXIT_GRACE_S if self._connection is not None else 0)
+
+    @contextlib.contextmanager
+    def request(self, request_id: str, message: msgspec.Struct) -> Iterator[Outputs[OutputT]]:
+        """Send one request; leaving the block before its last output aborts it.
+
+        Raises:
+            EngineUnavailableError: the process is not ready.
+        """
+        if self.state is not BackendState.READY or self._connection is None:
+            raise EngineUnavailableError(self.detail, headers={"Retry-After": "5"})
+        assert request_id not in self._outputs, "request ids are unique"
+        connection = self._connection
+        outputs = self._outputs[request_id] = Outputs[OutputT]()
+        self._idle.clear()
+        try:
+            connection.send(message)
+            yield outputs
+        finally:
+            self._outputs.pop(request_id, None)
+            if not self._outputs:
+                self._idle.set()
+            if not outputs.finished and connection is self._connection:
+                connection.send(AbortRequest([request_id]))
+
+    def deliver(self, request_id: str, output: OutputT) -> None:
+        """Pass an output on; a request that was aborted meanwhile takes no more."""
+        if (outputs := self._outputs.get(request_id)) is not None:
+            outputs.put(output)
+
+    def become_ready(self) -> None:
+        """The model is loaded."""
+        if self.state is not BackendState.STOPPED:
+            self.state, self.detail = BackendState.READY, ""
+        if not self._started.done():
+            self._started.set_result(None)
+
+    async def _supervise(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            started_at = time.monotonic()
+            try:
+                cause = f"it ended with status {await self._live()}"
+            except Exception as error:  # whatever it is: the next life may be better
+                if not self._started.done():
+                    self._started.set_exception(error)
+                    return
+                cause = f"{type(error).__name__}: {error}"
+            if self.state is BackendState.STOPPED:
+                return
+            if time.monotonic() - started_at > _STABLE_AFTER_S:
+                backoff_s = _FIRST_BACKOFF_S
+            self.logger.error(
+                "the %s is down (%s); restarting it in %.1f s", self.title, cause, backoff_s
+            )
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+            self.restarts += 1
+
+    async def _live(self) -> int:
+        """One life of the process; returns its exit status.
+
+        Raises:
+            AxionError: it could not load the model.
+        """
+        context = zmq.asyncio.Context()
+        try:
+            connection = await _Connection.open(context, self.module, self.logger)
+            self._connection = connection
+            connection.send(self.first_message())
+            reader = asyncio.create_task(self._read(connection))
+            ended = asyncio.create_task(connection.process.wait())
+            try:
+                await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
+                if reader.done():
+                    reader.result()  # raises: it never ends by itself
+                status = ended.result()
+                if not self._started.done():
+                    last = "\n  ".join(list(connection.process.log_lines)[-20:])
+                    guess = " (killed, most likely for want of memory)"
+                    raise ModelLoadError(
+                        f"The {self.title} ended with status {status}"
+                        f"{guess if status == -signal.SIGKILL else ''} while it loaded the "
+                        f"model. Its last lines:\n  {last}"
+                    )
+                return status
+            finally:
+                reader.cancel()
+                ended.cancel()
+                await asyncio.gather(reader, ended, return_exceptions=True)
+                self._connection = None
+                self._go_down()
+                await connection.close()
+        finally:
+            context.destroy(linger=0)
+
+    async def _read(self, connection: _Connection) -> None:
+        while True:
+            self.take(await connection.receive())
+
+    def _go_down(self) -> None:
+        if self.state is not BackendState.STOPPED:
+            self.state = BackendState.DOWN
+            self.detail = f"The {self.title} ended and is being restarted."
+        self.reset()
+        self._fail_running(f"The {self.title} stopped while it computed this request.")
+
+    def _fail_running(self, message: str) -> None:
+        for outputs in self._outputs.values():
+            outputs.put(EngineUnavailableError(message))
+
+    async def _end_supervisor(self, grace_s: float) -> None:
+        if self._supervisor is None:
+            return
+        # It ends by itself when the process exits; a process that does not is ended for it.
+        await asyncio.wait((self._supervisor,), timeout=grace_s)
+        self._supervisor.cancel()
+        await asyncio.gather(self._supervisor, return_exceptions=True)
 
 
 async def spawn_engine(
@@ -68,72 +284,40 @@ async def spawn_engine(
     return engine
 
 
-class WorkerEngine:
-    """An `EngineClient` whose engine lives in a child process.
+class WorkerEngine(Worker[SequenceOutput]):
+    """An `EngineClient` whose engine lives in a child process."""
 
-    When the process dies, the sequences in it end with `EngineUnavailableError` and the process
-    is started again, after a pause that doubles with every failure.
-    """
+    module = "axion.engine.process"
+    title = "engine process"
+    logger = logging.getLogger("axion.engine")
 
     def __init__(
         self, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
+        super().__init__()
         self._config = config
         self._on_progress = on_progress or (lambda done, total: None)
-        self._state = BackendState.STARTING
-        self._detail = "The model is loading."
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._restarts = 0
-        self._queues: dict[str, asyncio.Queue[SequenceOutput | AxionError]] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._connection: _Connection | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def info(self) -> EngineInfo:
         if self._info is None:
-            raise EngineUnavailableError(self._detail)
+            raise EngineUnavailableError(self.detail)
         return self._info
 
     @property
     def stats(self) -> EngineStats:
         return self._stats
 
-    @property
-    def pid(self) -> int | None:
-        """Process id of the engine, while there is one."""
-        return self._connection.process.pid if self._connection else None
-
     def health(self) -> BackendHealth:
         return BackendHealth(
-            state=self._state,
-            detail=self._detail,
+            state=self.state,
+            detail=self.detail,
             info=self._info,
             stats=self._stats,
-            restarts=self._restarts,
+            restarts=self.restarts,
         )
-
-    async def start(self) -> None:
-        self._supervisor = asyncio.create_task(self._supervise())
-        try:
-            await asyncio.shield(self._started)
-        except BaseException:
-            await self._end_supervisor(grace_s=0)
-            raise
-
-    async def stop(self, drain_s: float) -> None:
-        """Take no more requests, let the running ones finish for `drain_s` seconds, then end."""
-        self._state, self._detail = BackendState.STOPPED, "The server is shutting down."
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), drain_s)
-        self._fail_running(self._detail)
-        if self._connection is not None:
-            self._connection.send(Shutdown())
-        # Without a process there is nothing to wait for: it pauses before a restart.
-        await self._end_supervisor(_EXIT_GRACE_S if self._connection is not None else 0)
 
     async def generate(
         self,
@@ -144,129 +328,38 @@ class WorkerEngine:
         cache_salt: str = "",
         priority: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
-        if self._state is not BackendState.READY or self._connection is None:
-            raise EngineUnavailableError(self._detail, headers={"Retry-After": "5"})
-        assert request_id not in self._queues, "request ids are unique"
-        connection = self._connection
-        queue: asyncio.Queue[SequenceOutput | AxionError] = asyncio.Queue()
-        self._queues[request_id] = queue
-        self._idle.clear()
-        finished = False
-        try:
-            connection.send(AddRequest(request_id, prompt_token_ids, params, cache_salt, priority))
-            while not finished:
-                output = await queue.get()
-                finished = isinstance(output, AxionError) or output.finish_reason is not None
-                if isinstance(output, AxionError):
-                    raise output
+        message = AddRequest(request_id, prompt_token_ids, params, cache_salt, priority)
+        with self.request(request_id, message) as outputs:
+            while not outputs.finished:
+                output = await outputs.next()
+                outputs.finished = output.finish_reason is not None
                 if output.finish_reason is FinishReason.ERROR:
                     raise InternalError(output.error or "The engine could not go on.")
                 yield output
-        finally:
-            self._queues.pop(request_id, None)
-            if not self._queues:
-                self._idle.set()
-            if not finished and connection is self._connection:
-                connection.send(AbortRequest([request_id]))
 
-    async def _supervise(self) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            started_at = time.monotonic()
-            try:
-                cause = f"it ended with status {await self._live()}"
-            except Exception as error:  # whatever it is: the next life may be better
-                if not self._started.done():
-                    self._started.set_exception(error)
-                    return
-                cause = f"{type(error).__name__}: {error}"
-            if self._state is BackendState.STOPPED:
-                return
-            if time.monotonic() - started_at > _STABLE_AFTER_S:
-                backoff_s = _FIRST_BACKOFF_S
-            logger.error("the engine is down (%s); restarting it in %.1f s", cause, backoff_s)
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-            self._restarts += 1
+    def first_message(self) -> Start:
+        return Start(self._config)
 
-    async def _live(self) -> int:
-        """One life of the engine process; returns its exit status.
+    def take(self, frame: bytes) -> None:
+        match decode_from_engine(frame):
+            case StepOutputs(outputs, stats):
+                self._stats = stats
+                for output in outputs:
+                    self.deliver(output.request_id, output)
+            case LoadProgress(num_bytes_done, num_bytes_total):
+                self._on_progress(num_bytes_done, num_bytes_total)
+            case EngineReady(info):
+                self._info = info
+                self.become_ready()
+            case EngineFailed(message):
+                raise ModelLoadError(message)
 
-        Raises:
-            ModelLoadError: it could not load the model.
-        """
-        context = zmq.asyncio.Context()
-        try:
-            self._connection = connection = await _Connection.open(context)
-            connection.send(Start(self._config))
-            reader = asyncio.create_task(self._read(connection))
-            ended = asyncio.create_task(connection.process.wait())
-            try:
-                await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
-                if reader.done():
-                    reader.result()  # raises: it never ends by itself
-                status = ended.result()
-                if not self._started.done():
-                    last = "\n  ".join(list(connection.process.log_lines)[-20:])
-                    guess = " (killed, most likely for want of memory)"
-                    raise ModelLoadError(
-                        f"The engine process ended with status {status}"
-                        f"{guess if status == -signal.SIGKILL else ''} while it loaded the "
-                        f"model. Its last lines:\n  {last}"
-                    )
-                return status
-            finally:
-                reader.cancel()
-                ended.cancel()
-                await asyncio.gather(reader, ended, return_exceptions=True)
-                self._connection = None
-                self._go_down()
-                await connection.close()
-        finally:
-            context.destroy(linger=0)
-
-    async def _read(self, connection: _Connection) -> None:
-        while True:
-            match decode_from_engine(await connection.receive()):
-                case StepOutputs(outputs, stats):
-                    self._stats = stats
-                    for output in outputs:
-                        # A request that was aborted meanwhile has no queue any more.
-                        if (queue := self._queues.get(output.request_id)) is not None:
-                            queue.put_nowait(output)
-                case LoadProgress(num_bytes_done, num_bytes_total):
-                    self._on_progress(num_bytes_done, num_bytes_total)
-                case EngineReady(info):
-                    self._info = info
-                    if self._state is not BackendState.STOPPED:
-                        self._state, self._detail = BackendState.READY, ""
-                    if not self._started.done():
-                        self._started.set_result(None)
-                case EngineFailed(message):
-                    raise ModelLoadError(message)
-
-    def _go_down(self) -> None:
-        if self._state is not BackendState.STOPPED:
-            self._state = BackendState.DOWN
-            self._detail = "The engine process ended and is being restarted."
+    def reset(self) -> None:
         self._stats = EngineStats()
-        self._fail_running("The engine stopped while it computed this request.")
-
-    def _fail_running(self, message: str) -> None:
-        for queue in self._queues.values():
-            queue.put_nowait(EngineUnavailableError(message))
-
-    async def _end_supervisor(self, grace_s: float) -> None:
-        if self._supervisor is None:
-            return
-        # It ends by itself when the process exits; a process that does not is ended for it.
-        await asyncio.wait((self._supervisor,), timeout=grace_s)
-        self._supervisor.cancel()
-        await asyncio.gather(self._supervisor, return_exceptions=True)
 
 
 class _Connection:
-    """One engine process and the socket to it."""
+    """One process and the socket to it."""
 
     def __init__(self, folder: Path, socket: zmq.asyncio.Socket, process: ManagedProcess) -> None:
         self._folder = folder
@@ -274,7 +367,9 @@ class _Connection:
         self.process = process
 
     @classmethod
-    async def open(cls, context: zmq.asyncio.Context) -> _Connection:
+    async def open(
+        cls, context: zmq.asyncio.Context, module: str, logger: logging.Logger
+    ) -> _Connection:
         # mkdtemp makes the folder for this user alone (0700).
         folder = tempfile.mkdtemp(prefix="axion-")
         if len(folder) > _MAX_FOLDER_LENGTH:
@@ -288,7 +383,7 @@ class _Connection:
             process = await ManagedProcess.spawn(
                 # It finds modules where this process does, and with -P nowhere else: the working
                 # folder may be a downloaded model's.
-                [sys.executable, "-P", "-m", "axion.engine.process", address, str(os.getpid())],
+                [sys.executable, "-P", "-m", module, address, str(os.getpid())],
                 logger=logger,
                 env={"PYTHONPATH": os.pathsep.join(sys.path)},
             )
@@ -298,7 +393,7 @@ class _Connection:
             raise
         return cls(Path(folder), socket, process)
 
-    def send(self, message: ToEngine) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         # Not waited for: without a high-water mark only a process that is not there yet, or no
         # longer, holds a message up, and closing the socket drops it.
         self._socket.send(encode(message))

@@ -1,19 +1,13 @@
 """The engine process: `python -m axion.engine.process ADDRESS PARENT_PID`.
 
-One thread: take the messages that have come, compute one step, send its outputs. The socket is
-a ZeroMQ PAIR over a Unix socket in a folder that only this user can enter.
+One thread: take the messages that have come, compute one step, send its outputs.
 """
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import signal
-import sys
-
 import zmq
 
+from axion.engine.child import connected_to_parent
 from axion.engine.core import EngineCore
 from axion.engine.messages import (
     AbortRequest,
@@ -29,18 +23,6 @@ from axion.engine.messages import (
 )
 from axion.errors import ModelLoadError
 from axion.types import EngineConfig
-
-logger = logging.getLogger("axion.engine")
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent goes, even by `kill -9`."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it went before the call
-        sys.exit(1)
 
 
 class EngineProcess:
@@ -88,14 +70,8 @@ class EngineProcess:
 
 
 def main() -> None:
-    address, parent_pid = sys.argv[1], int(sys.argv[2])
-    die_with_parent(parent_pid)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
-    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        socket.set_hwm(0)
-        socket.connect(address)
+    with connected_to_parent() as socket:
         EngineProcess(socket).run()
-        socket.setsockopt(zmq.LINGER, 2000)
 
 
 if __name__ == "__main__":

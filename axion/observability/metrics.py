@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,10 +14,22 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
-from axion.types import BackendHealth, BackendState
+from axion.types import (
+    BATCH_SIZE_BUCKETS,
+    BackendHealth,
+    BackendState,
+    EngineStats,
+    PoolingHealth,
+    PoolingStats,
+)
 
 # Seconds. From a small model on a GPU to a large one on a CPU behind a full queue.
 TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -35,6 +48,16 @@ _ENGINE_COUNTERS = {
     "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
     "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of blocks"),
     "num_steps": ("axion_engine_steps", "Engine steps"),
+}
+
+_POOLING_GAUGES = {
+    "num_waiting": ("axion_pooling_waiting_texts", "Texts that wait for a batch"),
+}
+_POOLING_COUNTERS = {
+    "num_texts": ("axion_pooling_texts", "Texts embedded, or documents scored"),
+    "num_dropped": ("axion_pooling_dropped_texts", "Texts whose caller left before their turn"),
+    "num_tokens": ("axion_pooling_tokens", "Tokens computed, without padding"),
+    "num_padding_tokens": ("axion_pooling_padding_tokens", "Padding computed beside them"),
 }
 
 
@@ -99,9 +122,12 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def render(self, health: Mapping[str, BackendHealth]) -> bytes:
+    def render(
+        self, health: Mapping[str, BackendHealth], pooling: Sequence[PoolingHealth] = ()
+    ) -> bytes:
         """The Prometheus text format, with the gauges of the backends' `health` by model name."""
         self._backends.health = health
+        self._backends.pooling = pooling
         return generate_latest(self.registry)
 
 
@@ -110,6 +136,7 @@ class _BackendCollector(Collector):
 
     def __init__(self) -> None:
         self.health: Mapping[str, BackendHealth] = {}
+        self.pooling: Sequence[PoolingHealth] = ()
 
     def collect(self) -> Iterable[Metric]:
         ready = GaugeMetricFamily("axion_model_ready", "1 if the model answers", labels=["model"])
@@ -119,21 +146,43 @@ class _BackendCollector(Collector):
         for model, health in self.health.items():
             ready.add_metric([model], health.state is BackendState.READY)
             restarts.add_metric([model], health.restarts)
+        for pooling in self.pooling:
+            if pooling.state is not None:
+                ready.add_metric([pooling.name], pooling.state is BackendState.READY)
+                restarts.add_metric([pooling.name], pooling.restarts)
         yield ready
         yield restarts
         yield from self._engine_metrics()
+        yield from self._pooling_metrics()
 
     def _engine_metrics(self) -> Iterator[Metric]:
-        families: list[tuple[str, GaugeMetricFamily | CounterMetricFamily]] = [
-            (field, GaugeMetricFamily(name, text, labels=["model"]))
-            for field, (name, text) in _ENGINE_GAUGES.items()
-        ]
-        families += [
-            (field, CounterMetricFamily(name, text, labels=["model"]))
-            for field, (name, text) in _ENGINE_COUNTERS.items()
-        ]
-        for field, family in families:
-            for model, health in self.health.items():
-                if health.stats is not None:
-                    family.add_metric([model], getattr(health.stats, field))
-            yield family
+        stats = {name: health.stats for name, health in self.health.items() if health.stats}
+        yield from _families(GaugeMetricFamily, _ENGINE_GAUGES, stats)
+        yield from _families(CounterMetricFamily, _ENGINE_COUNTERS, stats)
+
+    def _pooling_metrics(self) -> Iterator[Metric]:
+        stats = {health.name: health.stats for health in self.pooling if health.stats}
+        yield from _families(GaugeMetricFamily, _POOLING_GAUGES, stats)
+        yield from _families(CounterMetricFamily, _POOLING_COUNTERS, stats)
+        sizes = HistogramMetricFamily(
+            "axion_pooling_batch_size", "Texts computed together", labels=["model"]
+        )
+        for model, pooling in stats.items():
+            counts = itertools.accumulate(pooling.batch_sizes)
+            bounds = (*map(str, BATCH_SIZE_BUCKETS), "+Inf")
+            buckets = list(zip(bounds, counts, strict=True))
+            sizes.add_metric([model], buckets, sum_value=pooling.num_texts)
+        yield sizes
+
+
+def _families(
+    family: type[GaugeMetricFamily | CounterMetricFamily],
+    metrics: Mapping[str, tuple[str, str]],
+    stats: Mapping[str, EngineStats | PoolingStats],
+) -> Iterator[Metric]:
+    """One metric for each field of the models' `stats`."""
+    for field, (name, text) in metrics.items():
+        metric = family(name, text, labels=["model"])
+        for model, values in stats.items():
+            metric.add_metric([model], getattr(values, field))
+        yield metric

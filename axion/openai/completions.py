@@ -25,7 +25,7 @@ from axion.types import MAX_LOGPROBS
 DEFAULT_MAX_TOKENS = 16
 
 
-def _prompt_kind(value: Any) -> str | None:
+def prompt_kind(value: Any) -> str | None:
     """Which of the four forms of a prompt this is, by its first entry."""
     if isinstance(value, str):
         return "text"
@@ -44,7 +44,7 @@ Prompt = Annotated[
     | Annotated[TokenIds, Tag("token ids")]
     | Annotated[list[TokenIds], FAIL_FAST, at_most(MAX_CHOICES), Tag("lists of token ids")],
     Discriminator(
-        _prompt_kind,
+        prompt_kind,
         custom_error_type="expected",
         custom_error_message="a string, a list of strings, a list of token ids, or a list of those",
     ),

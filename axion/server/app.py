@@ -13,11 +13,13 @@ from axion import __version__
 from axion.router.registry import ModelRegistry
 from axion.server.chat import ChatCompletions
 from axion.server.completions import Completions
+from axion.server.embeddings import Embeddings
 from axion.server.errors import ErrorMiddleware, json_response, on_http_exception
 from axion.server.health import health, live, ready, version
 from axion.server.metrics import metrics
 from axion.server.middleware import RequestMiddleware
 from axion.server.models import get_model, list_models
+from axion.server.rerank import Rerank, Scores
 from axion.server.state import ServerState
 from axion.settings import Settings
 
@@ -33,6 +35,12 @@ ROUTES: list[Route] = [
     Route("/", index),
     Route("/v1/chat/completions", ChatCompletions(), methods=["POST"]),
     Route("/v1/completions", Completions(), methods=["POST"]),
+    Route("/v1/embeddings", Embeddings(), methods=["POST"]),
+    Route("/v1/rerank", Rerank(), methods=["POST"]),
+    Route("/v2/rerank", Rerank(), methods=["POST"]),
+    Route("/rerank", Rerank(), methods=["POST"]),
+    Route("/v1/score", Scores(), methods=["POST"]),
+    Route("/score", Scores(), methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{id:path}", get_model),
     Route("/health", health),

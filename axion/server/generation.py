@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -16,17 +14,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.backends.base import InferenceBackend
-from axion.openai.common import GenerationRequest, ResponseModel, parse_request
-from axion.server.body import SMALL_BODY_BYTES, read_json_body
+from axion.openai.common import GenerationRequest, ResponseModel
+from axion.server.body import parse_json_body, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.errors import as_axion_error
 from axion.server.sse import DONE, EventStream
 from axion.server.state import server_state
 
 logger = logging.getLogger("axion.server")
-
-# One thread: parsing holds the interpreter, so that more would only slow all others down.
-_parser = ThreadPoolExecutor(1, "parser")
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 ChunkT = TypeVar("ChunkT", bound=ResponseModel)
@@ -56,7 +51,7 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
         # A place is taken once the body is there: slow clients must not hold the places.
         body = await read_json_body(state, scope, receive)
         with state.admit():
-            request = await self._parse(body)
+            request = await parse_json_body(self.request_type, body)
             del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
             backend = served.require_ready()
@@ -79,12 +74,6 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
         """The JSON of one whole answer."""
         async with aclosing(self._timed(chunks, scope, model)) as timed:
             return (await self.collect(timed)).to_json()
-
-    async def _parse(self, body: bytes) -> RequestT:
-        if len(body) <= SMALL_BODY_BYTES:  # less than a millisecond
-            return parse_request(self.request_type, body)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_parser, parse_request, self.request_type, body)
 
     async def _stream(self, chunks: AsyncGenerator[ChunkT, None], scope: Scope, send: Send) -> None:
         request_id = scope["state"]["request_id"]

@@ -22,7 +22,10 @@ async def health(request: Request) -> Response:
     """Status, models, backends and the machine. 200 if a model answers, else 503."""
     state = server_state(request.scope)
     models = await state.registry.health()
+    pooling = state.pooling.health()
     status = _status(state, models)
+    if any(model.state is BackendState.DOWN for model in pooling):
+        status = "degraded"
     return _probe(
         _is_ready(state, models),
         {
@@ -34,6 +37,7 @@ async def health(request: Request) -> Response:
                 {"id": served.name, "backend": served.engine, "health": models[served.name]}
                 for served in state.registry
             ],
+            "pooling": pooling,
             "backends": _backends(state, models),
             "system": _system(),
         },

@@ -11,5 +11,5 @@ from axion.server.state import server_state
 
 async def metrics(request: Request) -> Response:
     state = server_state(request.scope)
-    content = state.metrics.render(await state.registry.health())
+    content = state.metrics.render(await state.registry.health(), state.pooling.health())
     return Response(content, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})

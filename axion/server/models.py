@@ -6,20 +6,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from axion.openai.models import Model, ModelList
-from axion.router.registry import ServedModel
 from axion.server.state import server_state
 
 
 async def list_models(request: Request) -> Response:
-    registry = server_state(request.scope).registry
-    models = ModelList(object="list", data=[_model(served) for served in registry])
-    return Response(models.to_json(), media_type="application/json")
+    state = server_state(request.scope)
+    # Models that chat come first: clients take the first for the one to talk to.
+    created = {served.name: served.created for served in state.registry}
+    for name in state.pooling.names:
+        created.setdefault(name, state.pooling.created)
+    answer = ModelList(object="list", data=[_model(*entry) for entry in created.items()])
+    return Response(answer.to_json(), media_type="application/json")
 
 
 async def get_model(request: Request) -> Response:
-    served = server_state(request.scope).registry.get(request.path_params["id"])
-    return Response(_model(served).to_json(), media_type="application/json")
+    state = server_state(request.scope)
+    name = request.path_params["id"]
+    if name in state.pooling.names:
+        model = _model(name, state.pooling.created)
+    else:
+        model = _model(name, state.registry.get(name).created)
+    return Response(model.to_json(), media_type="application/json")
 
 
-def _model(served: ServedModel) -> Model:
-    return Model(id=served.name, object="model", created=served.created, owned_by="axion")
+def _model(name: str, created: int) -> Model:
+    return Model(id=name, object="model", created=created, owned_by="axion")

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.applications import Starlette
 
-from axion.router.registry import ModelRegistry
 from axion.server.protocol import BoundedHttpProtocol
 from axion.server.state import ServerState
 
@@ -101,16 +100,16 @@ async def run(
         loading.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await loading
-        await _drain(state.registry, state.settings.drain_timeout_s, signals)
+        await _drain(state, state.settings.drain_timeout_s, signals)
         server.should_exit = True
         server.force_exit = signals.second.is_set()
         await serving
     return 128 + signals.number if signals.second.is_set() else 0
 
 
-async def _drain(registry: ModelRegistry, drain_s: float, signals: _Signals) -> None:
+async def _drain(state: ServerState, drain_s: float, signals: _Signals) -> None:
     """Stop the models; their running requests have `drain_s` seconds, or until a second signal."""
-    draining = asyncio.create_task(registry.stop(drain_s))
+    draining = asyncio.create_task(state.stop(drain_s))
     cut = asyncio.create_task(signals.second.wait())
     await asyncio.wait(
         (draining, cut), timeout=drain_s + STOP_GRACE_S, return_when=asyncio.FIRST_COMPLETED
@@ -121,6 +120,6 @@ async def _drain(registry: ModelRegistry, drain_s: float, signals: _Signals) -> 
         with suppress(asyncio.CancelledError):
             await draining
         with suppress(TimeoutError):
-            await asyncio.wait_for(registry.stop(0), FLUSH_TIMEOUT_S)
+            await asyncio.wait_for(state.stop(0), FLUSH_TIMEOUT_S)
     else:
         await draining

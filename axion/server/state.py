@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from axion.backends.pooling import PoolingBackend
 from axion.errors import EngineUnavailableError, QueueFullError
 from axion.observability.metrics import Metrics
 from axion.router.registry import ModelRegistry
@@ -32,10 +34,12 @@ class ServerState:
     num_in_flight: int = 0
     draining: bool = False
     started: float = field(default_factory=time.monotonic)
+    pooling: PoolingBackend = field(init=False)
     metrics: Metrics = field(init=False)
     cache: ResponseCache = field(init=False)
 
     def __post_init__(self) -> None:
+        self.pooling = PoolingBackend(self.settings)
         settings = self.settings
         self.cache = ResponseCache(
             settings.cache_capacity, settings.cache_max_bytes, settings.cache_policy
@@ -45,6 +49,10 @@ class ServerState:
             num_cached=lambda: len(self.cache),
             num_cached_bytes=lambda: self.cache.num_bytes,
         )
+
+    async def stop(self, drain_s: float) -> None:
+        """Stop all models; `drain_s` seconds for their running requests."""
+        await asyncio.gather(self.registry.stop(drain_s), self.pooling.stop(drain_s))
 
     @contextmanager
     def admit(self) -> Iterator[None]:

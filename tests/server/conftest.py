@@ -171,7 +171,7 @@ class LiveServer:
         await self.registry.start()
         self._ready.set()
         await self.server.serve(sockets=[self._listener])
-        await self.registry.stop(0)
+        await self.state.stop(0)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` on the server's own loop and return its result."""

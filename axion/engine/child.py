@@ -1,0 +1,40 @@
+"""What every worker process begins and ends with: its parent, its log, its socket.
+
+A worker is run as `python -m MODULE ADDRESS PARENT_PID`. The socket is a ZeroMQ PAIR over a Unix
+socket in a folder that only this user can enter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import zmq
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def connected_to_parent() -> Iterator[zmq.Socket[bytes]]:
+    """The socket to the process that started this one, and that this one does not outlive."""
+    address, parent_pid = sys.argv[1], int(sys.argv[2])
+    _die_with_parent(parent_pid)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.set_hwm(0)
+        socket.connect(address)
+        yield socket
+        socket.setsockopt(zmq.LINGER, 2000)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent goes, even by `kill -9`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it went before the call
+        sys.exit(1)
