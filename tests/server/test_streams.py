@@ -18,7 +18,6 @@ from axion.backends.native import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry
-from axion.server import generation
 from axion.server.body import SMALL_BODY_BYTES
 from axion.settings import Settings
 from axion.types import EngineConfig
@@ -91,7 +90,7 @@ def test_openai_client_completions(echo: EchoServer):
 
 
 def test_openai_client_models(echo: EchoServer):
-    assert [model.id for model in echo.openai.models.list()] == [NAME]
+    assert next(iter(echo.openai.models.list())).id == NAME
     assert echo.openai.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError):
         echo.openai.models.retrieve("nobody")
@@ -181,7 +180,7 @@ async def test_large_bodies_do_not_hold_up_small_ones(
             release.wait(10)
         return parse_request(model, data)
 
-    monkeypatch.setattr(generation, "parse_request", parse)
+    monkeypatch.setattr("axion.server.body.parse_request", parse)
     body = {"model": NAME, "prompt": "a" * SMALL_BODY_BYTES}
     async with httpx.AsyncClient(base_url=f"{echo.url}/v1") as client:
         large = [
