@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,14 +20,18 @@ import pytest
 MODEL = "axion/demo"
 
 
-@dataclass
 class Server:
-    process: subprocess.Popen[bytes]
-    url: str
+    """A server process, and the official client to it."""
 
-    @property
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
+        self.process = process
+        self.url = url
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+    def stop(self) -> int:
+        self.openai.close()
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
 
     def engine(self) -> psutil.Process:
         [engine] = [
@@ -83,8 +86,7 @@ def start(folder: Path, **environment: str) -> Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = start(tmp_path_factory.mktemp("server"), MAX_CONNECTIONS="300")
     yield server
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
+    assert server.stop() == 0
 
 
 def ask(server: Server, text: str, **options):
@@ -233,6 +235,7 @@ def test_sigterm_lets_running_streams_finish_and_leaves_nothing(tmp_path: Path):
     server.process.send_signal(signal.SIGTERM)
     chunks = list(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
+    server.openai.close()
     assert server.process.wait(30) == 0
     assert not engine.is_running()
     log = (tmp_path / "server.log").read_text()
