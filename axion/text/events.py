@@ -45,3 +45,16 @@ class CallEnd(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = TextDelta | ReasoningDelta | CallStart | ArgumentsDelta | CallEnd
+
+
+def append(events: list[Event], event: Event) -> None:
+    """Add an event; one that goes on with the last one is joined to it."""
+    match event, events[-1] if events else None:
+        case TextDelta(text), TextDelta(before):
+            events[-1] = TextDelta(before + text)
+        case ReasoningDelta(text), ReasoningDelta(before):
+            events[-1] = ReasoningDelta(before + text)
+        case ArgumentsDelta(index, text), ArgumentsDelta(same, before) if index == same:
+            events[-1] = ArgumentsDelta(index, before + text)
+        case _:
+            events.append(event)

@@ -7,7 +7,7 @@ import contextlib
 import msgspec
 
 from axion.text.events import ReasoningDelta
-from axion.text.stream_parser import Cut, Steps, StreamParser
+from axion.text.stream_parser import CutError, Steps, StreamParser
 
 
 class ReasoningTags(msgspec.Struct, frozen=True):
@@ -27,8 +27,12 @@ class ReasoningTags(msgspec.Struct, frozen=True):
         return tuple(filter(None, msgspec.structs.astuple(self)))
 
     def opened_by(self, prompt: str) -> bool:
-        """Whether the answer to a prompt begins inside the reasoning."""
+        """Whether a prompt ends with the tag, so that the answer begins inside the reasoning."""
         return prompt.rstrip().endswith(self.begin)
+
+    def left_open_in(self, answer: str) -> bool:
+        """Whether the beginning of an answer ends inside the reasoning."""
+        return answer.rfind(self.begin) > answer.rfind(self.end)
 
 
 # What a chat template says of its model's reasoning; the first that is in it counts.
@@ -74,7 +78,7 @@ class ReasoningParser(StreamParser):
         return self._thinks
 
     def parse(self) -> Steps[None]:
-        with contextlib.suppress(Cut):
+        with contextlib.suppress(CutError):
             if not self._thinks:
                 yield from self.skip_space()
                 self._thinks = yield from self.accept(self._tags.begin)

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Protocol, TypeVar
 
-from axion.text.events import ArgumentsDelta, Event, ReasoningDelta, TextDelta
+from axion.text.events import Event, TextDelta, append
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """The text is not what it looked like."""
 
 
-class Cut(Malformed):
+class CutError(MalformedError):
     """The text ended in the middle."""
 
 
@@ -115,12 +115,12 @@ class StreamParser:
         """Read the first of `literals` that comes next.
 
         Raises:
-            Malformed: none of them does.
+            MalformedError: none of them does.
         """
         for literal in literals:
             if (yield from self.accept(literal)):
                 return literal
-        raise Cut if self._final and not (yield from self.peek()) else Malformed
+        raise CutError if self._final and not (yield from self.peek()) else MalformedError
 
     def optional(self, literal: str) -> Steps[None]:
         """Drop `literal`, and white space before it, if it comes next: a beginning at the end."""
@@ -138,7 +138,7 @@ class StreamParser:
         """Read up to the first of `ends`; returns the text before it and the end itself.
 
         Raises:
-            Cut: the text ends before.
+            CutError: the text ends before.
         """
         start = searched = self._at
         while True:
@@ -148,13 +148,13 @@ class StreamParser:
                 return self._text[start:at], end
             searched = max(start, len(self._text) - max(map(len, ends)) + 1)
             if not (yield from self.more()):
-                raise Cut
+                raise CutError
 
     def send_until(self, send: Callable[[str], None], *ends: str) -> Steps[str]:
         """Send what comes before the first of `ends` as it comes; returns that end.
 
         Raises:
-            Cut: the text ends before; all of it is sent.
+            CutError: the text ends before; all of it is sent.
         """
         while True:
             at, end = _first(self._text, ends, self._at)
@@ -169,7 +169,7 @@ class StreamParser:
                 send(self._text)
                 self._at = len(self._text)
                 self.drop()
-                raise Cut
+                raise CutError
 
     def drop(self) -> None:
         """What is read needs no second look."""
@@ -177,17 +177,7 @@ class StreamParser:
         self._at = 0
 
     def emit(self, event: Event) -> None:
-        last = self._events[-1] if self._events else None
-        match event, last:
-            case (
-                (TextDelta(text), TextDelta(before))
-                | (ReasoningDelta(text), ReasoningDelta(before))
-            ):
-                self._events[-1] = type(event)(before + text)
-            case ArgumentsDelta(index, text), ArgumentsDelta(same, before) if index == same:
-                self._events[-1] = ArgumentsDelta(index, before + text)
-            case _:
-                self._events.append(event)
+        append(self._events, event)
 
     def send_text(self, text: str) -> None:
         if text:

@@ -18,8 +18,8 @@ __all__ = ["FORMATS", "Functions", "ToolCallParser", "tool_call_format"]
 # What a chat template says of its model's format; the first that is in it counts.
 FORMATS: tuple[tuple[str, type[ToolCallParser]], ...] = (
     ("<|channel|>", Harmony),
-    ("<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json'", DeepSeekV3),  # noqa: RUF001
-    ("<｜tool▁calls▁begin｜>", DeepSeek),  # noqa: RUF001
+    ("tool['type'] + '<｜tool▁sep｜>'", DeepSeekV3),
+    ("<｜tool▁calls▁begin｜>", DeepSeek),
     ("[ARGS]", MistralArgs),
     ("[TOOL_CALLS]", Mistral),
     ("<|tool_call|>", Granite3),

@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from axion.text.json_scanner import JsonScanner, State
-from axion.text.stream_parser import Cut, Malformed, Steps
+from axion.text.stream_parser import CutError, MalformedError, Steps
 from axion.text.tool_calls.base import ToolCallParser
 
 _MAX_SCHEMA_DEPTH = 20
-_TYPE_BY_FIRST = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
+_TYPE_BY_FIRST = {
+    '"': "string",
+    "{": "object",
+    "[": "array",
+    "t": "boolean",
+    "f": "boolean",
+    "n": "null",
+}
 
 
 class TaggedArguments(ToolCallParser):
@@ -46,8 +53,8 @@ class TaggedArguments(ToolCallParser):
                 if (yield from self.expect(self._first_of_argument, end)) == end:
                     break
                 key = yield from self.argument_key()
-            except Malformed as error:
-                if isinstance(error, Cut) or separator == "{":
+            except MalformedError as error:
+                if isinstance(error, CutError) or separator == "{":
                     raise
                 self._at = 0  # the arguments before it are whole
                 break

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from axion.text.events import ArgumentsDelta, CallEnd, CallStart
 from axion.text.json_scanner import JsonScanner, State
-from axion.text.stream_parser import Cut, Malformed, Steps, StreamParser, num_begun
+from axion.text.stream_parser import CutError, MalformedError, Steps, StreamParser, num_begun
 
 Functions = Mapping[str, Mapping[str, Any]]
 
@@ -62,11 +62,21 @@ class ToolCallParser(StreamParser):
         while opening := (yield from self._pass_text()):
             yield from self._attempt(self.calls(opening))
 
+    @classmethod
+    def reads_calls(cls, template: str) -> bool:
+        """Whether a chat template of this format takes the calls of earlier answers."""
+        return "tool_calls" in template
+
+    @classmethod
+    def template_messages(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages as templates of this format take them."""
+        return messages
+
     def calls(self, opening: str) -> Steps[None]:
         """Read what follows `opening`, as far as it is calls.
 
         Raises:
-            Malformed: it is none, or one that breaks off.
+            MalformedError: it is none, or one that breaks off.
         """
         raise NotImplementedError
 
@@ -80,9 +90,9 @@ class ToolCallParser(StreamParser):
     def _attempt(self, steps: Steps[None]) -> Steps[None]:
         try:
             yield from steps
-        except Malformed as error:
+        except MalformedError as error:
             if self._in_call:
-                if isinstance(error, Cut):
+                if isinstance(error, CutError):
                     self._at = len(self._text)
                 self.drop()
                 self.end_call()
@@ -98,7 +108,9 @@ class ToolCallParser(StreamParser):
         """
         while True:
             found = self._opening.search(self._text)
-            sure = found.start() if found else len(self._text) - num_begun(self._text, self.openings)
+            sure = (
+                found.start() if found else len(self._text) - num_begun(self._text, self.openings)
+            )
             text = self._text[:sure].rstrip()
             self.send_text(text)
             self._at = len(text)
@@ -142,7 +154,7 @@ class ToolCallParser(StreamParser):
         while (char := (yield from self.peek())) and (char.isalnum() or char in "_-."):
             self._at += 1
         if self._at == start:
-            raise Malformed
+            raise MalformedError
         return self._text[start : self._at]
 
     def json_value(self) -> Steps[str]:
@@ -155,21 +167,21 @@ class ToolCallParser(StreamParser):
             if scanner.state is State.DONE:
                 return "".join(pieces)
             if scanner.state is State.WRONG:
-                raise Malformed
+                raise MalformedError
             if not (yield from self.more()):
-                raise Cut
+                raise CutError
 
     def json_string(self) -> Steps[str]:
         """The content of a JSON string."""
         if (yield from self.peek()) != '"':
-            raise Malformed
+            raise MalformedError
         text: str = json.loads((yield from self.json_value()))
         return text
 
     def json_arguments_of(self, name: str, call_id: str | None = None) -> Steps[None]:
         """Begin a call whose arguments are the JSON object that comes next; tell them."""
         if (yield from self.peek()) != "{":
-            raise Malformed
+            raise MalformedError
         self.start_call(name, call_id)
         scanner = JsonScanner()
         while True:
@@ -179,10 +191,10 @@ class ToolCallParser(StreamParser):
             if scanner.state is State.DONE:
                 return
             if scanner.state is State.WRONG:
-                raise Malformed
+                raise MalformedError
             if not (yield from self.more()):
                 self.send_arguments(self._text)
-                raise Cut
+                raise CutError
 
     def json_call(self, *, known: bool = False) -> Steps[None]:
         """A call as a JSON object with `name` and `arguments` or `parameters`.
@@ -212,7 +224,7 @@ class ToolCallParser(StreamParser):
             if (yield from self.expect(",", "}")) == "}":
                 break
         if name is None:
-            raise Malformed
+            raise MalformedError
         self.start_call(name)
         self.send_arguments(held or "{}")
         self.end_call()
@@ -229,9 +241,9 @@ class ToolCallParser(StreamParser):
                 yield from self.skip_space()
                 yield from self.json_value()
                 yield from self.skip_space()
-        except Cut:
+        except CutError:
             self._at = len(self._text)
-        except Malformed:
+        except MalformedError:
             self._at = 0
         self.end_call()
 
@@ -250,9 +262,9 @@ class ToolCallParser(StreamParser):
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise Malformed from None
+            raise MalformedError from None
         if not name or (known and name not in self._functions):
-            raise Malformed
+            raise MalformedError
         return name
 
 
@@ -261,5 +273,5 @@ def _checked_arguments(text: str) -> str:
     if text == "null":
         return "{}"
     if not text.startswith("{"):
-        raise Malformed
+        raise MalformedError
     return text

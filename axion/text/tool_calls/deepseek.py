@@ -3,11 +3,11 @@ from __future__ import annotations
 from axion.text.stream_parser import Steps
 from axion.text.tool_calls.base import ToolCallParser
 
-_CALLS_BEGIN = "<｜tool▁calls▁begin｜>"  # noqa: RUF001
-_CALLS_END = "<｜tool▁calls▁end｜>"  # noqa: RUF001
-_CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
-_CALL_END = "<｜tool▁call▁end｜>"  # noqa: RUF001
-_SEPARATOR = "<｜tool▁sep｜>"  # noqa: RUF001
+_CALLS_BEGIN = "<｜tool▁calls▁begin｜>"
+_CALLS_END = "<｜tool▁calls▁end｜>"
+_CALL_BEGIN = "<｜tool▁call▁begin｜>"
+_CALL_END = "<｜tool▁call▁end｜>"
+_SEPARATOR = "<｜tool▁sep｜>"
 
 
 class DeepSeek(ToolCallParser):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from axion.text.json_scanner import MAX_DEPTH
-from axion.text.stream_parser import Malformed, Steps
+from axion.text.stream_parser import MalformedError, Steps
 from axion.text.tool_calls.arguments import value_as_json
 from axion.text.tool_calls.base import ToolCallParser
 from axion.text.tool_calls.llama3 import JsonObject
@@ -41,7 +41,7 @@ class FunctionGemma(ToolCallParser):
     def _value(self, depth: int) -> Steps[None]:
         yield from self.skip_space()
         if depth > MAX_DEPTH:
-            raise Malformed
+            raise MalformedError
         if (yield from self.accept(self.quote)):
             self.send_arguments('"')
             yield from self.send_until(self._send_string, self.quote)
@@ -124,9 +124,10 @@ class Gemma3(JsonObject):
             yield from super().calls(opening)
             return
         code, _ = yield from self.until("```")
-        for name, arguments in _python_calls(code):
-            if name not in self._functions:
-                raise Malformed
+        calls = _python_calls(code)
+        if any(name not in self._functions for name, _ in calls):
+            raise MalformedError
+        for name, arguments in calls:
             self.start_call(name)
             self.send_arguments(arguments)
             self.end_call()
@@ -148,7 +149,7 @@ def _python_calls(code: str) -> list[tuple[str, str]]:
     """Names and arguments (as JSON) of calls with keywords, each perhaps inside `print`.
 
     Raises:
-        Malformed: the code is something else.
+        MalformedError: the code is something else.
     """
     calls: list[tuple[str, str]] = []
     tokens = _Tokens(code)
@@ -168,7 +169,7 @@ def _python_calls(code: str) -> list[tuple[str, str]]:
             tokens.take(")")
         calls.append((name, "{" + ", ".join(arguments) + "}"))
     if not calls:
-        raise Malformed
+        raise MalformedError
     return calls
 
 
@@ -182,13 +183,13 @@ class _Tokens:
     def take(self, expected: str = "") -> str:
         token = self.next
         if not token or (expected and token != expected):
-            raise Malformed
+            raise MalformedError
         self.next = next(self._tokens, "")
         return token
 
     def word(self) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", self.next):
-            raise Malformed
+            raise MalformedError
         return self.take()
 
     @staticmethod
@@ -197,7 +198,7 @@ class _Tokens:
         while at < len(code):
             token = _TOKEN.match(code, at)
             if token is None:
-                raise Malformed
+                raise MalformedError
             yield token[0].strip()
             at = token.end()
 
@@ -210,7 +211,7 @@ def _literal(tokens: _Tokens, depth: int) -> str:
             value = ast.literal_eval(token)  # one string: nothing to nest
             return json.dumps(value, ensure_ascii=False)
         except (ValueError, SyntaxError):
-            raise Malformed from None
+            raise MalformedError from None
     if token in ("[", "(", "{") and depth < MAX_DEPTH:
         end = {"[": "]", "(": ")", "{": "}"}[token]
         items = []
@@ -218,7 +219,7 @@ def _literal(tokens: _Tokens, depth: int) -> str:
             item = _literal(tokens, depth + 1)
             if token == "{":
                 if not item.startswith('"'):
-                    raise Malformed
+                    raise MalformedError
                 tokens.take(":")
                 item += ": " + _literal(tokens, depth + 1)
             items.append(item)
@@ -228,5 +229,5 @@ def _literal(tokens: _Tokens, depth: int) -> str:
         return ("{%s}" if token == "{" else "[%s]") % ", ".join(items)
     constant = _CONSTANTS.get(token, token)
     if constant == token and not _NUMBER.fullmatch(token):
-        raise Malformed
+        raise MalformedError
     return constant

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from axion.text.stream_parser import Malformed, Steps
+from typing import Any
+
+from axion.text.stream_parser import MalformedError, Steps
 from axion.text.tool_calls.arguments import TaggedArguments
 from axion.text.tool_calls.base import ToolCallParser
 
@@ -16,6 +18,30 @@ class Glm4(ToolCallParser):
     arguments_begin = "\n"
     call_separator = "<|assistant|>"
 
+    @classmethod
+    def reads_calls(cls, template: str) -> bool:
+        return True
+
+    @classmethod
+    def template_messages(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With calls as messages whose `metadata` is the name, and results as observations."""
+        written: list[dict[str, Any]] = []
+        for message in messages:
+            calls = message.pop("tool_calls", ())
+            if message["role"] == "tool":
+                message["role"] = "observation"
+            if not calls or message.get("content"):
+                written.append(message)
+            written += (
+                {
+                    "role": "assistant",
+                    "metadata": call["function"]["name"],
+                    "content": call["function"]["arguments"],
+                }
+                for call in calls
+            )
+        return written
+
     def calls_at_start(self) -> Steps[None]:
         yield from self.calls("")
 
@@ -23,7 +49,7 @@ class Glm4(ToolCallParser):
         yield from self.skip_space()
         name = yield from self.name()
         if name not in self._functions:
-            raise Malformed
+            raise MalformedError
         yield from self.accept(" ")
         yield from self.expect("\n")
         yield from self.skip_space()

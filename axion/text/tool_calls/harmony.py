@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 from axion.text.events import ReasoningDelta
-from axion.text.stream_parser import Cut, Malformed, Steps
+from axion.text.stream_parser import CutError, MalformedError, Steps
 from axion.text.tool_calls.base import Functions, ToolCallParser
 
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
@@ -40,7 +40,7 @@ class Harmony(ToolCallParser):
         while (yield from self.peek()):
             try:
                 end = yield from self._message(*(["assistant"] if end == "<|start|>" else []))
-            except Cut:
+            except CutError:
                 # What is left is a header without a message; anything else is sent by now.
                 self._at = len(self._text)
                 self.drop()
@@ -66,8 +66,8 @@ class Harmony(ToolCallParser):
         try:
             yield from self.skip_space()
             yield from self.json_arguments_of(name)
-        except Malformed as error:
-            if isinstance(error, Cut):
+        except MalformedError as error:
+            if isinstance(error, CutError):
                 raise
         finally:
             if self._in_call:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 from axion.text.stream_parser import Steps
 from axion.text.tool_calls.base import ToolCallParser
 
@@ -12,7 +14,8 @@ class Llama3(ToolCallParser):
     that tag only a function of the request is a call: other objects are the answer.
     """
 
-    openings = markers = ("<|python_tag|>",)
+    openings: ClassVar[tuple[str, ...]] = ("<|python_tag|>",)
+    markers = ("<|python_tag|>",)
     call_begin = '{"name": "'
     arguments_begin = '", "parameters": '
     call_end = "}"
@@ -38,7 +41,7 @@ class Llama3(ToolCallParser):
 class JsonObject(Llama3):
     """A JSON object, perhaps in a code block: what models do that are only asked for it."""
 
-    openings = ("<|python_tag|>", "```json", "```tool_call")
+    openings: ClassVar[tuple[str, ...]] = ("<|python_tag|>", "```json", "```tool_call")
     markers = ("<|python_tag|>",)
 
     def calls(self, opening: str) -> Steps[None]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import secrets
 import string
 
-from axion.text.stream_parser import Malformed, Steps
+from axion.text.stream_parser import MalformedError, Steps
 from axion.text.tool_calls.base import ToolCallParser
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
@@ -43,7 +43,7 @@ class Mistral(ToolCallParser):
         if (yield from self.accept("[CALL_ID]")):
             call_id = yield from self.name()
         if not (yield from self.accept("[ARGS]")) and (yield from self.peek()) != "{":
-            raise Malformed
+            raise MalformedError
         yield from self.skip_space()
         yield from self.json_arguments_of(name, call_id)
         self.end_call()

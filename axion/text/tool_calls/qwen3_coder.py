@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from axion.text.stream_parser import Malformed, Steps
+from axion.text.stream_parser import MalformedError, Steps
 from axion.text.tool_calls.arguments import TaggedArguments
 
 
@@ -44,7 +44,7 @@ class Qwen3Coder(TaggedArguments):
     def argument_key(self) -> Steps[str]:
         key, end = yield from self.until(">", "\n")
         if end != ">":
-            raise Malformed
+            raise MalformedError
         return key
 
     def argument_value(self, types: frozenset[str]) -> Steps[None]:
