@@ -97,6 +97,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": save_model(root / "plain", PLAIN_TEMPLATE),
         "tools": save_model(root / "tools", TOOL_TEMPLATE),
         "special": save_model(root / "special", TOOL_TEMPLATE, ("<tool_call>", "</tool_call>")),
+        "mistral": save_model(
+            root / "mistral",
+            "{# [THINK] [TOOL_CALLS] [ARGS] #}" + JSON_TEMPLATE,
+            ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "<|other|>"),
+        ),
         "reasoning": save_model(root / "reasoning", REASONING_TEMPLATE),
         "effort": save_model(root / "effort", EFFORT_TEMPLATE),
         "json": save_model(root / "json", JSON_TEMPLATE),
@@ -717,6 +722,20 @@ async def test_tool_calls_are_found_where_their_tags_are_special_tokens(start: S
     answer = await chat(backend, CALL, tools=TOOLS)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert (await chat(backend, "<tool_call>x")).choices[0].message.content == "x"
+
+
+async def test_special_tokens_around_reasoning_and_calls_are_read_and_not_shown(start: Start):
+    backend = await start(EchoEngine(), "mistral")
+    content = "[THINK]Hm.[/THINK]Yes.<|other|>[TOOL_CALLS]f[ARGS]{}"
+    answer = await chat(backend, content, tools=TOOLS)
+    message = answer.choices[0].message
+    assert getattr(message, "reasoning_content", None) == "Hm."
+    assert message.content == "Yes."
+    assert message.tool_calls is not None
+    assert len(message.tool_calls[0].id) == 9
+    assert (await chat(backend, content)).choices[0].message.content == "Yes.f{}"
+    shown = await chat(backend, content, skip_special_tokens=False)
+    assert shown.choices[0].message.content == "Yes.<|other|>[TOOL_CALLS]f[ARGS]{}"
 
 
 async def test_a_developer_is_the_system_to_a_template_that_knows_none(start: Start):
