@@ -59,6 +59,8 @@ class Answer:
         num_tokens: generated so far.
         num_reasoning_tokens: those of them that are reasoning.
         num_cached_tokens: prompt tokens that the prefix cache supplied.
+        prompt_logprobs: of the prompt's tokens from the second on, when asked for; complete
+            when the first token is generated.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Answer:
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=skip_special_tokens,
@@ -111,6 +114,7 @@ class Answer:
     def _decode(self, output: SequenceOutput, events: list[Event]) -> bool:
         """Add what is certain now; returns whether it ends the answer."""
         self.num_cached_tokens = output.num_cached_tokens
+        self.prompt_logprobs += output.prompt_logprobs or ()
         for i, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if output.stop_token_id is not None and i + 1 == len(output.token_ids):
