@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,18 @@ from axion.openai.chat import (
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    DeltaFunction,
     DeltaToolCall,
-    FunctionCall,
     TokenLogprob,
     TopLogprob,
 )
-from axion.openai.common import GenerationRequest, PromptTokensDetails, Usage, sampling_params
+from axion.openai.common import (
+    CompletionTokensDetails,
+    GenerationRequest,
+    PromptTokensDetails,
+    Usage,
+    sampling_params,
+)
 from axion.openai.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChunk,
@@ -48,9 +53,10 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
-from axion.text import tool_calls
+from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
+from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
 from axion.types import (
     MAX_SEED,
@@ -73,13 +79,17 @@ _NO_EFFECT = {
 # hold already.
 _NOT_IN_KEY = _NO_EFFECT | {
     *("model", "messages", "chat_template_kwargs", "add_generation_prompt"),
-    *("continue_final_message", "max_tokens", "max_completion_tokens", "min_tokens"),
+    *("max_tokens", "max_completion_tokens", "min_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
 }
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
+# Enough to hold the tag at the end of a prompt that opens the model's reasoning.
+_TAIL_TOKENS = 32
+# The variables by which chat templates switch reasoning on and off.
+_REASONING_SWITCHES = ("enable_thinking", "thinking")
 # Requests whose key is remembered, so that a cached answer needs no template and no tokenizer.
 _MAX_KEYS = 4096
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
@@ -262,20 +272,20 @@ async def _chat(
     prompt: _Prompt | None = None,
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     prompt_token_ids, params = prompt or await _prepare_chat(model, request)
-    calls_tools, skip_special_tokens = False, params.skip_special_tokens
-    if request.uses_tools:
-        assert model.chat_template is not None
-        calls_tools = tool_calls.OPEN in model.chat_template.source(with_tools=True)
-        # Where the tags are special tokens they must not be left out.
-        open_id = model.tokenizer.token_to_id(tool_calls.OPEN)
-        skip_special_tokens &= not (calls_tools and open_id in model.tokenizer.special_token_ids)
+    assert model.chat_template is not None
+    written = answer_format(model.chat_template.source(with_tools=request.uses_tools))
+    opened = _opens_reasoning(model.tokenizer, request, written, prompt_token_ids)
+    functions = request.callable_functions
+    visible_token_ids = _special_token_ids(model.tokenizer, written.markers(functions))
     answers = [
         Answer(
             model.tokenizer,
             prompt_token_ids,
             _seeded(params, i),
-            parse_tool_calls=calls_tools,
-            skip_special_tokens=skip_special_tokens,
+            parser=written.parser(functions, opened=opened),
+            single_call=request.parallel_tool_calls is False,
+            skip_special_tokens=params.skip_special_tokens,
+            visible_token_ids=visible_token_ids,
         )
         for i in range(request.num_choices)
     ]
@@ -288,23 +298,30 @@ async def _chat(
         choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
         return ChatCompletionChunk(**shared, choices=[choice])
 
-    num_calls: dict[int, int] = {}
+    began: set[int] = set()
+    called: set[int] = set()
     async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
         async for index, piece in pieces:
-            if index not in num_calls:
-                num_calls[index] = 0
+            if index not in began:
+                began.add(index)
                 yield chunk(index, Delta(role="assistant", content=""), [])
-            if piece.text or piece.tool_calls or piece.tokens:
-                delta = _delta(piece, num_calls[index])
-                num_calls[index] += len(piece.tool_calls)
-                yield chunk(index, delta, piece.tokens)
+            deltas = _deltas(piece.events)
+            if not deltas and piece.tokens:
+                deltas = [Delta()]
+            for i, delta in enumerate(deltas):
+                if delta.tool_calls:
+                    called.add(index)
+                yield chunk(index, delta, [] if i else piece.tokens)
             if piece.finish_reason is not None:
                 finish: ChatFinishReason = _finish_reason(piece.finish_reason)
-                if finish == "stop" and num_calls[index]:
+                if finish == "stop" and index in called:
                     finish = "tool_calls"
                 yield chunk(index, Delta(), [], finish)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
+        usage.completion_tokens_details = CompletionTokensDetails(
+            reasoning_tokens=sum(answer.num_reasoning_tokens for answer in answers)
+        )
         yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
 
 
@@ -390,8 +407,10 @@ def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
             "This model has no chat template; use /v1/completions with a prompt."
         )
     source = template.source(with_tools=request.uses_tools)
-    _check_template(request, source, template.variables(with_tools=request.uses_tools))
-    messages = request.template_messages()
+    variables = template.variables(with_tools=request.uses_tools)
+    _check_template(request, source, variables)
+    messages = _with_reasoning(request.template_messages(), source)
+    messages = answer_format(source).tool_calls.template_messages(messages)
     if "developer" not in source:
         for message in messages:
             if message["role"] == "developer":
@@ -401,7 +420,7 @@ def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        template_kwargs=request.chat_template_kwargs,
+        template_kwargs=_template_kwargs(request, variables),
     )
     _check_length(model, rendered, "messages")
     return model.tokenizer.encode_chat(rendered)
@@ -420,6 +439,7 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             param=param,
         )
 
+    written = answer_format(source)
     if request.uses_tools and "tools" not in variables:
         raise refuse("tools")
     for name in request.chat_template_kwargs or ():
@@ -427,16 +447,62 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             raise refuse(f"chat_template_kwargs.{name[:60]}")
     for i, message in enumerate(request.messages):
         # The name in an answer of a tool says again what its tool_call_id says.
-        if message.name is not None and message.role != "tool" and not _reads_name(source):
+        if message.name is not None and message.role != "tool" and not _reads(source, "name"):
             raise refuse(f"messages[{i}].name")
-        if message.role == "assistant" and message.tool_calls and "tool_calls" not in source:
+        if message.role != "assistant":
+            continue
+        if message.tool_calls and not written.tool_calls.reads_calls(source):
             raise refuse(f"messages[{i}].tool_calls")
+        # A template of a model that reasons may leave earlier reasoning out: so it was trained.
+        if message.reasoning_content is not None and not written.reasons:
+            raise refuse(f"messages[{i}].reasoning_content")
 
 
-def _reads_name(source: str) -> bool:
-    """Whether a chat template reads the `name` of a message, not only that of a tool."""
+def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) -> dict[str, Any]:
+    """The variables for a chat template that reads `variables`.
+
+    Raises:
+        InvalidRequestError: it has none for `reasoning_effort`.
+    """
+    given = dict(request.chat_template_kwargs or {})
+    effort = request.reasoning_effort
+    if effort is None:
+        return given
+    wanted: dict[str, Any] = {"reasoning_effort": effort}
+    if effort == "none":  # also what a template does that can only switch reasoning off
+        wanted |= dict.fromkeys(_REASONING_SWITCHES, False)
+    for name, value in wanted.items():
+        if name in variables:
+            if given.setdefault(name, value) != value:
+                raise InvalidRequestError(
+                    f"reasoning_effort and chat_template_kwargs.{name} contradict each other.",
+                    param="reasoning_effort",
+                )
+            return given
+    switch = next((name for name in _REASONING_SWITCHES if name in variables), None)
+    hint = f" It can only switch it: use chat_template_kwargs.{switch}." if switch else ""
+    raise InvalidRequestError(
+        f"reasoning_effort {effort!r} is not supported: this model's chat template has no levels "
+        f"of reasoning.{hint}",
+        param="reasoning_effort",
+    )
+
+
+def _with_reasoning(messages: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """The reasoning of earlier answers under the name by which the template reads it."""
+    names = ("reasoning_content", "reasoning", "thinking")
+    name = next((name for name in names if _reads(source, name)), None)
+    for message in messages:
+        reasoning = message.pop("reasoning_content", None)
+        if reasoning and name:
+            message[name] = reasoning
+    return messages
+
+
+def _reads(source: str, field: str) -> bool:
+    """Whether a chat template reads a field of messages, and not only of what is in them."""
     loop_variables = "|".join(set(re.findall(r"for\s+(\w+)\s+in\s+\w*messages", source)))
-    key = r"(\.name\b|\[['\"]name['\"]\]|\.get\(['\"]name)"
+    key = rf"(\.{field}\b|\[['\"]{field}['\"]\]|\.get\(['\"]{field}['\"])"
     return bool(loop_variables and re.search(rf"\b({loop_variables}){key}", source))
 
 
@@ -611,21 +677,43 @@ def _finish_reason(reason: FinishReason) -> CompletionFinishReason:
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
-def _delta(piece: Piece, num_calls_before: int) -> Delta:
-    fields: dict[str, Any] = {}
-    if piece.text:
-        fields["content"] = piece.text
-    if piece.tool_calls:
-        fields["tool_calls"] = [
-            DeltaToolCall(
-                index=num_calls_before + i,
-                id=f"call_{uuid.uuid4().hex[:24]}",
-                type="function",
-                function=FunctionCall(name=call.name, arguments=call.arguments),
-            )
-            for i, call in enumerate(piece.tool_calls)
-        ]
-    return Delta(**fields)
+def _deltas(events: list[Event]) -> list[Delta]:
+    """One for each event; a call begins with its name, and its arguments follow."""
+    deltas: list[Delta] = []
+    for event in events:
+        match event:
+            case TextDelta(text):
+                deltas.append(Delta(content=text))
+            case ReasoningDelta(text):
+                deltas.append(Delta(reasoning_content=text))
+            case CallStart(index, id, name):
+                function = DeltaFunction(name=name, arguments="")
+                call = DeltaToolCall(index=index, id=id, type="function", function=function)
+                deltas.append(Delta(tool_calls=[call]))
+            case ArgumentsDelta(index, text):
+                call = DeltaToolCall(index=index, function=DeltaFunction(arguments=text))
+                deltas.append(Delta(tool_calls=[call]))
+    return deltas
+
+
+def _opens_reasoning(
+    tokenizer: Tokenizer,
+    request: ChatCompletionRequest,
+    written: AnswerFormat,
+    prompt_token_ids: list[int],
+) -> bool:
+    """Whether the answer goes on with reasoning that the prompt has begun."""
+    if written.reasoning is None:
+        return False
+    if request.continue_final_message:
+        return written.reasoning.left_open_in(request.final_text)
+    tail = prompt_token_ids[-_TAIL_TOKENS:]
+    return written.reasoning.opened_by(tokenizer.decode(tail, skip_special_tokens=False))
+
+
+def _special_token_ids(tokenizer: Tokenizer, tokens: Collection[str]) -> frozenset[int]:
+    ids = map(tokenizer.token_to_id, tokens)
+    return frozenset(id for id in ids if id in tokenizer.special_token_ids and id is not None)
 
 
 def _chat_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken]) -> ChoiceLogprobs:

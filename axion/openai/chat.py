@@ -119,6 +119,7 @@ class AssistantMessage(RequestModel):
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: Annotated[list[ToolCall], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before it")
     name: str | None = None
     refusal: Annotated[None, Refused("send the text as content")] = None
     audio: Annotated[None, Refused("this model takes text only")] = None
@@ -165,6 +166,9 @@ class ResponseFormat(RequestModel):
     json_schema: Annotated[None, Refused(_NOT_YET)] = None
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
 class ChatCompletionRequest(GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
@@ -182,7 +186,7 @@ class ChatCompletionRequest(GenerationRequest):
         ]
         | None
     ) = None
-    parallel_tool_calls: bool | None = Field(None, description="false only without tools")
+    parallel_tool_calls: bool | None = Field(None, description="false ends with the first call")
     response_format: ResponseFormat | None = None
 
     # No effect on the answer, by OpenAI's own definition.
@@ -208,7 +212,9 @@ class ChatCompletionRequest(GenerationRequest):
     moderation: Annotated[None, Refused("there is no moderation model")] = None
     prediction: Annotated[None, Refused("predicted outputs are not used")] = None
     prompt_cache_options: Annotated[None, Refused("the prefix cache is automatic")] = None
-    reasoning_effort: Annotated[None, Refused("this model has no levels of reasoning")] = None
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="only where the model's chat template reads it"
+    )
     verbosity: Annotated[None, Refused("this model has no levels of verbosity")] = None
     web_search_options: Annotated[None, Refused("there is no web search")] = None
 
@@ -231,23 +237,46 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-        if self.parallel_tool_calls is False and self.uses_tools:
-            raise InvalidRequestError(
-                "parallel_tool_calls: false is not supported with tools: "
-                "the number of calls cannot be limited yet.",
-                param="parallel_tool_calls",
-            )
         if self.continue_final_message and self.add_generation_prompt is not False:
             raise InvalidRequestError(
                 "continue_final_message needs add_generation_prompt: false.",
                 param="continue_final_message",
             )
+        self._check_tool_results()
         return self
+
+    def _check_tool_results(self) -> None:
+        """Raises:
+        InvalidRequestError: a tool message answers no call of the assistant before it.
+        """
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            if isinstance(message, AssistantMessage):
+                called = {call.id for call in message.tool_calls or ()}
+            elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
+                raise InvalidRequestError(
+                    f"messages[{i}].tool_call_id must be the id of a call in the tool_calls of the "
+                    "assistant's message before it.",
+                    param=f"messages[{i}].tool_call_id",
+                )
 
     @property
     def uses_tools(self) -> bool:
         """Whether the model may call tools: some are given and tool_choice is not none."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def callable_functions(self) -> dict[str, dict[str, Any]] | None:
+        """The schemas of the functions that the model may call; None if it may call none."""
+        if not self.uses_tools:
+            return None
+        return {tool.function.name: tool.function.parameters or {} for tool in self.tools or ()}
+
+    @property
+    def final_text(self) -> str:
+        """The text of the last message."""
+        content = self.messages[-1].content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
     @property
     def token_limit(self) -> int | None:
@@ -258,8 +287,18 @@ class ChatCompletionRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def template_messages(self) -> list[dict[str, Any]]:
-        """The messages for a chat template; what was not given is absent."""
-        return [message.model_dump(exclude_none=True) for message in self.messages]
+        """The messages for a chat template; what was not given is absent.
+
+        A tool's result has the name of the function, which some templates want.
+        """
+        names: dict[str, str] = {}
+        messages = [message.model_dump(exclude_none=True) for message in self.messages]
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                names[call["id"]] = call["function"]["name"]
+            if message["role"] == "tool":
+                message.setdefault("name", names[message["tool_call_id"]])
+        return messages
 
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools for a chat template; none if the model may not call them."""
@@ -286,9 +325,13 @@ class ChoiceLogprobs(ResponseModel):
     refusal: None
 
 
-class FunctionCall(ResponseModel):
-    name: str
+class DeltaFunction(ResponseModel):
+    name: str | None = None
     arguments: str
+
+
+class FunctionCall(DeltaFunction):
+    name: str
 
 
 class MessageToolCall(ResponseModel):
@@ -297,12 +340,18 @@ class MessageToolCall(ResponseModel):
     function: FunctionCall
 
 
-class DeltaToolCall(MessageToolCall):
+class DeltaToolCall(ResponseModel):
+    """A call, or with nothing but `index` and `arguments` what follows of one."""
+
     index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: DeltaFunction
 
 
 class Delta(ResponseModel):
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[DeltaToolCall] | None = None
 
@@ -331,6 +380,7 @@ class AssistantAnswer(ResponseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
 
 
@@ -381,14 +431,20 @@ def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
     if finish_reason is None:
         raise InternalError("The answer ended early.")
     content = "".join(part.delta.content or "" for part in parts)
-    calls = [call for part in parts for call in part.delta.tool_calls or ()]
+    reasoning = "".join(part.delta.reasoning_content or "" for part in parts)
+    calls: dict[int, MessageToolCall] = {}
+    for call in (call for part in parts for call in part.delta.tool_calls or ()):
+        if call.id is not None:
+            function = FunctionCall(name=call.function.name or "", arguments="")
+            calls[call.index] = MessageToolCall(id=call.id, type="function", function=function)
+        calls[call.index].function.arguments += call.function.arguments
     message = AssistantAnswer(
         role="assistant", content=content if content or not calls else None, refusal=None
     )
+    if reasoning:
+        message.reasoning_content = reasoning
     if calls:
-        message.tool_calls = [
-            MessageToolCall(id=call.id, type=call.type, function=call.function) for call in calls
-        ]
+        message.tool_calls = list(calls.values())
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     return Choice(
         index=index,

@@ -59,4 +59,7 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
         return await collect_chat(chunks)
 
     def has_tokens(self, chunk: ChatCompletionChunk) -> bool:
-        return any(choice.delta.content or choice.delta.tool_calls for choice in chunk.choices)
+        return any(
+            choice.delta.content or choice.delta.reasoning_content or choice.delta.tool_calls
+            for choice in chunk.choices
+        )
