@@ -30,12 +30,14 @@ class Piece(NamedTuple):
 
     Attributes:
         tokens: those whose text is in this piece, when log probabilities are asked for.
+        stop_reason: the stop string, or the requested stop token, that ended the answer.
     """
 
     text: str
     tool_calls: list[ToolCall]
     tokens: list[ShownToken]
     finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
 
 
 class Answer:
@@ -87,15 +89,19 @@ class Answer:
             raise InternalError(output.error or "The engine could not compute this request.")
         if finish_reason is FinishReason.ABORT:
             raise EngineUnavailableError("The engine gave this request up. Send it again.")
-        text, stopped = self._decode(output)
-        if stopped:
-            finish_reason = FinishReason.STOP
+        stop_reason: int | str | None = None
+        if output.stop_token_id in self.params.stop_token_ids:
+            stop_reason = output.stop_token_id
+        text, stop = self._decode(output)
+        if stop is not None:
+            finish_reason, stop_reason = FinishReason.STOP, stop
         self._num_shown_chars += len(text)
         text, tool_calls = self._separate(text, final=finish_reason is not None)
-        return Piece(text, tool_calls, self._shown_tokens(finish_reason is not None), finish_reason)
+        tokens = self._shown_tokens(finish_reason is not None)
+        return Piece(text, tool_calls, tokens, finish_reason, stop_reason)
 
-    def _decode(self, output: SequenceOutput) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string ends it."""
+    def _decode(self, output: SequenceOutput) -> tuple[str, str | None]:
+        """The text that is certain now, and the stop string that ends it, if one does."""
         self.num_cached_tokens = output.num_cached_tokens
         text = ""
         for i, token_id in enumerate(output.token_ids):
@@ -113,13 +119,13 @@ class Answer:
             shown, stop = self._stop.push(new)
             text += shown
             if stop is not None:
-                return text, True
+                return text, stop
         if output.finish_reason is None:
-            return text, False
+            return text, None
         rest = self._detokenizer.flush()
         self._place(rest)
         shown, stop = self._stop.push(rest)
-        return text + shown + self._stop.flush(), stop is not None
+        return text + shown + self._stop.flush(), stop
 
     def _place(self, new: str) -> None:
         """The tokens that waited for it end with this text."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.base import ModelConfig
+from axion.backends.base import ModelConfig, Tokenization
 from axion.engine.client import EngineClient
 from axion.errors import (
     ContextLengthExceededError,
@@ -35,7 +35,13 @@ from axion.openai.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from axion.openai.common import GenerationRequest, PromptTokensDetails, Usage, sampling_params
+from axion.openai.common import (
+    GenerationRequest,
+    PromptTokensDetails,
+    Usage,
+    sampling_params,
+    stop_reason_field,
+)
 from axion.openai.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChunk,
@@ -125,6 +131,37 @@ class NativeBackend:
     ) -> AsyncGenerator[CompletionChunk, None]:
         return _complete(self._loaded(), request, request_id)
 
+    async def tokenize(
+        self,
+        prompt: str | ChatCompletionRequest,
+        *,
+        add_special_tokens: bool | None = None,
+        with_strings: bool = False,
+    ) -> Tokenization:
+        model = self._loaded()
+        if isinstance(prompt, str):
+            text, special = prompt, add_special_tokens is not False
+        else:
+            text, special = await _rendered(model, prompt), bool(add_special_tokens)
+        token_ids = await _encode(
+            text, lambda text: model.tokenizer.encode(text, add_special_tokens=special)
+        )
+        strings = map(model.tokenizer.id_to_token, token_ids) if with_strings else ()
+        return Tokenization(
+            token_ids=token_ids,
+            token_strings=[string or "" for string in strings],
+            max_model_len=model.engine.info.max_model_len,
+        )
+
+    async def detokenize(self, token_ids: list[int]) -> str:
+        model = self._loaded()
+        _check_vocabulary("tokens", token_ids, model.engine.info.vocab_size)
+
+        def decode() -> str:
+            return model.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+        return await asyncio.to_thread(decode) if len(token_ids) > _LONG_TEXT else decode()
+
     def _loaded(self) -> _Model:
         if self._model is None:
             raise EngineUnavailableError("The model is loading.")
@@ -205,11 +242,21 @@ async def _chat(
     shared = _shared(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
-        index: int, delta: Delta, tokens: list[ShownToken], finish: ChatFinishReason | None = None
+        index: int,
+        delta: Delta,
+        tokens: list[ShownToken],
+        finish: ChatFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> ChatCompletionChunk:
         logprobs = _chat_logprobs(model.tokenizer, tokens) if tokens else None
-        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
-        return ChatCompletionChunk(**shared, choices=[choice])
+        choice = ChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
+        )
+        return ChatCompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
     num_calls: dict[int, int] = {}
     async with aclosing(_run(model.engine, request_id, answers)) as pieces:
@@ -225,7 +272,7 @@ async def _chat(
                 finish: ChatFinishReason = _finish_reason(piece.finish_reason)
                 if finish == "stop" and num_calls[index]:
                     finish = "tool_calls"
-                yield chunk(index, Delta(), [], finish)
+                yield chunk(index, Delta(), [], finish, piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
@@ -259,12 +306,17 @@ async def _complete(
         text: str,
         tokens: list[ShownToken],
         finish: CompletionFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> CompletionChunk:
         logprobs = _legacy_logprobs(model.tokenizer, tokens) if tokens else None
         choice = CompletionChunkChoice(
-            index=index, text=text, logprobs=logprobs, finish_reason=finish
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
         )
-        return CompletionChunk(**shared, choices=[choice])
+        return CompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
     async with aclosing(_run(model.engine, request_id, answers)) as pieces:
         async for index, piece in pieces:
@@ -273,7 +325,8 @@ async def _complete(
             if text or piece.tokens:
                 yield chunk(index, text, piece.tokens)
             if piece.finish_reason is not None:
-                yield chunk(index, "", [], _finish_reason(piece.finish_reason))
+                finish = _finish_reason(piece.finish_reason)
+                yield chunk(index, "", [], finish, piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         yield CompletionChunk(**shared | {"choices": [], "usage": usage})
@@ -292,6 +345,11 @@ def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str
 
 
 async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
+    return await _encode(await _rendered(model, request), model.tokenizer.encode_chat)
+
+
+async def _rendered(model: _Model, request: ChatCompletionRequest) -> str:
+    """The conversation as the model's chat template writes it."""
     template = model.chat_template
     if template is None:
         raise InvalidRequestError(
@@ -304,14 +362,13 @@ async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[in
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"  # what OpenAI called it before
-    rendered = await template.arender(
+    return await template.arender(
         messages,
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
         template_kwargs=request.chat_template_kwargs,
     )
-    return await _encode(rendered, model.tokenizer.encode_chat)
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
@@ -495,6 +552,13 @@ def _usage(answers: list[Answer], num_choices: int) -> Usage:
             cached_tokens=sum(answer.num_cached_tokens for answer in prompts)
         ),
     )
+
+
+def _usage_so_far(request: GenerationRequest, answers: list[Answer]) -> dict[str, Any]:
+    """The field of a chunk that a request with `continuous_usage_stats` wants."""
+    if not request.usage_in_every_chunk:
+        return {}
+    return {"usage": _usage(answers, request.num_choices)}
 
 
 def _finish_reason(reason: FinishReason) -> CompletionFinishReason:

@@ -18,6 +18,7 @@ from axion.openai.common import (
     TokenId,
     Usage,
     at_most,
+    stop_reason_field,
 )
 from axion.types import MAX_LOGPROBS
 
@@ -123,6 +124,7 @@ class CompletionChunkChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
+    stop_reason: int | str | None = None
 
 
 class CompletionChunk(ResponseModel):
@@ -140,6 +142,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason
+    stop_reason: int | str | None = None
 
 
 class Completion(ResponseModel):
@@ -194,4 +197,5 @@ def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> Completio
         if logprobs
         else None,
         finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
     )

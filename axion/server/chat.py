@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from axion.backends.base import InferenceBackend
 from axion.openai.chat import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
+    Delta,
     collect_chat,
 )
+from axion.server.endpoint import Call
 from axion.server.generation import GenerationEndpoint
 
 
@@ -18,12 +19,16 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
     request_type = ChatCompletionRequest
 
     def generate(
-        self, backend: InferenceBackend, request: ChatCompletionRequest, request_id: str
+        self, call: Call[ChatCompletionRequest]
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
-        return backend.chat(request, request_id)
+        return call.backend.chat(call.request, call.id)
 
     async def collect(self, chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:
         return await collect_chat(chunks)
 
     def has_tokens(self, chunk: ChatCompletionChunk) -> bool:
-        return any(choice.delta.content or choice.delta.tool_calls for choice in chunk.choices)
+        return any(_has_tokens(choice.delta) for choice in chunk.choices)
+
+
+def _has_tokens(delta: Delta) -> bool:
+    return bool(delta.content or delta.reasoning_content or delta.tool_calls)

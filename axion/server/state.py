@@ -12,6 +12,7 @@ from starlette.types import Scope
 from axion.errors import EngineUnavailableError, QueueFullError
 from axion.observability.metrics import Metrics
 from axion.router.registry import ModelRegistry
+from axion.server.response_store import ResponseStore
 from axion.settings import Settings
 
 
@@ -30,6 +31,7 @@ class ServerState:
     draining: bool = False
     started: float = field(default_factory=time.monotonic)
     metrics: Metrics = field(init=False)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(num_in_flight=lambda: self.num_in_flight)

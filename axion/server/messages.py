@@ -1,0 +1,61 @@
+"""`POST /v1/messages` and `/v1/messages/count_tokens`, for clients of Anthropic's API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+
+from axion.errors import AxionError
+from axion.openai.anthropic import (
+    BlockDeltaEvent,
+    CountTokensRequest,
+    MessagesAnswer,
+    MessagesEvent,
+    MessagesRequest,
+    MessageTokensCount,
+    collect_message,
+    error_body,
+    message_events,
+)
+from axion.openai.translation import in_words_of
+from axion.server.endpoint import Call, ModelEndpoint
+from axion.server.generation import GenerationEndpoint
+from axion.server.sse import EventStream
+
+
+class Messages(GenerationEndpoint[MessagesRequest, MessagesEvent]):
+    request_type = MessagesRequest
+    done = None
+
+    def generate(self, call: Call[MessagesRequest]) -> AsyncGenerator[MessagesEvent, None]:
+        request = call.request
+        chunks = in_words_of(request.field_names, call.backend.chat(request.chat(), call.id))
+        return message_events(call.model, chunks)
+
+    async def collect(self, chunks: AsyncIterator[MessagesEvent]) -> MessagesAnswer:
+        return await collect_message(chunks)
+
+    def has_tokens(self, chunk: MessagesEvent) -> bool:
+        return isinstance(chunk, BlockDeltaEvent)
+
+    def event_name(self, chunk: MessagesEvent) -> str:
+        return chunk.type
+
+    def error_body(self, error: AxionError) -> dict[str, Any]:
+        return error_body(error)
+
+    async def send_error(self, events: EventStream, error: AxionError) -> None:
+        await events.send(msgspec.json.encode(error_body(error)), "error")
+
+
+class CountTokens(ModelEndpoint[CountTokensRequest]):
+    request_type = CountTokensRequest
+
+    async def answer(self, call: Call[CountTokensRequest]) -> MessageTokensCount:
+        tokens = await call.backend.tokenize(call.request.chat())
+        return MessageTokensCount(input_tokens=len(tokens.token_ids))
+
+    def error_body(self, error: AxionError) -> dict[str, Any]:
+        return error_body(error)

@@ -1,0 +1,36 @@
+"""`POST /tokenize` and `POST /detokenize`."""
+
+from __future__ import annotations
+
+from axion.openai.tokenize import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+)
+from axion.server.endpoint import Call, ModelEndpoint
+
+
+class Tokenize(ModelEndpoint[TokenizeRequest]):
+    request_type = TokenizeRequest
+
+    async def answer(self, call: Call[TokenizeRequest]) -> TokenizeAnswer:
+        request = call.request
+        tokens = await call.backend.tokenize(
+            request.chat_or_text(),
+            add_special_tokens=request.add_special_tokens,
+            with_strings=bool(request.return_token_strs),
+        )
+        return TokenizeAnswer(
+            count=len(tokens.token_ids),
+            max_model_len=tokens.max_model_len,
+            tokens=tokens.token_ids,
+            token_strs=tokens.token_strings if request.return_token_strs else None,
+        )
+
+
+class Detokenize(ModelEndpoint[DetokenizeRequest]):
+    request_type = DetokenizeRequest
+
+    async def answer(self, call: Call[DetokenizeRequest]) -> DetokenizeAnswer:
+        return DetokenizeAnswer(prompt=await call.backend.detokenize(call.request.tokens))
