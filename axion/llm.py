@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -59,7 +60,9 @@ class LLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        path = asyncio.run(resolve(model)).path
+        # In a thread, because a notebook's own thread has an event loop that runs already.
+        with ThreadPoolExecutor(1) as thread:
+            path = thread.submit(asyncio.run, resolve(model)).result().path
         self.tokenizer = load_tokenizer(path)
         self.chat_template = load_chat_template(path, self.tokenizer)
         self.engine = EngineCore(EngineConfig(model_path=str(path), **options))
@@ -163,6 +166,9 @@ class _Run:
         if output.finish_reason is not None:
             generation.finish_reason = output.finish_reason
             text += self._detokenizer.flush()
+        if len(generation.token_ids) < self._params.min_tokens:
+            generation.text += text
+            return
         text, matched = self._stop.push(text)
         generation.text += text
         if matched is not None:

@@ -65,12 +65,14 @@ def measure(model: str) -> dict[str, float]:
             }
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 response.raise_for_status()
-                next(response.iter_lines())
+                lines = response.iter_lines()
+                next(lines)
                 result["first token s"] = time.perf_counter() - start
-                response.read()
+                for _ in lines:
+                    pass
             api = psutil.Process(process.pid)
             result["API process MiB"] = api.memory_info().rss / 2**20
-            [worker] = api.children()
+            [worker] = (c for c in api.children() if "axion.engine.process" in c.cmdline())
             result["engine process MiB"] = worker.memory_info().rss / 2**20
     finally:
         process.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_a_stop_string_cuts_the_text(llm: LLM):
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason is FinishReason.STOP
     assert not llm.engine.has_unfinished
+
+
+def test_a_stop_string_counts_after_min_tokens(llm: LLM):
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    [whole] = llm.generate("The", params)
+    late = SamplingParams(
+        temperature=0, max_tokens=40, min_tokens=30, ignore_eos=True, stop=(whole.text[3:5],)
+    )
+    [cut] = llm.generate("The", late)
+    assert len(cut.token_ids) >= 30
+    assert whole.text.startswith(cut.text)
+
+
+def test_it_works_where_an_event_loop_runs(tiny_model: Path):
+    async def notebook() -> LLM:
+        return LLM(str(tiny_model), device="cpu", kv_cache_bytes=2**24, max_model_len=256)
+
+    assert asyncio.run(notebook()).generate([]) == []
 
 
 def test_chat_uses_the_models_template(llm: LLM):

@@ -65,6 +65,8 @@ from axion.types import (
 
 # Shorter texts are encoded in less time than a thread takes to be asked.
 _LONG_TEXT = 4096
+# Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
+_HUGE_TEXT = 100_000
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
 _LOWEST_LOGPROB = -9999.0
 
@@ -139,13 +141,17 @@ class NativeBackend:
         with_strings: bool = False,
     ) -> Tokenization:
         model = self._loaded()
-        if isinstance(prompt, str):
-            text, special = prompt, add_special_tokens is not False
-        else:
-            text, special = await _rendered(model, prompt), bool(add_special_tokens)
-        token_ids = await _encode(
-            text, lambda text: model.tokenizer.encode(text, add_special_tokens=special)
-        )
+
+        def encode() -> list[int]:
+            if not isinstance(prompt, str):
+                return _chat_prompt(model, prompt, add_special_tokens=bool(add_special_tokens))
+            _check_length(model, prompt, "prompt")
+            return model.tokenizer.encode(
+                prompt, add_special_tokens=add_special_tokens is not False
+            )
+
+        is_short = isinstance(prompt, str) and len(prompt) <= _LONG_TEXT
+        token_ids = encode() if is_short else await asyncio.to_thread(encode)
         strings = map(model.tokenizer.id_to_token, token_ids) if with_strings else ()
         return Tokenization(
             token_ids=token_ids,
@@ -220,7 +226,7 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
 async def _chat(
     model: _Model, request: ChatCompletionRequest, request_id: str
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
-    prompt_token_ids = await _chat_prompt(model, request)
+    prompt_token_ids = await asyncio.to_thread(_chat_prompt, model, request)
     params = _params(model, request, prompt_token_ids, default=None, param="messages")
     calls_tools, skip_special_tokens = False, params.skip_special_tokens
     if request.uses_tools:
@@ -283,12 +289,19 @@ async def _complete(
 ) -> AsyncGenerator[CompletionChunk, None]:
     answers = []
     echoes = []
-    for prompt in request.prompts:
-        prompt_token_ids = await _completion_prompt(model, request, prompt)
+    is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
+    encoded = (
+        _completion_prompts(model, request)
+        if is_short
+        else await asyncio.to_thread(_completion_prompts, model, request)
+    )
+    for prompt, prompt_token_ids in zip(request.prompts, encoded, strict=True):
         params = _params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
         )
-        echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        echo = ""
+        if request.echo:
+            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
         for i in range(request.num_choices):
             answers.append(
                 Answer(
@@ -298,7 +311,7 @@ async def _complete(
                     skip_special_tokens=params.skip_special_tokens,
                 )
             )
-            echoes.append(echo if request.echo else "")
+            echoes.append(echo)
     shared = _shared(model, request, f"cmpl-{request_id}", "text_completion")
 
     def chunk(
@@ -344,12 +357,9 @@ def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str
     return shared | {"usage": None} if request.include_usage and request.stream else shared
 
 
-async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
-    return await _encode(await _rendered(model, request), model.tokenizer.encode_chat)
-
-
-async def _rendered(model: _Model, request: ChatCompletionRequest) -> str:
-    """The conversation as the model's chat template writes it."""
+def _chat_prompt(
+    model: _Model, request: ChatCompletionRequest, *, add_special_tokens: bool = False
+) -> list[int]:
     template = model.chat_template
     if template is None:
         raise InvalidRequestError(
@@ -362,13 +372,15 @@ async def _rendered(model: _Model, request: ChatCompletionRequest) -> str:
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"  # what OpenAI called it before
-    return await template.arender(
+    rendered = template.render(
         messages,
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
         template_kwargs=request.chat_template_kwargs,
     )
+    _check_length(model, rendered, "messages")
+    return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
@@ -404,22 +416,33 @@ def _reads_name(source: str) -> bool:
     return bool(loop_variables and re.search(rf"\b({loop_variables}){key}", source))
 
 
-async def _completion_prompt(
-    model: _Model, request: CompletionRequest, prompt: str | list[int]
-) -> list[int]:
-    if isinstance(prompt, list):
-        return prompt
-
-    def encode(text: str) -> list[int]:
+def _completion_prompts(model: _Model, request: CompletionRequest) -> list[list[int]]:
+    def encode(prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, list):
+            return prompt
+        _check_length(model, prompt, "prompt")
         return model.tokenizer.encode(
-            text, add_special_tokens=request.add_special_tokens is not False
+            prompt, add_special_tokens=request.add_special_tokens is not False
         )
 
-    return await _encode(prompt, encode)
+    return [encode(prompt) for prompt in request.prompts]
 
 
-async def _encode(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    return await asyncio.to_thread(encode, text) if len(text) > _LONG_TEXT else encode(text)
+def _check_length(model: _Model, text: str, param: str) -> None:
+    """Refuses a huge text that cannot fit before seconds are spent on encoding it."""
+    if len(text) < _HUGE_TEXT:
+        return
+    num_tokens = model.tokenizer.fewest_tokens(text)
+    if num_tokens >= model.engine.info.max_model_len:
+        raise _too_long(model, f"at least {num_tokens}", param)
+
+
+def _too_long(model: _Model, num_tokens: str, param: str) -> ContextLengthExceededError:
+    return ContextLengthExceededError(
+        f"The context of this model has {model.engine.info.max_model_len} tokens. The prompt has "
+        f"{num_tokens}, and the answer needs at least one more. Shorten the prompt.",
+        param=param,
+    )
 
 
 def _params(
@@ -445,17 +468,13 @@ def _params(
     if not num_tokens:
         raise InvalidRequestError(f"{param} must not be empty: it has no tokens.", param=param)
     left = info.max_model_len - num_tokens
-    context = f"The context of this model has {info.max_model_len} tokens."
     if left < 1:
-        raise ContextLengthExceededError(
-            f"{context} The prompt has {num_tokens}, and the answer needs at least one more. "
-            "Shorten the prompt.",
-            param=param,
-        )
+        raise _too_long(model, str(num_tokens), param)
     if limit is not None and limit > left:
         raise ContextLengthExceededError(
-            f"{context} The request asks for {num_tokens + limit}: {num_tokens} in the prompt "
-            f"and {limit} for the answer. Shorten the prompt, or ask for at most {left}.",
+            f"The context of this model has {info.max_model_len} tokens. The request asks for "
+            f"{num_tokens + limit}: {num_tokens} in the prompt and {limit} for the answer. "
+            f"Shorten the prompt, or ask for at most {left}.",
             param="max_tokens" if request.max_tokens else "max_completion_tokens",
         )
     if limit is None:

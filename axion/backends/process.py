@@ -56,15 +56,16 @@ class ManagedProcess:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """SIGTERM to the group, SIGKILL to what is left of it after `grace_s` seconds."""
-        if self._process.returncode is None:
-            self._signal_group(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
-        self._signal_group(signal.SIGKILL)
+        try:
+            if self._process.returncode is None:
+                self._signal_group(signal.SIGTERM)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), grace_s)
+        finally:  # a caller who does not wait leaves nothing behind either
+            self._signal_group(signal.SIGKILL)
         await self._process.wait()
         self._forwarder.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._forwarder
+        await asyncio.gather(self._forwarder, return_exceptions=True)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -131,7 +132,8 @@ class WorkerEngine:
         self._fail_running(self._detail)
         if self._connection is not None:
             self._connection.send(Shutdown())
-        await self._end_supervisor(_EXIT_GRACE_S)
+        # Without a process there is nothing to wait for: it pauses before a restart.
+        await self._end_supervisor(_EXIT_GRACE_S if self._connection is not None else 0)
 
     async def generate(
         self,
@@ -171,26 +173,23 @@ class WorkerEngine:
         while True:
             started_at = time.monotonic()
             try:
-                await self._live()
-            except ModelLoadError as error:
-                self._go_down(error.message)
-                if self._started.done():
-                    logger.error("the engine cannot be restarted: %s", error.message)
-                else:
+                cause = f"it ended with status {await self._live()}"
+            except Exception as error:  # whatever it is: the next life may be better
+                if not self._started.done():
                     self._started.set_exception(error)
-                return
+                    return
+                cause = f"{type(error).__name__}: {error}"
             if self._state is BackendState.STOPPED:
                 return
             if time.monotonic() - started_at > _STABLE_AFTER_S:
                 backoff_s = _FIRST_BACKOFF_S
-            self._go_down("The engine process ended and is being restarted.")
-            logger.error("the engine process ended; restarting it in %.1f s", backoff_s)
+            logger.error("the engine is down (%s); restarting it in %.1f s", cause, backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
             self._restarts += 1
 
-    async def _live(self) -> None:
-        """One life of the engine process; returns when it has ended.
+    async def _live(self) -> int:
+        """One life of the engine process; returns its exit status.
 
         Raises:
             ModelLoadError: it could not load the model.
@@ -204,18 +203,23 @@ class WorkerEngine:
             try:
                 await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
                 if reader.done():
-                    reader.result()
-                elif not self._started.done():
+                    reader.result()  # raises: it never ends by itself
+                status = ended.result()
+                if not self._started.done():
                     last = "\n  ".join(list(connection.process.log_lines)[-20:])
+                    guess = " (killed, most likely for want of memory)"
                     raise ModelLoadError(
-                        f"The engine process ended with status {ended.result()} while it "
-                        f"loaded the model. Its last lines:\n  {last}"
+                        f"The engine process ended with status {status}"
+                        f"{guess if status == -signal.SIGKILL else ''} while it loaded the "
+                        f"model. Its last lines:\n  {last}"
                     )
+                return status
             finally:
                 reader.cancel()
                 ended.cancel()
                 await asyncio.gather(reader, ended, return_exceptions=True)
                 self._connection = None
+                self._go_down()
                 await connection.close()
         finally:
             context.destroy(linger=0)
@@ -233,14 +237,17 @@ class WorkerEngine:
                     self._on_progress(num_bytes_done, num_bytes_total)
                 case EngineReady(info):
                     self._info = info
-                    self._state, self._detail = BackendState.READY, ""
+                    if self._state is not BackendState.STOPPED:
+                        self._state, self._detail = BackendState.READY, ""
                     if not self._started.done():
                         self._started.set_result(None)
                 case EngineFailed(message):
                     raise ModelLoadError(message)
 
-    def _go_down(self, detail: str) -> None:
-        self._state, self._detail = BackendState.DOWN, detail
+    def _go_down(self) -> None:
+        if self._state is not BackendState.STOPPED:
+            self._state = BackendState.DOWN
+            self._detail = "The engine process ended and is being restarted."
         self._stats = EngineStats()
         self._fail_running("The engine stopped while it computed this request.")
 
@@ -278,8 +285,11 @@ class _Connection:
             socket.set_hwm(0)
             socket.bind(address)
             process = await ManagedProcess.spawn(
-                [sys.executable, "-m", "axion.engine.process", address, str(os.getpid())],
+                # It finds modules where this process does, and with -P nowhere else: the working
+                # folder may be a downloaded model's.
+                [sys.executable, "-P", "-m", "axion.engine.process", address, str(os.getpid())],
                 logger=logger,
+                env={"PYTHONPATH": os.pathsep.join(sys.path)},
             )
         except BaseException:
             socket.close(linger=0)
@@ -288,7 +298,8 @@ class _Connection:
         return cls(Path(folder), socket, process)
 
     def send(self, message: ToEngine) -> None:
-        # Without a high-water mark this neither waits nor fails: the future is done already.
+        # Not waited for: without a high-water mark only a process that is not there yet, or no
+        # longer, holds a message up, and closing the socket drops it.
         self._socket.send(encode(message))
 
     async def receive(self) -> bytes:
@@ -296,6 +307,8 @@ class _Connection:
         return frame
 
     async def close(self) -> None:
-        await self.process.stop(_EXIT_GRACE_S)
-        self._socket.close(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            await self.process.stop(_EXIT_GRACE_S)
+        finally:
+            self._socket.close(linger=0)
+            shutil.rmtree(self._folder, ignore_errors=True)

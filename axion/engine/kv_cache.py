@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 import torch
 from torch import Tensor
@@ -26,15 +28,27 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _cgroup_headroom())
 
 
-def _cgroup_headroom() -> int:
+def _cgroup_headroom(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """What the process's control group (version 2), and each that it lies in, has left."""
+    headroom = psutil.virtual_memory().total
     try:
-        with (
-            open("/sys/fs/cgroup/memory.max") as limit,
-            open("/sys/fs/cgroup/memory.current") as current,
-        ):
-            return int(limit.read()) - int(current.read())
-    except (OSError, ValueError):  # no version-2 control group, or "max"
-        return psutil.virtual_memory().total
+        [name] = (line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, ValueError):  # no version-2 control group
+        return headroom
+    group = root / name.strip("/")
+    for folder in (group, *group.parents):
+        try:
+            limit = int((folder / "memory.max").read_text())
+            used = int((folder / "memory.current").read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        # Files that were read, such as the weights, count as used until their place is needed.
+        files = int(stat["active_file"]) + int(stat["inactive_file"])
+        headroom = min(headroom, limit - used + files)
+    return headroom
 
 
 def block_bytes(specs: list[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
@@ -63,10 +77,11 @@ def num_blocks_that_fit(
     if num_blocks < num_blocks_per_sequence:
         need = num_blocks_per_sequence * bytes_per_block / _GIB
         longest = num_bytes // bytes_per_block * block_size
+        shorten = f"Set MAX_SEQ_LEN to at most {longest}, or give" if longest > 0 else "Give"
         raise ModelLoadError(
             f"The KV cache needs {need:.2f} GiB for one sequence of {max_model_len} tokens, and "
-            f"{max(num_bytes, 0) / _GIB:.2f} GiB may be used. Set MAX_SEQ_LEN to at most "
-            f"{longest}, or give it more with KV_CACHE_GIB or MEMORY_FRACTION."
+            f"{max(num_bytes, 0) / _GIB:.2f} GiB may be used. {shorten} it more with "
+            "KV_CACHE_GIB or MEMORY_FRACTION."
         )
     return num_blocks
 

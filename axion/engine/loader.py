@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_config, load_json
 from axion.hub.snapshot import weight_files
@@ -50,7 +51,7 @@ def load_model(
 
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported, or the
-            weights are damaged or not exactly what config.json describes.
+            weights are damaged, not exactly what config.json describes, or too large.
     """
     config = load_config(path)
     model_class = load_model_class(
@@ -66,10 +67,15 @@ def load_model(
         else:
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
-    with torch.device("meta"):
-        model = model_class(model_config)
+    try:
+        with torch.device("meta"):
+            model = model_class(model_config)
+    except RuntimeError as error:  # more bytes than 64 bits can count
+        raise ModelLoadError("config.json describes tensors beyond all measure.") from error
     _check(stored, dict(_destinations(model)))
-    _allocate(model, device, resolve_dtype(dtype, config, device))
+    dtype = resolve_dtype(dtype, config, device)
+    _check_memory(model, device, dtype)
+    _allocate(model, device, dtype)
     _copy(stored, dict(_destinations(model)), on_progress)
     return model.eval()
 
@@ -105,21 +111,21 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     Raises:
         ModelLoadError: one of these files is damaged.
     """
-    found: set[Any] = set()
+    found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         ids = _load_if_there(path / name, MAX_CONFIG_BYTES).get("eos_token_id")
-        found |= set(ids) if isinstance(ids, list) else {ids}
+        found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
     token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
     if token is not None:
         tokenizer = _load_if_there(path / "tokenizer.json", _MAX_TOKENIZER_BYTES)
         found |= {
-            added.get("id")
+            added["id"]
             for added in tokenizer.get("added_tokens", [])
             if added.get("content") == token
         }
-    return tuple(sorted(token_id for token_id in found if isinstance(token_id, int)))
+    return tuple(sorted(found))
 
 
 def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
@@ -221,6 +227,18 @@ def _check(stored: dict[str, _StoredTensor], expected: dict[str, Tensor]) -> Non
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ModelLoadError(
             f"The weights are not what config.json describes: {'; '.join(faults[:5])}{more}."
+        )
+
+
+def _check_memory(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    # Linux promises memory that it does not have, and kills who uses it, without a word.
+    need = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    free = free_memory(device)
+    if need > free:
+        raise ModelLoadError(
+            f"The weights need {need / 2**30:.2f} GiB as {str(dtype).removeprefix('torch.')}, "
+            f"and {max(free, 0) / 2**30:.2f} GiB are free on {device}. Free some memory, or "
+            "serve a smaller model."
         )
 
 

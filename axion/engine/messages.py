@@ -40,10 +40,9 @@ class EngineReady(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class EngineFailed(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """The engine cannot start or go on; `permanent` when trying again would not help."""
+    """The engine cannot start; the message says why."""
 
     message: str
-    permanent: bool
 
 
 class StepOutputs(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -60,7 +60,7 @@ class EngineProcess:
         try:
             core = EngineCore(config, lambda done, total: self._send(LoadProgress(done, total)))
         except ModelLoadError as error:
-            self._send(EngineFailed(error.message, permanent=True))
+            self._send(EngineFailed(error.message))
             return None
         self._send(EngineReady(core.info))
         self._send(StepOutputs([], core.stats))

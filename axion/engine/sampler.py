@@ -146,7 +146,7 @@ class Sampler:
             else (
                 torch.tensor([row for row, _, _ in bias], device=self.device),
                 torch.tensor([token_id for _, token_id, _ in bias], device=self.device),
-                torch.tensor([value for _, _, value in bias], device=self.device),
+                column([value for _, _, value in bias]).squeeze(-1),
             ),
             penalised=[row for row, p in enumerate(params) if _has_penalty(p)],
             num_logprobs=max(wanted, default=None),

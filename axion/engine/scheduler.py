@@ -113,10 +113,11 @@ class Scheduler:
                 break
             self.waiting.popleft()
             self.running.append(sequence)
-            sequence.status = SequenceStatus.RUNNING
-            if sequence.num_output_tokens == 0:
+            # What a preempted sequence finds again in the cache it had computed itself.
+            if sequence.status is SequenceStatus.WAITING:
                 sequence.num_cached_tokens = sequence.num_computed_tokens
                 self.num_cached_tokens += sequence.num_cached_tokens
+            sequence.status = SequenceStatus.RUNNING
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
             scheduled.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
@@ -181,7 +182,7 @@ class Scheduler:
     def _preempt_newest(self) -> Sequence:
         sequence = self.running.pop()
         self.block_manager.free(sequence)
-        sequence.status = SequenceStatus.WAITING
+        sequence.status = SequenceStatus.PREEMPTED
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
         return sequence

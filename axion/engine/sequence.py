@@ -12,6 +12,7 @@ from axion.types import FinishReason, SamplingParams
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()
     RUNNING = enum.auto()
+    PREEMPTED = enum.auto()
     FINISHED = enum.auto()
 
 

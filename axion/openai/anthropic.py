@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from axion.errors import AxionError, InternalError
-from axion.openai.chat import MAX_TOOLS, ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import (
     FAIL_FAST,
     MAX_TOKEN_ID,
@@ -258,7 +258,7 @@ class CountTokensRequest(ModelRequest):
     """The fields that decide how long the prompt is."""
 
     model: NonEmptyText
-    messages: Annotated[list[InputTurn], Field(min_length=1), FAIL_FAST]
+    messages: Annotated[list[InputTurn], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     system: TextBlocks | None = Field(None, description="a system message before all others")
     tools: Annotated[list[MessagesTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     tool_choice: MessagesToolChoice | None = None

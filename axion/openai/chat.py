@@ -36,6 +36,7 @@ from axion.openai.common import (
 )
 from axion.types import MAX_LOGPROBS
 
+MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 _NOT_YET = "structured output is not there yet"
 _FUNCTIONS_ONLY = "a tool is a function"
@@ -166,7 +167,7 @@ class ResponseFormat(RequestModel):
 
 
 class ChatCompletionRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST]
+    messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"
     )

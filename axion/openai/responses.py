@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, Type
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     CalledFunction,
     ChatCompletionRequest,
@@ -240,7 +241,9 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 class ResponsesRequest(StreamableRequest):
     input: Annotated[
         Annotated[NonEmptyText, Tag("text")]
-        | Annotated[list[InputItem], Field(min_length=1), FAIL_FAST, Tag("list")],
+        | Annotated[
+            list[InputItem], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES), Tag("list")
+        ],
         Discriminator(
             text_or_list,
             custom_error_type="expected",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -12,11 +16,29 @@ from starlette.types import Receive, Scope, Send
 from axion.backends.base import InferenceBackend
 from axion.errors import AxionError
 from axion.openai.common import ModelRequest, ResponseModel, parse_request
-from axion.server.body import read_json_body
+from axion.server.body import SMALL_BODY_BYTES, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.state import ServerState, server_state
 
+# One thread: parsing holds the interpreter, so that more would only slow all others down.
+_parser = ThreadPoolExecutor(1, "parser")
+
 RequestT = TypeVar("RequestT", bound=ModelRequest)
+ResultT = TypeVar("ResultT")
+Arguments = ParamSpec("Arguments")
+
+
+async def off_loop(
+    num_bytes: int,
+    parse: Callable[Arguments, ResultT],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> ResultT:
+    """`parse(*args, **kwargs)`; where it has more than a little to do, the event loop goes on."""
+    if num_bytes <= SMALL_BODY_BYTES:  # less than a millisecond
+        return parse(*args, **kwargs)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_parser, functools.partial(parse, *args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,7 @@ class Call(Generic[RequestT]):
     """A valid request that has been let in, and all that is needed to answer it.
 
     Attributes:
+        num_bytes: of its body.
         model: the served model's name.
         request_id: as the client knows it and the log has it.
         id: one that nobody else can choose, for the engine.
@@ -31,6 +54,7 @@ class Call(Generic[RequestT]):
     """
 
     request: RequestT
+    num_bytes: int
     model: str
     backend: InferenceBackend
     state: ServerState
@@ -59,13 +83,15 @@ class ModelEndpoint(Generic[RequestT]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = server_state(scope)
         # A place is taken once the body is there: slow clients must not hold the places.
-        body = await read_json_body(scope, receive, state.settings.max_request_bytes)
+        body = await read_json_body(state, scope, receive)
         with state.admit():
-            request = parse_request(self.request_type, body)
+            num_bytes = len(body)
+            request = await off_loop(num_bytes, parse_request, self.request_type, body)
+            del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
             request_id, arrived = scope["state"]["request_id"], scope["state"]["arrived"]
             backend = served.require_ready()
-            call = Call(request, served.name, backend, state, request_id, arrived)
+            call = Call(request, num_bytes, served.name, backend, state, request_id, arrived)
             async with cancelled_on_disconnect(receive):
                 await self.respond(call, scope, receive, send)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from axion.openai.anthropic import (
     message_events,
 )
 from axion.openai.translation import in_words_of
-from axion.server.endpoint import Call, ModelEndpoint
+from axion.server.endpoint import Call, ModelEndpoint, off_loop
 from axion.server.generation import GenerationEndpoint
 from axion.server.sse import EventStream
 
@@ -29,10 +30,12 @@ class Messages(GenerationEndpoint[MessagesRequest, MessagesEvent]):
     request_type = MessagesRequest
     done = None
 
-    def generate(self, call: Call[MessagesRequest]) -> AsyncGenerator[MessagesEvent, None]:
-        request = call.request
-        chunks = in_words_of(request.field_names, call.backend.chat(request.chat(), call.id))
-        return message_events(call.model, chunks)
+    async def generate(self, call: Call[MessagesRequest]) -> AsyncGenerator[MessagesEvent, None]:
+        chat = await off_loop(call.num_bytes, call.request.chat)
+        chunks = in_words_of(call.request.field_names, call.backend.chat(chat, call.id))
+        async with aclosing(message_events(call.model, chunks)) as events:
+            async for event in events:
+                yield event
 
     async def collect(self, chunks: AsyncIterator[MessagesEvent]) -> MessagesAnswer:
         return await collect_message(chunks)
@@ -54,7 +57,8 @@ class CountTokens(ModelEndpoint[CountTokensRequest]):
     request_type = CountTokensRequest
 
     async def answer(self, call: Call[CountTokensRequest]) -> MessageTokensCount:
-        tokens = await call.backend.tokenize(call.request.chat())
+        chat = await off_loop(call.num_bytes, call.request.chat)
+        tokens = await call.backend.tokenize(chat)
         return MessageTokensCount(input_tokens=len(tokens.token_ids))
 
     def error_body(self, error: AxionError) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from axion.errors import AxionError, InvalidRequestError
+from axion.openai.chat import ChatCompletionRequest
 from axion.openai.response_events import (
     ArgumentsDeltaEvent,
     DeletedResponse,
@@ -30,7 +31,7 @@ from axion.openai.responses import (
     load_items,
 )
 from axion.openai.translation import in_words_of
-from axion.server.endpoint import Call
+from axion.server.endpoint import Call, off_loop
 from axion.server.errors import as_axion_error
 from axion.server.generation import GenerationEndpoint
 from axion.server.response_store import StoredResponse
@@ -46,13 +47,18 @@ class Responses(GenerationEndpoint[ResponsesRequest, ResponseEvent]):
     done = None
 
     async def generate(self, call: Call[ResponsesRequest]) -> AsyncGenerator[ResponseEvent, None]:
-        items = _conversation(call)
-        chunks = in_words_of(FIELD_NAMES, call.backend.chat(call.request.chat(items), call.id))
-        stream = ResponseStream(call.request, call.model)
+        request, previous, num_bytes = call.request, None, call.num_bytes
+        if request.previous_response_id is not None:
+            responses = call.state.responses
+            previous = responses.get(request.previous_response_id, param="previous_response_id")
+            num_bytes += previous.num_bytes
+        items, chat = await off_loop(num_bytes, _conversation, request, previous)
+        chunks = in_words_of(FIELD_NAMES, call.backend.chat(chat, call.id))
+        stream = ResponseStream(request, call.model)
         try:
             async with aclosing(stream.events(chunks)) as events:
                 async for event in events:
-                    if event.type in _FINAL and call.request.keeps:
+                    if event.type in _FINAL and request.keeps:
                         response = stream.response.to_json()
                         stored = StoredResponse(response, dump_items(items))
                         call.state.responses.put(stream.response.id, stored)
@@ -76,14 +82,15 @@ class Responses(GenerationEndpoint[ResponsesRequest, ResponseEvent]):
         """`response.failed` has told it."""
 
 
-def _conversation(call: Call[ResponsesRequest]) -> list[InputItem]:
-    """The request's input behind what the response that it goes on from has seen and said."""
-    previous_id, items = call.request.previous_response_id, call.request.items()
-    if previous_id is None:
-        return items
-    stored = call.state.responses.get(previous_id, param="previous_response_id")
-    output = msgspec.json.decode(stored.response, type=_Output).output
-    return load_items(stored.items) + load_items(output) + items
+def _conversation(
+    request: ResponsesRequest, previous: StoredResponse | None
+) -> tuple[list[InputItem], ChatCompletionRequest]:
+    """The request's input behind what the previous response has seen and said, and as a chat."""
+    items = request.items()
+    if previous is not None:
+        output = msgspec.json.decode(previous.response, type=_Output).output
+        items = load_items(previous.items) + load_items(output) + items
+    return items, request.chat(items)
 
 
 class _Output(msgspec.Struct):

@@ -8,7 +8,7 @@ from axion.openai.tokenize import (
     TokenizeAnswer,
     TokenizeRequest,
 )
-from axion.server.endpoint import Call, ModelEndpoint
+from axion.server.endpoint import Call, ModelEndpoint, off_loop
 
 
 class Tokenize(ModelEndpoint[TokenizeRequest]):
@@ -17,7 +17,7 @@ class Tokenize(ModelEndpoint[TokenizeRequest]):
     async def answer(self, call: Call[TokenizeRequest]) -> TokenizeAnswer:
         request = call.request
         tokens = await call.backend.tokenize(
-            request.chat_or_text(),
+            await off_loop(call.num_bytes, request.chat_or_text),
             add_special_tokens=request.add_special_tokens,
             with_strings=bool(request.return_token_strs),
         )

@@ -83,6 +83,20 @@ def test_the_engine_equals_transformers(case: str, tmp_path: Path):
     assert outputs["100"][0].num_cached_tokens == 96, "the second round finds what the first left"
 
 
+@pytest.mark.parametrize("case", ["llama", "llama-rope-dynamic", "llama-rope-longrope"])
+def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
+    """Each turn finds the last one's blocks, if the keys in them are those of its own length."""
+    path = save_tiny(case, tmp_path)
+    core = make_core(path, block_size=8)
+    prompt = list(range(1, 11))
+    for _ in range(4):  # past the original length of 64 within the second answer
+        expected, _ = reference(path, prompt)
+        [outputs] = run(core, {"turn": prompt}).values()
+        assert tokens_of(outputs) == expected
+        prompt = prompt + expected + [7, 8, 9]
+    assert core.stats.num_cached_tokens > 0
+
+
 @pytest.fixture(scope="module")
 def path(tiny_model: Path) -> Path:
     return tiny_model
@@ -136,14 +150,18 @@ def test_an_exception_in_a_step_fails_only_that_step(path: Path, monkeypatch):
 
 
 def test_logits_that_are_not_numbers_fail_only_their_own_request(path: Path):
-    core = make_core(path)
+    core = make_core(path, max_model_len=64, block_size=16, kv_cache_bytes=6 * 16 * 512)
+    assert core.info.num_blocks == 6
+    whole_cache = {"again": [1] * 40, "too": [2] * 40}
+    expected = {name: tokens_of(outputs) for name, outputs in run(core, whole_cache).items()}
     with torch.no_grad():
         core.model.model.embed_tokens.weight[99] = torch.nan
     core.model.lm_head.weight = torch.nn.Parameter(core.model.lm_head.weight.nan_to_num())
     outputs = run(core, {"bad": [1, 99], "good": [1, 2]})
     assert outputs["bad"][-1].finish_reason is FinishReason.ERROR
     assert len(tokens_of(outputs["good"])) == NUM_TOKENS
-    assert len(tokens_of(run(core, {"again": [1, 99, 3][:1]})["again"])) == NUM_TOKENS
+    found = {name: tokens_of(outputs) for name, outputs in run(core, whole_cache).items()}
+    assert found == expected, "blocks that held NaN serve others"
 
 
 @pytest.mark.parametrize("num_prompt_tokens", [63, 62])

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from axion.engine import loader
 from axion.engine.loader import eos_token_ids, load_model, resolve_dtype
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
@@ -168,6 +169,22 @@ def test_many_faults_are_counted_not_listed(folder: Path) -> None:
 def test_nothing_is_allocated_before_the_shapes_fit(folder: Path) -> None:
     change_config(folder, hidden_size=2**24, vocab_size=2**24, intermediate_size=2**24)
     assert "expected [16777216, 16777216]" in refused(folder)
+
+
+def test_weights_larger_than_the_memory_are_refused_before_it_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = sum(parameter.nbytes for parameter in load(folder).parameters())
+    monkeypatch.setattr(loader, "free_memory", lambda device: num_bytes)
+    load(folder)
+    monkeypatch.setattr(loader, "free_memory", lambda device: num_bytes - 1)
+    assert "as float32" in refused(folder)
+
+
+def test_sizes_that_overflow_are_refused(folder: Path) -> None:
+    sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    change_config(folder, **dict.fromkeys(sizes, 2**24))
+    assert "config.json" in refused(folder)
 
 
 def test_a_tensor_in_two_shards_is_named(folder: Path) -> None:

@@ -115,7 +115,7 @@ def test_greedy_takes_the_best(logits: torch.Tensor):
 
 def test_logit_bias_forces_and_bans(logits: torch.Tensor):
     best = int(logits.argmax())
-    forced = make(SamplingParams(temperature=0, logit_bias={5: 100.0}))
+    forced = make(SamplingParams(temperature=0, logit_bias={5: 100}))
     banned = make(SamplingParams(temperature=0, logit_bias={best: -100.0}))
     first, second = sample(logits.expand(2, -1), forced, banned)
     assert first.token_id == 5

@@ -203,7 +203,7 @@ def test_the_newest_sequence_is_preempted_first():
     scheduler.update(scheduled, memory.execute(scheduled))
     scheduled = scheduler.schedule()  # `old` needs a third block, and all four are taken
     assert [entry.sequence for entry in scheduled] == [old]
-    assert new.status is SequenceStatus.WAITING
+    assert new.status is SequenceStatus.PREEMPTED
     assert scheduler.waiting[0] is new
 
 
@@ -241,6 +241,16 @@ def test_a_fully_cached_prompt_still_computes_its_last_token():
         outputs = run(scheduler, memory)
         assert outputs[request_id] == [next_token(prompt)]
     assert scheduler.num_cached_tokens == 4
+
+
+def test_what_a_preempted_sequence_computed_itself_was_not_cached():
+    scheduler, memory = make_scheduler(num_blocks=12, block_size=2, budget=6), PagedMemory(2)
+    scheduler.add(make_sequence("old", [1, 2, 3, 4], max_tokens=9, ignore_eos=True))
+    new = make_sequence("new", list(range(10, 28)), max_tokens=1)
+    scheduler.add(new)
+    run(scheduler, memory)
+    assert scheduler.num_preemptions == 1
+    assert new.num_cached_tokens == scheduler.num_cached_tokens == 0
 
 
 def test_different_salts_share_nothing():
