@@ -67,9 +67,8 @@ def _is_known_item(item: Any) -> Any:
 
 
 def _item_kind(item: Any) -> str | None:
-    if not isinstance(item, dict):
-        return None
-    kind = item.get("type")
+    """By the item's type; a message may leave its out. Asked again when items are written."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", "")
     return "message" if kind is None else kind if isinstance(kind, str) else None
 
 

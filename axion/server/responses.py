@@ -89,7 +89,7 @@ def _conversation(
     items = request.items()
     if previous is not None:
         output = msgspec.json.decode(previous.response, type=_Output).output
-        items = load_items(previous.items) + load_items(output) + items
+        items = load_items(previous.items) + load_items(bytes(output)) + items
     return items, request.chat(items)
 
 
