@@ -62,6 +62,7 @@ class Operation:
     Attributes:
         request, answer, events: types of the body, of the JSON answer, and of the events that
             come instead if the request says `stream: true`.
+        ends_with_done: whether `[DONE]` is the last event.
         media_type: of an answer that is not JSON.
         error: type of the body of an error.
         example: a body to try, without the model's name.
@@ -72,6 +73,7 @@ class Operation:
     answer: Any = str
     request: Any = None
     events: Any = None
+    ends_with_done: bool = False
     media_type: str = "application/json"
     error: Any = ErrorBody
     parameters: tuple[dict[str, Any], ...] = ()
@@ -103,6 +105,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ChatCompletion,
         ChatCompletionRequest,
         ChatCompletionChunk,
+        ends_with_done=True,
         example={"messages": _MESSAGES},
     ),
     ("post", "/v1/completions"): Operation(
@@ -111,6 +114,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         Completion,
         CompletionRequest,
         CompletionChunk,
+        ends_with_done=True,
         example={"prompt": "Once upon a time", "max_tokens": 32},
     ),
     ("post", "/v1/responses"): Operation(
@@ -227,13 +231,8 @@ def _operation(path: str, operation: Operation, schemas: dict[Any, Any]) -> dict
     answer = schemas[operation.answer, "serialization"]
     content: dict[str, Any] = {operation.media_type: {"schema": answer}}
     if operation.events is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "With stream: true. The data of each event is JSON.",
-            },
-            "x-event-schema": schemas[operation.events, "serialization"],
-        }
+        events = schemas[operation.events, "serialization"]
+        content["text/event-stream"] = {"schema": _event(events, schemas, operation)}
     error = {"application/json": {"schema": schemas[operation.error, "serialization"]}}
     responses = {"200": response("The answer.", content)}
     names = re.findall(r"{(\w+)}", path)
@@ -261,6 +260,24 @@ def _operation(path: str, operation: Operation, schemas: dict[Any, Any]) -> dict
             body["x-try"] = operation.example
         description["requestBody"] = {"required": True, "content": {"application/json": body}}
     return description
+
+
+def _event(events: dict[str, Any], schemas: dict[Any, Any], operation: Operation) -> dict[str, Any]:
+    """One server-sent event, which is what a schema of a stream describes before OpenAPI 3.2."""
+    error = schemas[operation.error, "serialization"]
+    data: dict[str, Any] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [events, error]},
+    }
+    if operation.ends_with_done:
+        data = {"anyOf": [{"const": "[DONE]"}, data]}
+    return {
+        "type": "object",
+        "description": "With stream: true. An error ends the stream.",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["data"],
+    }
 
 
 async def openapi(request: Request) -> Response:

@@ -64,6 +64,8 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):
             case.body |= {"model": NAME, **STEADY.get(path, {})}
+            if path in STEADY and statuses.total() % 3 == 0:
+                case.body["stream"] = True
         if "{id}" in path and statuses.total() % 2:
             case.path_parameters["id"] = NAME if "models" in path else create(echo).id
         response = case.call(base_url=echo.url)

@@ -67,8 +67,10 @@ def test_streams_and_errors_are_described():
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"):
         responses = DOCUMENT["paths"][path]["post"]["responses"]
         events = responses["200"]["content"]["text/event-stream"]
-        assert events["schema"]["type"] == "string"
-        assert "$ref" in str(events["x-event-schema"])
+        data = events["schema"]["properties"]["data"]
+        content = data.get("contentSchema") or data["anyOf"][1]["contentSchema"]
+        assert "$ref" in str(content)
+        assert ("[DONE]" in str(data)) == path.endswith("completions")
         assert {"400", "404", "408", "413", "415", "429", "500", "503"} <= responses.keys()
         error = responses["400"]["content"]["application/json"]["schema"]["$ref"]
         kind = "MessagesErrorBody" if path == "/v1/messages" else "ErrorBody"
