@@ -31,7 +31,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
 
     Attributes:
-        max_tokens: most tokens to generate; None means until the context is full.
+        max_tokens: most tokens to generate; None means until the context is full. With 0 the
+            prompt is computed and nothing generated.
         min_tokens: no end-of-sequence or stop before this many generated tokens.
         temperature: 0 is greedy.
         top_k: 0 is off.
@@ -41,6 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: token ids that end the sequence, besides the model's own.
         logprobs: number of alternatives reported for each token (0: the chosen token only);
             None reports nothing. Taken from the model's own distribution, before any transform.
+        prompt_logprobs: the same for each token of the prompt but the first.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` names it.
@@ -63,12 +65,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         check = _check_range
         if self.max_tokens is not None:
-            check("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        check("min_tokens", self.min_tokens, 0, self.max_tokens or 2**31 - 1)
+            check("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        longest = 2**31 - 1 if self.max_tokens is None else self.max_tokens
+        check("min_tokens", self.min_tokens, 0, longest)
         check("temperature", self.temperature, 0.0, 2.0)
         check("top_k", self.top_k, 0, 2**31 - 1)
         check("top_p", self.top_p, 0.0, 1.0)
@@ -89,6 +93,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             check("stop_token_ids", token_id, 0, 2**31 - 1)
         if self.logprobs is not None:
             check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            check("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same prompt gives the same tokens every time."""
+        return self.temperature == 0 or self.seed is not None
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
@@ -121,6 +132,8 @@ class SequenceOutput(msgspec.Struct, array_like=True):
         stop_token_id: the end-of-sequence or stop token that ended it, if one did.
         num_cached_tokens: prompt tokens taken from the prefix cache.
         error: set with `FinishReason.ERROR`; safe to show to a client.
+        prompt_logprobs: of the next prompt tokens, from the second on, when asked for. All of
+            them are there before or with the first generated token.
     """
 
     request_id: str
@@ -130,6 +143,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from starlette.responses import Response
+
 from axion.openai.chat import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -13,6 +15,7 @@ from axion.openai.chat import (
 )
 from axion.server.endpoint import Call
 from axion.server.generation import GenerationEndpoint
+from axion.server.response_cache import CachedAnswer, CacheResult, cache_directives
 
 
 class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionChunk]):
@@ -22,6 +25,31 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
         self, call: Call[ChatCompletionRequest]
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         return call.backend.chat(call.request, call.id)
+
+    async def respond(self, call: Call[ChatCompletionRequest]) -> Response:
+        """From the response cache if it has the answer."""
+        state = call.state
+        directives = cache_directives(call.headers.getlist("cache-control"))
+        if not state.cache.is_on or "no-store" in directives:
+            body = await self.whole(call, self.generate(call))
+            answer = CachedAnswer(body, CacheResult.BYPASS)
+        else:
+            prepared = await call.backend.prepare_chat(call.request)
+
+            async def compute() -> bytes:
+                return await self.whole(call, prepared.run(call.id))
+
+            answer = await state.cache.answer(
+                prepared.cache_key,
+                compute,
+                is_deterministic=prepared.is_deterministic,
+                directives=directives,
+            )
+        state.metrics.cache_requests.labels(answer.result).inc()
+        headers = {"X-Axion-Cache": answer.result.value}
+        if answer.result is CacheResult.HIT:
+            headers["Age"] = str(answer.age_s)
+        return Response(answer.body, headers=headers, media_type="application/json")
 
     async def collect(self, chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:
         return await collect_chat(chunks)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +27,11 @@ _parser = ThreadPoolExecutor(1, "parser")
 RequestT = TypeVar("RequestT", bound=ModelRequest)
 ResultT = TypeVar("ResultT")
 Arguments = ParamSpec("Arguments")
+
+
+def model_response(answer: ResponseModel) -> Response:
+    """An answer as a JSON response."""
+    return Response(answer.to_json(), media_type="application/json")
 
 
 async def off_loop(
@@ -55,6 +61,7 @@ class Call(Generic[RequestT]):
 
     request: RequestT
     num_bytes: int
+    headers: Headers
     model: str
     backend: InferenceBackend
     state: ServerState
@@ -72,8 +79,8 @@ class ModelEndpoint(Generic[RequestT]):
 
     request_type: type[RequestT]
 
-    async def answer(self, call: Call[RequestT]) -> ResponseModel:
-        """The whole answer."""
+    async def respond(self, call: Call[RequestT]) -> Response:
+        """The answer."""
         raise NotImplementedError
 
     def error_body(self, error: AxionError) -> dict[str, Any]:
@@ -89,16 +96,19 @@ class ModelEndpoint(Generic[RequestT]):
             request = await off_loop(num_bytes, parse_request, self.request_type, body)
             del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
-            request_id, arrived = scope["state"]["request_id"], scope["state"]["arrived"]
-            backend = served.require_ready()
-            call = Call(request, num_bytes, served.name, backend, state, request_id, arrived)
+            call = Call(
+                request,
+                num_bytes,
+                Headers(scope=scope),
+                served.name,
+                served.require_ready(),
+                state,
+                request_id=scope["state"]["request_id"],
+                arrived=scope["state"]["arrived"],
+            )
             async with cancelled_on_disconnect(receive):
-                await self.respond(call, scope, receive, send)
+                await self.send(call, scope, receive, send)
 
-    async def respond(
-        self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Send the answer."""
-        answer = await self.answer(call)
-        response = Response(answer.to_json(), media_type="application/json")
+    async def send(self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.respond(call)
         await response(scope, receive, send)

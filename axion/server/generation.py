@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.errors import AxionError
@@ -52,17 +53,22 @@ class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
         """Tell the client of a stream that it breaks off."""
         await events.send(msgspec.json.encode(self.error_body(error)))
 
-    async def answer(self, call: Call[RequestT]) -> ResponseModel:
-        async with aclosing(self._timed(call)) as chunks:
-            return await self.collect(chunks)
+    async def respond(self, call: Call[RequestT]) -> Response:
+        """The response to a request that does not stream."""
+        body = await self.whole(call, self.generate(call))
+        return Response(body, media_type="application/json")
 
-    async def respond(
-        self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def whole(self, call: Call[RequestT], chunks: AsyncGenerator[ChunkT, None]) -> bytes:
+        """The JSON of one whole answer."""
+        async with aclosing(self._timed(call, chunks)) as timed:
+            return (await self.collect(timed)).to_json()
+
+    async def send(self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send) -> None:
         if not call.request.stream:
-            await super().respond(call, scope, receive, send)
+            await super().send(call, scope, receive, send)
             return
-        async with aclosing(self._timed(call)) as chunks, EventStream(send) as events:
+        timed = self._timed(call, self.generate(call))
+        async with aclosing(timed) as chunks, EventStream(send) as events:
             try:
                 async for chunk in chunks:
                     await events.send(chunk.to_json(), self.event_name(chunk))
@@ -76,12 +82,14 @@ class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
                 logger.warning("request %s ended early: %s", call.request_id, failure.code)
                 await self.send_error(events, failure)
 
-    async def _timed(self, call: Call[RequestT]) -> AsyncGenerator[ChunkT, None]:
-        """The chunks as they come, measured."""
+    async def _timed(
+        self, call: Call[RequestT], chunks: AsyncGenerator[ChunkT, None]
+    ) -> AsyncGenerator[ChunkT, None]:
+        """The chunks as they come, measured; closing this closes `chunks`."""
         metrics = call.state.metrics
         observe = metrics.time_to_first_token.labels(call.model).observe
         before = call.arrived
-        async with aclosing(self.generate(call)) as chunks:
+        async with aclosing(chunks):
             async for chunk in chunks:
                 if self.has_tokens(chunk):
                     now = time.perf_counter()

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
 from axion.errors import AxionError
 from axion.openai.anthropic import (
@@ -21,7 +22,7 @@ from axion.openai.anthropic import (
     message_events,
 )
 from axion.openai.translation import in_words_of
-from axion.server.endpoint import Call, ModelEndpoint, off_loop
+from axion.server.endpoint import Call, ModelEndpoint, model_response, off_loop
 from axion.server.generation import GenerationEndpoint
 from axion.server.sse import EventStream
 
@@ -56,10 +57,10 @@ class Messages(GenerationEndpoint[MessagesRequest, MessagesEvent]):
 class CountTokens(ModelEndpoint[CountTokensRequest]):
     request_type = CountTokensRequest
 
-    async def answer(self, call: Call[CountTokensRequest]) -> MessageTokensCount:
+    async def respond(self, call: Call[CountTokensRequest]) -> Response:
         chat = await off_loop(call.num_bytes, call.request.chat)
         tokens = await call.backend.tokenize(chat)
-        return MessageTokensCount(input_tokens=len(tokens.token_ids))
+        return model_response(MessageTokensCount(input_tokens=len(tokens.token_ids)))
 
     def error_body(self, error: AxionError) -> dict[str, Any]:
         return error_body(error)

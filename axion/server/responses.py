@@ -31,7 +31,7 @@ from axion.openai.responses import (
     load_items,
 )
 from axion.openai.translation import in_words_of
-from axion.server.endpoint import Call, off_loop
+from axion.server.endpoint import Call, model_response, off_loop
 from axion.server.errors import as_axion_error
 from axion.server.generation import GenerationEndpoint
 from axion.server.response_store import StoredResponse
@@ -104,7 +104,7 @@ async def stored_response(request: Request) -> HttpResponse:
     if request.method == "DELETE":
         responses.delete(id)
         deleted = DeletedResponse(id=id, object="response", deleted=True)
-        return HttpResponse(deleted.to_json(), media_type="application/json")
+        return model_response(deleted)
     if request.query_params.get("stream", "false") != "false":
         raise InvalidRequestError(
             "stream is not supported here: the events of a stored response are not kept.",
@@ -142,4 +142,4 @@ async def input_items(request: Request) -> HttpResponse:
         last_id=page[-1]["id"] if page else None,
         has_more=len(page) < len(items),
     )
-    return HttpResponse(answer.to_json(), media_type="application/json")
+    return model_response(answer)
