@@ -32,11 +32,13 @@ class Piece(NamedTuple):
 
     Attributes:
         tokens: those whose text is in this piece, when log probabilities are asked for.
+        stop_reason: the stop string, or the requested stop token, that ended the answer.
     """
 
     events: list[Event]
     tokens: list[ShownToken]
     finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
 
     @property
     def text(self) -> str:
@@ -106,13 +108,24 @@ class Answer:
             raise InternalError(output.error or "The engine could not compute this request.")
         if finish_reason is FinishReason.ABORT:
             raise EngineUnavailableError("The engine gave this request up. Send it again.")
+        stop_reason: int | str | None = None
+        if output.stop_token_id in self.params.stop_token_ids:
+            stop_reason = output.stop_token_id
         events: list[Event] = []
-        if self._decode(output, events):
+        ended, stop = self._decode(output, events)
+        if stop is not None:
+            stop_reason = stop
+        if ended or stop is not None:
             finish_reason = FinishReason.STOP
-        return Piece(events, self._shown_tokens(finish_reason is not None), finish_reason)
+        tokens = self._shown_tokens(finish_reason is not None)
+        return Piece(events, tokens, finish_reason, stop_reason)
 
-    def _decode(self, output: SequenceOutput, events: list[Event]) -> bool:
-        """Add what is certain now; returns whether it ends the answer."""
+    def _decode(self, output: SequenceOutput, events: list[Event]) -> tuple[bool, str | None]:
+        """Add what is certain now.
+
+        Returns:
+            Whether it ends the answer, and the stop string that does, if one does.
+        """
         self.num_cached_tokens = output.num_cached_tokens
         self.prompt_logprobs += output.prompt_logprobs or ()
         for i, token_id in enumerate(output.token_ids):
@@ -131,14 +144,13 @@ class Answer:
             ended = self._parse(shown, events, final=stop is not None)
             self.num_reasoning_tokens += reasoning or self._reasoning
             if ended or stop is not None:
-                return True
+                return ended, stop
         if output.finish_reason is None:
-            return False
+            return False, None
         rest = self._detokenizer.flush()
         self._place(rest)
         shown, stop = self._stop.push(rest)
-        ended = self._parse(shown + self._stop.flush(), events, final=True)
-        return ended or stop is not None
+        return self._parse(shown + self._stop.flush(), events, final=True), stop
 
     def _place(self, new: str) -> None:
         """The tokens that waited for it end with this text."""

@@ -16,7 +16,7 @@ import msgspec
 from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.base import ModelConfig, PreparedChat
+from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.engine.client import EngineClient
 from axion.errors import (
     ContextLengthExceededError,
@@ -44,6 +44,7 @@ from axion.openai.common import (
     PromptTokensDetails,
     Usage,
     sampling_params,
+    stop_reason_field,
 )
 from axion.openai.completions import (
     DEFAULT_MAX_TOKENS,
@@ -173,6 +174,41 @@ class NativeBackend:
     ) -> AsyncGenerator[CompletionChunk, None]:
         return _complete(self._loaded(), request, request_id)
 
+    async def tokenize(
+        self,
+        prompt: str | ChatCompletionRequest,
+        *,
+        add_special_tokens: bool | None = None,
+        with_strings: bool = False,
+    ) -> Tokenization:
+        model = self._loaded()
+
+        def encode() -> list[int]:
+            if not isinstance(prompt, str):
+                return _chat_prompt(model, prompt, add_special_tokens=bool(add_special_tokens))
+            _check_length(model, prompt, "prompt")
+            return model.tokenizer.encode(
+                prompt, add_special_tokens=add_special_tokens is not False
+            )
+
+        is_short = isinstance(prompt, str) and len(prompt) <= _LONG_TEXT
+        token_ids = encode() if is_short else await asyncio.to_thread(encode)
+        strings = map(model.tokenizer.id_to_token, token_ids) if with_strings else ()
+        return Tokenization(
+            token_ids=token_ids,
+            token_strings=[string or "" for string in strings],
+            max_model_len=model.engine.info.max_model_len,
+        )
+
+    async def detokenize(self, token_ids: list[int]) -> str:
+        model = self._loaded()
+        _check_vocabulary("tokens", token_ids, model.engine.info.vocab_size)
+
+        def decode() -> str:
+            return model.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+        return await asyncio.to_thread(decode) if len(token_ids) > _LONG_TEXT else decode()
+
     def _loaded(self) -> _Model:
         if self._model is None:
             raise EngineUnavailableError("The model is loading.")
@@ -292,11 +328,21 @@ async def _chat(
     shared = _shared(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
-        index: int, delta: Delta, tokens: list[ShownToken], finish: ChatFinishReason | None = None
+        index: int,
+        delta: Delta,
+        tokens: list[ShownToken],
+        finish: ChatFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> ChatCompletionChunk:
         logprobs = _chat_logprobs(model.tokenizer, tokens) if tokens else None
-        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
-        return ChatCompletionChunk(**shared, choices=[choice])
+        choice = ChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
+        )
+        return ChatCompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
     began: set[int] = set()
     called: set[int] = set()
@@ -316,7 +362,7 @@ async def _chat(
                 finish: ChatFinishReason = _finish_reason(piece.finish_reason)
                 if finish == "stop" and index in called:
                     finish = "tool_calls"
-                yield chunk(index, Delta(), [], finish)
+                yield chunk(index, Delta(), [], finish, piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         usage.completion_tokens_details = CompletionTokensDetails(
@@ -360,11 +406,16 @@ async def _complete(
         text: str,
         logprobs: Logprobs | None = None,
         finish: CompletionFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> CompletionChunk:
         choice = CompletionChunkChoice(
-            index=index, text=text, logprobs=logprobs, finish_reason=finish
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
         )
-        return CompletionChunk(**shared, choices=[choice])
+        return CompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
     to_echo = set(range(len(answers))) if request.echo else set()
     async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
@@ -382,7 +433,8 @@ async def _complete(
                 logprobs = _legacy_logprobs(model.tokenizer, piece.tokens, offset)
                 yield chunk(index, piece.text, logprobs if piece.tokens else None)
             if piece.finish_reason is not None:
-                yield chunk(index, "", finish=_finish_reason(piece.finish_reason))
+                finish = _finish_reason(piece.finish_reason)
+                yield chunk(index, "", finish=finish, stop_reason=piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         yield CompletionChunk(**shared | {"choices": [], "usage": usage})
@@ -400,7 +452,9 @@ def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str
     return shared | {"usage": None} if request.include_usage and request.stream else shared
 
 
-def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
+def _chat_prompt(
+    model: _Model, request: ChatCompletionRequest, *, add_special_tokens: bool = False
+) -> list[int]:
     template = model.chat_template
     if template is None:
         raise InvalidRequestError(
@@ -423,7 +477,7 @@ def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
         template_kwargs=_template_kwargs(request, variables),
     )
     _check_length(model, rendered, "messages")
-    return model.tokenizer.encode_chat(rendered)
+    return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
@@ -671,6 +725,13 @@ def _usage(answers: list[Answer], num_choices: int) -> Usage:
             cached_tokens=sum(answer.num_cached_tokens for answer in prompts)
         ),
     )
+
+
+def _usage_so_far(request: GenerationRequest, answers: list[Answer]) -> dict[str, Any]:
+    """The field of a chunk that a request with `continuous_usage_stats` wants."""
+    if not request.usage_in_every_chunk:
+        return {}
+    return {"usage": _usage(answers, request.num_choices)}
 
 
 def _finish_reason(reason: FinishReason) -> CompletionFinishReason:

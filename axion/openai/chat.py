@@ -31,6 +31,7 @@ from axion.openai.common import (
     check_numbers,
     field_error,
     problem,
+    stop_reason_field,
     text_or_list,
 )
 from axion.types import MAX_LOGPROBS
@@ -360,10 +361,16 @@ ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChunkChoice(ResponseModel):
+    """Attributes:
+    stop_reason: the stop string, or the one of `stop_token_ids`, that ended the answer;
+        vLLM's extension, there only where one did.
+    """
+
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason | None
+    stop_reason: int | str | None = None
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -389,6 +396,7 @@ class Choice(ResponseModel):
     message: AssistantAnswer
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason
+    stop_reason: int | str | None = None
 
 
 class ChatCompletion(ResponseModel):
@@ -455,4 +463,5 @@ def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
         if logprobs
         else None,
         finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
     )

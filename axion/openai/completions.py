@@ -19,6 +19,7 @@ from axion.openai.common import (
     TokenId,
     Usage,
     at_most,
+    stop_reason_field,
 )
 from axion.types import MAX_LOGPROBS
 
@@ -125,6 +126,7 @@ class CompletionChunkChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
+    stop_reason: int | str | None = None
 
 
 class CompletionChunk(ResponseModel):
@@ -142,6 +144,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason
+    stop_reason: int | str | None = None
 
 
 class Completion(ResponseModel):
@@ -196,4 +199,5 @@ def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> Completio
         if logprobs
         else None,
         finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
     )

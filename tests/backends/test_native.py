@@ -352,6 +352,39 @@ async def test_a_stop_token_of_the_request_has_no_text_either(start: Start):
     assert answer.choices[0].text == "ab"
 
 
+@pytest.mark.parametrize("ask", [chat, complete])
+async def test_a_choice_says_which_stop_of_the_request_ended_it(start: Start, ask: Any):
+    backend = await start(EchoEngine())
+    stopped = await ask(backend, "one two three", stop=["never", "two"])
+    assert stopped.choices[0].stop_reason == "two"
+    token_id = (await backend.tokenize(" two", add_special_tokens=False)).token_ids[0]
+    stopped = await ask(backend, "one two three", stop_token_ids=[token_id])
+    assert stopped.choices[0].stop_reason == token_id
+    for fields in ({"stop": ["never"]}, {"max_tokens": 1}):
+        ended = await ask(backend, "one two three", **fields)
+        assert "stop_reason" not in ended.choices[0].model_fields_set
+
+
+async def test_usage_so_far_is_in_every_chunk_that_asks_for_it(start: Start):
+    options = {"continuous_usage_stats": True}
+    chunks = await chat_stream(await start(EchoEngine()), stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(counts) == len(chunks)
+    assert counts == sorted(counts)
+    assert counts[0] <= 1 < counts[-1]
+
+
+async def test_a_conversation_is_tokenised_as_a_chat_would_be(start: Start):
+    engine = RecordingEngine()
+    backend = await start(engine)
+    answer = await chat(backend, "Hello, fox.")
+    tokens = await backend.tokenize(chat_request("Hello, fox."), with_strings=True)
+    assert tokens.token_ids == engine.prompts[0]
+    assert len(tokens.token_strings) == len(tokens.token_ids) == answer.usage.prompt_tokens
+    assert tokens.max_model_len == engine.info.max_model_len
+    assert "Hello, fox." in await backend.detokenize(tokens.token_ids)
+
+
 async def test_an_answer_cut_by_its_limit_says_so(start: Start):
     answer = await chat(await start(EchoEngine()), "abcdef", max_tokens=3)
     assert answer.choices[0].message.content == "abc"
