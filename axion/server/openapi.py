@@ -26,7 +26,9 @@ from axion.openai.anthropic import (
 from axion.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import ErrorBody
 from axion.openai.completions import Completion, CompletionChunk, CompletionRequest
+from axion.openai.embeddings import EmbeddingList, EmbeddingRequest
 from axion.openai.models import Model, ModelList
+from axion.openai.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest
 from axion.openai.response_events import (
     DeletedResponse,
     ResponseEvent,
@@ -96,6 +98,20 @@ _TOKENIZE = Operation(
 _DETOKENIZE = Operation(
     "tokens", "The text of tokens", DetokenizeAnswer, DetokenizeRequest, example={"tokens": [1, 2]}
 )
+_RERANK = Operation(
+    "pooling",
+    "Order documents by what they have to do with a query",
+    RerankAnswer,
+    RerankRequest,
+    example={"query": "capital of France", "documents": ["Paris", "Rome"]},
+)
+_SCORE = Operation(
+    "pooling",
+    "Score pairs of texts",
+    ScoreList,
+    ScoreRequest,
+    example={"text_1": "capital of France", "text_2": ["Paris", "Rome"]},
+)
 
 # Every route of the application; a test compares the two.
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -117,6 +133,18 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ends_with_done=True,
         example={"prompt": "Once upon a time", "max_tokens": 32},
     ),
+    ("post", "/v1/embeddings"): Operation(
+        "pooling",
+        "Embed texts",
+        EmbeddingList,
+        EmbeddingRequest,
+        example={"input": "Hello there"},
+    ),
+    ("post", "/v1/rerank"): _RERANK,
+    ("post", "/v2/rerank"): _RERANK,
+    ("post", "/rerank"): _RERANK,
+    ("post", "/v1/score"): _SCORE,
+    ("post", "/score"): _SCORE,
     ("post", "/v1/responses"): Operation(
         "responses",
         "Answer a conversation, in the shape of OpenAI's Responses API",
