@@ -44,15 +44,20 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
+from axion.openai.structured import StructuredRequest
 from axion.text import tool_calls
 from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
+    MAX_GRAMMAR_CHARS,
     MAX_SEED,
     BackendHealth,
     BackendState,
     EngineConfig,
     FinishReason,
+    Grammar,
     SamplingParams,
     TokenLogprobs,
 )
@@ -96,7 +101,10 @@ class NativeBackend:
         starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
         try:
             text = await asyncio.to_thread(_load_text, path)
-            self._model = _Model(model.name, await starting, *text)
+            ready = await starting
+            info = ready.info
+            grammars = GrammarCompiler(lambda: text[0], info.vocab_size, info.eos_token_ids)
+            self._model = _Model(model.name, ready, *text, grammars)
         except BaseException:
             starting.cancel()
             (engine,) = await asyncio.gather(starting, return_exceptions=True)
@@ -136,6 +144,7 @@ class _Model(msgspec.Struct, frozen=True):
 
     Attributes:
         defaults: the model's own recommendation for sampling fields that a request leaves open.
+        grammars: compiles what the engine will, so that a wrong grammar is an error at once.
     """
 
     name: str
@@ -143,6 +152,7 @@ class _Model(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     defaults: dict[str, Any]
+    grammars: GrammarCompiler
 
 
 class _GenerationConfig(msgspec.Struct):
@@ -192,6 +202,8 @@ async def _chat(
         # Where the tags are special tokens they must not be left out.
         open_id = model.tokenizer.token_to_id(tool_calls.OPEN)
         skip_special_tokens &= not (calls_tools and open_id in model.tokenizer.special_token_ids)
+    grammar = await _chat_grammar(model, request, calls_tools)
+    params = msgspec.structs.replace(params, grammar=grammar)
     answers = [
         Answer(
             model.tokenizer,
@@ -234,6 +246,7 @@ async def _chat(
 async def _complete(
     model: _Model, request: CompletionRequest, request_id: str
 ) -> AsyncGenerator[CompletionChunk, None]:
+    grammar = await _grammar(model, request)
     answers = []
     echoes = []
     for prompt in request.prompts:
@@ -241,6 +254,7 @@ async def _complete(
         params = _params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
         )
+        params = msgspec.structs.replace(params, grammar=grammar)
         echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
         for i in range(request.num_choices):
             answers.append(
@@ -421,6 +435,76 @@ def _check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> 
             f"{vocab_size - 1}.",
             param=param,
         )
+
+
+async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
+    """What the text of the answer must match.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    if request.constraint is None:
+        return None
+    await _check_grammar(model, *request.constraint)
+    return request.constraint.grammar
+
+
+async def _chat_grammar(
+    model: _Model, request: ChatCompletionRequest, calls_tools: bool
+) -> Grammar | None:
+    """What the answer must match: its text, its calls, or either.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    answer = await _grammar(model, request)
+    functions = {
+        i: Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        for i, tool in request.callable_tools.items()
+    }
+    required = request.requires_call
+    restricted = len(functions) < len(request.tools or ())
+    is_strict = any(function.strict for function in functions.values())
+    if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
+        return answer
+    if not calls_tools:
+        if required or is_strict:
+            raise InvalidRequestError(
+                "Calls cannot be enforced: how this model writes them is not known. "
+                "Use tool_choice 'auto', without strict functions.",
+                param="tool_choice" if required else "tools",
+            )
+        return answer
+    grammar = tool_grammar(
+        tool_calls.FORMAT,
+        list(functions.values()),
+        model.tokenizer,
+        required=required,
+        parallel=not request.max_one_call,
+        answer=answer,
+    )
+    try:
+        await _check_grammar(model, "tools", grammar)
+    except InvalidRequestError:
+        for i, function in functions.items():  # one of them is at fault, or all together
+            param = f"tools[{i}].function.parameters"
+            await _check_grammar(model, param, arguments_grammar(function, required=required))
+        raise
+    return grammar
+
+
+async def _check_grammar(model: _Model, param: str, grammar: Grammar) -> None:
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: at most {MAX_GRAMMAR_CHARS} characters of schemas can.",
+            param=param,
+        )
+    try:
+        await asyncio.wrap_future(model.grammars.submit(grammar))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: {error.message}", param=param
+        ) from None
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -48,12 +49,19 @@ class RequestModel(BaseModel):
     def _knows_every_field(cls, data: Any) -> Any:
         # Before pydantic's own check, which would build an error for each of a million fields.
         if isinstance(data, dict):
+            names = _json_names(cls)
             for name in data:
-                if name not in cls.model_fields:
-                    known = difflib.get_close_matches(name[:_SHOWN_CHARS], cls.model_fields, n=1)
+                if name not in names:
+                    known = difflib.get_close_matches(name[:_SHOWN_CHARS], names, n=1)
                     hint = f" (do you mean {known[0]}?)" if known else ""
                     raise field_error(name, f"is not a known field{hint}")
         return data
+
+
+@functools.cache
+def _json_names(model: type[RequestModel]) -> dict[str, None]:
+    """The names that a model's fields have in JSON."""
+    return {field.alias or name: None for name, field in model.model_fields.items()}
 
 
 class ResponseModel(BaseModel):

@@ -11,7 +11,6 @@ from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
     FAIL_FAST,
     MAX_CHOICES,
-    GenerationRequest,
     NonEmptyText,
     Refused,
     ResponseModel,
@@ -19,6 +18,7 @@ from axion.openai.common import (
     Usage,
     at_most,
 )
+from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 DEFAULT_MAX_TOKENS = 16
@@ -50,7 +50,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(StructuredRequest):
     prompt: Prompt
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="likeliest alternatives to report with each token"

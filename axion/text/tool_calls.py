@@ -27,6 +27,21 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class _Hermes:
+    """How calls are written, for `tool_grammar`."""
+
+    openings = (OPEN,)
+    calls_begin = ""
+    call_begin = OPEN + '\n{"name": "'
+    arguments_begin = '", "arguments": '
+    call_end = "}\n" + CLOSE
+    call_separator = "\n"
+    calls_end = ""
+
+
+FORMAT = _Hermes()
+
+
 class HermesToolCalls:
     """Separates tool calls from text while it comes.
 
