@@ -64,6 +64,8 @@ from axion.types import (
 
 # Shorter texts are encoded in less time than a thread takes to be asked.
 _LONG_TEXT = 4096
+# Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
+_HUGE_TEXT = 100_000
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
 _LOWEST_LOGPROB = -9999.0
 
@@ -193,7 +195,7 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
 async def _chat(
     model: _Model, request: ChatCompletionRequest, request_id: str
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
-    prompt_token_ids = await _chat_prompt(model, request)
+    prompt_token_ids = await asyncio.to_thread(_chat_prompt, model, request)
     params = _params(model, request, prompt_token_ids, default=None, param="messages")
     calls_tools, skip_special_tokens = False, params.skip_special_tokens
     if request.uses_tools:
@@ -249,13 +251,20 @@ async def _complete(
     grammar = await _grammar(model, request)
     answers = []
     echoes = []
-    for prompt in request.prompts:
-        prompt_token_ids = await _completion_prompt(model, request, prompt)
+    is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
+    encoded = (
+        _completion_prompts(model, request)
+        if is_short
+        else await asyncio.to_thread(_completion_prompts, model, request)
+    )
+    for prompt, prompt_token_ids in zip(request.prompts, encoded, strict=True):
         params = _params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
         )
         params = msgspec.structs.replace(params, grammar=grammar)
-        echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        echo = ""
+        if request.echo:
+            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
         for i in range(request.num_choices):
             answers.append(
                 Answer(
@@ -265,7 +274,7 @@ async def _complete(
                     skip_special_tokens=params.skip_special_tokens,
                 )
             )
-            echoes.append(echo if request.echo else "")
+            echoes.append(echo)
     shared = _shared(model, request, f"cmpl-{request_id}", "text_completion")
 
     def chunk(
@@ -305,7 +314,7 @@ def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str
     return shared | {"usage": None} if request.include_usage and request.stream else shared
 
 
-async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
+def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
     template = model.chat_template
     if template is None:
         raise InvalidRequestError(
@@ -318,14 +327,15 @@ async def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[in
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"  # what OpenAI called it before
-    rendered = await template.arender(
+    rendered = template.render(
         messages,
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
         template_kwargs=request.chat_template_kwargs,
     )
-    return await _encode(rendered, model.tokenizer.encode_chat)
+    _check_length(model, rendered, "messages")
+    return model.tokenizer.encode_chat(rendered)
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
@@ -361,22 +371,33 @@ def _reads_name(source: str) -> bool:
     return bool(loop_variables and re.search(rf"\b({loop_variables}){key}", source))
 
 
-async def _completion_prompt(
-    model: _Model, request: CompletionRequest, prompt: str | list[int]
-) -> list[int]:
-    if isinstance(prompt, list):
-        return prompt
-
-    def encode(text: str) -> list[int]:
+def _completion_prompts(model: _Model, request: CompletionRequest) -> list[list[int]]:
+    def encode(prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, list):
+            return prompt
+        _check_length(model, prompt, "prompt")
         return model.tokenizer.encode(
-            text, add_special_tokens=request.add_special_tokens is not False
+            prompt, add_special_tokens=request.add_special_tokens is not False
         )
 
-    return await _encode(prompt, encode)
+    return [encode(prompt) for prompt in request.prompts]
 
 
-async def _encode(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    return await asyncio.to_thread(encode, text) if len(text) > _LONG_TEXT else encode(text)
+def _check_length(model: _Model, text: str, param: str) -> None:
+    """Refuses a huge text that cannot fit before seconds are spent on encoding it."""
+    if len(text) < _HUGE_TEXT:
+        return
+    num_tokens = model.tokenizer.fewest_tokens(text)
+    if num_tokens >= model.engine.info.max_model_len:
+        raise _too_long(model, f"at least {num_tokens}", param)
+
+
+def _too_long(model: _Model, num_tokens: str, param: str) -> ContextLengthExceededError:
+    return ContextLengthExceededError(
+        f"The context of this model has {model.engine.info.max_model_len} tokens. The prompt has "
+        f"{num_tokens}, and the answer needs at least one more. Shorten the prompt.",
+        param=param,
+    )
 
 
 def _params(
@@ -402,17 +423,13 @@ def _params(
     if not num_tokens:
         raise InvalidRequestError(f"{param} must not be empty: it has no tokens.", param=param)
     left = info.max_model_len - num_tokens
-    context = f"The context of this model has {info.max_model_len} tokens."
     if left < 1:
-        raise ContextLengthExceededError(
-            f"{context} The prompt has {num_tokens}, and the answer needs at least one more. "
-            "Shorten the prompt.",
-            param=param,
-        )
+        raise _too_long(model, str(num_tokens), param)
     if limit is not None and limit > left:
         raise ContextLengthExceededError(
-            f"{context} The request asks for {num_tokens + limit}: {num_tokens} in the prompt "
-            f"and {limit} for the answer. Shorten the prompt, or ask for at most {left}.",
+            f"The context of this model has {info.max_model_len} tokens. The request asks for "
+            f"{num_tokens + limit}: {num_tokens} in the prompt and {limit} for the answer. "
+            f"Shorten the prompt, or ask for at most {left}.",
             param="max_tokens" if request.max_tokens else "max_completion_tokens",
         )
     if limit is None:

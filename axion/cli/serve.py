@@ -5,30 +5,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import logging
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import msgspec
 import typer
 import uvloop
 
-from axion.backends.base import InferenceBackend, ModelConfig
+from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import AxionError, InvalidRequestError
 from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
-
-logger = logging.getLogger("axion")
-
-LOG_INTERVAL_S = 5.0
-
-Show = Callable[[str, int, int], None]
 
 
 def serve(model: str | None, config: Path | None, **flags: str | None) -> None:
@@ -129,7 +119,7 @@ def run_server(settings: Settings) -> None:
     from axion.server.runner import run
 
     with ExitStack() as until_ready, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        show = until_ready.enter_context(_progress())
+        show = until_ready.enter_context(progress())
         registry = ModelRegistry()
         registry.add(model, create_backend(show))
 
@@ -145,82 +135,6 @@ def run_server(settings: Settings) -> None:
             raise type(error)(f"{error.message} {DEMO_HINT}") from None
     if status:
         sys.exit(status)
-
-
-def model_config(settings: Settings) -> ModelConfig:
-    """The one model that the settings name."""
-    kv_cache_gib = settings.kv_cache_gib
-    return ModelConfig(
-        model_name=settings.model_name,
-        served_name=settings.served_model_name,
-        max_seq_len=settings.max_seq_len,
-        max_num_seqs=settings.concurrent_requests,
-        max_num_batched_tokens=settings.max_batched_tokens,
-        device=settings.device,
-        dtype=settings.dtype,
-        kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
-        memory_fraction=settings.memory_fraction,
-        num_threads=settings.cpu_threads,
-    )
-
-
-def create_backend(show: Show) -> InferenceBackend:
-    """The native engine, reporting how far its model is downloaded and loaded."""
-    from axion.backends.native import NativeBackend
-    from axion.backends.worker import spawn_engine
-    from axion.hub.resolve import resolve
-
-    class Backend(NativeBackend):
-        async def start(self, model: ModelConfig) -> None:
-            download = partial(show, f"Downloading {model.model_name}")
-            snapshot = await resolve(model.model_name, on_progress=download)
-            await super().start(
-                msgspec.structs.replace(
-                    model, model_name=str(snapshot.path), served_name=model.name
-                )
-            )
-
-    return Backend(partial(spawn_engine, on_progress=partial(show, "Loading weights")))
-
-
-@contextmanager
-def _progress() -> Iterator[Show]:
-    """Progress in bytes: a bar on a terminal, else a line in the log now and then."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _LogProgress().show
-        return
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total, visible=done < total)
-
-        yield show
-
-
-class _LogProgress:
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done >= total or now - self._last >= LOG_INTERVAL_S:
-            self._last = now
-            logger.info("%s: %d of %d MB", stage, done // 10**6, total // 10**6)
 
 
 def _url(settings: Settings, port: int) -> str:

@@ -16,14 +16,14 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from axion.backends.base import InferenceBackend
-from axion.cli.serve import model_config
+from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import EngineUnavailableError
-from axion.hub.resolve import ProgressCallback, resolve
+from axion.hub.resolve import resolve
 from axion.hub.snapshot import Snapshot
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
@@ -31,13 +31,9 @@ from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.settings import load_settings
 from axion.text.tokenizer import read_tokenizer_config
 
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
 Chunk = dict[str, Any]
 Chunks = Generator[Chunk, None, None]
 Endpoint = Literal["chat/completions", "completions"]
-Show = Callable[[str, int, int], None]
 ResultT = TypeVar("ResultT")
 
 _CANCEL_TIMEOUT_S = 10.0
@@ -143,7 +139,7 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
     settings = load_settings()
     name = name or settings.model_name
     with LoopThread() as loop:
-        with _progress_display() as show:
+        with progress() as show:
             snapshot = loop.call(resolve(name, on_progress=partial(show, f"Downloading {name}")))
             config = msgspec.structs.replace(
                 model_config(settings),
@@ -151,7 +147,7 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
                 served_name=snapshot.name,
                 max_num_seqs=1,
             )
-            backend = create_backend(partial(show, f"Loading {name}"))
+            backend = create_backend(show)
             try:
                 loop.call(backend.start(config))
             except BaseException:
@@ -163,57 +159,12 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
             loop.call(backend.stop(0))
 
 
-def create_backend(on_progress: ProgressCallback) -> InferenceBackend:
-    """The native engine; tests put another in its place."""
-    from axion.backends.native import NativeBackend
-    from axion.backends.worker import spawn_engine
-
-    return NativeBackend(partial(spawn_engine, on_progress=on_progress))
-
-
 def _has_chat_template(path: Path) -> bool:
     return (
         (path / "chat_template.jinja").is_file()
         or any(path.glob("additional_chat_templates/*.jinja"))
         or bool(read_tokenizer_config(path).get("chat_template"))
     )
-
-
-@contextmanager
-def _progress_display() -> Iterator[Show]:
-    """A bar on stderr for what is going on; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        # Seconds pass before the first byte of either stage.
-        starting = progress.add_task("Starting", total=None)
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage)
-                progress.update(starting, visible=False)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield show
 
 
 class LoopThread:

@@ -35,6 +35,7 @@ from axion.openai.common import (
 from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest
 from axion.types import MAX_LOGPROBS
 
+MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 _FUNCTIONS_ONLY = "a tool is a function"
 
@@ -200,7 +201,7 @@ ToolChoice = Annotated[
 
 
 class ChatCompletionRequest(StructuredRequest):
-    messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST]
+    messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"
     )

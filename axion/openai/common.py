@@ -377,8 +377,9 @@ def _invalid_request(fault: ErrorDetails, body: JsonValue) -> InvalidRequestErro
         path.append(context["discriminator"].strip("'"))
         text = "is required"
     elif kind == "union_tag_invalid":
-        path.append(context["discriminator"].strip("'"))
-        text = f"must be one of {context['expected_tags']}, got {_shown(context['tag'])}"
+        name = context["discriminator"].strip("'")
+        path.append(name)
+        text = f"must be one of {context['expected_tags']}, got {_shown(fault['input'][name])}"
     elif kind in {"too_short", "string_too_short"}:
         text = "must not be empty"
     elif kind == "string_too_long":

@@ -1,4 +1,4 @@
-"""Read a request's body within its limits of size and time."""
+"""Read a request's body within its limits of size and time, and all bodies within memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from axion.errors import RequestTooLargeError
+from axion.errors import QueueFullError, RequestTooLargeError
 from axion.server.errors import RequestTimeoutError, UnsupportedMediaTypeError
+from axion.server.state import ServerState
 
 # For the whole body, in seconds: a client that trickles holds a connection no longer than this.
 BODY_TIMEOUT_S = 60.0
+# All bodies that are arriving may together be as large as so many of the largest size.
+MAX_LARGE_BODIES = 16
+# Those up to this size are always taken.
+SMALL_BODY_BYTES = 64 * 1024
 
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
-async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_json_body(state: ServerState, scope: Scope, receive: Receive) -> bytes:
     """The bytes of a JSON body.
 
     The body is taken for JSON unless it is declared as a form or compressed: clients in the wild
@@ -25,7 +30,9 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> byte
 
     Raises:
         UnsupportedMediaTypeError: a form, or a compressed body.
-        RequestTooLargeError: over `max_bytes`; from Content-Length, before anything is read.
+        RequestTooLargeError: over `max_request_bytes`; from Content-Length, before anything is
+            read.
+        QueueFullError: too many large bodies are arriving at the same time.
         RequestTimeoutError: not complete within `BODY_TIMEOUT_S`.
         ClientDisconnect: the client left.
     """
@@ -38,12 +45,13 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> byte
         )
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaTypeError("The body must be plain JSON, without Content-Encoding.")
+    max_bytes = state.settings.max_request_bytes
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise _too_large(max_bytes)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(receive, max_bytes)
+            return await _read(state, receive)
     except TimeoutError:
         raise RequestTimeoutError(
             f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds.",
@@ -51,20 +59,30 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> byte
         ) from None
 
 
-async def _read(receive: Receive, max_bytes: int) -> bytes:
+async def _read(state: ServerState, receive: Receive) -> bytes:
+    max_bytes = state.settings.max_request_bytes
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        part = message.get("body", b"")
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part = message.get("body", b"")
+            size += len(part)
+            state.num_arriving_bytes += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            if size > SMALL_BODY_BYTES and state.num_arriving_bytes > MAX_LARGE_BODIES * max_bytes:
+                raise QueueFullError(
+                    "Too many large requests are arriving at once. Send the request again in a "
+                    "moment."
+                )
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+    finally:
+        state.num_arriving_bytes -= size
 
 
 def _too_large(max_bytes: int) -> RequestTooLargeError:

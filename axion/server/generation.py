@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -16,13 +18,16 @@ from starlette.types import Receive, Scope, Send
 from axion.backends.base import InferenceBackend
 from axion.observability.metrics import Metrics
 from axion.openai.common import GenerationRequest, ResponseModel, parse_request
-from axion.server.body import read_json_body
+from axion.server.body import SMALL_BODY_BYTES, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.errors import as_axion_error
 from axion.server.sse import DONE, EventStream
 from axion.server.state import server_state
 
 logger = logging.getLogger("axion.server")
+
+# One thread: parsing holds the interpreter, so that more would only slow all others down.
+_parser = ThreadPoolExecutor(1, "parser")
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 ChunkT = TypeVar("ChunkT", bound=ResponseModel)
@@ -50,9 +55,10 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = server_state(scope)
         # A place is taken once the body is there: slow clients must not hold the places.
-        body = await read_json_body(scope, receive, state.settings.max_request_bytes)
+        body = await read_json_body(state, scope, receive)
         with state.admit():
-            request = parse_request(self.request_type, body)
+            request = await self._parse(body)
+            del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
             backend = served.require_ready()
             # Not the client's request id: an engine needs one that nobody else can choose.
@@ -65,6 +71,12 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
                     answer = await self.collect(timed)
                     response = Response(answer.to_json(), media_type="application/json")
                     await response(scope, receive, send)
+
+    async def _parse(self, body: bytes) -> RequestT:
+        if len(body) <= SMALL_BODY_BYTES:  # less than a millisecond
+            return parse_request(self.request_type, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_parser, parse_request, self.request_type, body)
 
     async def _stream(self, chunks: AsyncIterator[ChunkT], send: Send, request_id: str) -> None:
         async with EventStream(send) as events:

@@ -8,6 +8,7 @@ that is still possible, and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ MAX_BODY_CHUNKS = 16 * 1024
 HEADERS_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 60.0
 LINGER_S = 2.0
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -58,6 +61,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
+        if not self._in_message:
+            # Java's client offers HTTP/2 in this header. The offer may be ignored, and the parser
+            # would drop the request's body instead.
+            head, end, body = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"", head) + end + body
         # The parser keeps a header, or a trailer, until it is complete: bound what it keeps.
         self._num_unparsed_bytes += len(data)
         super().data_received(data)

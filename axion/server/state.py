@@ -20,12 +20,14 @@ class ServerState:
     """Found at `app.state.server`.
 
     Attributes:
+        num_arriving_bytes: of bodies that are not complete yet.
         num_in_flight: generation requests admitted and not yet answered in full.
         draining: the server is shutting down: running requests finish, new ones get 503.
     """
 
     settings: Settings
     registry: ModelRegistry
+    num_arriving_bytes: int = 0
     num_in_flight: int = 0
     draining: bool = False
     started: float = field(default_factory=time.monotonic)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +79,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt of a conversation; encode it with `Tokenizer.encode_chat`.
 
+        It waits for another process: an event loop calls it in a thread.
+
         What OpenAI's API allows and templates do not expect is put in their form: the JSON of a
         tool call's `arguments` is parsed; a content given as text parts becomes a string, the
         parts joined by line feeds (as vLLM does), unless the template reads parts itself; a
@@ -134,10 +135,6 @@ class ChatTemplate:
     def _for(self, with_tools: bool) -> _Template:
         use_tools = with_tools and "tool_use" in self._templates
         return self._templates["tool_use" if use_tools else "default"]
-
-    async def arender(self, messages: list[Message], **arguments: Any) -> str:
-        """`render`, without holding the event loop."""
-        return await asyncio.to_thread(self.render, messages, **arguments)
 
     def close(self) -> None:
         """End the process that renders; it also ends with this one."""

@@ -248,16 +248,17 @@ def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
                 return 0
         elif step["type"] != "Prepend":
             return 0
-    steps = {step["type"]: step for step in _components(tokenizer.pre_tokenizer)}
-    if not steps.keys() <= {"ByteLevel", "Digits", "Metaspace", "Split"}:
+    steps = _components(tokenizer.pre_tokenizer)
+    kinds = {step["type"] for step in steps}
+    if not kinds <= {"ByteLevel", "Digits", "Metaspace", "Split"}:
         return 0
-    if steps.get("Split", {}).get("behavior") == "Removed":
+    if any(step.get("behavior") == "Removed" for step in steps):
         return 0
     if any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values()):
         return 0
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    if "ByteLevel" in steps:
-        byte_tokens = _BYTE_ALPHABET.keys()
+    if "ByteLevel" in kinds:
+        byte_tokens = set(_BYTE_ALPHABET)
     elif getattr(tokenizer.model, "byte_fallback", False):
         byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
     else:

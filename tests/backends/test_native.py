@@ -791,6 +791,17 @@ async def test_a_wrong_generation_config_is_named(tmp_path: Path, generation: di
         await NativeBackend(factory).start(ModelConfig(model_name=str(folder)))
 
 
+async def test_a_huge_prompt_that_cannot_fit_is_refused_unencoded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr(TextTokenizer, "encode")
+    backend = await start(EchoEngine(max_model_len=100))
+    with pytest.raises(ContextLengthExceededError, match=r"has 100 tokens.* has at least 28572,"):
+        await complete(backend, "a" * 200_000)
+    with pytest.raises(ContextLengthExceededError, match=r"has 100 tokens.* has at least 28572,"):
+        await chat(backend, "a" * 200_000)
+
+
 async def test_a_long_prompt_is_encoded_off_the_event_loop(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
@@ -804,8 +815,9 @@ async def test_a_long_prompt_is_encoded_off_the_event_loop(
     monkeypatch.setattr(TextTokenizer, "encode", recording)
     backend = await start(EchoEngine(max_model_len=100_000))
     await complete(backend, "a" * 50_000, max_tokens=1)
+    await complete(backend, ["a" * 500] * 100, max_tokens=1)
     await chat(backend, "a" * 50_000, max_tokens=1)
-    assert len(threads) == 2
+    assert len(threads) == 102
     assert threading.main_thread() not in threads
 
 

@@ -117,7 +117,7 @@ class WordsBackend:
 def backend(monkeypatch: pytest.MonkeyPatch) -> WordsBackend:
     """Takes the place of the native engine."""
     backend = WordsBackend()
-    monkeypatch.setattr(session, "create_backend", lambda on_progress: backend)
+    monkeypatch.setattr(session, "create_backend", lambda show: backend)
     return backend
 
 

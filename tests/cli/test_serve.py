@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -121,14 +120,3 @@ def test_ready_shows_a_call_to_copy(capsys: pytest.CaptureFixture[str]):
     output = capsys.readouterr().out
     assert "Ready: it's/mine at http://localhost:3000/v1" in output
     assert "curl http://localhost:3000/v1/chat/completions" in output
-
-
-def test_progress_is_logged_where_there_is_no_terminal(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    caplog.set_level(logging.INFO, "axion")
-    monkeypatch.setattr(command, "LOG_INTERVAL_S", 0)
-    with command._progress() as show:
-        show("Loading weights", 5 * 10**6, 10 * 10**6)
-        show("Loading weights", 10 * 10**6, 10 * 10**6)
-    assert caplog.messages == ["Loading weights: 5 of 10 MB", "Loading weights: 10 of 10 MB"]

@@ -77,8 +77,11 @@ def test_a_malformed_message_is_a_400_that_names_its_part(message: Any, param: s
     assert error.message.startswith(param)
 
 
-def test_an_unknown_role_is_told_the_known_ones():
-    assert "'developer'" in fault({"role": "king", "content": "x"}).message
+@pytest.mark.parametrize(("role", "shown"), [("king", '"king"'), (None, "null"), (1, "1")])
+def test_an_unknown_role_is_told_the_known_ones(role: Any, shown: str):
+    message = fault({"role": role, "content": "x"}).message
+    assert "'developer'" in message
+    assert message.endswith(f"got {shown}.")
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal"])
@@ -93,6 +96,13 @@ def test_the_arguments_of_an_earlier_call_must_be_an_object(text: str):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": text}}
     error = fault({"role": "assistant", "tool_calls": [call]})
     assert error.param == "messages[0].tool_calls[0].function.arguments"
+
+
+def test_too_many_messages_are_refused_unseen():
+    body = b'{"model": "m", "messages": [%s]}' % b",".join([b"1"] * 10_001)
+    with pytest.raises(InvalidRequestError, match="at most 10000 entries, got 10001") as caught:
+        parse_request(ChatCompletionRequest, body)
+    assert caught.value.param == "messages"
 
 
 def test_no_messages_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +13,9 @@ import httpx
 import pytest
 
 from axion.errors import EngineUnavailableError, InvalidRequestError
+from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry
-from axion.server import body
+from axion.server import body, generation
 from axion.server.app import ROUTES, create_app
 from axion.settings import Settings
 from axion.types import BackendState
@@ -381,6 +383,22 @@ class TestBody:
         response = await client.post("/v1/chat/completions", content=chunks())
         assert_openai_error(response, 413)
         assert num_sent <= settings.max_request_bytes / 65536 + 2
+
+    async def test_a_large_body_is_parsed_off_the_event_loop(
+        self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    ):
+        threads: list[threading.Thread] = []
+
+        def recording(*args: Any) -> Any:
+            threads.append(threading.current_thread())
+            return parse_request(*args)
+
+        monkeypatch.setattr(generation, "parse_request", recording)
+        large = TEXT | {"prompt": "a" * body.SMALL_BODY_BYTES}
+        assert (await client.post("/v1/completions", json=large)).status_code == 200
+        assert_openai_error(await client.post("/v1/completions", json=large | {"n": 0}), 400)
+        assert len(threads) == 2
+        assert threading.main_thread() not in threads
 
     async def test_a_slow_body_is_408(
         self, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch

@@ -6,11 +6,13 @@ import asyncio
 import json
 import resource
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
 
 from axion.server import protocol
+from axion.server.body import MAX_LARGE_BODIES
 from axion.server.protocol import MAX_BODY_CHUNKS, MAX_HEADER_BYTES, MAX_HEADERS
 from tests.server.conftest import MODEL, LiveServer, ScriptedBackend, read_all
 
@@ -148,6 +150,23 @@ class TestBody:
             connection.sendall(head + part * 20)
             assert status_of(connection.recv(65536)) == 413
 
+    def test_row_5_large_bodies_that_never_end_leave_room_for_others(self, server: LiveServer):
+        size = server.state.settings.max_request_bytes
+        large = REQUEST_LINE + b"Content-Length: %d\r\n\r\n" % size + b" " * (size - 1)
+        with ExitStack() as held:
+            for count in range(1, MAX_LARGE_BODIES + 1):
+                held.enter_context(server.connect()).sendall(large)
+                server.wait_for(
+                    lambda count=count: server.state.num_arriving_bytes == count * (size - 1)
+                )
+            with server.connect() as connection:
+                connection.sendall(large)
+                answer = connection.recv(65536)
+            assert status_of(answer) == 429
+            assert b"retry-after: 1" in answer.lower()
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=CHAT).status_code == 200
+        server.wait_for(lambda: server.state.num_arriving_bytes == 0)
+
     def test_an_answered_client_cannot_send_for_ever(
         self, server: LiveServer, monkeypatch: pytest.MonkeyPatch
     ):
@@ -182,6 +201,17 @@ class TestBody:
         chunks = (body[start : start + 7] for start in range(0, len(body), 7))
         response = httpx.post(f"{server.url}/v1/chat/completions", content=chunks)
         assert response.status_code == 200
+
+    @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+    def test_an_offer_of_another_protocol_is_ignored(self, server: LiveServer, protocol: bytes):
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\n"
+        request = chat_request(user="\r\n\r\nUpgrade: x").replace(
+            REQUEST_LINE, REQUEST_LINE + offer
+        )
+        with server.connect() as connection:
+            for _ in range(2):
+                connection.sendall(request)
+                assert status_of(connection.recv(65536)) == 200
 
     def test_a_connection_is_kept_after_an_error(self, server: LiveServer):
         with httpx.Client(base_url=server.url) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.native import NativeBackend
 from axion.engine.echo import EchoEngine
+from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry
+from axion.server import generation
+from axion.server.body import SMALL_BODY_BYTES
 from axion.settings import Settings
 from axion.types import EngineConfig
 from tests.server.conftest import LiveServer
@@ -164,3 +168,30 @@ async def test_200_streams_while_a_third_of_the_clients_leave(echo: EchoServer):
     assert answers.count(whole) == 133
     assert answers.count(None) == 67
     await asyncio.to_thread(echo.wait_until_idle)
+
+
+async def test_large_bodies_do_not_hold_up_small_ones(
+    echo: EchoServer, monkeypatch: pytest.MonkeyPatch
+):
+    num_large = 40  # more than asyncio's own pool has threads
+    release = threading.Event()
+
+    def parse(model: Any, data: bytes) -> Any:
+        if len(data) > SMALL_BODY_BYTES:
+            release.wait(10)
+        return parse_request(model, data)
+
+    monkeypatch.setattr(generation, "parse_request", parse)
+    body = {"model": NAME, "prompt": "a" * SMALL_BODY_BYTES}
+    async with httpx.AsyncClient(base_url=f"{echo.url}/v1") as client:
+        large = [
+            asyncio.create_task(client.post("/completions", json=body)) for _ in range(num_large)
+        ]
+        while echo.state.num_in_flight < num_large:
+            await asyncio.sleep(0.002)
+        messages = [{"role": "user", "content": "hello"}]
+        answer = await client.post("/chat/completions", json={"model": NAME, "messages": messages})
+        assert answer.status_code == 200
+        assert echo.state.num_in_flight == num_large
+        release.set()
+        assert {response.status_code for response in await asyncio.gather(*large)} == {400}

@@ -199,7 +199,7 @@ async def test_rendering_does_not_hold_the_event_loop() -> None:
     template = template_of(
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", process
     )
-    rendering = asyncio.create_task(template.arender([USER]))
+    rendering = asyncio.create_task(asyncio.to_thread(template.render, [USER]))
     turns = 0
     while not rendering.done():
         turns += 1

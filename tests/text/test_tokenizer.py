@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers
 
 from axion.errors import InvalidRequestError, ModelLoadError
 from axion.text.tokenizer import Tokenizer, load_tokenizer
@@ -32,6 +36,65 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(byte_pair: Pair, text
     ids = byte_pair.ours.encode(text, add_special_tokens=False)
     data = b"".join(map(byte_pair.ours.id_to_token_bytes, ids))
     assert data.removeprefix(b" " if byte_pair.ours.strips_leading_space else b"") == text.encode()
+
+
+@given(text=texts, repeat=st.integers(1, 9))
+def test_no_text_has_fewer_tokens_than_the_bound(pair: Pair, text: str, repeat: int) -> None:
+    text *= repeat
+    assert pair.ours.fewest_tokens(text) <= len(pair.ours.encode(text, add_special_tokens=False))
+
+
+def test_the_bound_is_that_of_the_longest_token(
+    byte_level_tokenizer: Tokenizer, llama2_tokenizer: Tokenizer
+) -> None:
+    assert byte_level_tokenizer.fewest_tokens("a" * len("<|im_start|>") * 50 + "a") == 51
+    assert llama2_tokenizer.fewest_tokens("a" * len("<0x00>") * 50) == 50
+    assert byte_level_tokenizer.fewest_tokens("") == 0
+
+
+def test_composed_characters_do_not_deceive_the_bound() -> None:
+    library = byte_level()
+    library.normalizer = normalizers.NFC()
+    tokenizer = Tokenizer(library)
+    text = "\u03b1\u0313\u0300\u0345" * 1000  # four characters that become one
+    assert 0 < tokenizer.fewest_tokens(text) < len(tokenizer.encode(text))
+
+
+def _strips(library: tokenizers.Tokenizer) -> None:
+    library.normalizer = normalizers.Strip()
+
+
+def _shortens(library: tokenizers.Tokenizer) -> None:
+    library.normalizer = normalizers.Replace("  ", " ")
+
+
+def _drops_spaces(library: tokenizers.Tokenizer) -> None:
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _swallows_spaces(library: tokenizers.Tokenizer) -> None:
+    library.add_special_tokens([tokenizers.AddedToken("<|end|>", rstrip=True)])
+
+
+@pytest.mark.parametrize("change", [_strips, _shortens, _drops_spaces, _swallows_spaces])
+def test_where_characters_can_vanish_there_is_no_bound(
+    change: Callable[[tokenizers.Tokenizer], None],
+) -> None:
+    library = byte_level()
+    change(library)
+    assert Tokenizer(library).fewest_tokens(" " * 10**6) == 0
+
+
+def test_encoding_lets_other_threads_run(byte_level_tokenizer: Tokenizer) -> None:
+    with ThreadPoolExecutor() as pool:
+        encoding = pool.submit(byte_level_tokenizer.encode, SENTENCES[0] * 10_000)
+        turns = 0
+        while not encoding.done():
+            turns += 1
+            time.sleep(0)
+    assert turns > 100
 
 
 def test_a_byte_token_is_its_byte(llama2_tokenizer: Tokenizer) -> None:

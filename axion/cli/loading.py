@@ -1,0 +1,111 @@
+"""What every command that loads a model shares: the model, its engine, and the progress."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from axion.backends.base import InferenceBackend, ModelConfig
+from axion.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+logger = logging.getLogger("axion")
+
+LOG_INTERVAL_S = 5.0
+
+# Stage, bytes done, bytes in all.
+Show = Callable[[str, int, int], None]
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """The one model that the settings name."""
+    kv_cache_gib = settings.kv_cache_gib
+    return ModelConfig(
+        model_name=settings.model_name,
+        served_name=settings.served_model_name,
+        max_seq_len=settings.max_seq_len,
+        max_num_seqs=settings.concurrent_requests,
+        max_num_batched_tokens=settings.max_batched_tokens,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        memory_fraction=settings.memory_fraction,
+        num_threads=settings.cpu_threads,
+    )
+
+
+def create_backend(show: Show) -> InferenceBackend:
+    """The native engine, reporting how far its model is downloaded and loaded."""
+    from axion.backends.native import NativeBackend
+    from axion.backends.worker import spawn_engine
+    from axion.hub.resolve import resolve
+
+    class Backend(NativeBackend):
+        async def start(self, model: ModelConfig) -> None:
+            download = partial(show, f"Downloading {model.model_name}")
+            snapshot = await resolve(model.model_name, on_progress=download)
+            await super().start(
+                msgspec.structs.replace(
+                    model, model_name=str(snapshot.path), served_name=model.name
+                )
+            )
+
+    return Backend(partial(spawn_engine, on_progress=partial(show, "Loading weights")))
+
+
+@contextmanager
+def progress() -> Iterator[Show]:
+    """Progress in bytes: a bar on a terminal, else a line in the log now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _LogProgress().show
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as display:
+        # Seconds pass before the first byte of either stage.
+        starting = display.add_task("Starting", total=None)
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage)
+                display.update(starting, visible=False)
+            display.update(tasks[stage], completed=done, total=total, visible=done < total)
+
+        yield show
+
+
+class _LogProgress:
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last >= LOG_INTERVAL_S:
+            self._last = now
+            logger.info("%s: %d of %d MB", stage, done // 10**6, total // 10**6)
