@@ -94,7 +94,6 @@ class Sampler:
         if mask is not None:
             logits = logits.clone() if logits is raw else logits
             self._mask(logits, mask)
-            is_usable &= torch.isfinite(logits.amax(-1))
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences)
@@ -184,12 +183,12 @@ class Sampler:
 
     def _mask(self, logits: Tensor, mask: TokenMask) -> None:
         bits = torch.from_numpy(mask.bits).to(self.device)
-        allowed = (bits.unsqueeze(-1) & self._bits).flatten(1)[:, : self.vocab_size] != 0
+        forbidden = (bits.unsqueeze(-1) & self._bits == 0).flatten(1)[:, : self.vocab_size]
         if len(mask.rows) == len(logits):
-            logits.masked_fill_(~allowed, -torch.inf)
+            logits.masked_fill_(forbidden, -torch.inf)
         else:
             rows = torch.tensor(mask.rows, device=self.device)
-            logits[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
+            logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
 
     def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
         rows = torch.tensor([row for row, _ in penalised], device=self.device)

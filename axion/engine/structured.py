@@ -17,6 +17,7 @@ from axion.engine.sequence import Sequence
 logger = logging.getLogger("axion.engine")
 
 _TOO_COMPLEX = "The grammar became too complex while the answer was written. Simplify it."
+_DEAD_END = "The grammar allows nothing after what was written: a part of it matches no text."
 
 
 class TokenMask(NamedTuple):
@@ -84,11 +85,18 @@ class StructuredOutput:
 
 
 def _advance(sequence: Sequence, matcher: LLMatcher, token: SampledToken) -> SampledToken:
-    # A matcher that failed while it computed the mask has let the sequence end there.
-    if not matcher.is_error():
-        if token.error is not None or token.token_id in sequence.stop_token_ids:
+    if token.error is not None:
+        return token
+    token_id = token.token_id
+    if token_id in sequence.eos_token_ids:
+        # A matcher that has failed would let the sequence end here.
+        if matcher.is_accepting() and not matcher.is_error():
             return token
-        if matcher.consume_token(token.token_id):
-            return msgspec.structs.replace(token, is_final=matcher.is_stopped())
-    logger.warning("a grammar failed: %s", matcher.get_error().partition("\n")[0])
-    return SampledToken(token.token_id, error=_TOO_COMPLEX)
+    elif token_id in sequence.stop_token_ids:
+        return token
+    elif matcher.consume_token(token_id):
+        return msgspec.structs.replace(token, is_final=True) if matcher.is_stopped() else token
+    error = matcher.get_error().partition("\n")[0]
+    logger.warning("a grammar failed: %s", error)
+    is_dead_end = error.startswith("NoExtension")
+    return SampledToken(token_id, error=_DEAD_END if is_dead_end else _TOO_COMPLEX)
