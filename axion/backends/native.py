@@ -54,17 +54,23 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
+from axion.openai.structured import StructuredRequest
 from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
+from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.text.tool_calls import ToolCallParser
+from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
+    MAX_GRAMMAR_CHARS,
     MAX_SEED,
     BackendHealth,
     BackendState,
     EngineConfig,
     FinishReason,
+    Grammar,
     SamplingParams,
     TokenLogprobs,
 )
@@ -84,6 +90,8 @@ _NOT_IN_KEY = _NO_EFFECT | {
     *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice"),
+    "guided_grammar",
 }
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
@@ -132,7 +140,10 @@ class NativeBackend:
         try:
             text = await asyncio.to_thread(_load_text, path)
             digest = await asyncio.to_thread(fingerprint, path)
-            self._model = _Model(model.name, await starting, *text, fingerprint=digest)
+            ready = await starting
+            info = ready.info
+            grammars = GrammarCompiler(lambda: text[0], info.vocab_size, info.eos_token_ids)
+            self._model = _Model(model.name, ready, *text, fingerprint=digest, grammars=grammars)
         except BaseException:
             starting.cancel()
             (engine,) = await asyncio.gather(starting, return_exceptions=True)
@@ -221,6 +232,7 @@ class _Model(msgspec.Struct, frozen=True):
     Attributes:
         defaults: the model's own recommendation for sampling fields that a request leaves open.
         fingerprint: digest of the model's files.
+        grammars: compiles what the engine will, so that a wrong grammar is an error at once.
     """
 
     name: str
@@ -229,6 +241,7 @@ class _Model(msgspec.Struct, frozen=True):
     chat_template: ChatTemplate | None
     defaults: dict[str, Any]
     fingerprint: str
+    grammars: GrammarCompiler
 
 
 class _Prompt(NamedTuple):
@@ -275,7 +288,9 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
 
 async def _prepare_chat(model: _Model, request: ChatCompletionRequest) -> _Prompt:
     token_ids = await asyncio.to_thread(_chat_prompt, model, request)
-    return _Prompt(token_ids, _params(model, request, token_ids, default=None, param="messages"))
+    params = _params(model, request, token_ids, default=None, param="messages")
+    grammar = await _chat_grammar(model, request)
+    return _Prompt(token_ids, msgspec.structs.replace(params, grammar=grammar))
 
 
 def _cache_key(model: _Model, request: ChatCompletionRequest, prompt: _Prompt) -> bytes:
@@ -319,7 +334,7 @@ async def _chat(
             prompt_token_ids,
             _seeded(params, i),
             parser=written.parser(functions, opened=opened),
-            single_call=request.parallel_tool_calls is False,
+            single_call=request.max_one_call,
             skip_special_tokens=params.skip_special_tokens,
             visible_token_ids=visible_token_ids,
         )
@@ -374,6 +389,7 @@ async def _chat(
 async def _complete(
     model: _Model, request: CompletionRequest, request_id: str
 ) -> AsyncGenerator[CompletionChunk, None]:
+    grammar = await _grammar(model, request)
     answers = []
     echoes = []
     is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
@@ -386,6 +402,7 @@ async def _complete(
         params = _params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
         )
+        params = msgspec.structs.replace(params, grammar=grammar)
         echo = ""
         if request.echo:
             echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
@@ -641,6 +658,83 @@ def _check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> 
             f"{vocab_size - 1}.",
             param=param,
         )
+
+
+async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
+    """What the text of the answer must match.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    if request.constraint is None:
+        return None
+    await _check_grammar(model, *request.constraint)
+    return request.constraint.grammar
+
+
+def _enforceable_calls(model: _Model) -> type[ToolCallParser] | None:
+    """How the model writes calls, if a grammar can hold it to that."""
+    if model.chat_template is None:
+        return None
+    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
+    return written if written.json_arguments and written.call_begin else None
+
+
+async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Grammar | None:
+    """What the answer must match: its text, its calls, or either.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    answer = await _grammar(model, request)
+    functions = {
+        i: Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        for i, tool in request.callable_tools.items()
+    }
+    required = request.requires_call
+    restricted = len(functions) < len(request.tools or ())
+    is_strict = any(function.strict for function in functions.values())
+    if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
+        return answer
+    written = _enforceable_calls(model)
+    if written is None:
+        if required or is_strict:
+            raise InvalidRequestError(
+                "Calls cannot be enforced: how this model writes them is not known. "
+                "Use tool_choice 'auto', without strict functions.",
+                param="tool_choice" if required else "tools",
+            )
+        return answer
+    grammar = tool_grammar(
+        written,
+        list(functions.values()),
+        model.tokenizer,
+        required=required,
+        parallel=not request.max_one_call,
+        answer=answer,
+    )
+    try:
+        await _check_grammar(model, "tools", grammar)
+    except InvalidRequestError:
+        for i, function in functions.items():  # one of them is at fault, or all together
+            param = f"tools[{i}].function.parameters"
+            await _check_grammar(model, param, arguments_grammar(function, required=required))
+        raise
+    return grammar
+
+
+async def _check_grammar(model: _Model, param: str, grammar: Grammar) -> None:
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: at most {MAX_GRAMMAR_CHARS} characters of schemas can.",
+            param=param,
+        )
+    try:
+        await asyncio.wrap_future(model.grammars.submit(grammar))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: {error.message}", param=param
+        ) from None
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:

@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
     FAIL_FAST,
-    GenerationRequest,
     NonEmptyText,
     Object,
     Refused,
@@ -34,11 +33,11 @@ from axion.openai.common import (
     stop_reason_field,
     text_or_list,
 )
+from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
-_NOT_YET = "structured output is not there yet"
 _FUNCTIONS_ONLY = "a tool is a function"
 
 
@@ -153,7 +152,9 @@ class FunctionDefinition(RequestModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: Object | None = Field(None, description="a JSON schema")
-    strict: Annotated[Literal[False], Refused(_NOT_YET, unless=(False,))] | None = None
+    strict: bool | None = Field(
+        None, description="calls follow the schema; one that cannot be enforced is refused"
+    )
 
 
 class Tool(RequestModel):
@@ -162,15 +163,49 @@ class Tool(RequestModel):
     custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
 
 
-class ResponseFormat(RequestModel):
-    type: Annotated[Literal["text"], Refused(_NOT_YET, unless=("text",))]
-    json_schema: Annotated[None, Refused(_NOT_YET)] = None
+class ChosenFunction(RequestModel):
+    name: NonEmptyText
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChosenTool(RequestModel):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class AllowedTools(RequestModel):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], Field(min_length=1), FAIL_FAST, at_most(MAX_TOOLS)]
+
+
+class AllowedToolChoice(RequestModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _tool_choice_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "word"
+    if not isinstance(value, dict):
+        return None
+    return "allowed tools" if value.get("type") == "allowed_tools" else "function"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[ChosenTool, Tag("function")]
+    | Annotated[AllowedToolChoice, Tag("allowed tools")],
+    Discriminator(
+        _tool_choice_kind,
+        custom_error_type="expected",
+        custom_error_message="'none', 'auto', 'required', a function or allowed_tools",
+    ),
+]
+
+
+class ChatCompletionRequest(StructuredRequest):
     messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"
@@ -180,14 +215,10 @@ class ChatCompletionRequest(GenerationRequest):
         None, description="likeliest alternatives to report with each token"
     )
     tools: Annotated[list[Tool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
-    tool_choice: (
-        Annotated[
-            Literal["none", "auto"],
-            Refused("forced calls are not there yet, use 'auto' or 'none'", ("none", "auto")),
-        ]
-        | None
-    ) = None
-    parallel_tool_calls: bool | None = Field(None, description="false ends with the first call")
+    tool_choice: ToolChoice | None = Field(
+        None, description="which functions the model may or must call"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
     response_format: ResponseFormat | None = None
 
     # No effect on the answer, by OpenAI's own definition.
@@ -238,6 +269,7 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
+        self._check_tool_choice()
         if self.continue_final_message and self.add_generation_prompt is not False:
             raise InvalidRequestError(
                 "continue_final_message needs add_generation_prompt: false.",
@@ -260,6 +292,57 @@ class ChatCompletionRequest(GenerationRequest):
                     "assistant's message before it.",
                     param=f"messages[{i}].tool_call_id",
                 )
+
+    def _check_tool_choice(self) -> None:
+        if self.tool_choice in (None, "none", "auto"):
+            return
+        if not self.tools:
+            raise InvalidRequestError("tool_choice needs tools.", param="tool_choice")
+        known = {tool.function.name for tool in self.tools}
+        for name in self._chosen_names or ():
+            if name not in known:
+                raise InvalidRequestError(
+                    f"tool_choice names {name[:64]!r}, which is not among the tools.",
+                    param="tool_choice",
+                )
+
+    @property
+    def _chosen_names(self) -> set[str] | None:
+        """The functions that tool_choice restricts calls to; None if it does not."""
+        match self.tool_choice:
+            case ChosenTool(function=function):
+                return {function.name}
+            case AllowedToolChoice(allowed_tools=allowed):
+                return {tool.function.name for tool in allowed.tools}
+        return None
+
+    @property
+    def callable_tools(self) -> dict[int, Tool]:
+        """The tools that the model may call, by their place in the request."""
+        if not self.uses_tools:
+            return {}
+        names = self._chosen_names
+        return {
+            i: tool
+            for i, tool in enumerate(self.tools or ())
+            if names is None or tool.function.name in names
+        }
+
+    @property
+    def requires_call(self) -> bool:
+        """Whether the answer must be calls."""
+        match self.tool_choice:
+            case AllowedToolChoice(allowed_tools=allowed):
+                return allowed.mode == "required"
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def max_one_call(self) -> bool:
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, ChosenTool)
+
+    def _constraints(self) -> list[Constraint]:
+        own = self.response_format.constraint if self.response_format is not None else None
+        return ([own] if own is not None else []) + super()._constraints()
 
     @property
     def uses_tools(self) -> bool:

@@ -12,7 +12,6 @@ from axion.openai.common import (
     FAIL_FAST,
     MAX_CHOICES,
     MAX_TOKEN_ID,
-    GenerationRequest,
     NonEmptyText,
     Refused,
     ResponseModel,
@@ -21,6 +20,7 @@ from axion.openai.common import (
     at_most,
     stop_reason_field,
 )
+from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 DEFAULT_MAX_TOKENS = 16
@@ -52,7 +52,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(StructuredRequest):
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = Field(
         None, description="most tokens to generate; with 0 and echo a prompt is scored, in tokens"
