@@ -31,6 +31,7 @@ fuzz: $(STAMP)  ## send thousands of random requests that /openapi.json allows, 
 	FUZZ_CASES=500 $(BIN)/python -m pytest -q --timeout 1800 tests/server/test_fuzz.py
 
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
+	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/server_overhead.py

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axion.settings import Settings, SettingsError, load_settings
+from axion.settings import Settings, SettingsError, load_settings, named_models
 
 # The numbers that the product promises.
 DEFAULTS = {
@@ -97,3 +97,21 @@ def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SERVER_PORT", "")
     assert load_settings().server_port == 3000
+
+
+@pytest.mark.parametrize(
+    ("models", "named"),
+    [
+        ("BAAI/bge-small-en-v1.5", {"BAAI/bge-small-en-v1.5": "BAAI/bge-small-en-v1.5"}),
+        ("/models/minilm/, ./b", {"minilm": "/models/minilm/", "b": "./b"}),
+        ("ada = ~/x,c/d", {"ada": "~/x", "c/d": "c/d"}),
+    ],
+)
+def test_pooling_models_have_names(models: str, named: dict[str, str]):
+    assert named_models(Settings(embedding_model=models).embedding_model) == named
+
+
+@pytest.mark.parametrize("models", ["a,,b", "a=", "=a,", "/", "/m/a,a=/m/b", " "])
+def test_pooling_models_without_a_name_or_with_the_same_are_refused(models: str):
+    with pytest.raises(SettingsError, match="RERANK_MODEL"):
+        load_settings(rerank_model=models)

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from axion.server.listener import bind, tls_context
@@ -59,6 +61,10 @@ class ServerProcess:
     def wait_until_ready(self) -> ServerProcess:
         self._readline("Ready")
         return self
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -266,3 +272,30 @@ def test_unusable_tls_settings_are_named(fields: dict[str, Any], message: str):
 
 def test_no_tls_settings_mean_http():
     assert tls_context(Settings()) is None
+
+
+def test_a_pooling_process_starts_with_its_first_request_and_ends_with_the_server(
+    start: Start, cross_encoder: Path
+):
+    server = start("--rerank-model", f"cross={cross_encoder}", "--cpu-threads", "1")
+    server.wait_until_ready()
+
+    def processes() -> list[psutil.Process]:
+        children = psutil.Process(server.pid).children()
+        return [child for child in children if "axion.pooling.process" in child.cmdline()]
+
+    def rerank(num_documents: int) -> httpx.Response:
+        body = {"query": "q", "documents": ["word " * 200] * num_documents}
+        return httpx.post(f"{server.url}/v1/rerank", json=body, timeout=60)
+
+    assert processes() == []
+    assert rerank(1).status_code == 200
+    (process,) = processes()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(rerank, 200)
+        while httpx.get(f"{server.url}/health").json()["requests_in_flight"] == 0:
+            time.sleep(0.005)
+        server.signal(signal.SIGTERM)
+        assert running.result().status_code == 200, "it is drained"
+    assert server.wait()[0] == 0
+    assert not process.is_running()
