@@ -171,8 +171,9 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ChosenTool(RequestModel):
-    type: Literal["function"]
+    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
     function: ChosenFunction
+    custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
 
 
 class AllowedTools(RequestModel):
@@ -190,7 +191,7 @@ def _tool_choice_kind(value: Any) -> str | None:
         return "word"
     if not isinstance(value, dict):
         return None
-    return "allowed tools" if value.get("type") == "allowed_tools" else "function"
+    return "allowed tools" if "allowed_tools" in value else "function"
 
 
 ToolChoice = Annotated[

@@ -29,8 +29,9 @@ from axion.errors import (
     ModelLoadError,
 )
 from axion.openai.chat import ChatCompletionRequest, collect_chat
-from axion.openai.common import parse_request
+from axion.openai.common import GenerationRequest, parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest, collect_completion
+from axion.openai.structured import StructuredRequest
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.tokenizer import Tokenizer as TextTokenizer
 from axion.types import (
@@ -558,7 +559,16 @@ def test_every_field_of_a_chat_request_is_in_the_key_or_left_out_for_a_reason():
     same = {field for pair in SAME_ANSWER for fields in pair for field in fields}
     left_out = native._NOT_IN_KEY - shown - same
     template = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
-    assert left_out - template == {"model", "messages", "stream_options", "prompt_cache_retention"}
+    # What they become, a grammar, is one of the sampling parameters, which are in the key whole.
+    grammars = {"response_format", *StructuredRequest.model_fields} - set(
+        GenerationRequest.model_fields
+    )
+    assert left_out - template - grammars == {
+        "model",
+        "messages",
+        "stream_options",
+        "prompt_cache_retention",
+    }
     assert set(ChatCompletionRequest.model_fields) >= native._NOT_IN_KEY
 
 

@@ -90,8 +90,8 @@ def test_blocks_become_messages():
                 {"id": "toolu_2", "type": "function", "function": function},
             ],
         },
-        {"role": "tool", "tool_call_id": "toolu_1", "content": "3"},
-        {"role": "tool", "tool_call_id": "toolu_2", "content": "Error: 3"},
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "3", "name": "add"},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": "Error: 3", "name": "add"},
         {
             "role": "user",
             "content": [{"type": "text", "text": "So?"}, {"type": "text", "text": "Say."}],

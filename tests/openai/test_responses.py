@@ -88,11 +88,12 @@ def test_items_become_messages_and_calls_join_the_assistant_message():
                 {"id": "c2", "type": "function", "function": function},
             ],
         },
-        {"role": "tool", "tool_call_id": "c1", "content": "3"},
+        {"role": "tool", "tool_call_id": "c1", "content": "3", "name": "add"},
         {
             "role": "tool",
             "tool_call_id": "c2",
             "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            "name": "add",
         },
         {
             "role": "assistant",
