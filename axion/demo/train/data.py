@@ -130,7 +130,7 @@ def _fit(pieces: list[list[int]], rows: int, length: int) -> list[list[list[int]
 
 
 def _cut(pieces: list[list[int]], rows: int, length: int) -> list[list[list[int]]]:
-    """Pieces one after another; the last one of a row is cut where the row ends."""
+    """Pieces one after another, each row's last one cut; the last row may stay partly empty."""
     filled: list[list[list[int]]] = [[] for _ in range(rows)]
     rest = iter(pieces)
     for row in filled:
