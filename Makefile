@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench setup clean
+.PHONY: help demo test check format fuzz bench setup clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,12 +27,17 @@ format: $(STAMP)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+fuzz: $(STAMP)  ## send thousands of random requests that /openapi.json allows, and others
+	FUZZ_CASES=500 $(BIN)/python -m pytest -q --timeout 1800 tests/server/test_fuzz.py
+
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/server_overhead.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/structured.py
 
 setup: $(STAMP)  ## make the virtual environment and install
 

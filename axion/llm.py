@@ -121,6 +121,8 @@ class LLM:
     def _add(self, prompt: Prompt, params: SamplingParams) -> _Run:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         self._num_requests += 1
+        if params.grammar is not None:
+            self.engine.grammars.compile(params.grammar)  # raises what the engine would answer
         run = _Run(self, f"llm-{self._num_requests}", token_ids, params)
         refusal = self.engine.add(AddRequest(run.request_id, token_ids, params))
         if refusal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from axion.errors import InvalidRequestError
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**63 - 1
+MAX_GRAMMAR_CHARS = 2**17
 
 
 class FinishReason(enum.StrEnum):
@@ -23,12 +25,25 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must match, from its first token to its last.
+
+    Attributes:
+        kind: `json_schema`; `regex`, which the whole answer matches; `choice`, a JSON list of
+            strings; `grammar` in Lark's or GBNF's syntax; `llguidance`, that library's own form.
+        text: at most `MAX_GRAMMAR_CHARS` characters.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar", "llguidance"]
+    text: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one sequence's tokens are chosen, and when it ends.
 
     The transforms are applied in this order: `logit_bias`, `repetition_penalty` (CTRL,
     arXiv:1909.05858), `presence_penalty` and `frequency_penalty` (OpenAI), `min_tokens`,
-    `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
+    `grammar`, `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
 
     Attributes:
         max_tokens: most tokens to generate; None means until the context is full. With 0 the
@@ -42,6 +57,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop_token_ids: token ids that end the sequence, besides the model's own.
         logprobs: number of alternatives reported for each token (0: the chosen token only);
             None reports nothing. Taken from the model's own distribution, before any transform.
+        grammar: what the output must match. Where nothing may follow, the sequence ends, even
+            before `min_tokens` and with `ignore_eos`.
         prompt_logprobs: the same for each token of the prompt but the first.
 
     Raises:
@@ -65,6 +82,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    grammar: Grammar | None = None
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +111,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             check("stop_token_ids", token_id, 0, 2**31 - 1)
         if self.logprobs is not None:
             check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.grammar is not None and len(self.grammar.text) > MAX_GRAMMAR_CHARS:
+            raise InvalidRequestError(
+                f"grammar must be at most {MAX_GRAMMAR_CHARS} characters long, "
+                f"got {len(self.grammar.text)}.",
+                param="grammar",
+            )
         if self.prompt_logprobs is not None:
             check("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from axion.openai.anthropic import MessagesRequest
+from axion.openai.common import RequestModel
+from axion.openai.responses import ResponsesRequest
+from axion.openai.tokenize import TokenizeRequest
 from axion.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +32,18 @@ def test_every_setting_is_in_the_configuration_guide():
     text = CONFIGURATION.read_text()
     table = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert table == settings_table(), "run `python -m tests.test_docs`"
+
+
+@pytest.mark.parametrize(
+    ("title", "request_type"),
+    [("Responses", ResponsesRequest), ("Messages", MessagesRequest), ("Tokens", TokenizeRequest)],
+)
+def test_every_field_is_in_the_api_reference(title: str, request_type: type[RequestModel]):
+    text = (ROOT / "docs" / "api.md").read_text()
+    section = re.split(r"^## ", text[text.index(f"\n## {title}\n") + 4 :], flags=re.MULTILINE)[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert request_type.model_fields.keys() <= named
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""One sequence's tokens on their way to a client: text, tool calls, log probabilities."""
+"""One sequence's tokens on their way to a client: text, reasoning, calls, log probabilities."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import NamedTuple
 
 from axion.errors import EngineUnavailableError, InternalError
 from axion.text.detokenizer import IncrementalDetokenizer
+from axion.text.events import CallEnd, Event, TextDelta, append
 from axion.text.stop import StopStrings
+from axion.text.stream_parser import AnswerParser
 from axion.text.tokenizer import Tokenizer
-from axion.text.tool_calls import HermesToolCalls, ToolCall
 from axion.types import FinishReason, SamplingParams, SequenceOutput, TokenLogprobs
 
 
@@ -30,12 +32,17 @@ class Piece(NamedTuple):
 
     Attributes:
         tokens: those whose text is in this piece, when log probabilities are asked for.
+        stop_reason: the stop string, or the requested stop token, that ended the answer.
     """
 
-    text: str
-    tool_calls: list[ToolCall]
+    events: list[Event]
     tokens: list[ShownToken]
     finish_reason: FinishReason | None
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
 
 
 class Answer:
@@ -45,8 +52,14 @@ class Answer:
     that lie behind its beginning are dropped with it. It counts only in what comes after
     `min_tokens` tokens.
 
+    Args:
+        parser: finds reasoning and tool calls; without one all is text.
+        single_call: the first tool call ends the answer.
+        visible_token_ids: special tokens that the parser needs.
+
     Attributes:
         num_tokens: generated so far.
+        num_reasoning_tokens: those of them that are reasoning.
         num_cached_tokens: prompt tokens that the prefix cache supplied.
         prompt_logprobs: of the prompt's tokens from the second on, when asked for; complete
             when the first token is generated.
@@ -58,21 +71,26 @@ class Answer:
         prompt_token_ids: list[int],
         params: SamplingParams,
         *,
-        parse_tool_calls: bool = False,
+        parser: AnswerParser | None = None,
+        single_call: bool = False,
         skip_special_tokens: bool = True,
+        visible_token_ids: Collection[int] = (),
     ) -> None:
         self.prompt_token_ids = prompt_token_ids
         self.params = params
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=skip_special_tokens,
+            visible_token_ids=visible_token_ids,
             prompt_token_ids=prompt_token_ids,
         )
         self._stop = StopStrings(params.stop, params.include_stop_str_in_output)
-        self._tool_calls = HermesToolCalls() if parse_tool_calls else None
+        self._parser = parser
+        self._single_call = single_call
         self._num_chars = 0  # of decoded text
         self._num_shown_chars = 0  # of what is left of it after stop strings
         self._incomplete: list[ShownToken] = []  # tokens of a character that is not whole yet
@@ -90,18 +108,26 @@ class Answer:
             raise InternalError(output.error or "The engine could not compute this request.")
         if finish_reason is FinishReason.ABORT:
             raise EngineUnavailableError("The engine gave this request up. Send it again.")
-        text, stopped = self._decode(output)
-        if stopped:
+        stop_reason: int | str | None = None
+        if output.stop_token_id in self.params.stop_token_ids:
+            stop_reason = output.stop_token_id
+        events: list[Event] = []
+        ended, stop = self._decode(output, events)
+        if stop is not None:
+            stop_reason = stop
+        if ended or stop is not None:
             finish_reason = FinishReason.STOP
-        self._num_shown_chars += len(text)
-        text, tool_calls = self._separate(text, final=finish_reason is not None)
-        return Piece(text, tool_calls, self._shown_tokens(finish_reason is not None), finish_reason)
+        tokens = self._shown_tokens(finish_reason is not None)
+        return Piece(events, tokens, finish_reason, stop_reason)
 
-    def _decode(self, output: SequenceOutput) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string ends it."""
+    def _decode(self, output: SequenceOutput, events: list[Event]) -> tuple[bool, str | None]:
+        """Add what is certain now.
+
+        Returns:
+            Whether it ends the answer, and the stop string that does, if one does.
+        """
         self.num_cached_tokens = output.num_cached_tokens
         self.prompt_logprobs += output.prompt_logprobs or ()
-        text = ""
         for i, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if output.stop_token_id is not None and i + 1 == len(output.token_ids):
@@ -111,19 +137,20 @@ class Answer:
                 self._incomplete.append(ShownToken(token_id, output.logprobs[i], self._num_chars))
             if new:
                 self._place(new)
-            if self.num_tokens < self.params.min_tokens:
-                text += new
-                continue
-            shown, stop = self._stop.push(new)
-            text += shown
-            if stop is not None:
-                return text, True
+            shown, stop = (
+                (new, None) if self.num_tokens < self.params.min_tokens else self._stop.push(new)
+            )
+            reasoning = self._reasoning
+            ended = self._parse(shown, events, final=stop is not None)
+            self.num_reasoning_tokens += reasoning or self._reasoning
+            if ended or stop is not None:
+                return ended, stop
         if output.finish_reason is None:
-            return text, False
+            return False, None
         rest = self._detokenizer.flush()
         self._place(rest)
         shown, stop = self._stop.push(rest)
-        return text + shown + self._stop.flush(), stop is not None
+        return self._parse(shown + self._stop.flush(), events, final=True), stop
 
     def _place(self, new: str) -> None:
         """The tokens that waited for it end with this text."""
@@ -131,20 +158,32 @@ class Answer:
         self._waiting.extend((token, self._num_chars) for token in self._incomplete)
         self._incomplete.clear()
 
-    def _separate(self, text: str, *, final: bool) -> tuple[str, list[ToolCall]]:
-        if self._tool_calls is None:
-            return text, []
-        parts = self._tool_calls.push(text)
-        if final:
-            parts += self._tool_calls.flush()
-        calls = [part for part in parts if isinstance(part, ToolCall)]
-        return "".join(part for part in parts if isinstance(part, str)), calls
+    @property
+    def _reasoning(self) -> bool:
+        return self._parser is not None and self._parser.reasoning
+
+    def _parse(self, text: str, events: list[Event], *, final: bool) -> bool:
+        """Add what the text says; returns whether that is the one call that is wanted."""
+        self._num_shown_chars += len(text)
+        if self._parser is None:
+            if text:
+                append(events, TextDelta(text))
+            return False
+        for event in self._parser.push(text):
+            append(events, event)
+            if self._single_call and isinstance(event, CallEnd):
+                return True
+        for event in self._parser.flush() if final else ():
+            append(events, event)
+            if self._single_call and isinstance(event, CallEnd):
+                break
+        return False
 
     def _shown_tokens(self, final: bool) -> list[ShownToken]:
         """The tokens whose text is out; at the end also the one that a stop string cuts."""
         num_out = self._num_shown_chars
-        if self._tool_calls is not None:
-            num_out -= self._tool_calls.num_held
+        if self._parser is not None:
+            num_out -= self._parser.num_held
         tokens = []
         while self._waiting:
             token, end = self._waiting[0]

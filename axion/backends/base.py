@@ -41,6 +41,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.served_name or self.model_name
 
 
+class Tokenization(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt's tokens.
+
+    Attributes:
+        token_strings: as the vocabulary writes them; empty unless asked for.
+        max_model_len: prompt and output tokens that the model takes.
+    """
+
+    token_ids: list[int]
+    token_strings: list[str]
+    max_model_len: int
+
+
 @dataclass(frozen=True)
 class PreparedChat:
     """A chat request whose prompt and parameters are decided; it can run once.
@@ -80,6 +93,25 @@ class InferenceBackend(Protocol):
     def complete(
         self, request: CompletionRequest, request_id: str
     ) -> AsyncGenerator[CompletionChunk, None]: ...
+
+    async def tokenize(
+        self,
+        prompt: str | ChatCompletionRequest,
+        *,
+        add_special_tokens: bool | None = None,
+        with_strings: bool = False,
+    ) -> Tokenization:
+        """The tokens of a text, or of a conversation as `chat` would give it to the model.
+
+        Args:
+            add_special_tokens: whether the tokenizer adds its own; None: to a text only, a
+                conversation has them from its template.
+        """
+        ...
+
+    async def detokenize(self, token_ids: list[int]) -> str:
+        """The text of tokens, special ones included."""
+        ...
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new requests, let running ones finish for `drain_s` seconds, then end."""

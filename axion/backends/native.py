@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import msgspec
 from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.base import ModelConfig, PreparedChat
+from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.engine.client import EngineClient
 from axion.errors import (
     ContextLengthExceededError,
@@ -34,12 +33,19 @@ from axion.openai.chat import (
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    DeltaFunction,
     DeltaToolCall,
-    FunctionCall,
     TokenLogprob,
     TopLogprob,
 )
-from axion.openai.common import GenerationRequest, PromptTokensDetails, Usage, sampling_params
+from axion.openai.common import (
+    CompletionTokensDetails,
+    GenerationRequest,
+    PromptTokensDetails,
+    Usage,
+    sampling_params,
+    stop_reason_field,
+)
 from axion.openai.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionChunk,
@@ -48,16 +54,23 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
-from axion.text import tool_calls
+from axion.openai.structured import StructuredRequest
+from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
+from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
+from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.text.tool_calls import ToolCallParser
+from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
+    MAX_GRAMMAR_CHARS,
     MAX_SEED,
     BackendHealth,
     BackendState,
     EngineConfig,
     FinishReason,
+    Grammar,
     SamplingParams,
     TokenLogprobs,
 )
@@ -73,13 +86,19 @@ _NO_EFFECT = {
 # hold already.
 _NOT_IN_KEY = _NO_EFFECT | {
     *("model", "messages", "chat_template_kwargs", "add_generation_prompt"),
-    *("continue_final_message", "max_tokens", "max_completion_tokens", "min_tokens"),
+    *("max_tokens", "max_completion_tokens", "min_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
     *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice"),
+    "guided_grammar",
 }
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
+# Enough to hold the tag at the end of a prompt that opens the model's reasoning.
+_TAIL_TOKENS = 32
+# The variables by which chat templates switch reasoning on and off.
+_REASONING_SWITCHES = ("enable_thinking", "thinking")
 # Requests whose key is remembered, so that a cached answer needs no template and no tokenizer.
 _MAX_KEYS = 4096
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
@@ -121,7 +140,10 @@ class NativeBackend:
         try:
             text = await asyncio.to_thread(_load_text, path)
             digest = await asyncio.to_thread(fingerprint, path)
-            self._model = _Model(model.name, await starting, *text, fingerprint=digest)
+            ready = await starting
+            info = ready.info
+            grammars = GrammarCompiler(lambda: text[0], info.vocab_size, info.eos_token_ids)
+            self._model = _Model(model.name, ready, *text, fingerprint=digest, grammars=grammars)
         except BaseException:
             starting.cancel()
             (engine,) = await asyncio.gather(starting, return_exceptions=True)
@@ -163,6 +185,41 @@ class NativeBackend:
     ) -> AsyncGenerator[CompletionChunk, None]:
         return _complete(self._loaded(), request, request_id)
 
+    async def tokenize(
+        self,
+        prompt: str | ChatCompletionRequest,
+        *,
+        add_special_tokens: bool | None = None,
+        with_strings: bool = False,
+    ) -> Tokenization:
+        model = self._loaded()
+
+        def encode() -> list[int]:
+            if not isinstance(prompt, str):
+                return _chat_prompt(model, prompt, add_special_tokens=bool(add_special_tokens))
+            _check_length(model, prompt, "prompt")
+            return model.tokenizer.encode(
+                prompt, add_special_tokens=add_special_tokens is not False
+            )
+
+        is_short = isinstance(prompt, str) and len(prompt) <= _LONG_TEXT
+        token_ids = encode() if is_short else await asyncio.to_thread(encode)
+        strings = map(model.tokenizer.id_to_token, token_ids) if with_strings else ()
+        return Tokenization(
+            token_ids=token_ids,
+            token_strings=[string or "" for string in strings],
+            max_model_len=model.engine.info.max_model_len,
+        )
+
+    async def detokenize(self, token_ids: list[int]) -> str:
+        model = self._loaded()
+        _check_vocabulary("tokens", token_ids, model.engine.info.vocab_size)
+
+        def decode() -> str:
+            return model.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+        return await asyncio.to_thread(decode) if len(token_ids) > _LONG_TEXT else decode()
+
     def _loaded(self) -> _Model:
         if self._model is None:
             raise EngineUnavailableError("The model is loading.")
@@ -175,6 +232,7 @@ class _Model(msgspec.Struct, frozen=True):
     Attributes:
         defaults: the model's own recommendation for sampling fields that a request leaves open.
         fingerprint: digest of the model's files.
+        grammars: compiles what the engine will, so that a wrong grammar is an error at once.
     """
 
     name: str
@@ -183,6 +241,7 @@ class _Model(msgspec.Struct, frozen=True):
     chat_template: ChatTemplate | None
     defaults: dict[str, Any]
     fingerprint: str
+    grammars: GrammarCompiler
 
 
 class _Prompt(NamedTuple):
@@ -229,7 +288,9 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
 
 async def _prepare_chat(model: _Model, request: ChatCompletionRequest) -> _Prompt:
     token_ids = await asyncio.to_thread(_chat_prompt, model, request)
-    return _Prompt(token_ids, _params(model, request, token_ids, default=None, param="messages"))
+    params = _params(model, request, token_ids, default=None, param="messages")
+    grammar = await _chat_grammar(model, request)
+    return _Prompt(token_ids, msgspec.structs.replace(params, grammar=grammar))
 
 
 def _cache_key(model: _Model, request: ChatCompletionRequest, prompt: _Prompt) -> bytes:
@@ -262,55 +323,73 @@ async def _chat(
     prompt: _Prompt | None = None,
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     prompt_token_ids, params = prompt or await _prepare_chat(model, request)
-    calls_tools, skip_special_tokens = False, params.skip_special_tokens
-    if request.uses_tools:
-        assert model.chat_template is not None
-        calls_tools = tool_calls.OPEN in model.chat_template.source(with_tools=True)
-        # Where the tags are special tokens they must not be left out.
-        open_id = model.tokenizer.token_to_id(tool_calls.OPEN)
-        skip_special_tokens &= not (calls_tools and open_id in model.tokenizer.special_token_ids)
+    assert model.chat_template is not None
+    written = answer_format(model.chat_template.source(with_tools=request.uses_tools))
+    opened = _opens_reasoning(model.tokenizer, request, written, prompt_token_ids)
+    functions = request.callable_functions
+    visible_token_ids = _special_token_ids(model.tokenizer, written.markers(functions))
     answers = [
         Answer(
             model.tokenizer,
             prompt_token_ids,
             _seeded(params, i),
-            parse_tool_calls=calls_tools,
-            skip_special_tokens=skip_special_tokens,
+            parser=written.parser(functions, opened=opened),
+            single_call=request.max_one_call,
+            skip_special_tokens=params.skip_special_tokens,
+            visible_token_ids=visible_token_ids,
         )
         for i in range(request.num_choices)
     ]
     shared = _shared(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
-        index: int, delta: Delta, tokens: list[ShownToken], finish: ChatFinishReason | None = None
+        index: int,
+        delta: Delta,
+        tokens: list[ShownToken],
+        finish: ChatFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> ChatCompletionChunk:
         logprobs = _chat_logprobs(model.tokenizer, tokens) if tokens else None
-        choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
-        return ChatCompletionChunk(**shared, choices=[choice])
+        choice = ChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
+        )
+        return ChatCompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
-    num_calls: dict[int, int] = {}
+    began: set[int] = set()
+    called: set[int] = set()
     async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
         async for index, piece in pieces:
-            if index not in num_calls:
-                num_calls[index] = 0
+            if index not in began:
+                began.add(index)
                 yield chunk(index, Delta(role="assistant", content=""), [])
-            if piece.text or piece.tool_calls or piece.tokens:
-                delta = _delta(piece, num_calls[index])
-                num_calls[index] += len(piece.tool_calls)
-                yield chunk(index, delta, piece.tokens)
+            deltas = _deltas(piece.events)
+            if not deltas and piece.tokens:
+                deltas = [Delta()]
+            for i, delta in enumerate(deltas):
+                if delta.tool_calls:
+                    called.add(index)
+                yield chunk(index, delta, [] if i else piece.tokens)
             if piece.finish_reason is not None:
                 finish: ChatFinishReason = _finish_reason(piece.finish_reason)
-                if finish == "stop" and num_calls[index]:
+                if finish == "stop" and index in called:
                     finish = "tool_calls"
-                yield chunk(index, Delta(), [], finish)
+                yield chunk(index, Delta(), [], finish, piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
+        usage.completion_tokens_details = CompletionTokensDetails(
+            reasoning_tokens=sum(answer.num_reasoning_tokens for answer in answers)
+        )
         yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
 
 
 async def _complete(
     model: _Model, request: CompletionRequest, request_id: str
 ) -> AsyncGenerator[CompletionChunk, None]:
+    grammar = await _grammar(model, request)
     answers = []
     echoes = []
     is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
@@ -323,6 +402,7 @@ async def _complete(
         params = _params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
         )
+        params = msgspec.structs.replace(params, grammar=grammar)
         echo = ""
         if request.echo:
             echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
@@ -343,11 +423,16 @@ async def _complete(
         text: str,
         logprobs: Logprobs | None = None,
         finish: CompletionFinishReason | None = None,
+        stop_reason: int | str | None = None,
     ) -> CompletionChunk:
         choice = CompletionChunkChoice(
-            index=index, text=text, logprobs=logprobs, finish_reason=finish
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=finish,
+            **stop_reason_field(stop_reason),
         )
-        return CompletionChunk(**shared, choices=[choice])
+        return CompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
     to_echo = set(range(len(answers))) if request.echo else set()
     async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
@@ -365,7 +450,8 @@ async def _complete(
                 logprobs = _legacy_logprobs(model.tokenizer, piece.tokens, offset)
                 yield chunk(index, piece.text, logprobs if piece.tokens else None)
             if piece.finish_reason is not None:
-                yield chunk(index, "", finish=_finish_reason(piece.finish_reason))
+                finish = _finish_reason(piece.finish_reason)
+                yield chunk(index, "", finish=finish, stop_reason=piece.stop_reason)
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         yield CompletionChunk(**shared | {"choices": [], "usage": usage})
@@ -383,15 +469,19 @@ def _shared(model: _Model, request: GenerationRequest, answer_id: str, kind: str
     return shared | {"usage": None} if request.include_usage and request.stream else shared
 
 
-def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
+def _chat_prompt(
+    model: _Model, request: ChatCompletionRequest, *, add_special_tokens: bool = False
+) -> list[int]:
     template = model.chat_template
     if template is None:
         raise InvalidRequestError(
             "This model has no chat template; use /v1/completions with a prompt."
         )
     source = template.source(with_tools=request.uses_tools)
-    _check_template(request, source, template.variables(with_tools=request.uses_tools))
-    messages = request.template_messages()
+    variables = template.variables(with_tools=request.uses_tools)
+    _check_template(request, source, variables)
+    messages = _with_reasoning(request.template_messages(), source)
+    messages = answer_format(source).tool_calls.template_messages(messages)
     if "developer" not in source:
         for message in messages:
             if message["role"] == "developer":
@@ -401,10 +491,10 @@ def _chat_prompt(model: _Model, request: ChatCompletionRequest) -> list[int]:
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        template_kwargs=request.chat_template_kwargs,
+        template_kwargs=_template_kwargs(request, variables),
     )
     _check_length(model, rendered, "messages")
-    return model.tokenizer.encode_chat(rendered)
+    return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
@@ -420,6 +510,7 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             param=param,
         )
 
+    written = answer_format(source)
     if request.uses_tools and "tools" not in variables:
         raise refuse("tools")
     for name in request.chat_template_kwargs or ():
@@ -427,16 +518,62 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             raise refuse(f"chat_template_kwargs.{name[:60]}")
     for i, message in enumerate(request.messages):
         # The name in an answer of a tool says again what its tool_call_id says.
-        if message.name is not None and message.role != "tool" and not _reads_name(source):
+        if message.name is not None and message.role != "tool" and not _reads(source, "name"):
             raise refuse(f"messages[{i}].name")
-        if message.role == "assistant" and message.tool_calls and "tool_calls" not in source:
+        if message.role != "assistant":
+            continue
+        if message.tool_calls and not written.tool_calls.reads_calls(source):
             raise refuse(f"messages[{i}].tool_calls")
+        # A template of a model that reasons may leave earlier reasoning out: so it was trained.
+        if message.reasoning_content is not None and not written.reasons:
+            raise refuse(f"messages[{i}].reasoning_content")
 
 
-def _reads_name(source: str) -> bool:
-    """Whether a chat template reads the `name` of a message, not only that of a tool."""
+def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) -> dict[str, Any]:
+    """The variables for a chat template that reads `variables`.
+
+    Raises:
+        InvalidRequestError: it has none for `reasoning_effort`.
+    """
+    given = dict(request.chat_template_kwargs or {})
+    effort = request.reasoning_effort
+    if effort is None:
+        return given
+    wanted: dict[str, Any] = {"reasoning_effort": effort}
+    if effort == "none":  # also what a template does that can only switch reasoning off
+        wanted |= dict.fromkeys(_REASONING_SWITCHES, False)
+    for name, value in wanted.items():
+        if name in variables:
+            if given.setdefault(name, value) != value:
+                raise InvalidRequestError(
+                    f"reasoning_effort and chat_template_kwargs.{name} contradict each other.",
+                    param="reasoning_effort",
+                )
+            return given
+    switch = next((name for name in _REASONING_SWITCHES if name in variables), None)
+    hint = f" It can only switch it: use chat_template_kwargs.{switch}." if switch else ""
+    raise InvalidRequestError(
+        f"reasoning_effort {effort!r} is not supported: this model's chat template has no levels "
+        f"of reasoning.{hint}",
+        param="reasoning_effort",
+    )
+
+
+def _with_reasoning(messages: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """The reasoning of earlier answers under the name by which the template reads it."""
+    names = ("reasoning_content", "reasoning", "thinking")
+    name = next((name for name in names if _reads(source, name)), None)
+    for message in messages:
+        reasoning = message.pop("reasoning_content", None)
+        if reasoning and name:
+            message[name] = reasoning
+    return messages
+
+
+def _reads(source: str, field: str) -> bool:
+    """Whether a chat template reads a field of messages, and not only of what is in them."""
     loop_variables = "|".join(set(re.findall(r"for\s+(\w+)\s+in\s+\w*messages", source)))
-    key = r"(\.name\b|\[['\"]name['\"]\]|\.get\(['\"]name)"
+    key = rf"(\.{field}\b|\[['\"]{field}['\"]\]|\.get\(['\"]{field}['\"])"
     return bool(loop_variables and re.search(rf"\b({loop_variables}){key}", source))
 
 
@@ -523,6 +660,83 @@ def _check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> 
         )
 
 
+async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
+    """What the text of the answer must match.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    if request.constraint is None:
+        return None
+    await _check_grammar(model, *request.constraint)
+    return request.constraint.grammar
+
+
+def _enforceable_calls(model: _Model) -> type[ToolCallParser] | None:
+    """How the model writes calls, if a grammar can hold it to that."""
+    if model.chat_template is None:
+        return None
+    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
+    return written if written.json_arguments and written.call_begin else None
+
+
+async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Grammar | None:
+    """What the answer must match: its text, its calls, or either.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    answer = await _grammar(model, request)
+    functions = {
+        i: Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        for i, tool in request.callable_tools.items()
+    }
+    required = request.requires_call
+    restricted = len(functions) < len(request.tools or ())
+    is_strict = any(function.strict for function in functions.values())
+    if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
+        return answer
+    written = _enforceable_calls(model)
+    if written is None:
+        if required or is_strict:
+            raise InvalidRequestError(
+                "Calls cannot be enforced: how this model writes them is not known. "
+                "Use tool_choice 'auto', without strict functions.",
+                param="tool_choice" if required else "tools",
+            )
+        return answer
+    grammar = tool_grammar(
+        written,
+        list(functions.values()),
+        model.tokenizer,
+        required=required,
+        parallel=not request.max_one_call,
+        answer=answer,
+    )
+    try:
+        await _check_grammar(model, "tools", grammar)
+    except InvalidRequestError:
+        for i, function in functions.items():  # one of them is at fault, or all together
+            param = f"tools[{i}].function.parameters"
+            await _check_grammar(model, param, arguments_grammar(function, required=required))
+        raise
+    return grammar
+
+
+async def _check_grammar(model: _Model, param: str, grammar: Grammar) -> None:
+    if len(grammar.text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: at most {MAX_GRAMMAR_CHARS} characters of schemas can.",
+            param=param,
+        )
+    try:
+        await asyncio.wrap_future(model.grammars.submit(grammar))
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            f"{param} cannot be enforced: {error.message}", param=param
+        ) from None
+
+
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:
     """A stream of its own for each choice, the same in every run."""
     if params.seed is None or index == 0:
@@ -607,25 +821,54 @@ def _usage(answers: list[Answer], num_choices: int) -> Usage:
     )
 
 
+def _usage_so_far(request: GenerationRequest, answers: list[Answer]) -> dict[str, Any]:
+    """The field of a chunk that a request with `continuous_usage_stats` wants."""
+    if not request.usage_in_every_chunk:
+        return {}
+    return {"usage": _usage(answers, request.num_choices)}
+
+
 def _finish_reason(reason: FinishReason) -> CompletionFinishReason:
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
-def _delta(piece: Piece, num_calls_before: int) -> Delta:
-    fields: dict[str, Any] = {}
-    if piece.text:
-        fields["content"] = piece.text
-    if piece.tool_calls:
-        fields["tool_calls"] = [
-            DeltaToolCall(
-                index=num_calls_before + i,
-                id=f"call_{uuid.uuid4().hex[:24]}",
-                type="function",
-                function=FunctionCall(name=call.name, arguments=call.arguments),
-            )
-            for i, call in enumerate(piece.tool_calls)
-        ]
-    return Delta(**fields)
+def _deltas(events: list[Event]) -> list[Delta]:
+    """One for each event; a call begins with its name, and its arguments follow."""
+    deltas: list[Delta] = []
+    for event in events:
+        match event:
+            case TextDelta(text):
+                deltas.append(Delta(content=text))
+            case ReasoningDelta(text):
+                deltas.append(Delta(reasoning_content=text))
+            case CallStart(index, id, name):
+                function = DeltaFunction(name=name, arguments="")
+                call = DeltaToolCall(index=index, id=id, type="function", function=function)
+                deltas.append(Delta(tool_calls=[call]))
+            case ArgumentsDelta(index, text):
+                call = DeltaToolCall(index=index, function=DeltaFunction(arguments=text))
+                deltas.append(Delta(tool_calls=[call]))
+    return deltas
+
+
+def _opens_reasoning(
+    tokenizer: Tokenizer,
+    request: ChatCompletionRequest,
+    written: AnswerFormat,
+    prompt_token_ids: list[int],
+) -> bool:
+    """Whether the answer goes on with reasoning that the prompt has begun."""
+    if written.reasoning is None:
+        return False
+    if request.continue_final_message:
+        return written.reasoning.left_open_in(request.final_text)
+    tail = prompt_token_ids[-_TAIL_TOKENS:]
+    return written.reasoning.opened_by(tokenizer.decode(tail, skip_special_tokens=False))
+
+
+def _special_token_ids(tokenizer: Tokenizer, tokens: Collection[str]) -> frozenset[int]:
+    ids = map(tokenizer.token_to_id, tokens)
+    return frozenset(id for id in ids if id in tokenizer.special_token_ids and id is not None)
 
 
 def _chat_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken]) -> ChoiceLogprobs:

@@ -16,7 +16,8 @@ from random import Random
 from axion.demo import MODEL_DIR
 from axion.demo.chat import END_OF_TURN, render
 from axion.demo.grammar import SKILLS, held_out_case
-from axion.demo.skills.base import Check, Message, Tool
+from axion.demo.skills.base import Check, Message, Tool, says, user
+from axion.demo.words import SPEECH
 
 PASS_MARK = 0.9
 MAX_NEW_TOKENS = 160
@@ -69,6 +70,23 @@ def cases(seed: int = 0, per_skill: int = 100) -> list[Case]:
             if case.prompt not in prompts:
                 prompts.add(case.prompt)
                 made.append(case)
+    return made
+
+
+def own_word_cases() -> list[Case]:
+    """Spelling and reversing the words of the grammar's own sentences.
+
+    Training shows every one of them, so they are no test of a rule. But most are single tokens,
+    whose letters the model can only know by heart, and people do ask for them.
+    """
+    made = []
+    for word in SPEECH:
+        for skill, verb, answer in (
+            ("spell", "Spell", "-".join(word)),
+            ("reverse", "Reverse", word[::-1]),
+        ):
+            messages = [user(f"{verb} the word {word}.")]
+            made.append(Case(f"{skill}, own words", messages, answer, says(answer)))
     return made
 
 
@@ -132,14 +150,14 @@ def transformers_generate(folder: Path = MODEL_DIR, batch_size: int = 50) -> Gen
 def print_report(
     accuracy: dict[str, float], failures: Sequence[Failure], show_failures: bool = False
 ) -> None:
-    """A table of the accuracies and, if asked for, the wrong answers."""
+    """Prints a table of the accuracies and, if asked for, the wrong answers."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table("skill", "right", "", title="Held-out questions")
+    table = Table("skill", "right", "", title="Accuracy")
     for skill, share in accuracy.items():
-        mark = "[green]pass[/]" if share >= PASS_MARK else "[red]below 90 %[/]"
+        mark = "[green]pass[/]" if share >= PASS_MARK else f"[red]below {PASS_MARK:.0%}[/]"
         table.add_row(skill, f"{share:.1%}", mark)
     console.print(table)
     for failure in failures if show_failures else ():
@@ -152,10 +170,13 @@ def print_report(
 def run(
     folder: Path, per_skill: int, seed: int = 0, show_failures: bool = False
 ) -> dict[str, float]:
-    """Evaluates a model folder with transformers and prints the report."""
-    accuracy, failures = evaluate_with_failures(
-        transformers_generate(folder), cases(seed, per_skill)
-    )
+    """Evaluates a model folder with transformers and prints the report.
+
+    Returns:
+        The accuracy per skill on held-out questions, and that on the model's own words.
+    """
+    asked = [*cases(seed, per_skill), *own_word_cases()]
+    accuracy, failures = evaluate_with_failures(transformers_generate(folder), asked)
     print_report(accuracy, failures, show_failures)
     return accuracy
 

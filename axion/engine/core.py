@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 
 import torch
+from llguidance import LLMatcher
 
 from axion.engine import kv_cache
 from axion.engine.block_manager import BlockManager
@@ -16,7 +19,10 @@ from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
-from axion.errors import ModelLoadError
+from axion.engine.structured import StructuredOutput
+from axion.errors import AxionError, ModelLoadError
+from axion.text.grammar import GrammarCompiler
+from axion.text.tokenizer import load_tokenizer
 from axion.types import (
     EngineConfig,
     EngineInfo,
@@ -28,6 +34,8 @@ from axion.types import (
 logger = logging.getLogger("axion.engine")
 
 _STEP_FAILED = "The engine could not compute this request. The server's log has the cause."
+
+_COMPILE_WAIT_S = 0.01
 
 
 class EngineCore:
@@ -95,19 +103,26 @@ class EngineCore:
             kv_cache_bytes=num_blocks * bytes_per_block,
             eos_token_ids=eos_token_ids(path),
         )
+        vocabulary = {
+            "vocab_size": self.info.vocab_size,
+            "eos_token_ids": self.info.eos_token_ids,
+        }
+        self.grammars = GrammarCompiler(partial(load_tokenizer, path), **vocabulary)
+        self.structured = StructuredOutput(max_num_seqs=config.max_num_seqs, **vocabulary)
+        self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
 
     @property
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished
+        return self.scheduler.has_unfinished or bool(self._compiling)
 
     @property
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
+            num_waiting=len(self.scheduler.waiting) + len(self._compiling),
             num_blocks_used=self.block_manager.num_used_blocks,
             num_blocks=self.block_manager.num_blocks,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -127,40 +142,72 @@ class EngineCore:
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
         # Keys rotated for another length must not be shared.
         rope_key = self.model.rope_cache_key(len(request.prompt_token_ids))
-        self.scheduler.add(
-            Sequence(
-                request.request_id,
-                request.prompt_token_ids,
-                params,
-                seed=seed,
-                eos_token_ids=self.info.eos_token_ids,
-                cache_salt=f"{rope_key}:{request.cache_salt}",
-                priority=request.priority,
-            )
+        sequence = Sequence(
+            request.request_id,
+            request.prompt_token_ids,
+            params,
+            seed=seed,
+            eos_token_ids=self.info.eos_token_ids,
+            cache_salt=f"{rope_key}:{request.cache_salt}",
+            priority=request.priority,
         )
+        if params.grammar is None:
+            self.scheduler.add(sequence)
+        else:
+            self._compiling[request.request_id] = sequence, self.grammars.submit(params.grammar)
         self._num_prompt_tokens += len(request.prompt_token_ids)
         return None
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests whose client has left; their blocks are free at once."""
         self.scheduler.abort(request_ids)
+        for request_id in request_ids:
+            self._compiling.pop(request_id, None)
 
     def step(self) -> list[SequenceOutput]:
         """Compute one step for what is running; a failure ends only the sequences in it."""
+        refused = self._add_compiled() if self._compiling else []
         scheduled = self.scheduler.schedule()
         if not scheduled:
-            return []
+            return refused
         self._num_steps += 1
+        sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled)
+            sampled = self.runner.execute(scheduled, self.structured.start(sampling))
+            sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
-            return self.scheduler.fail(scheduled, _STEP_FAILED)
-        outputs = self.scheduler.update(scheduled, sampled)
+            return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
+        outputs = refused + self.scheduler.update(scheduled, sampled)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
         if not self.scheduler.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def _add_compiled(self) -> list[SequenceOutput]:
+        """Queue the sequences whose grammars are compiled; those of wrong ones end."""
+        if not self.scheduler.has_unfinished:
+            # Not for long: who waits for the first of them may leave.
+            futures = [future for _, future in self._compiling.values()]
+            wait(futures, _COMPILE_WAIT_S, FIRST_COMPLETED)
+        refused = []
+        for request_id, (sequence, future) in list(self._compiling.items()):
+            if not future.done():
+                continue
+            del self._compiling[request_id]
+            if (error := future.exception()) is None:
+                sequence.matcher = future.result()
+                self.scheduler.add(sequence)
+                continue
+            if isinstance(error, AxionError):
+                message = f"The grammar cannot be used: {error.message}"
+            else:
+                logger.error("a grammar could not be compiled", exc_info=error)
+                message = _STEP_FAILED
+            refused.append(
+                SequenceOutput(request_id, [], finish_reason=FinishReason.ERROR, error=message)
+            )
+        return refused
 
     def _fault(self, request: AddRequest) -> str | None:
         num_tokens = len(request.prompt_token_ids)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
+from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
 
@@ -32,8 +35,13 @@ class ModelRunner:
         self.sampler = Sampler(device, model.config.vocab_size)
 
     @torch.inference_mode()
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
+    def execute(
+        self, scheduled: list[ScheduledSequence], mask: Future[TokenMask] | None = None
+    ) -> list[SampledToken]:
         """Compute one step; log probabilities of a prompt that wants them go to its sequence.
+
+        Args:
+            mask: of the sequences that sample; waited for once the model has run.
 
         Returns:
             One token for each scheduled sequence whose end the step reaches, in order.
@@ -47,7 +55,7 @@ class ModelRunner:
         last_rows = np.cumsum(context.query_lens) - 1
         samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
         logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
-        return self.sampler(logits, sampling)
+        return self.sampler(logits, sampling, None if mask is None else mask.result())
 
     def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)

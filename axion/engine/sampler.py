@@ -15,6 +15,7 @@ from torch import Tensor
 
 from axion.engine.scheduler import SampledToken
 from axion.engine.sequence import Sequence
+from axion.engine.structured import TokenMask
 from axion.types import SamplingParams, TokenLogprobs
 
 # Below this, dividing by the temperature could overflow, and the result is greedy anyway.
@@ -68,16 +69,20 @@ class Sampler:
     def __init__(self, device: torch.device, vocab_size: int) -> None:
         self.device = device
         self.vocab_size = vocab_size
+        self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
         self._sequences: list[Sequence] = []
         self._batch: _Batch | None = None
 
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+    def __call__(
+        self, logits: Tensor, sequences: list[Sequence], mask: TokenMask | None = None
+    ) -> list[SampledToken]:
         """Sample.
 
         Args:
             logits: [len(sequences), vocab_size], any float type; not modified.
             sequences: whose next token each row predicts.
+            mask: the tokens that grammars allow.
 
         Returns:
             One entry a row; a row whose logits are not usable carries an error.
@@ -86,6 +91,9 @@ class Sampler:
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
         logits = self._transform(raw, batch, sequences)
+        if mask is not None:
+            logits = logits.clone() if logits is raw else logits
+            self._mask(logits, mask)
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences)
@@ -172,6 +180,15 @@ class Sampler:
             rows, token_ids = torch.tensor(short, device=self.device).T
             logits[rows, token_ids] = -torch.inf
         return logits
+
+    def _mask(self, logits: Tensor, mask: TokenMask) -> None:
+        bits = torch.from_numpy(mask.bits).to(self.device)
+        forbidden = (bits.unsqueeze(-1) & self._bits == 0).flatten(1)[:, : self.vocab_size]
+        if len(mask.rows) == len(logits):
+            logits.masked_fill_(forbidden, -torch.inf)
+        else:
+            rows = torch.tensor(mask.rows, device=self.device)
+            logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
 
     def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
         rows = torch.tensor([row for row, _ in penalised], device=self.device)

@@ -32,11 +32,16 @@ class ScheduledSequence(NamedTuple):
 
 
 class SampledToken(msgspec.Struct, frozen=True):
-    """The sampler's result for one sequence; `error` when its logits were unusable."""
+    """The sampler's result for one sequence; `error` when there is none.
+
+    Attributes:
+        is_final: the sequence's grammar lets nothing follow.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    is_final: bool = False
 
 
 class Scheduler:
@@ -171,12 +176,12 @@ class Scheduler:
                 sequence.finish_reason = output.finish_reason = FinishReason.LENGTH
                 finished.append(sequence)
                 continue
-            sequence.append(token.token_id, self.max_model_len)
+            sequence.append(token.token_id, self.max_model_len, is_final=token.is_final)
             output.token_ids = [token.token_id]
             output.logprobs = None if token.logprobs is None else [token.logprobs]
             if sequence.finish_reason is not None:
                 output.finish_reason = sequence.finish_reason
-                if sequence.finish_reason is FinishReason.STOP:
+                if sequence.finish_reason is FinishReason.STOP and not token.is_final:
                     output.stop_token_id = token.token_id
                 finished.append(sequence)
         for sequence in finished:

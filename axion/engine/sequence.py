@@ -5,8 +5,12 @@ from __future__ import annotations
 import enum
 import hashlib
 from array import array
+from typing import TYPE_CHECKING
 
 from axion.types import FinishReason, SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 class SequenceStatus(enum.Enum):
@@ -29,6 +33,7 @@ class Sequence:
         block_table: ids of the blocks that hold the sequence, in order.
         block_hashes: chained hash of every full block, each covering all tokens before it.
         seed: start of the sequence's own random stream.
+        matcher: where the output is in the grammar that it must follow.
         priority: a lower one is served first.
         arrival: its place in the order of arrival, set by the scheduler.
         num_prompt_logprobs: prompt tokens, from the second on, whose log probabilities are known.
@@ -41,6 +46,7 @@ class Sequence:
         "block_table",
         "eos_token_ids",
         "finish_reason",
+        "matcher",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_logprobs",
@@ -88,6 +94,7 @@ class Sequence:
         self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.matcher: LLMatcher | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -127,11 +134,16 @@ class Sequence:
             previous = hashlib.blake2b(previous + tokens, digest_size=16).digest()
             self.block_hashes.append(previous)
 
-    def append(self, token_id: int, max_model_len: int) -> None:
-        """Add a sampled token and decide whether it ends the sequence."""
+    def append(self, token_id: int, max_model_len: int, *, is_final: bool = False) -> None:
+        """Add a sampled token and decide whether it ends the sequence.
+
+        Args:
+            is_final: the sequence's grammar lets nothing follow.
+        """
         self.token_ids.append(token_id)
         params = self.params
-        if token_id in self.stop_token_ids and self.num_output_tokens >= params.min_tokens:
+        is_stop = token_id in self.stop_token_ids and self.num_output_tokens >= params.min_tokens
+        if is_stop or is_final:
             self.finish_reason = FinishReason.STOP
         elif (
             params.max_tokens is not None and self.num_output_tokens >= params.max_tokens

@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
     FAIL_FAST,
-    GenerationRequest,
     NonEmptyText,
     Object,
     Refused,
@@ -31,13 +30,14 @@ from axion.openai.common import (
     check_numbers,
     field_error,
     problem,
+    stop_reason_field,
     text_or_list,
 )
+from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
-_NOT_YET = "structured output is not there yet"
 _FUNCTIONS_ONLY = "a tool is a function"
 
 
@@ -119,6 +119,7 @@ class AssistantMessage(RequestModel):
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: Annotated[list[ToolCall], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before it")
     name: str | None = None
     refusal: Annotated[None, Refused("send the text as content")] = None
     audio: Annotated[None, Refused("this model takes text only")] = None
@@ -151,7 +152,9 @@ class FunctionDefinition(RequestModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: Object | None = Field(None, description="a JSON schema")
-    strict: Annotated[Literal[False], Refused(_NOT_YET, unless=(False,))] | None = None
+    strict: bool | None = Field(
+        None, description="calls follow the schema; one that cannot be enforced is refused"
+    )
 
 
 class Tool(RequestModel):
@@ -160,12 +163,50 @@ class Tool(RequestModel):
     custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
 
 
-class ResponseFormat(RequestModel):
-    type: Annotated[Literal["text"], Refused(_NOT_YET, unless=("text",))]
-    json_schema: Annotated[None, Refused(_NOT_YET)] = None
+class ChosenFunction(RequestModel):
+    name: NonEmptyText
 
 
-class ChatCompletionRequest(GenerationRequest):
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class ChosenTool(RequestModel):
+    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
+    function: ChosenFunction
+    custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
+
+
+class AllowedTools(RequestModel):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], Field(min_length=1), FAIL_FAST, at_most(MAX_TOOLS)]
+
+
+class AllowedToolChoice(RequestModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _tool_choice_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "word"
+    if not isinstance(value, dict):
+        return None
+    return "allowed tools" if "allowed_tools" in value else "function"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("word")]
+    | Annotated[ChosenTool, Tag("function")]
+    | Annotated[AllowedToolChoice, Tag("allowed tools")],
+    Discriminator(
+        _tool_choice_kind,
+        custom_error_type="expected",
+        custom_error_message="'none', 'auto', 'required', a function or allowed_tools",
+    ),
+]
+
+
+class ChatCompletionRequest(StructuredRequest):
     messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"
@@ -175,14 +216,10 @@ class ChatCompletionRequest(GenerationRequest):
         None, description="likeliest alternatives to report with each token"
     )
     tools: Annotated[list[Tool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
-    tool_choice: (
-        Annotated[
-            Literal["none", "auto"],
-            Refused("forced calls are not there yet, use 'auto' or 'none'", ("none", "auto")),
-        ]
-        | None
-    ) = None
-    parallel_tool_calls: bool | None = Field(None, description="false only without tools")
+    tool_choice: ToolChoice | None = Field(
+        None, description="which functions the model may or must call"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
     response_format: ResponseFormat | None = None
 
     # No effect on the answer, by OpenAI's own definition.
@@ -208,7 +245,9 @@ class ChatCompletionRequest(GenerationRequest):
     moderation: Annotated[None, Refused("there is no moderation model")] = None
     prediction: Annotated[None, Refused("predicted outputs are not used")] = None
     prompt_cache_options: Annotated[None, Refused("the prefix cache is automatic")] = None
-    reasoning_effort: Annotated[None, Refused("this model has no levels of reasoning")] = None
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="only where the model's chat template reads it"
+    )
     verbosity: Annotated[None, Refused("this model has no levels of verbosity")] = None
     web_search_options: Annotated[None, Refused("there is no web search")] = None
 
@@ -231,23 +270,98 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-        if self.parallel_tool_calls is False and self.uses_tools:
-            raise InvalidRequestError(
-                "parallel_tool_calls: false is not supported with tools: "
-                "the number of calls cannot be limited yet.",
-                param="parallel_tool_calls",
-            )
+        self._check_tool_choice()
         if self.continue_final_message and self.add_generation_prompt is not False:
             raise InvalidRequestError(
                 "continue_final_message needs add_generation_prompt: false.",
                 param="continue_final_message",
             )
+        self._check_tool_results()
         return self
+
+    def _check_tool_results(self) -> None:
+        """Raises:
+        InvalidRequestError: a tool message answers no call of the assistant before it.
+        """
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            if isinstance(message, AssistantMessage):
+                called = {call.id for call in message.tool_calls or ()}
+            elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
+                raise InvalidRequestError(
+                    f"messages[{i}].tool_call_id must be the id of a call in the tool_calls of the "
+                    "assistant's message before it.",
+                    param=f"messages[{i}].tool_call_id",
+                )
+
+    def _check_tool_choice(self) -> None:
+        if self.tool_choice in (None, "none", "auto"):
+            return
+        if not self.tools:
+            raise InvalidRequestError("tool_choice needs tools.", param="tool_choice")
+        known = {tool.function.name for tool in self.tools}
+        for name in self._chosen_names or ():
+            if name not in known:
+                raise InvalidRequestError(
+                    f"tool_choice names {name[:64]!r}, which is not among the tools.",
+                    param="tool_choice",
+                )
+
+    @property
+    def _chosen_names(self) -> set[str] | None:
+        """The functions that tool_choice restricts calls to; None if it does not."""
+        match self.tool_choice:
+            case ChosenTool(function=function):
+                return {function.name}
+            case AllowedToolChoice(allowed_tools=allowed):
+                return {tool.function.name for tool in allowed.tools}
+        return None
+
+    @property
+    def callable_tools(self) -> dict[int, Tool]:
+        """The tools that the model may call, by their place in the request."""
+        if not self.uses_tools:
+            return {}
+        names = self._chosen_names
+        return {
+            i: tool
+            for i, tool in enumerate(self.tools or ())
+            if names is None or tool.function.name in names
+        }
+
+    @property
+    def requires_call(self) -> bool:
+        """Whether the answer must be calls."""
+        match self.tool_choice:
+            case AllowedToolChoice(allowed_tools=allowed):
+                return allowed.mode == "required"
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def max_one_call(self) -> bool:
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, ChosenTool)
+
+    def _constraints(self) -> list[Constraint]:
+        own = self.response_format.constraint if self.response_format is not None else None
+        return ([own] if own is not None else []) + super()._constraints()
 
     @property
     def uses_tools(self) -> bool:
         """Whether the model may call tools: some are given and tool_choice is not none."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def callable_functions(self) -> dict[str, dict[str, Any]] | None:
+        """The schemas of the functions that the model may call; None if it may call none."""
+        if not self.uses_tools:
+            return None
+        return {tool.function.name: tool.function.parameters or {} for tool in self.tools or ()}
+
+    @property
+    def final_text(self) -> str:
+        """The text of the last message."""
+        content = self.messages[-1].content or ""
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
     @property
     def token_limit(self) -> int | None:
@@ -258,8 +372,18 @@ class ChatCompletionRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def template_messages(self) -> list[dict[str, Any]]:
-        """The messages for a chat template; what was not given is absent."""
-        return [message.model_dump(exclude_none=True) for message in self.messages]
+        """The messages for a chat template; what was not given is absent.
+
+        A tool's result has the name of the function, which some templates want.
+        """
+        names: dict[str, str] = {}
+        messages = [message.model_dump(exclude_none=True) for message in self.messages]
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                names[call["id"]] = call["function"]["name"]
+            if message["role"] == "tool":
+                message.setdefault("name", names[message["tool_call_id"]])
+        return messages
 
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools for a chat template; none if the model may not call them."""
@@ -286,9 +410,13 @@ class ChoiceLogprobs(ResponseModel):
     refusal: None
 
 
-class FunctionCall(ResponseModel):
-    name: str
+class DeltaFunction(ResponseModel):
+    name: str | None = None
     arguments: str
+
+
+class FunctionCall(DeltaFunction):
+    name: str
 
 
 class MessageToolCall(ResponseModel):
@@ -297,12 +425,18 @@ class MessageToolCall(ResponseModel):
     function: FunctionCall
 
 
-class DeltaToolCall(MessageToolCall):
+class DeltaToolCall(ResponseModel):
+    """A call, or with nothing but `index` and `arguments` what follows of one."""
+
     index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: DeltaFunction
 
 
 class Delta(ResponseModel):
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[DeltaToolCall] | None = None
 
@@ -311,10 +445,16 @@ ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChunkChoice(ResponseModel):
+    """Attributes:
+    stop_reason: the stop string, or the one of `stop_token_ids`, that ended the answer;
+        vLLM's extension, there only where one did.
+    """
+
     index: int
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason | None
+    stop_reason: int | str | None = None
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -331,6 +471,7 @@ class AssistantAnswer(ResponseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[MessageToolCall] | None = None
 
 
@@ -339,6 +480,7 @@ class Choice(ResponseModel):
     message: AssistantAnswer
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason
+    stop_reason: int | str | None = None
 
 
 class ChatCompletion(ResponseModel):
@@ -381,14 +523,20 @@ def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
     if finish_reason is None:
         raise InternalError("The answer ended early.")
     content = "".join(part.delta.content or "" for part in parts)
-    calls = [call for part in parts for call in part.delta.tool_calls or ()]
+    reasoning = "".join(part.delta.reasoning_content or "" for part in parts)
+    calls: dict[int, MessageToolCall] = {}
+    for call in (call for part in parts for call in part.delta.tool_calls or ()):
+        if call.id is not None:
+            function = FunctionCall(name=call.function.name or "", arguments="")
+            calls[call.index] = MessageToolCall(id=call.id, type="function", function=function)
+        calls[call.index].function.arguments += call.function.arguments
     message = AssistantAnswer(
         role="assistant", content=content if content or not calls else None, refusal=None
     )
+    if reasoning:
+        message.reasoning_content = reasoning
     if calls:
-        message.tool_calls = [
-            MessageToolCall(id=call.id, type=call.type, function=call.function) for call in calls
-        ]
+        message.tool_calls = list(calls.values())
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     return Choice(
         index=index,
@@ -399,4 +547,5 @@ def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
         if logprobs
         else None,
         finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
     )

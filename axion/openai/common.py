@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -49,12 +49,19 @@ class RequestModel(BaseModel):
     def _knows_every_field(cls, data: Any) -> Any:
         # Before pydantic's own check, which would build an error for each of a million fields.
         if isinstance(data, dict):
+            names = _json_names(cls)
             for name in data:
-                if name not in cls.model_fields:
-                    known = difflib.get_close_matches(name[:_SHOWN_CHARS], cls.model_fields, n=1)
+                if name not in names:
+                    known = difflib.get_close_matches(name[:_SHOWN_CHARS], names, n=1)
                     hint = f" (do you mean {known[0]}?)" if known else ""
                     raise field_error(name, f"is not a known field{hint}")
         return data
+
+
+@functools.cache
+def _json_names(model: type[RequestModel]) -> dict[str, None]:
+    """The names that a model's fields have in JSON."""
+    return {field.alias or name: None for name, field in model.model_fields.items()}
 
 
 class ResponseModel(BaseModel):
@@ -107,15 +114,28 @@ def problem(text: str) -> PydanticCustomError:
     return PydanticCustomError("problem", "{problem}", {"problem": text})
 
 
-def at_most(limit: int) -> BeforeValidator:
+@dataclass(frozen=True)
+class at_most:  # noqa: N801
     """Refuses a longer list or object before any of its items is looked at."""
 
-    def check(value: Any) -> Any:
-        if isinstance(value, list | dict) and len(value) > limit:
-            raise problem(f"must have at most {limit} entries, got {len(value)}")
-        return value
+    limit: int
 
-    return BeforeValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        result = handler(schema)
+        bound = "maxItems" if result.get("type") == "array" else "maxProperties"
+        return {**result, bound: self.limit}
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > self.limit:
+            raise problem(f"must have at most {self.limit} entries, got {len(value)}")
+        return value
 
 
 def _is_token_id(text: str) -> str:
@@ -174,12 +194,29 @@ class StreamOptions(RequestModel):
     include_obfuscation: Literal[False] | None = Field(
         None, description="only false: chunks are not padded"
     )
+    continuous_usage_stats: bool | None = Field(
+        None, description="the usage so far in every chunk; vLLM's extension"
+    )
 
 
-class GenerationRequest(RequestModel):
-    """The fields of chat and text completions that mean the same in both."""
+class ModelRequest(RequestModel):
+    """A request to a model."""
+
+    model: NonEmptyText | None = Field(
+        None, description="may be left out where one model is served"
+    )
+
+
+class StreamableRequest(ModelRequest):
+    """A request whose answer can be had while it is being generated."""
 
     model: NonEmptyText
+    stream: bool | None = Field(None, description="answer as server-sent events")
+
+
+class GenerationRequest(StreamableRequest):
+    """The fields of chat and text completions that mean the same in both."""
+
     max_tokens: TokenCount | None = Field(None, description="most tokens to generate, in tokens")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="0 takes the most likely token every time"
@@ -189,7 +226,6 @@ class GenerationRequest(RequestModel):
         None, description="answers to generate for each prompt"
     )
     stop: Stop | None = Field(None, description="strings that end the answer, not part of it")
-    stream: bool | None = Field(None, description="answer as server-sent events")
     stream_options: StreamOptions | None = None
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
         None, description="the same seed gives the same answer"
@@ -240,6 +276,10 @@ class GenerationRequest(RequestModel):
     def include_usage(self) -> bool:
         """Whether the chunks end with one that has the usage. A whole answer always has it."""
         return not self.stream or bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def usage_in_every_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def token_limit(self) -> int | None:
@@ -307,8 +347,17 @@ def sampling_params(
     )
 
 
+def stop_reason_field(stop_reason: int | str | None) -> dict[str, Any]:
+    """The field of a choice, which is there only where something stopped it."""
+    return {} if stop_reason is None else {"stop_reason": stop_reason}
+
+
 class PromptTokensDetails(ResponseModel):
     cached_tokens: int
+
+
+class CompletionTokensDetails(ResponseModel):
+    reasoning_tokens: int
 
 
 class Usage(ResponseModel):
@@ -316,6 +365,7 @@ class Usage(ResponseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class ErrorDetail(ResponseModel):
@@ -342,6 +392,11 @@ def parse_request(model: type[RequestT], data: bytes) -> RequestT:
         body = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from None
+    return validate_request(model, body)
+
+
+def validate_request(model: type[RequestT], body: JsonValue) -> RequestT:
+    """The request in a decoded JSON body; raises as `parse_request` does."""
     try:
         return model.model_validate(body)
     except ValidationError as error:

@@ -12,14 +12,15 @@ from axion.openai.common import (
     FAIL_FAST,
     MAX_CHOICES,
     MAX_TOKEN_ID,
-    GenerationRequest,
     NonEmptyText,
     Refused,
     ResponseModel,
     TokenId,
     Usage,
     at_most,
+    stop_reason_field,
 )
+from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 DEFAULT_MAX_TOKENS = 16
@@ -51,7 +52,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(StructuredRequest):
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = Field(
         None, description="most tokens to generate; with 0 and echo a prompt is scored, in tokens"
@@ -125,6 +126,7 @@ class CompletionChunkChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
+    stop_reason: int | str | None = None
 
 
 class CompletionChunk(ResponseModel):
@@ -142,6 +144,7 @@ class CompletionChoice(ResponseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason
+    stop_reason: int | str | None = None
 
 
 class Completion(ResponseModel):
@@ -196,4 +199,5 @@ def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> Completio
         if logprobs
         else None,
         finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
     )

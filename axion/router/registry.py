@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from axion.backends.base import InferenceBackend, ModelConfig
-from axion.errors import EngineUnavailableError, ModelNotFoundError
+from axion.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
 from axion.types import BackendHealth, BackendState
 
 # How much of a client's string an error repeats.
@@ -86,12 +86,19 @@ class ModelRegistry:
         self._models[model.name] = served
         return served
 
-    def get(self, name: str) -> ServedModel:
-        """The model that clients call `name`.
+    def get(self, name: str | None) -> ServedModel:
+        """The model that clients call `name`; without one, the only model there is.
 
         Raises:
             ModelNotFoundError: no such model; the message names those that are served.
+            InvalidRequestError: no name, and several models.
         """
+        if name is None:
+            if len(self._models) != 1:
+                raise InvalidRequestError(
+                    f"model is required here. Served: {', '.join(self._models)}.", param="model"
+                )
+            (name,) = self._models
         served = self._models.get(name)
         if served is None:
             shown = name if len(name) <= _MAX_ECHO else f"{name[:_MAX_ECHO]}…"

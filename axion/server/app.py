@@ -16,11 +16,15 @@ from axion.server.completions import Completions
 from axion.server.embeddings import Embeddings
 from axion.server.errors import ErrorMiddleware, json_response, on_http_exception
 from axion.server.health import health, live, ready, version
+from axion.server.messages import CountTokens, Messages
 from axion.server.metrics import metrics
 from axion.server.middleware import RequestMiddleware
 from axion.server.models import get_model, list_models
+from axion.server.openapi import docs, openapi
 from axion.server.rerank import Rerank, Scores
+from axion.server.responses import Responses, input_items, stored_response
 from axion.server.state import ServerState
+from axion.server.tokenize import Detokenize, Tokenize
 from axion.settings import Settings
 
 
@@ -41,6 +45,15 @@ ROUTES: list[Route] = [
     Route("/rerank", Rerank(), methods=["POST"]),
     Route("/v1/score", Scores(), methods=["POST"]),
     Route("/score", Scores(), methods=["POST"]),
+    Route("/v1/responses", Responses(), methods=["POST"]),
+    Route("/v1/responses/{id}", stored_response, methods=["GET", "DELETE"]),
+    Route("/v1/responses/{id}/input_items", input_items),
+    Route("/v1/messages", Messages(), methods=["POST"]),
+    Route("/v1/messages/count_tokens", CountTokens(), methods=["POST"]),
+    Route("/tokenize", Tokenize(), methods=["POST"]),
+    Route("/v1/tokenize", Tokenize(), methods=["POST"]),
+    Route("/detokenize", Detokenize(), methods=["POST"]),
+    Route("/v1/detokenize", Detokenize(), methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{id:path}", get_model),
     Route("/health", health),
@@ -48,6 +61,8 @@ ROUTES: list[Route] = [
     Route("/health/ready", ready),
     Route("/metrics", metrics),
     Route("/version", version),
+    Route("/openapi.json", openapi),
+    Route("/docs", docs),
 ]
 
 
@@ -70,5 +85,5 @@ def create_app(settings: Settings, registry: ModelRegistry) -> Starlette:
 
 
 def _label(route: Route) -> str:
-    method = "POST" if "POST" in (route.methods or ()) else "GET"
-    return f"{method} {route.path_format}"
+    methods = sorted(set(route.methods or ()) - {"HEAD"}, reverse=True)
+    return f"{', '.join(methods)} {route.path_format}"

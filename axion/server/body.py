@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from axion.errors import QueueFullError, RequestTooLargeError
-from axion.openai.common import RequestModel, parse_request
 from axion.server.errors import RequestTimeoutError, UnsupportedMediaTypeError
 from axion.server.state import ServerState
 
@@ -22,13 +19,7 @@ MAX_LARGE_BODIES = 16
 # Those up to this size are always taken.
 SMALL_BODY_BYTES = 64 * 1024
 
-# One thread: parsing holds the interpreter, so that more would only slow all others down.
-_parser = ThreadPoolExecutor(1, "parser")
-
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-
-
-RequestT = TypeVar("RequestT", bound=RequestModel)
 
 
 async def read_json_body(state: ServerState, scope: Scope, receive: Receive) -> bytes:
@@ -66,18 +57,6 @@ async def read_json_body(state: ServerState, scope: Scope, receive: Receive) -> 
             f"The body did not arrive within {BODY_TIMEOUT_S:g} seconds.",
             headers={"Connection": "close"},
         ) from None
-
-
-async def parse_json_body(request_type: type[RequestT], body: bytes) -> RequestT:
-    """The request in a body; others run while a large one is parsed.
-
-    Raises:
-        InvalidRequestError: the body is not JSON, or a field is at fault.
-    """
-    if len(body) <= SMALL_BODY_BYTES:  # less than a millisecond
-        return parse_request(request_type, body)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_parser, parse_request, request_type, body)
 
 
 async def _read(state: ServerState, receive: Receive) -> bytes:

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Scope
 
-from axion.backends.base import InferenceBackend
 from axion.openai.chat import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
+    Delta,
     collect_chat,
 )
-from axion.server.generation import GenerationEndpoint, new_request_id
+from axion.server.endpoint import Call
+from axion.server.generation import GenerationEndpoint
 from axion.server.response_cache import CachedAnswer, CacheResult, cache_directives
-from axion.server.state import server_state
 
 
 class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionChunk]):
     request_type = ChatCompletionRequest
 
     def generate(
-        self, backend: InferenceBackend, request: ChatCompletionRequest, request_id: str
+        self, call: Call[ChatCompletionRequest]
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
-        return backend.chat(request, request_id)
+        return call.backend.chat(call.request, call.id)
 
-    async def respond(
-        self, scope: Scope, backend: InferenceBackend, request: ChatCompletionRequest, model: str
-    ) -> Response:
+    async def respond(self, call: Call[ChatCompletionRequest]) -> Response:
         """From the response cache if it has the answer."""
-        state = server_state(scope)
-        directives = cache_directives(Headers(scope=scope).getlist("cache-control"))
+        state = call.state
+        directives = cache_directives(call.headers.getlist("cache-control"))
         if not state.cache.is_on or "no-store" in directives:
-            chunks = self.generate(backend, request, new_request_id())
-            answer = CachedAnswer(await self.whole(scope, chunks, model), CacheResult.BYPASS)
+            body = await self.whole(call, self.generate(call))
+            answer = CachedAnswer(body, CacheResult.BYPASS)
         else:
-            prepared = await backend.prepare_chat(request)
+            prepared = await call.backend.prepare_chat(call.request)
 
             async def compute() -> bytes:
-                return await self.whole(scope, prepared.run(new_request_id()), model)
+                return await self.whole(call, prepared.run(call.id))
 
             answer = await state.cache.answer(
                 prepared.cache_key,
@@ -59,4 +55,8 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
         return await collect_chat(chunks)
 
     def has_tokens(self, chunk: ChatCompletionChunk) -> bool:
-        return any(choice.delta.content or choice.delta.tool_calls for choice in chunk.choices)
+        return any(_has_tokens(choice.delta) for choice in chunk.choices)
+
+
+def _has_tokens(delta: Delta) -> bool:
+    return bool(delta.content or delta.reasoning_content or delta.tool_calls)

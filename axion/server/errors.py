@@ -1,4 +1,4 @@
-"""Every answer that is an error has OpenAI's error body and gives nothing of the server away."""
+"""Every answer that is an error has its API's error body and gives nothing of the server away."""
 
 from __future__ import annotations
 
@@ -52,12 +52,13 @@ def json_response(
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
-def error_response(error: AxionError) -> Response:
-    """OpenAI's error body with the error's status and headers."""
+def error_response(error: AxionError, endpoint: Any = None) -> Response:
+    """The error with its status and headers, in OpenAI's body or in that of the endpoint's API."""
     headers = dict(error.headers)
     if error.status in RETRY_AFTER:
         headers.setdefault("Retry-After", RETRY_AFTER[error.status])
-    return json_response(error.body(), error.status, headers)
+    body = getattr(endpoint, "error_body", AxionError.body)(error)
+    return json_response(body, error.status, headers)
 
 
 def as_axion_error(error: Exception, request_id: str) -> AxionError:
@@ -81,7 +82,8 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
             MethodNotAllowedError(
                 f"This endpoint does not answer {request.method}; it answers {allow}.",
                 headers={"Allow": allow},
-            )
+            ),
+            request.scope.get("endpoint"),
         )
     return error_response(NotFoundError("There is no such endpoint. GET / lists those there are."))
 
@@ -110,4 +112,5 @@ class ErrorMiddleware:
         except Exception as error:
             answer = as_axion_error(error, scope["state"]["request_id"])
             if not response_started:
-                await error_response(answer)(scope, receive, send)
+                response = error_response(answer, scope.get("endpoint"))
+                await response(scope, receive, send)

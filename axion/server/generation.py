@@ -1,41 +1,40 @@
-"""What chat and text completions share: from a body to a stream of chunks, or to one answer."""
+"""What endpoints that generate share: from a request to a stream of events, or to one answer."""
 
 from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from axion.backends.base import InferenceBackend
-from axion.openai.common import GenerationRequest, ResponseModel
-from axion.server.body import parse_json_body, read_json_body
-from axion.server.disconnect import cancelled_on_disconnect
+from axion.errors import AxionError
+from axion.openai.common import ResponseModel, StreamableRequest
+from axion.server.endpoint import Call, ModelEndpoint
 from axion.server.errors import as_axion_error
 from axion.server.sse import DONE, EventStream
-from axion.server.state import server_state
 
 logger = logging.getLogger("axion.server")
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=StreamableRequest)
 ChunkT = TypeVar("ChunkT", bound=ResponseModel)
 
 
-class GenerationEndpoint(Generic[RequestT, ChunkT]):
-    """An ASGI endpoint. A subclass says what is particular to its kind of request."""
+class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
+    """An endpoint whose answer is a stream of chunks, or is collected from one.
 
-    request_type: type[RequestT]
+    Attributes:
+        done: what follows the last chunk of a stream, if anything.
+    """
 
-    def generate(
-        self, backend: InferenceBackend, request: RequestT, request_id: str
-    ) -> AsyncGenerator[ChunkT, None]:
-        """Start the request on `backend`."""
+    done: ClassVar[bytes | None] = DONE
+
+    def generate(self, call: Call[RequestT]) -> AsyncGenerator[ChunkT, None]:
+        """Start the request on its backend; closing this ends it there."""
         raise NotImplementedError
 
     async def collect(self, chunks: AsyncIterator[ChunkT]) -> ResponseModel:
@@ -46,68 +45,56 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
         """Whether the chunk is more than an opening or a closing."""
         raise NotImplementedError
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state = server_state(scope)
-        # A place is taken once the body is there: slow clients must not hold the places.
-        body = await read_json_body(state, scope, receive)
-        with state.admit():
-            request = await parse_json_body(self.request_type, body)
-            del body  # it may be large, and the answer long
-            served = state.registry.get(request.model)
-            backend = served.require_ready()
-            async with cancelled_on_disconnect(receive):
-                if request.stream:
-                    chunks = self.generate(backend, request, new_request_id())
-                    await self._stream(self._timed(chunks, scope, served.name), scope, send)
-                else:
-                    response = await self.respond(scope, backend, request, served.name)
-                    await response(scope, receive, send)
+    def event_name(self, chunk: ChunkT) -> str:
+        """The chunk's name as a server-sent event; empty for none."""
+        return ""
 
-    async def respond(
-        self, scope: Scope, backend: InferenceBackend, request: RequestT, model: str
-    ) -> Response:
-        """The response to a request that does not stream, from the served model `model`."""
-        chunks = self.generate(backend, request, new_request_id())
-        return Response(await self.whole(scope, chunks, model), media_type="application/json")
+    async def send_error(self, events: EventStream, error: AxionError) -> None:
+        """Tell the client of a stream that it breaks off."""
+        await events.send(msgspec.json.encode(self.error_body(error)))
 
-    async def whole(self, scope: Scope, chunks: AsyncGenerator[ChunkT, None], model: str) -> bytes:
+    async def respond(self, call: Call[RequestT]) -> Response:
+        """The response to a request that does not stream."""
+        body = await self.whole(call, self.generate(call))
+        return Response(body, media_type="application/json")
+
+    async def whole(self, call: Call[RequestT], chunks: AsyncGenerator[ChunkT, None]) -> bytes:
         """The JSON of one whole answer."""
-        async with aclosing(self._timed(chunks, scope, model)) as timed:
+        async with aclosing(self._timed(call, chunks)) as timed:
             return (await self.collect(timed)).to_json()
 
-    async def _stream(self, chunks: AsyncGenerator[ChunkT, None], scope: Scope, send: Send) -> None:
-        request_id = scope["state"]["request_id"]
-        async with aclosing(chunks), EventStream(send) as events:
+    async def send(self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send) -> None:
+        if not call.request.stream:
+            await super().send(call, scope, receive, send)
+            return
+        timed = self._timed(call, self.generate(call))
+        async with aclosing(timed) as chunks, EventStream(send) as events:
             try:
                 async for chunk in chunks:
-                    await events.send(chunk.to_json())
-                await events.send(DONE)
+                    await events.send(chunk.to_json(), self.event_name(chunk))
+                if self.done is not None:
+                    await events.send(self.done)
             except Exception as error:
                 if not events.started:
                     raise
                 # No [DONE] after it: the answer is not whole, and clients raise on the error.
-                answer = as_axion_error(error, request_id)
-                logger.warning("request %s ended early: %s", request_id, answer.code)
-                await events.send(msgspec.json.encode(answer.body()))
+                failure = as_axion_error(error, call.request_id)
+                logger.warning("request %s ended early: %s", call.request_id, failure.code)
+                await self.send_error(events, failure)
 
     async def _timed(
-        self, chunks: AsyncGenerator[ChunkT, None], scope: Scope, model: str
+        self, call: Call[RequestT], chunks: AsyncGenerator[ChunkT, None]
     ) -> AsyncGenerator[ChunkT, None]:
         """The chunks as they come, measured; closing this closes `chunks`."""
-        metrics, arrived = server_state(scope).metrics, scope["state"]["arrived"]
-        observe = metrics.time_to_first_token.labels(model).observe
-        before = arrived
+        metrics = call.state.metrics
+        observe = metrics.time_to_first_token.labels(call.model).observe
+        before = call.arrived
         async with aclosing(chunks):
             async for chunk in chunks:
                 if self.has_tokens(chunk):
                     now = time.perf_counter()
                     observe(now - before)
-                    if before == arrived:
-                        observe = metrics.inter_token_latency.labels(model).observe
+                    if before == call.arrived:
+                        observe = metrics.inter_token_latency.labels(call.model).observe
                     before = now
                 yield chunk
-
-
-def new_request_id() -> str:
-    """Not the client's request id: an engine needs one that nobody else can choose."""
-    return uuid.uuid4().hex

@@ -8,9 +8,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.backends.pooling import PoolingBackend
-from axion.openai.common import RequestModel
-from axion.server.body import parse_json_body, read_json_body
+from axion.openai.common import RequestModel, parse_request
+from axion.server.body import read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
+from axion.server.endpoint import off_loop
 from axion.server.state import server_state
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
@@ -29,7 +30,7 @@ class PoolingEndpoint(Generic[RequestT]):
         state = server_state(scope)
         body = await read_json_body(state, scope, receive)
         with state.admit():
-            request = await parse_json_body(self.request_type, body)
+            request = await off_loop(len(body), parse_request, self.request_type, body)
             del body
             # A client that leaves takes its texts out of the queue.
             async with cancelled_on_disconnect(receive):

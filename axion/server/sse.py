@@ -43,13 +43,14 @@ class EventStream:
     async def __aenter__(self) -> EventStream:
         return self
 
-    async def send(self, data: bytes) -> None:
-        """Send one event; `data` has no line break."""
+    async def send(self, data: bytes, event: str = "") -> None:
+        """Send one event, named if `event` says so; `data` has no line break."""
         if not self._num_events:
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self._pings = asyncio.create_task(self._ping())
         self._num_events += 1
-        await self._send_body(b"data: " + data + b"\n\n")
+        name = b"event: %s\n" % event.encode() if event else b""
+        await self._send_body(name + b"data: " + data + b"\n\n")
 
     async def __aexit__(
         self,

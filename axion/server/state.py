@@ -15,6 +15,7 @@ from axion.errors import EngineUnavailableError, QueueFullError
 from axion.observability.metrics import Metrics
 from axion.router.registry import ModelRegistry
 from axion.server.response_cache import ResponseCache
+from axion.server.response_store import ResponseStore
 from axion.settings import Settings
 
 
@@ -37,6 +38,7 @@ class ServerState:
     pooling: PoolingBackend = field(init=False)
     metrics: Metrics = field(init=False)
     cache: ResponseCache = field(init=False)
+    responses: ResponseStore = field(default_factory=ResponseStore)
 
     def __post_init__(self) -> None:
         self.pooling = PoolingBackend(self.settings)

@@ -37,12 +37,14 @@ class _Template(msgspec.Struct, frozen=True):
         variables: what the caller may set.
         reads_parts: it goes through a content's parts; otherwise contents must be strings.
         reads_strings: it looks which of the two a content is.
+        joins_arguments: it takes a call's arguments as JSON text; otherwise as an object.
     """
 
     source: str
     variables: frozenset[str]
     reads_parts: bool
     reads_strings: bool
+    joins_arguments: bool
 
 
 class ChatTemplate:
@@ -82,9 +84,10 @@ class ChatTemplate:
         It waits for another process: an event loop calls it in a thread.
 
         What OpenAI's API allows and templates do not expect is put in their form: the JSON of a
-        tool call's `arguments` is parsed; a content given as text parts becomes a string, the
-        parts joined by line feeds (as vLLM does), unless the template reads parts itself; a
-        field that is null counts as absent.
+        tool call's `arguments` is parsed, unless the template joins it to text; a content given
+        as text parts becomes a string, the parts joined by line feeds (as vLLM does), unless the
+        template reads parts itself; a field that is null counts as absent, and a content that is
+        absent next to calls is empty.
 
         Args:
             template_kwargs: further variables of the template (`enable_thinking`); those that
@@ -198,11 +201,14 @@ def _described(description: dict[str, Any]) -> dict[str, Any]:
 
 def _normalize(message: Message, param: str, template: _Template) -> Message:
     message = {name: value for name, value in message.items() if value is not None}
+    if message.get("tool_calls") and "tool_calls" in template.source:
+        # Templates that test for null, for absence or for neither all take an empty text.
+        message.setdefault("content", "")
     if "content" in message:
         message["content"] = _content(message["content"], f"{param}.content", template)
     if message.get("tool_calls"):
         message["tool_calls"] = [
-            _tool_call(call, f"{param}.tool_calls[{i}]")
+            _tool_call(call, f"{param}.tool_calls[{i}]", as_text=template.joins_arguments)
             for i, call in enumerate(message["tool_calls"])
         ]
     return message
@@ -227,7 +233,7 @@ def _text(part: dict[str, Any], param: str) -> str:
     return text
 
 
-def _tool_call(call: dict[str, Any], param: str) -> dict[str, Any]:
+def _tool_call(call: dict[str, Any], param: str, *, as_text: bool) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
@@ -240,4 +246,5 @@ def _tool_call(call: dict[str, Any], param: str) -> dict[str, Any]:
             "The arguments of a tool call must be a JSON object.",
             param=f"{param}.function.arguments",
         )
-    return call | {"function": function | {"arguments": arguments}}
+    text = function["arguments"] or "{}"
+    return call | {"function": function | {"arguments": text if as_text else arguments}}

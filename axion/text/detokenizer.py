@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from axion.text.tokenizer import Tokenizer
 
@@ -23,6 +23,9 @@ class IncrementalDetokenizer:
 
     (`tokenizers.decoders.DecodeStream` repeats the whole prompt in that case, and holds back
     without bound what is not UTF-8.)
+
+    Args:
+        visible_token_ids: special tokens that are never skipped.
     """
 
     def __init__(
@@ -30,10 +33,12 @@ class IncrementalDetokenizer:
         tokenizer: Tokenizer,
         *,
         skip_special_tokens: bool = True,
+        visible_token_ids: Collection[int] = (),
         prompt_token_ids: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._visible_token_ids = visible_token_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._utf8.decode(self._tail(prompt_token_ids))
         # What is not the output's own: the prompt's broken character, or the leading space of
@@ -46,8 +51,7 @@ class IncrementalDetokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that is certain after these further tokens; often a character behind them."""
-        data = self._tokenizer.bytes_of(token_ids, skip_special_tokens=self._skip_special_tokens)
-        return self._own(self._utf8.decode(data))
+        return self._own(self._utf8.decode(b"".join(map(self._bytes, token_ids))))
 
     def flush(self) -> str:
         """The rest: U+FFFD if the sequence ended inside a character."""
@@ -60,7 +64,8 @@ class IncrementalDetokenizer:
         return text
 
     def _bytes(self, token_id: int) -> bytes:
-        return self._tokenizer.bytes_of((token_id,), skip_special_tokens=self._skip_special_tokens)
+        skip = self._skip_special_tokens and token_id not in self._visible_token_ids
+        return self._tokenizer.bytes_of((token_id,), skip_special_tokens=skip)
 
     def _tail(self, token_ids: Sequence[int]) -> bytes:
         """The end of a text, long enough to show whether it stops inside a character."""

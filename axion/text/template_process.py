@@ -38,7 +38,7 @@ class TemplateProcess:
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def describe(self, template: str) -> dict[str, Any]:
-        """What a template reads: `variables`, `reads_parts`, `reads_strings`.
+        """What a template reads: what `template_worker.describe` says.
 
         Raises:
             ModelLoadError: it has a syntax error, or cannot be compiled within the limits.

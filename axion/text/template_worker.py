@@ -65,6 +65,7 @@ def describe(template: str) -> dict[str, Any]:
     return {
         "variables": sorted(variables),
         "reads_parts": _loops_over_content(tree),
+        "joins_arguments": _joins_arguments(tree),
         "reads_strings": bool(tests & {"string", "iterable", "mapping", "sequence"}),
     }
 
@@ -99,6 +100,22 @@ def _loops_over_content(tree: Any) -> bool:
         if isinstance(assignment.target, nodes.Name) and is_content(assignment.node)
     }
     return any(is_content(loop.iter) for loop in tree.find_all(nodes.For))
+
+
+def _joins_arguments(tree: Any) -> bool:
+    """Whether a template joins a call's arguments to text, without a look at what they are."""
+    from jinja2 import nodes
+
+    def is_arguments(node: Any) -> bool:
+        if isinstance(node, nodes.Getitem):
+            return isinstance(node.arg, nodes.Const) and node.arg.value == "arguments"
+        return isinstance(node, nodes.Getattr) and node.attr == "arguments"
+
+    if any(test.name == "string" and is_arguments(test.node) for test in tree.find_all(nodes.Test)):
+        return False
+    operands = [[node.left, node.right] for node in tree.find_all(nodes.Add)]
+    operands += [node.nodes for node in tree.find_all(nodes.Concat)]
+    return any(is_arguments(operand) for pair in operands for operand in pair)
 
 
 def render(template: str, *, messages: list[dict[str, Any]], **arguments: Any) -> str:

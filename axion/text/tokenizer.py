@@ -65,6 +65,11 @@ class Tokenizer:
         id: int | None = self._tokenizer.token_to_id(token)
         return id
 
+    def id_to_token(self, id: int) -> str | None:
+        """A token as the vocabulary writes it (`Ġthe`, `▁the`); None outside the vocabulary."""
+        token: str | None = self._tokenizer.id_to_token(id)
+        return token
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain text, with the special tokens that the model wants around it.
 

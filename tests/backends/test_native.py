@@ -29,8 +29,9 @@ from axion.errors import (
     ModelLoadError,
 )
 from axion.openai.chat import ChatCompletionRequest, collect_chat
-from axion.openai.common import parse_request
+from axion.openai.common import GenerationRequest, parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest, collect_completion
+from axion.openai.structured import StructuredRequest
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.tokenizer import Tokenizer as TextTokenizer
 from axion.types import (
@@ -53,6 +54,14 @@ TOOL_TEMPLATE = (
     "{% for call in m.tool_calls or [] %}{{ call.function.arguments.a }}{% endfor %}"
     "{% endfor %}{% if shout %}!{% endif %}"
 )
+REASONING_TEMPLATE = (
+    "{# <think></think> <tool_call> #}{% for m in messages %}"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}"
+    "{% endfor %}{% if tools %}{% endif %}"
+    "{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+)
+EFFORT_TEMPLATE = "{{ messages[0].content }} {{ reasoning_effort }}"
+JSON_TEMPLATE = "{% if tools %}{% endif %}{{ messages[0].content }}"
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 EOS = 0
@@ -90,6 +99,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": save_model(root / "plain", PLAIN_TEMPLATE),
         "tools": save_model(root / "tools", TOOL_TEMPLATE),
         "special": save_model(root / "special", TOOL_TEMPLATE, ("<tool_call>", "</tool_call>")),
+        "mistral": save_model(
+            root / "mistral",
+            "{# [THINK] [TOOL_CALLS] [ARGS] #}" + JSON_TEMPLATE,
+            ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "<|other|>"),
+        ),
+        "reasoning": save_model(root / "reasoning", REASONING_TEMPLATE),
+        "effort": save_model(root / "effort", EFFORT_TEMPLATE),
+        "json": save_model(root / "json", JSON_TEMPLATE),
         "dated": save_model(root / "dated", "{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE),
         "none": save_model(root / "none", None, temperature=0.25, top_k=7),
     }
@@ -336,6 +353,39 @@ async def test_a_stop_token_of_the_request_has_no_text_either(start: Start):
     assert answer.choices[0].text == "ab"
 
 
+@pytest.mark.parametrize("ask", [chat, complete])
+async def test_a_choice_says_which_stop_of_the_request_ended_it(start: Start, ask: Any):
+    backend = await start(EchoEngine())
+    stopped = await ask(backend, "one two three", stop=["never", "two"])
+    assert stopped.choices[0].stop_reason == "two"
+    token_id = (await backend.tokenize(" two", add_special_tokens=False)).token_ids[0]
+    stopped = await ask(backend, "one two three", stop_token_ids=[token_id])
+    assert stopped.choices[0].stop_reason == token_id
+    for fields in ({"stop": ["never"]}, {"max_tokens": 1}):
+        ended = await ask(backend, "one two three", **fields)
+        assert "stop_reason" not in ended.choices[0].model_fields_set
+
+
+async def test_usage_so_far_is_in_every_chunk_that_asks_for_it(start: Start):
+    options = {"continuous_usage_stats": True}
+    chunks = await chat_stream(await start(EchoEngine()), stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert len(counts) == len(chunks)
+    assert counts == sorted(counts)
+    assert counts[0] <= 1 < counts[-1]
+
+
+async def test_a_conversation_is_tokenised_as_a_chat_would_be(start: Start):
+    engine = RecordingEngine()
+    backend = await start(engine)
+    answer = await chat(backend, "Hello, fox.")
+    tokens = await backend.tokenize(chat_request("Hello, fox."), with_strings=True)
+    assert tokens.token_ids == engine.prompts[0]
+    assert len(tokens.token_strings) == len(tokens.token_ids) == answer.usage.prompt_tokens
+    assert tokens.max_model_len == engine.info.max_model_len
+    assert "Hello, fox." in await backend.detokenize(tokens.token_ids)
+
+
 async def test_an_answer_cut_by_its_limit_says_so(start: Start):
     answer = await chat(await start(EchoEngine()), "abcdef", max_tokens=3)
     assert answer.choices[0].message.content == "abc"
@@ -509,7 +559,16 @@ def test_every_field_of_a_chat_request_is_in_the_key_or_left_out_for_a_reason():
     same = {field for pair in SAME_ANSWER for fields in pair for field in fields}
     left_out = native._NOT_IN_KEY - shown - same
     template = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
-    assert left_out - template == {"model", "messages", "stream_options", "prompt_cache_retention"}
+    # What they become, a grammar, is one of the sampling parameters, which are in the key whole.
+    grammars = {"response_format", *StructuredRequest.model_fields} - set(
+        GenerationRequest.model_fields
+    )
+    assert left_out - template - grammars == {
+        "model",
+        "messages",
+        "stream_options",
+        "prompt_cache_retention",
+    }
     assert set(ChatCompletionRequest.model_fields) >= native._NOT_IN_KEY
 
 
@@ -691,14 +750,145 @@ async def test_tool_calls_are_taken_out_of_the_answer(start: Start):
     assert only.choices[0].message.content is None
 
 
-async def test_a_tool_call_is_streamed_whole(start: Start):
+async def test_a_tool_call_is_streamed_in_openais_deltas(start: Start):
     backend = await start(EchoEngine(), "tools")
     chunks = await chat_stream(backend, f"Hm. {CALL}{CALL}", tools=TOOLS)
     assert streamed_text(chunks) == "Hm."
-    calls = [call for c in chunks for call in c.choices[0].delta.tool_calls or ()]
-    assert [call.index for call in calls] == [0, 1]
-    assert all(call.function and call.function.arguments == '{"x": 1}' for call in calls)
+    deltas = [chunk.choices[0].delta.tool_calls for chunk in chunks]
+    calls = [call for (call,) in filter(None, deltas)]
+    for index in (0, 1):
+        first, *others = (call for call in calls if call.index == index)
+        assert first.id
+        assert first.type == "function"
+        assert first.function
+        assert (first.function.name, first.function.arguments) == ("f", "")
+        assert len(others) > 3
+        assert all(call.id is call.type is call.function.name is None for call in others)
+        assert "".join(call.function.arguments for call in others) == '{"x": 1}'
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+async def test_only_one_call_is_generated_where_calls_may_not_be_parallel(start: Start):
+    engine = EchoEngine()
+    backend = await start(engine, "tools")
+    content = f"Hm. {CALL}\n{CALL} and more"
+    answer = await chat(backend, content, tools=TOOLS, parallel_tool_calls=False, logprobs=True)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "Hm."
+    assert choice.message.tool_calls is not None
+    assert [call.function.arguments for call in choice.message.tool_calls] == ['{"x": 1}']
+    assert choice.logprobs is not None
+    tokens = [entry.token for entry in choice.logprobs.content or ()]
+    assert content.startswith("".join(tokens))
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == len(tokens) < answer.usage.prompt_tokens
+    assert engine.stats.num_running == 0
+
+
+async def test_a_call_that_max_tokens_cuts_keeps_what_was_there(start: Start):
+    backend = await start(EchoEngine(), "tools")
+    for parallel in (True, False):
+        answer = await chat(backend, CALL, tools=TOOLS, max_tokens=44, parallel_tool_calls=parallel)
+        (choice,) = answer.choices
+        assert choice.finish_reason == "length"
+        assert choice.message.tool_calls is not None
+        (call,) = choice.message.tool_calls
+        assert '{"x": 1}'.startswith(call.function.arguments)
+        assert call.function.arguments not in ("", '{"x": 1}')
+
+
+async def test_a_template_whose_format_is_unknown_gets_calls_as_json(start: Start):
+    backend = await start(EchoEngine(), "json")
+    answer = await chat(backend, '{"name": "f", "parameters": {}}', tools=TOOLS)
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+async def test_reasoning_is_told_from_the_answer(start: Start):
+    backend = await start(EchoEngine(), "reasoning")
+    content = f"<think>\nHm.\n</think>\n\nYes. {CALL}"
+    answer = await chat(backend, content, tools=TOOLS, logprobs=True)
+    message = answer.choices[0].message
+    assert getattr(message, "reasoning_content", None) == "Hm."
+    assert message.content == "Yes."
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].logprobs is not None
+    tokens = [entry.token for entry in answer.choices[0].logprobs.content or ()]
+    assert "".join(tokens) == content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    inside = answer.usage.completion_tokens_details.reasoning_tokens
+    assert len("Hm.") < inside < len("<think>\nHm.\n</think>")
+    chunks = await chat_stream(backend, content)
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    reasoning = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
+    assert "".join(reasoning) == "Hm."
+    assert streamed_text(chunks) == f"Yes. {CALL}"
+
+
+async def test_reasoning_that_the_prompt_opens_needs_no_tag(start: Start):
+    backend = await start(EchoEngine(), "reasoning")
+    answer = await chat(backend, "Hm.</think>Yes.", chat_template_kwargs={"enable_thinking": True})
+    message = answer.choices[0].message
+    assert getattr(message, "reasoning_content", None) == "Hm."
+    assert message.content == "Yes.<think>"
+    messages = [{"role": "assistant", "content": "<think>a"}]
+    fields = {"add_generation_prompt": False, "continue_final_message": True}
+    answer = await chat(backend, messages, **fields)
+    assert answer.choices[0].message.content == ""
+
+
+async def test_an_answer_without_reasoning_has_none(start: Start):
+    answer = await chat(await start(EchoEngine(), "reasoning"), "Yes.")
+    assert not hasattr(answer.choices[0].message, "reasoning_content")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+
+
+async def test_earlier_reasoning_reaches_a_template_that_reads_it(start: Start):
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y", "reasoning_content": "Hm."},
+    ]
+    answer = await chat(await start(EchoEngine(), "reasoning"), messages)
+    assert answer.choices[0].message.content == "x(Hm.)y"
+    error = await fault((await start(EchoEngine())).chat(chat_request(messages), "r"))
+    assert error.param == "messages[1].reasoning_content"
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "prompt"),
+    [
+        ("effort", "high", "x high"),
+        ("effort", "none", "x none"),
+        ("reasoning", "none", "x"),
+    ],
+)
+async def test_reasoning_effort_reaches_the_template(
+    start: Start, model: str, effort: str, prompt: str
+):
+    answer = await chat(await start(EchoEngine(), model), "x", reasoning_effort=effort)
+    assert answer.choices[0].message.content == prompt
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("plain", {"reasoning_effort": "none"}),
+        ("reasoning", {"reasoning_effort": "low"}),
+        (
+            "reasoning",
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+        ),
+    ],
+)
+async def test_reasoning_effort_that_the_template_cannot_honour_is_refused(
+    start: Start, model: str, fields: dict[str, Any]
+):
+    error = await fault((await start(EchoEngine(), model)).chat(chat_request(**fields), "r"))
+    assert error.status == 400
+    assert error.param == "reasoning_effort"
 
 
 async def test_log_probabilities_of_a_tool_call_are_not_lost(start: Start):
@@ -727,6 +917,20 @@ async def test_tool_calls_are_found_where_their_tags_are_special_tokens(start: S
     answer = await chat(backend, CALL, tools=TOOLS)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert (await chat(backend, "<tool_call>x")).choices[0].message.content == "x"
+
+
+async def test_special_tokens_around_reasoning_and_calls_are_read_and_not_shown(start: Start):
+    backend = await start(EchoEngine(), "mistral")
+    content = "[THINK]Hm.[/THINK]Yes.<|other|>[TOOL_CALLS]f[ARGS]{}"
+    answer = await chat(backend, content, tools=TOOLS)
+    message = answer.choices[0].message
+    assert getattr(message, "reasoning_content", None) == "Hm."
+    assert message.content == "Yes."
+    assert message.tool_calls is not None
+    assert len(message.tool_calls[0].id) == 9
+    assert (await chat(backend, content)).choices[0].message.content == "Yes.f{}"
+    shown = await chat(backend, content, skip_special_tokens=False)
+    assert shown.choices[0].message.content == "Yes.<|other|>[TOOL_CALLS]f[ARGS]{}"
 
 
 async def test_a_developer_is_the_system_to_a_template_that_knows_none(start: Start):
@@ -798,7 +1002,7 @@ async def test_what_the_template_would_drop_is_refused_by_name(
     ],
 )
 def test_a_template_that_reads_names_is_told_from_one_that_does_not(source: str, reads: bool):
-    assert native._reads_name(source) is reads
+    assert native._reads(source, "name") is reads
 
 
 async def test_a_model_without_a_chat_template_completes_only(start: Start):

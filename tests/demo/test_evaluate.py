@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from axion.demo.evaluate import cases, evaluate, evaluate_with_failures
+from axion.demo.evaluate import cases, evaluate, evaluate_with_failures, own_word_cases
 from axion.demo.grammar import SKILLS
 
 
@@ -42,6 +42,13 @@ def test_an_engine_that_babbles_scores_nothing_and_is_shown() -> None:
     assert set(accuracy.values()) == {0.0}
     assert [failure.case for failure in failures] == asked
     assert {failure.answer for failure in failures} == {"so so so"}
+
+
+def test_the_models_own_words_are_asked_for_apart_from_the_skills() -> None:
+    asked = own_word_cases()
+    assert not {case.skill for case in asked} & SKILLS.keys()
+    assert [case.expected for case in asked if "tool." in case.prompt] == ["t-o-o-l", "loot"]
+    assert all(case.check(case.expected) for case in asked)
 
 
 def test_an_engine_that_loses_an_answer_is_refused() -> None:

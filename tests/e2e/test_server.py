@@ -173,6 +173,24 @@ def test_a_tool_is_called_and_its_result_used(server: Server):
     assert "18" in second.message.content
 
 
+def test_a_call_is_streamed_as_the_official_client_expects(server: Server):
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    with server.openai.chat.completions.stream(
+        model=MODEL, messages=messages, tools=[WEATHER], temperature=0, parallel_tool_calls=False
+    ) as stream:
+        pieces = [
+            event.arguments_delta
+            for event in stream
+            if event.type == "tool_calls.function.arguments.delta"
+        ]
+        choice = stream.get_final_completion().choices[0]
+    assert len(pieces) > 2
+    [call] = choice.message.tool_calls
+    assert call.function.arguments == "".join(pieces)
+    assert json.loads(call.function.arguments).keys() == {"city"}
+    assert choice.finish_reason == "tool_calls"
+
+
 def test_completions_with_several_prompts_and_choices(server: Server):
     answer = server.openai.completions.create(
         model=MODEL, prompt=["Hello", "One two"], n=2, max_tokens=5, seed=1, logprobs=2

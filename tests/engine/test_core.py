@@ -139,7 +139,7 @@ def test_an_exception_in_a_step_fails_only_that_step(path: Path, monkeypatch):
     core = make_core(path)
     execute = core.runner.execute
 
-    def fail_once(scheduled):
+    def fail_once(scheduled, mask):
         monkeypatch.setattr(core.runner, "execute", execute)
         raise RuntimeError("secret detail")
 

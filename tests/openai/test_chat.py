@@ -14,8 +14,8 @@ from axion.openai.chat import (
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
+    DeltaFunction,
     DeltaToolCall,
-    FunctionCall,
     TokenLogprob,
     TopLogprob,
     collect_chat,
@@ -105,6 +105,19 @@ def test_too_many_messages_are_refused_unseen():
     assert caught.value.param == "messages"
 
 
+def test_a_tools_result_belongs_to_a_call_of_the_assistant_before_it():
+    result = {"role": "tool", "content": "4", "tool_call_id": "call_1"}
+    calls = {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "call_2"}]}
+    parse(USER, calls, result | {"tool_call_id": "call_2"}, result, USER)
+    for messages in (
+        [USER, result],
+        [USER, calls, result | {"tool_call_id": "call_3"}],
+        [USER, calls, result, {"role": "assistant", "content": "x"}, result],
+    ):
+        error = fault(*messages)
+        assert error.param == f"messages[{len(messages) - 1}].tool_call_id"
+
+
 def test_no_messages_are_refused():
     with pytest.raises(InvalidRequestError, match="messages must not be empty"):
         parse_request(ChatCompletionRequest, b'{"model": "m", "messages": []}')
@@ -118,16 +131,19 @@ def test_no_messages_are_refused():
         ({"logprobs": 1}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
-        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice",
+        ),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
         ({"tools": [TOOL] * 129}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         (
-            {"tools": [{"type": "function", "function": {"name": "a", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]},
             "tools[0].function.strict",
         ),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -137,13 +153,13 @@ def test_no_messages_are_refused():
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"prediction": {}}, "prediction"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning_effort": "most"}, "reasoning_effort"),
         ({"verbosity": "low"}, "verbosity"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"x": 2**64}}, "chat_template_kwargs"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
     ],
 )
@@ -190,6 +206,7 @@ def test_messages_reach_the_template_as_they_were_sent():
         {"role": "tool", "content": "4", "tool_call_id": "call_1"},
     ]
     sent = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    sent[4]["name"] = "add"  # what it is the result of, which some templates want
     assert parse(*messages).template_messages() == sent
 
 
@@ -259,15 +276,18 @@ async def test_choices_are_collected_each_on_its_own():
         top_logprobs=[TopLogprob(token="b", logprob=-2.0, bytes=None)],
     )
     call = DeltaToolCall(
-        index=0, id="call_1", type="function", function=FunctionCall(name="f", arguments="{}")
+        index=0, id="call_1", type="function", function=DeltaFunction(name="f", arguments="")
     )
+    rest = DeltaToolCall(index=0, function=DeltaFunction(arguments="{}"))
     answer = await collect_chat(
         stream(
             chunk(1, Delta(role="assistant", content="")),
             chunk(0, Delta(role="assistant", content="")),
             chunk(0, Delta(content="a"), logprobs=ChoiceLogprobs(content=[entry], refusal=None)),
             chunk(1, Delta(tool_calls=[call])),
+            chunk(1, Delta(tool_calls=[rest])),
             chunk(0, Delta(content="b")),
+            chunk(1, Delta(reasoning_content="Hm.")),
             chunk(1, Delta(), finish_reason="tool_calls"),
             chunk(0, Delta(), finish_reason="length"),
             usage_chunk(),
@@ -285,6 +305,8 @@ async def test_choices_are_collected_each_on_its_own():
     assert second.logprobs is None
     assert second.message.tool_calls is not None
     assert second.message.tool_calls[0].id == "call_1"
+    assert second.message.tool_calls[0].function.arguments == "{}"
+    assert data["choices"][1]["message"]["reasoning_content"] == "Hm."
     assert official.usage is not None
     assert official.usage.total_tokens == 3
     assert data["choices"][0]["message"] == {"role": "assistant", "content": "ab", "refusal": None}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from axion.backends.base import ModelConfig, PreparedChat
+from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.errors import AxionError
 from axion.openai.chat import (
     ChatCompletionChunk,
@@ -66,6 +66,25 @@ class ScriptedBackend:
 
     async def stop(self, drain_s: float) -> None:
         self.stopped_with = drain_s
+
+    async def tokenize(
+        self,
+        prompt: Any,
+        *,
+        add_special_tokens: bool | None = None,
+        with_strings: bool = False,
+    ) -> Tokenization:
+        """One token a character of a text; two for a conversation."""
+        self.seen.append(prompt)
+        token_ids = [ord(char) for char in prompt] if isinstance(prompt, str) else [1, 2]
+        return Tokenization(
+            token_ids=token_ids,
+            token_strings=[chr(token_id) for token_id in token_ids] if with_strings else [],
+            max_model_len=99,
+        )
+
+    async def detokenize(self, token_ids: list[int]) -> str:
+        return "".join(map(chr, token_ids))
 
     async def _tokens(self, request: Any) -> AsyncIterator[str | None]:
         """None to open the answer, then its tokens."""
@@ -196,7 +215,7 @@ class LiveServer:
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

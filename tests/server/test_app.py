@@ -15,7 +15,7 @@ import pytest
 from axion.errors import EngineUnavailableError, InvalidRequestError
 from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry
-from axion.server import body
+from axion.server import body, endpoint
 from axion.server.app import ROUTES, create_app
 from axion.settings import Settings
 from axion.types import BackendState
@@ -289,11 +289,12 @@ class TestRouting:
 
     @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
     async def test_head_and_options_behave(self, client: httpx.AsyncClient, route: Any):
-        path = route.path_format.replace("{id}", MODEL)
+        is_stored = "responses/{id}" in route.path
+        path = route.path_format.replace("{id}", "resp_1" if is_stored else MODEL)
         response = await client.options(path)
         assert response.status_code == 204
         assert set(response.headers["allow"].split(", ")) == route.methods
-        expected = 200 if "GET" in route.methods else 405
+        expected = 405 if "GET" not in route.methods else 404 if is_stored else 200
         assert (await client.head(path)).status_code == expected
 
     async def test_every_response_has_request_id_and_nosniff(self, client: httpx.AsyncClient):
@@ -393,7 +394,7 @@ class TestBody:
             threads.append(threading.current_thread())
             return parse_request(*args)
 
-        monkeypatch.setattr(body, "parse_request", recording)
+        monkeypatch.setattr(endpoint, "parse_request", recording)
         large = TEXT | {"prompt": "a" * body.SMALL_BODY_BYTES}
         assert (await client.post("/v1/completions", json=large)).status_code == 200
         assert_openai_error(await client.post("/v1/completions", json=large | {"n": 0}), 400)

@@ -18,6 +18,7 @@ from axion.backends.native import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry
+from axion.server import endpoint
 from axion.server.body import SMALL_BODY_BYTES
 from axion.settings import Settings
 from axion.types import EngineConfig
@@ -180,7 +181,7 @@ async def test_large_bodies_do_not_hold_up_small_ones(
             release.wait(10)
         return parse_request(model, data)
 
-    monkeypatch.setattr("axion.server.body.parse_request", parse)
+    monkeypatch.setattr(endpoint, "parse_request", parse)
     body = {"model": NAME, "prompt": "a" * SMALL_BODY_BYTES}
     async with httpx.AsyncClient(base_url=f"{echo.url}/v1") as client:
         large = [

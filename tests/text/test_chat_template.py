@@ -158,6 +158,21 @@ def test_arguments_of_a_tool_call_must_be_a_json_object(chat: Any, arguments: st
     assert caught.value.param == "messages[1].tool_calls[0].function.arguments"
 
 
+@pytest.mark.parametrize("join", ["'|' + {}", "'|' ~ {}"])
+@pytest.mark.parametrize("name", ["call.function.arguments", "call['function']['arguments']"])
+def test_a_template_that_joins_arguments_to_text_gets_them_as_text(
+    template_process: TemplateProcess, join: str, name: str
+) -> None:
+    source = (
+        "{% for message in messages %}{{ message['content'] + '' }}"
+        "{% for call in message['tool_calls'] %}{% if looks %}{% endif %}"
+        f"{{{{ {join.format(name)} }}}}{{% endfor %}}{{% endfor %}}"
+    )
+    assert template_of(source, template_process).render([CALL]) == '|{"a": 2, "b": 3}'
+    looks = source.replace("looks", f"{name} is string").replace(join.format(name), f"{name}.a")
+    assert template_of(looks, template_process).render([CALL]) == "2"
+
+
 def test_the_callers_messages_stay_as_they_are(chat: Any) -> None:
     chat("qwen").render([USER, CALL, RESULT])
     assert CALL["content"] is None

@@ -102,6 +102,13 @@ def test_special_tokens_are_shown_when_asked_for(byte_level_tokenizer: Tokenizer
     assert stream(detokenizer, ids) == "<|bos|>hi<|im_end|>"
 
 
+def test_some_special_tokens_can_stay_visible(byte_level_tokenizer: Tokenizer) -> None:
+    ids = byte_level_tokenizer.encode("hi<|im_start|><|im_end|>")
+    visible = [byte_level_tokenizer.token_to_id("<|im_end|>")]
+    detokenizer = IncrementalDetokenizer(byte_level_tokenizer, visible_token_ids=visible)
+    assert stream(detokenizer, ids) == "hi<|im_end|>"
+
+
 @pytest.mark.parametrize(("prompt", "answer"), [("", "Hello"), ("The end.", " Hello")])
 def test_sentencepiece_strips_the_space_of_a_text_not_of_a_continuation(
     llama2_tokenizer: Tokenizer, prompt: str, answer: str

@@ -1,0 +1,666 @@
+"""`POST /v1/messages` in the shape of Anthropic's Messages API, by way of a chat."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+
+from axion.errors import AxionError, InternalError
+from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.common import (
+    FAIL_FAST,
+    MAX_TOKEN_ID,
+    ModelRequest,
+    NonEmptyText,
+    Object,
+    Refused,
+    RequestModel,
+    ResponseModel,
+    StopString,
+    StreamableRequest,
+    TokenCount,
+    Usage,
+    at_most,
+    field_error,
+    text_or_list,
+)
+from axion.openai.translation import (
+    AnswerEnd,
+    AnswerStart,
+    BlockDelta,
+    BlockEnd,
+    BlockStart,
+    FieldNames,
+    blocks,
+    chat_request,
+)
+from axion.types import MAX_STOP_STRINGS
+
+_TEXT_ONLY = "this model takes text only"
+_OWN_TOOLS_ONLY = "there are no built-in tools, describe one of your own"
+_BLOCK_TYPES = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+# Names of chat's fields in this API.
+FIELD_NAMES = {
+    r"max_completion_tokens": "max_tokens",
+    r"messages\b.*": "messages",
+    r"stop\b": "stop_sequences",
+    r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+    r"(tools\[\d+\]|tool_choice)\.function": r"\1",
+    r"parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    r"response_format(\.json_schema)?": "output_config.format",
+    r"reasoning_effort": "output_config.effort",
+}
+# Anthropic's names of the statuses; any other 4xx is an invalid request, any other 5xx its own.
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(error: AxionError) -> dict[str, Any]:
+    """Anthropic's error body: `{"type": "error", "error": {"type", "message"}}`."""
+    other = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = _ERROR_TYPES.get(error.status, other)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+class MessagesErrorDetail(ResponseModel):
+    type: str
+    message: str
+
+
+class MessagesErrorBody(ResponseModel):
+    type: Literal["error"]
+    error: MessagesErrorDetail
+
+
+# The request
+
+
+def _is_known_block(block: Any) -> Any:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if isinstance(kind, str) and kind not in _BLOCK_TYPES:
+        known = ", ".join(map(repr, _BLOCK_TYPES))
+        raise field_error("type", f"must be one of {known}: {_TEXT_ONLY}, got {kind[:60]!r}")
+    return block
+
+
+class CacheControl(RequestModel):
+    """Accepted; the prefix cache is automatic."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextBlock(RequestModel):
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+    citations: Annotated[list[JsonValue], Refused("there are no citations", ([],))] | None = None
+
+
+TextBlocks = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[
+        list[Annotated[TextBlock, BeforeValidator(_is_known_block)]], FAIL_FAST, Tag("list")
+    ],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of text blocks",
+    ),
+]
+
+
+class ToolUseBlock(RequestModel):
+    type: Literal["tool_use"]
+    id: NonEmptyText
+    name: NonEmptyText
+    input: Object
+    cache_control: CacheControl | None = None
+    caller: Annotated[JsonValue, Refused("only the model calls tools", ({"type": "direct"},))] = (
+        None
+    )
+
+
+class ToolResultBlock(RequestModel):
+    type: Literal["tool_result"]
+    tool_use_id: NonEmptyText
+    content: TextBlocks | None = None
+    is_error: bool | None = Field(None, description='true puts "Error: " before the content')
+    cache_control: CacheControl | None = None
+
+
+class ThinkingBlock(RequestModel):
+    """Earlier reasoning. It is accepted and not shown to the model again."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(RequestModel):
+    """As `thinking`."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+ContentBlock = Annotated[
+    Annotated[
+        TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock,
+        Field(discriminator="type"),
+    ],
+    BeforeValidator(_is_known_block),
+]
+MessageContent = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[ContentBlock], Field(min_length=1), FAIL_FAST, Tag("list")],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of content blocks",
+    ),
+]
+
+
+_ROLES = {"tool_use": "assistant", "tool_result": "user"}
+
+
+class InputTurn(RequestModel):
+    """A message. Results of tools come in a user's, uses of tools in an assistant's."""
+
+    role: Literal["user", "assistant", "system"]
+    content: MessageContent
+
+    @model_validator(mode="after")
+    def _blocks_fit_the_role(self) -> InputTurn:
+        for block in self.content if isinstance(self.content, list) else ():
+            role = _ROLES.get(block.type, self.role)
+            if role != self.role:
+                raise field_error(
+                    "content",
+                    f"of role {self.role!r} has a {block.type} block, which belongs to {role!r}",
+                )
+        return self
+
+
+class MessagesTool(RequestModel):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    input_schema: Object = Field(description="a JSON schema")
+    type: Annotated[Literal["custom"], Refused(_OWN_TOOLS_ONLY, ("custom",))] | None = None
+    strict: bool | None = Field(None, description="the input follows the schema exactly")
+    cache_control: CacheControl | None = None
+    allowed_callers: (
+        Annotated[list[str], Refused("only the model calls tools", (["direct"],))] | None
+    ) = None
+    defer_loading: Annotated[Literal[False], Refused("tools are not searched", (False,))] | None = (
+        None
+    )
+    eager_input_streaming: bool | None = Field(None, description="accepted; has no effect")
+    input_examples: Annotated[None, Refused("chat templates have no place for them")] = None
+
+
+class MessagesToolChoice(RequestModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: NonEmptyText | None = Field(None, description="the tool to use, with type tool")
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _type_tool_has_a_name(self) -> MessagesToolChoice:
+        if (self.name is not None) != (self.type == "tool"):
+            raise field_error("name", "is required with type 'tool', and only with it")
+        return self
+
+
+class Metadata(RequestModel):
+    """Accepted; has no effect on the answer."""
+
+    user_id: str | None = None
+
+
+class Thinking(RequestModel):
+    type: Annotated[
+        Literal["adaptive", "disabled"],
+        Refused(
+            "thinking has no budget here; 'adaptive' leaves it to the model, 'disabled' ends it",
+            ("adaptive", "disabled"),
+        ),
+    ]
+    budget_tokens: Annotated[None, Refused("thinking has no budget here")] = None
+    display: (
+        Annotated[Literal["summarized"], Refused("thinking is shown", ("summarized",))] | None
+    ) = None
+
+
+class OutputFormat(RequestModel):
+    type: Literal["json_schema"]
+    schema_: Object = Field(alias="schema", description="a JSON schema")
+
+
+class OutputConfig(RequestModel):
+    effort: str | None = Field(None, description="as `reasoning_effort` of chat completions")
+    format: OutputFormat | None = None
+
+
+class CountTokensRequest(ModelRequest):
+    """The fields that decide how long the prompt is."""
+
+    model: NonEmptyText
+    messages: Annotated[list[InputTurn], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
+    system: TextBlocks | None = Field(None, description="a system message before all others")
+    tools: Annotated[list[MessagesTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tool_choice: MessagesToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
+    speed: Annotated[Literal["standard"], Refused("there is one speed", ("standard",))] | None = (
+        None
+    )
+    user_profile_id: Annotated[None, Refused("there are no user profiles")] = None
+    workspace_id: Annotated[None, Refused("there are no workspaces")] = None
+    context_management: Annotated[None, Refused("conversations are not edited")] = None
+    mcp_servers: Annotated[None, Refused("there are no MCP servers")] = None
+
+    @property
+    def field_names(self) -> FieldNames:
+        """What this API calls the fields of a chat request."""
+        if self.output_config is not None and self.output_config.effort is not None:
+            return FIELD_NAMES
+        return FIELD_NAMES | {"reasoning_effort": "thinking"}
+
+    def chat(self) -> ChatCompletionRequest:
+        """The same request for chat.
+
+        Raises:
+            InvalidRequestError: chat does not take a field; it is named as in this API.
+        """
+        return chat_request(self._chat_fields(), self.field_names)
+
+    def _chat_fields(self) -> dict[str, Any]:
+        messages = [message for turn in self.messages for message in _chat_messages(turn)]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": _chat_text(self.system)})
+        fields: dict[str, Any] = {"model": self.model, "messages": messages}
+        last = self.messages[-1]
+        if last.role == "assistant":
+            # The model goes on writing it: what Anthropic calls a prefill.
+            fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        if self.tools:
+            fields["tools"] = [_chat_tool(tool) for tool in self.tools]
+        if self.tool_choice is not None:
+            fields["tool_choice"] = _chat_tool_choice(self.tool_choice)
+            if self.tool_choice.disable_parallel_tool_use:
+                fields["parallel_tool_calls"] = False
+        if self.thinking is not None and self.thinking.type == "disabled":
+            fields["reasoning_effort"] = "none"
+        if self.output_config is not None:
+            if self.output_config.effort is not None:
+                fields["reasoning_effort"] = self.output_config.effort
+            if self.output_config.format is not None:
+                schema = {"name": "answer", "schema": self.output_config.format.schema_}
+                fields["response_format"] = {
+                    "type": "json_schema",
+                    "json_schema": schema | {"strict": True},
+                }
+        return fields
+
+
+class MessagesRequest(CountTokensRequest, StreamableRequest):
+    max_tokens: TokenCount = Field(description="most tokens to generate, in tokens")
+    stop_sequences: Annotated[list[StopString], FAIL_FAST, at_most(MAX_STOP_STRINGS)] | None = (
+        Field(None, description="strings that end the answer, not part of it")
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 takes the most likely token every time"
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = Field(None, description="0 is off")
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = Field(
+        None, description="accepted; there is one tier"
+    )
+    container: Annotated[None, Refused("there are no containers")] = None
+    diagnostics: Annotated[None, Refused("there are no diagnostics")] = None
+    inference_geo: Annotated[None, Refused("there is one place, this server's")] = None
+
+    def _chat_fields(self) -> dict[str, Any]:
+        return super()._chat_fields() | {
+            "max_completion_tokens": self.max_tokens,
+            "stop": self.stop_sequences or None,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
+
+
+def _chat_messages(turn: InputTurn) -> Iterator[dict[str, Any]]:
+    """A message for chat; results of tools are messages of their own, in their order."""
+    if isinstance(turn.content, str):
+        yield {"role": turn.role, "content": turn.content}
+        return
+    texts: list[TextBlock] = []
+    calls: list[dict[str, Any]] = []
+    for block in turn.content:
+        if isinstance(block, TextBlock):
+            texts.append(block)
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": json.dumps(block.input)}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        elif isinstance(block, ToolResultBlock):
+            if texts:
+                yield {"role": turn.role, "content": _chat_text(texts)}
+                texts = []
+            content = _chat_text(block.content or "")
+            yield {
+                "role": "tool",
+                "tool_call_id": block.tool_use_id,
+                "content": _as_error(content) if block.is_error else content,
+            }
+    if calls:
+        message = {"role": turn.role, "tool_calls": calls}
+        yield message | {"content": _chat_text(texts)} if texts else message
+    elif texts:
+        yield {"role": turn.role, "content": _chat_text(texts)}
+
+
+def _chat_text(content: str | list[TextBlock]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    if len(content) <= 1:
+        return content[0].text if content else ""
+    return [{"type": "text", "text": block.text} for block in content]
+
+
+def _as_error(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return f"Error: {content}"
+    return [{"type": "text", "text": "Error:"}, *content]
+
+
+def _chat_tool(tool: MessagesTool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _chat_tool_choice(choice: MessagesToolChoice) -> str | dict[str, Any]:
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    return {"any": "required"}.get(choice.type, choice.type)
+
+
+# The answer
+
+
+class MessageTokensCount(ResponseModel):
+    input_tokens: int
+
+
+class MessagesUsage(ResponseModel):
+    """Attributes:
+    input_tokens: without those that the prefix cache supplied.
+    """
+
+    input_tokens: int
+    cache_creation_input_tokens: Literal[0]
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnswerText(ResponseModel):
+    type: Literal["text"]
+    text: str
+    citations: None
+
+
+class AnswerToolUse(ResponseModel):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, JsonValue]
+
+
+class AnswerThinking(ResponseModel):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
+AnswerBlock = Annotated[AnswerText | AnswerToolUse | AnswerThinking, Field(discriminator="type")]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class MessagesAnswer(ResponseModel):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnswerBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: MessagesUsage
+
+
+# The events
+
+
+class MessageStartEvent(ResponseModel):
+    type: Literal["message_start"]
+    message: MessagesAnswer
+
+
+class PingEvent(ResponseModel):
+    type: Literal["ping"]
+
+
+class BlockStartEvent(ResponseModel):
+    type: Literal["content_block_start"]
+    index: int
+    content_block: AnswerBlock
+
+
+class TextDelta(ResponseModel):
+    type: Literal["text_delta"]
+    text: str
+
+
+class InputJsonDelta(ResponseModel):
+    type: Literal["input_json_delta"]
+    partial_json: str
+
+
+class ThinkingDelta(ResponseModel):
+    type: Literal["thinking_delta"]
+    thinking: str
+
+
+class BlockDeltaEvent(ResponseModel):
+    type: Literal["content_block_delta"]
+    index: int
+    delta: Annotated[TextDelta | InputJsonDelta | ThinkingDelta, Field(discriminator="type")]
+
+
+class BlockStopEvent(ResponseModel):
+    type: Literal["content_block_stop"]
+    index: int
+
+
+class StopDelta(ResponseModel):
+    stop_reason: StopReason
+    stop_sequence: str | None
+
+
+class MessageDeltaEvent(ResponseModel):
+    type: Literal["message_delta"]
+    delta: StopDelta
+    usage: MessagesUsage
+
+
+class MessageStopEvent(ResponseModel):
+    type: Literal["message_stop"]
+
+
+MessagesEvent = Annotated[
+    MessageStartEvent
+    | PingEvent
+    | BlockStartEvent
+    | BlockDeltaEvent
+    | BlockStopEvent
+    | MessageDeltaEvent
+    | MessageStopEvent,
+    Field(discriminator="type"),
+]
+
+
+async def message_events(
+    model: str, chunks: AsyncGenerator[ChatCompletionChunk, None]
+) -> AsyncGenerator[MessagesEvent, None]:
+    """The events of one answer, made from the chunks of a chat; closing this closes `chunks`."""
+    num_blocks = 0
+    kind = ""
+    async with aclosing(blocks(chunks)) as parts:
+        async for part in parts:
+            if isinstance(part, AnswerStart):
+                yield MessageStartEvent(type="message_start", message=_new_answer(model, part))
+                yield PingEvent(type="ping")
+            elif isinstance(part, BlockStart):
+                kind = part.kind
+                yield BlockStartEvent(
+                    type="content_block_start", index=num_blocks, content_block=_new_block(part)
+                )
+            elif isinstance(part, BlockDelta):
+                if part.text:
+                    yield BlockDeltaEvent(
+                        type="content_block_delta",
+                        index=num_blocks,
+                        delta=_delta(kind, part.text),
+                    )
+            elif isinstance(part, BlockEnd):
+                yield BlockStopEvent(type="content_block_stop", index=num_blocks)
+                num_blocks += 1
+            else:
+                yield _message_delta(part)
+                yield MessageStopEvent(type="message_stop")
+
+
+def _new_answer(model: str, start: AnswerStart) -> MessagesAnswer:
+    return MessagesAnswer(
+        id=f"msg_{uuid.uuid4().hex}",
+        type="message",
+        role="assistant",
+        model=model,
+        content=[],
+        stop_reason=None,
+        stop_sequence=None,
+        usage=_usage(start.usage),
+    )
+
+
+def _new_block(start: BlockStart) -> AnswerText | AnswerToolUse | AnswerThinking:
+    if start.kind == "tool_call":
+        return AnswerToolUse(type="tool_use", id=start.id, name=start.name, input={})
+    if start.kind == "text":
+        return AnswerText(type="text", text="", citations=None)
+    return AnswerThinking(type="thinking", thinking="", signature="")
+
+
+def _delta(kind: str, text: str) -> TextDelta | InputJsonDelta | ThinkingDelta:
+    if kind == "tool_call":
+        return InputJsonDelta(type="input_json_delta", partial_json=text)
+    if kind == "text":
+        return TextDelta(type="text_delta", text=text)
+    return ThinkingDelta(type="thinking_delta", thinking=text)
+
+
+def _message_delta(end: AnswerEnd) -> MessageDeltaEvent:
+    stop_reason: StopReason = "end_turn"
+    stop_sequence = None
+    if end.finish_reason == "length":
+        stop_reason = "max_tokens"
+    elif isinstance(end.stop_reason, str):
+        stop_reason, stop_sequence = "stop_sequence", end.stop_reason
+    elif end.finish_reason == "tool_calls":
+        stop_reason = "tool_use"
+    return MessageDeltaEvent(
+        type="message_delta",
+        delta=StopDelta(stop_reason=stop_reason, stop_sequence=stop_sequence),
+        usage=_usage(end.usage),
+    )
+
+
+def _usage(usage: Usage | None) -> MessagesUsage:
+    cached = usage.prompt_tokens_details.cached_tokens if usage else 0
+    return MessagesUsage(
+        input_tokens=usage.prompt_tokens - cached if usage else 0,
+        cache_creation_input_tokens=0,
+        cache_read_input_tokens=cached,
+        output_tokens=usage.completion_tokens if usage else 0,
+    )
+
+
+async def collect_message(events: AsyncIterator[MessagesEvent]) -> MessagesAnswer:
+    """One whole answer from the events of a request that does not stream.
+
+    Raises:
+        InternalError: the events ended before the answer did.
+    """
+    answer: MessagesAnswer | None = None
+    arguments = ""
+    async for event in events:
+        if isinstance(event, MessageStartEvent):
+            answer = event.message
+        if answer is None:
+            break
+        if isinstance(event, BlockStartEvent):
+            answer.content.append(event.content_block)
+        elif isinstance(event, BlockDeltaEvent):
+            arguments += _extend(answer.content[-1], event.delta)
+        elif isinstance(event, BlockStopEvent):
+            block = answer.content[-1]
+            if isinstance(block, AnswerToolUse):
+                block.input, arguments = _parsed(arguments), ""
+        elif isinstance(event, MessageDeltaEvent):
+            answer.stop_reason = event.delta.stop_reason
+            answer.stop_sequence = event.delta.stop_sequence
+            answer.usage = event.usage
+    if answer is None or answer.stop_reason is None:
+        raise InternalError("The answer ended early.")
+    return answer
+
+
+def _extend(
+    block: AnswerText | AnswerToolUse | AnswerThinking,
+    delta: TextDelta | InputJsonDelta | ThinkingDelta,
+) -> str:
+    """Adds the delta to the block; what is JSON of a tool's input is returned instead."""
+    if isinstance(delta, InputJsonDelta):
+        return delta.partial_json
+    if isinstance(block, AnswerText) and isinstance(delta, TextDelta):
+        block.text += delta.text
+    elif isinstance(block, AnswerThinking) and isinstance(delta, ThinkingDelta):
+        block.thinking += delta.thinking
+    return ""
+
+
+def _parsed(arguments: str) -> dict[str, JsonValue]:
+    """A tool's input; empty where the answer was cut off inside it."""
+    try:
+        parsed = json.loads(arguments or "{}")
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,466 @@
+"""`/v1/responses`: the request, and how it becomes one for chat."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, TypeAdapter
+
+from axion.errors import InvalidRequestError
+from axion.openai.chat import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    CalledFunction,
+    ChatCompletionRequest,
+)
+from axion.openai.common import (
+    FAIL_FAST,
+    NonEmptyText,
+    Object,
+    Refused,
+    RequestModel,
+    StreamableRequest,
+    TokenCount,
+    at_most,
+    field_error,
+    text_or_list,
+)
+from axion.openai.translation import chat_request
+from axion.types import MAX_LOGPROBS
+
+_TEXT_ONLY = "this model takes text only"
+_FUNCTIONS_ONLY = "a tool is a function"
+_ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+# Names of chat's fields in this API.
+FIELD_NAMES = {
+    r"messages\b.*": "input",
+    r"max_(completion_)?tokens": "max_output_tokens",
+    r"response_format(\.json_schema)?": "text.format",
+    r"verbosity": "text.verbosity",
+    r"reasoning_effort": "reasoning.effort",
+    r"(tools\[\d+\]|tool_choice)\.function": r"\1",
+}
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _is_text(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind not in {"input_text", "output_text"}:
+        raise field_error(
+            "type", f"must be 'input_text' or 'output_text': {_TEXT_ONLY}, got {kind[:60]!r}"
+        )
+    return part
+
+
+def _is_known_item(item: Any) -> Any:
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if isinstance(kind, str) and kind not in _ITEM_TYPES:
+        known = ", ".join(map(repr, _ITEM_TYPES))
+        hint = ": send the item itself" if kind == "item_reference" else ""
+        raise field_error("type", f"must be one of {known}, got {kind[:60]!r}{hint}")
+    return item
+
+
+def _item_kind(item: Any) -> str | None:
+    """By the item's type; a message may leave its out. Asked again when items are written."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", "")
+    return "message" if kind is None else kind if isinstance(kind, str) else None
+
+
+class InputText(RequestModel):
+    type: Literal["input_text"]
+    text: str
+    prompt_cache_breakpoint: Annotated[None, Refused("the prefix cache is automatic")] = None
+
+
+class OutputText(RequestModel):
+    """Text of an earlier answer, as this server gave it."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[JsonValue], Refused(_TEXT_ONLY, ([],))] | None = None
+    logprobs: list[JsonValue] | None = Field(None, description="accepted; has no effect")
+
+
+InputContent = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[
+        list[
+            Annotated[
+                InputText | OutputText, Field(discriminator="type"), BeforeValidator(_is_text)
+            ]
+        ],
+        Field(min_length=1),
+        FAIL_FAST,
+        Tag("list"),
+    ],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of text parts",
+    ),
+]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputMessage(RequestModel):
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: InputContent
+    id: NonEmptyText | None = None
+    status: ItemStatus | None = None
+    phase: Annotated[
+        Literal["commentary", "final_answer"] | None, Field(description="accepted; has no effect")
+    ] = None
+
+
+class InputFunctionCall(CalledFunction):
+    type: Literal["function_call"]
+    call_id: NonEmptyText
+    id: NonEmptyText | None = None
+    status: ItemStatus | None = None
+    namespace: Annotated[None, Refused("tools have no namespaces")] = None
+    caller: Annotated[None, Refused("only the model calls tools")] = None
+
+
+class InputFunctionCallOutput(RequestModel):
+    type: Literal["function_call_output"]
+    call_id: NonEmptyText
+    output: InputContent
+    id: NonEmptyText | None = None
+    status: ItemStatus | None = None
+    name: str | None = Field(None, description="accepted; call_id says it already")
+    namespace: Annotated[None, Refused("tools have no namespaces")] = None
+    caller: Annotated[None, Refused("only the model calls tools")] = None
+
+
+class InputReasoning(RequestModel):
+    """Earlier reasoning. It is accepted and not shown to the model again."""
+
+    type: Literal["reasoning"]
+    id: NonEmptyText | None = None
+    summary: list[JsonValue] | None = None
+    content: list[JsonValue] | None = None
+    encrypted_content: Annotated[None, Refused("reasoning is not encrypted here")] = None
+    status: ItemStatus | None = None
+
+
+InputItem = Annotated[
+    Annotated[
+        Annotated[InputMessage, Tag("message")]
+        | Annotated[InputFunctionCall, Tag("function_call")]
+        | Annotated[InputFunctionCallOutput, Tag("function_call_output")]
+        | Annotated[InputReasoning, Tag("reasoning")],
+        Discriminator(
+            _item_kind,
+            custom_error_type="expected",
+            custom_error_message="a message, or an item of another type in `type`",
+        ),
+    ],
+    BeforeValidator(_is_known_item),
+]
+_stored_items: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
+
+
+class FunctionTool(RequestModel):
+    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: Object | None = Field(None, description="a JSON schema")
+    strict: bool | None = Field(None, description="the arguments follow the schema exactly")
+    defer_loading: Annotated[Literal[False], Refused("tools are not searched", (False,))] | None = (
+        None
+    )
+    allowed_callers: (
+        Annotated[list[str], Refused("only the model calls tools", (["direct"],))] | None
+    ) = None
+    output_schema: Annotated[None, Refused("the output is the caller's")] = None
+
+
+class ToolChoiceFunction(RequestModel):
+    type: Annotated[Literal["function"], Refused("a named choice is a function", ("function",))]
+    name: NonEmptyText
+
+
+def _choice_kind(value: Any) -> str | None:
+    return "mode" if isinstance(value, str) else "function" if isinstance(value, dict) else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")]
+    | Annotated[ToolChoiceFunction, Tag("function")],
+    Discriminator(
+        _choice_kind,
+        custom_error_type="expected",
+        custom_error_message="'none', 'auto', 'required', or the function to call",
+    ),
+]
+
+
+class PlainFormat(RequestModel):
+    type: Literal["text", "json_object"]
+
+
+class JsonSchemaFormat(RequestModel):
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: Object = Field(alias="schema", description="a JSON schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(RequestModel):
+    format: Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningConfig(RequestModel):
+    effort: str | None = Field(None, description="as `reasoning_effort` of chat completions")
+    summary: Annotated[None, Refused("reasoning is given in full, not summarised")] = None
+    generate_summary: Annotated[None, Refused("reasoning is given in full, not summarised")] = None
+    context: Annotated[None, Refused("earlier reasoning is not shown to the model again")] = None
+    mode: Annotated[Literal["standard"], Refused("there is one mode", ("standard",))] | None = None
+
+
+class ResponseStreamOptions(RequestModel):
+    include_obfuscation: Literal[False] | None = Field(
+        None, description="only false: events are not padded"
+    )
+
+
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class ResponsesRequest(StreamableRequest):
+    input: Annotated[
+        Annotated[NonEmptyText, Tag("text")]
+        | Annotated[
+            list[InputItem], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES), Tag("list")
+        ],
+        Discriminator(
+            text_or_list,
+            custom_error_type="expected",
+            custom_error_message="a string or a list of items",
+        ),
+    ]
+    instructions: str | None = Field(
+        None,
+        description="a system message before all others; not carried over to the next response",
+    )
+    previous_response_id: NonEmptyText | None = Field(
+        None, description="go on from a stored response: its input and output come first"
+    )
+    store: bool | None = Field(None, description="keep the response; true unless it says false")
+    max_output_tokens: TokenCount | None = Field(
+        None, description="most tokens to generate, in tokens"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 takes the most likely token every time"
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="likeliest alternatives to report with each token"
+    )
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            at_most(8),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="log probabilities, or encrypted reasoning (which is plain here, so that "
+        "nothing is added)",
+    )
+    tools: Annotated[list[FunctionTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    stream_options: ResponseStreamOptions | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], at_most(16)] | None = Field(
+        None, description="given back with the response"
+    )
+    truncation: (
+        Annotated[
+            Literal["disabled"], Refused("a long conversation is not shortened", ("disabled",))
+        ]
+        | None
+    ) = None
+    background: (
+        Annotated[Literal[False], Refused("there are no background responses", (False,))] | None
+    ) = None
+    service_tier: (
+        Annotated[
+            Literal["auto", "default"],
+            Refused("there is one tier, 'auto' or 'default'", ("auto", "default")),
+        ]
+        | None
+    ) = None
+
+    # No effect on the answer, by OpenAI's own definition.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+
+    access_programs: Annotated[None, Refused("there are none")] = None
+    context_management: Annotated[None, Refused("conversations are not compacted")] = None
+    conversation: Annotated[None, Refused("use previous_response_id")] = None
+    image: Annotated[None, Refused(_TEXT_ONLY)] = None
+    max_tool_calls: Annotated[None, Refused("there are no built-in tools")] = None
+    moderation: Annotated[None, Refused("there is no moderation model")] = None
+    prompt: Annotated[None, Refused("there are no stored prompts, send input")] = None
+    prompt_cache_options: Annotated[None, Refused("the prefix cache is automatic")] = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the response is to be stored."""
+        return self.store is not False
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.top_logprobs is not None or "message.output_text.logprobs" in (
+            self.include or ()
+        )
+
+    def items(self) -> list[InputItem]:
+        """The input as a list, every item with an id."""
+        if isinstance(self.input, str):
+            return [InputMessage(role="user", content=self.input, id=new_id("msg"))]
+        return [
+            item.model_copy(update={"id": item.id or new_id(_ID_PREFIXES[type(item)])})
+            for item in self.input
+        ]
+
+    def chat(self, items: list[InputItem]) -> ChatCompletionRequest:
+        """The same request for chat; `items` is the whole conversation.
+
+        Raises:
+            InvalidRequestError: chat does not take a field; it is named as in this API.
+        """
+        messages = list(_messages(items))
+        if self.instructions:
+            messages.insert(0, {"role": "system", "content": self.instructions})
+        if not messages:
+            raise InvalidRequestError("input must have a message.", param="input")
+        return chat_request(
+            {
+                "model": self.model,
+                "messages": messages,
+                "max_completion_tokens": self.max_output_tokens,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "logprobs": True if self.wants_logprobs else None,
+                "top_logprobs": self.top_logprobs,
+                "tools": [_chat_tool(tool) for tool in self.tools] if self.tools else None,
+                "tool_choice": _chat_tool_choice(self.tool_choice),
+                "parallel_tool_calls": self.parallel_tool_calls,
+                "response_format": _response_format(self.text.format) if self.text else None,
+                "verbosity": self.text.verbosity if self.text else None,
+                "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+            },
+            FIELD_NAMES,
+        )
+
+
+_ID_PREFIXES = {
+    InputMessage: "msg",
+    InputFunctionCall: "fc",
+    InputFunctionCallOutput: "fco",
+    InputReasoning: "rs",
+}
+
+
+def _messages(items: list[InputItem]) -> Iterator[dict[str, Any]]:
+    """The conversation for chat: calls that follow one another are one assistant message's."""
+    assistant: dict[str, Any] | None = None
+    for item in items:
+        if isinstance(item, InputReasoning):
+            continue
+        if isinstance(item, InputFunctionCall):
+            assistant = assistant or {"role": "assistant"}
+            call = {"name": item.name, "arguments": item.arguments}
+            assistant.setdefault("tool_calls", []).append(
+                {"id": item.call_id, "type": "function", "function": call}
+            )
+            continue
+        if assistant is not None:
+            yield assistant
+            assistant = None
+        if isinstance(item, InputFunctionCallOutput):
+            content = _chat_content(item.output)
+            yield {"role": "tool", "tool_call_id": item.call_id, "content": content}
+        elif item.role == "assistant":
+            assistant = {"role": "assistant", "content": _chat_content(item.content)}
+        else:
+            yield {"role": item.role, "content": _chat_content(item.content)}
+    if assistant is not None:
+        yield assistant
+
+
+def _chat_content(content: str | list[InputText | OutputText]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    if len(content) == 1:
+        return content[0].text
+    return [{"type": "text", "text": part.text} for part in content]
+
+
+def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
+    fields = ("name", "description", "parameters", "strict")
+    values = {name: getattr(tool, name) for name in fields}
+    function = {name: value for name, value in values.items() if value is not None}
+    return {"type": "function", "function": function}
+
+
+def _chat_tool_choice(choice: str | ToolChoiceFunction | None) -> str | dict[str, Any] | None:
+    if isinstance(choice, ToolChoiceFunction):
+        return {"type": "function", "function": {"name": choice.name}}
+    return choice
+
+
+def _response_format(format: PlainFormat | JsonSchemaFormat | None) -> dict[str, Any] | None:
+    if isinstance(format, JsonSchemaFormat):
+        schema = format.model_dump(by_alias=True, exclude_none=True, exclude={"type"})
+        return {"type": "json_schema", "json_schema": schema}
+    return {"type": format.type} if format is not None else None
+
+
+def dump_items(items: list[InputItem]) -> bytes:
+    """The items as JSON; `load_items` reads it."""
+    return _stored_items.dump_json(items, exclude_none=True)
+
+
+def load_items(data: bytes) -> list[InputItem]:
+    """Items from their JSON, and from that of a response's output."""
+    return _stored_items.validate_json(data)
+
+
+def list_items(items: list[InputItem]) -> list[dict[str, Any]]:
+    """The items as the API lists them: contents as parts, with ids and statuses."""
+    return [_listed(item) for item in items]
+
+
+def _listed(item: InputItem) -> dict[str, Any]:
+    fields: dict[str, Any] = item.model_dump(exclude_none=True)
+    fields |= {"status": item.status or "completed"}
+    if isinstance(item, InputReasoning):
+        fields.setdefault("summary", [])
+    if isinstance(item, InputMessage):
+        fields["type"] = "message"
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        texts = [item.content] if isinstance(item.content, str) else [p.text for p in item.content]
+        fields["content"] = [_listed_part(kind, text) for text in texts]
+    return fields
+
+
+def _listed_part(kind: str, text: str) -> dict[str, Any]:
+    part = {"type": kind, "text": text}
+    return part | {"annotations": []} if kind == "output_text" else part

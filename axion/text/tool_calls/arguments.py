@@ -1,0 +1,144 @@
+"""Arguments that a model does not write as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from axion.text.json_scanner import JsonScanner, State
+from axion.text.stream_parser import CutError, MalformedError, Steps
+from axion.text.tool_calls.base import ToolCallParser
+
+_MAX_SCHEMA_DEPTH = 20
+_TYPE_BY_FIRST = {
+    '"': "string",
+    "{": "object",
+    "[": "array",
+    "t": "boolean",
+    "f": "boolean",
+    "n": "null",
+}
+
+
+class TaggedArguments(ToolCallParser):
+    """A format whose arguments stand between tags, strings without quotes.
+
+    What an argument is follows from the function's schema: a string is told as it comes,
+    anything else once it is whole.
+
+    Attributes:
+        argument_begin: with the next two, how the model's template writes one argument:
+            `argument_begin KEY value_begin VALUE argument_end`.
+    """
+
+    json_arguments = False
+    argument_begin: ClassVar[str] = ""
+    value_begin: ClassVar[str] = ""
+    argument_end: ClassVar[str] = ""
+
+    def tagged_arguments(self, name: str, end: str) -> Steps[None]:
+        """The arguments of a call that begins with the first of them, up to `end`."""
+        properties = self._functions.get(name, {}).get("properties")
+        properties = properties if isinstance(properties, Mapping) else {}
+        separator = "{"
+        while True:
+            yield from self.skip_space()
+            if not self._in_call:
+                start = self._at
+                yield from self.expect(self._first_of_argument, end)
+                self._at = start
+                self.start_call(name)
+            try:
+                if (yield from self.expect(self._first_of_argument, end)) == end:
+                    break
+                key = yield from self.argument_key()
+            except MalformedError as error:
+                if isinstance(error, CutError) or separator == "{":
+                    raise
+                self._at = 0  # the arguments before it are whole
+                break
+            self.send_arguments(f"{separator}{_json(key)}: ")
+            self.drop()
+            yield from self.argument_value(json_types(properties.get(key)))
+            self.drop()
+            separator = ", "
+        self.send_arguments("{}" if separator == "{" else "}")
+        self.end_call()
+
+    @property
+    def _first_of_argument(self) -> str:
+        return self.argument_begin.strip()
+
+    def argument_key(self) -> Steps[str]:
+        raise NotImplementedError
+
+    def argument_value(self, types: frozenset[str]) -> Steps[None]:
+        raise NotImplementedError
+
+    def value_until(self, types: frozenset[str], *ends: str) -> Steps[None]:
+        """Tell a value that one of `ends` ends."""
+        if types == {"string"}:
+            self.send_arguments('"')
+            yield from self.send_until(self.send_string, *ends)
+            self.send_arguments('"')
+        else:
+            text, _ = yield from self.until(*ends)
+            self.send_arguments(value_as_json(text, types))
+
+    def send_string(self, text: str) -> None:
+        """A piece of a string in the arguments."""
+        self.send_arguments(_json(text)[1:-1])
+
+
+def json_types(schema: Any) -> frozenset[str]:
+    """The JSON types that a schema allows, as far as it says; empty for any.
+
+    Integers count as numbers.
+    """
+    return frozenset(_types(schema, 0))
+
+
+def value_as_json(text: str, types: frozenset[str]) -> str:
+    """The JSON of a value that stands without quotes where it is a string.
+
+    What reads as JSON of another type that is allowed is that; everything else is a string.
+    """
+    stripped = text.strip() + " "  # so that a number ends
+    scanner = JsonScanner()
+    end, value = scanner.scan(stripped, 0)
+    if scanner.state is State.DONE and not stripped[end:].strip():
+        kind = _TYPE_BY_FIRST.get(value[0], "number")
+        if kind != "string" and (kind in types or not types):
+            return value
+    return _json(text)
+
+
+def _types(schema: Any, depth: int) -> set[str]:
+    if not isinstance(schema, Mapping) or depth > _MAX_SCHEMA_DEPTH:
+        return set()
+    match schema:
+        case {"type": str(kind)}:
+            return {_plain(kind)}
+        case {"type": list(kinds)}:
+            return {_plain(kind) for kind in kinds if isinstance(kind, str)}
+        case {"enum": list(values)}:
+            return {_type_of(value) for value in values}
+        case {"const": value}:
+            return {_type_of(value)}
+        case {"anyOf": list(branches)} | {"oneOf": list(branches)}:
+            of_branches = [_types(branch, depth + 1) for branch in branches]
+            return set().union(*of_branches) if all(of_branches) else set()
+    return set()
+
+
+def _plain(kind: str) -> str:
+    return "number" if kind == "integer" else kind
+
+
+def _type_of(value: Any) -> str:
+    return _TYPE_BY_FIRST.get(json.dumps(value)[0], "number")
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

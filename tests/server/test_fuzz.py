@@ -1,0 +1,82 @@
+"""Requests made at random from `/openapi.json`: no 5xx, and every answer is as described there.
+
+`FUZZ_CASES` is how many there are for each operation; `make fuzz` sends some thousands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from axion.server.openapi import OPERATIONS, openapi_document
+from tests.server.test_responses import DEMO, create
+from tests.server.test_streams import NAME, EchoServer
+
+NUM_CASES = int(os.environ.get("FUZZ_CASES", "0"))
+SCHEMA = schemathesis.openapi.from_dict(openapi_document())
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+]
+# Without these a random request is rarely more than refused, or has an answer that never ends.
+STEADY: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"max_tokens": 8, "max_completion_tokens": None},
+    "/v1/completions": {"max_tokens": 8},
+    "/v1/responses": {"max_output_tokens": 8},
+    "/v1/messages": {"max_tokens": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[EchoServer]:
+    with EchoServer(DEMO) as server:
+        yield server
+
+
+# Embeddings and the like need a model of their own: tests/server/test_pooling.py has one.
+WITHOUT_POOLING = [key for key, operation in OPERATIONS.items() if operation.tag != "pooling"]
+
+
+@pytest.mark.parametrize(("method", "path"), WITHOUT_POOLING)
+def test_random_requests_are_answered_as_described(echo: EchoServer, method: str, path: str):
+    operation = SCHEMA[path][method.upper()]
+    modes = list(GenerationMode) if method == "post" else [GenerationMode.POSITIVE]
+    cases = st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes])
+    statuses: Counter[int] = Counter()
+
+    # The same requests every time, unless it is a longer run that is there to find new ones.
+    @settings(
+        max_examples=NUM_CASES or (40 if method == "post" else 6),
+        derandomize=not NUM_CASES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases)
+    def check(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict):
+            case.body |= {"model": NAME, **STEADY.get(path, {})}
+            if path in STEADY and statuses.total() % 3 == 0:
+                case.body["stream"] = True
+        if "{id}" in path and statuses.total() % 2:
+            case.path_parameters["id"] = NAME if "models" in path else create(echo).id
+        response = case.call(base_url=echo.url)
+        statuses[response.status_code] += 1
+        case.validate_response(response, checks=CHECKS)
+
+    check()
+    assert echo.call(lambda: echo.state.num_in_flight) == 0
+    assert 200 in statuses, statuses
+    assert method != "post" or 400 in statuses, statuses
