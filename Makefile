@@ -32,6 +32,8 @@ bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/server_overhead.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/structured.py
 
 setup: $(STAMP)  ## make the virtual environment and install
 

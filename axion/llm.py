@@ -33,6 +33,7 @@ class Generation(msgspec.Struct, kw_only=True):
     Attributes:
         token_ids: the generated tokens, with the one that ended the sequence.
         logprobs: one entry a token, when asked for.
+        prompt_logprobs: one entry for each token of the prompt but the first, when asked for.
         num_cached_tokens: prompt tokens that came from the prefix cache.
     """
 
@@ -41,6 +42,7 @@ class Generation(msgspec.Struct, kw_only=True):
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
     num_cached_tokens: int = 0
 
 
@@ -153,6 +155,7 @@ class _Run:
             token_ids=[],
             finish_reason=FinishReason.STOP,
             logprobs=None if params.logprobs is None else [],
+            prompt_logprobs=None if params.prompt_logprobs is None else [],
         )
 
     def take(self, output: SequenceOutput) -> None:
@@ -163,6 +166,8 @@ class _Run:
         generation.num_cached_tokens = output.num_cached_tokens
         if generation.logprobs is not None:
             generation.logprobs += output.logprobs or []
+        if generation.prompt_logprobs is not None:
+            generation.prompt_logprobs += output.prompt_logprobs or []
         visible = [token for token in output.token_ids if token != output.stop_token_id]
         text = self._detokenizer.push(visible)
         if output.finish_reason is not None:

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
     )
     cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
+    cache_max_bytes: int = Field(
+        64 * 2**20, ge=0, description="most memory that the cached answers take, in bytes"
+    )
+    cache_policy: Literal["all", "deterministic", "off"] = Field(
+        "all", description="which answers are cached; deterministic: temperature 0 or a seed"
+    )
     batch_timeout_ms: int = Field(
         50, ge=0, description="longest wait to fill an embedding batch, in milliseconds"
     )

@@ -46,7 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `grammar`, `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
 
     Attributes:
-        max_tokens: most tokens to generate; None means until the context is full.
+        max_tokens: most tokens to generate; None means until the context is full. With 0 the
+            prompt is computed and nothing generated.
         min_tokens: no end-of-sequence or stop before this many generated tokens.
         temperature: 0 is greedy.
         top_k: 0 is off.
@@ -58,6 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             None reports nothing. Taken from the model's own distribution, before any transform.
         grammar: what the output must match. Where nothing may follow, the sequence ends, even
             before `min_tokens` and with `ignore_eos`.
+        prompt_logprobs: the same for each token of the prompt but the first.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` names it.
@@ -81,12 +83,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
     logprobs: int | None = None
     grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         check = _check_range
         if self.max_tokens is not None:
-            check("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        check("min_tokens", self.min_tokens, 0, self.max_tokens or 2**31 - 1)
+            check("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        longest = 2**31 - 1 if self.max_tokens is None else self.max_tokens
+        check("min_tokens", self.min_tokens, 0, longest)
         check("temperature", self.temperature, 0.0, 2.0)
         check("top_k", self.top_k, 0, 2**31 - 1)
         check("top_p", self.top_p, 0.0, 1.0)
@@ -113,6 +117,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"got {len(self.grammar.text)}.",
                 param="grammar",
             )
+        if self.prompt_logprobs is not None:
+            check("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same prompt gives the same tokens every time."""
+        return self.temperature == 0 or self.seed is not None
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
@@ -145,6 +156,8 @@ class SequenceOutput(msgspec.Struct, array_like=True):
         stop_token_id: the end-of-sequence or stop token that ended it, if one did.
         num_cached_tokens: prompt tokens taken from the prefix cache.
         error: set with `FinishReason.ERROR`; safe to show to a client.
+        prompt_logprobs: of the next prompt tokens, from the second on, when asked for. All of
+            them are there before or with the first generated token.
     """
 
     request_id: str
@@ -154,6 +167,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):

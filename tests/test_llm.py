@@ -85,3 +85,12 @@ def test_a_prompt_that_is_refused_leaves_nothing_running(llm: LLM):
 def test_a_model_that_is_not_there(tmp_path: Path):
     with pytest.raises(AxionError, match="does not exist"):
         LLM(str(tmp_path / "missing"))
+
+
+def test_a_prompt_is_scored(llm: LLM):
+    params = SamplingParams(max_tokens=0, prompt_logprobs=2)
+    [generation] = llm.generate([[5, 6, 7]], params)
+    assert generation.token_ids == []
+    assert generation.prompt_logprobs is not None
+    assert [len(entry.top) for entry in generation.prompt_logprobs] == [2, 2]
+    assert llm.generate([[5, 6]])[0].prompt_logprobs is None

@@ -16,7 +16,7 @@ from axion.types import SamplingParams
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", 2**31),
         ("min_tokens", -1),
         ("temperature", -0.1),

@@ -48,6 +48,8 @@ class Answer:
     Attributes:
         num_tokens: generated so far.
         num_cached_tokens: prompt tokens that the prefix cache supplied.
+        prompt_logprobs: of the prompt's tokens from the second on, when asked for; complete
+            when the first token is generated.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Answer:
         self.params = params
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=skip_special_tokens,
@@ -97,6 +100,7 @@ class Answer:
     def _decode(self, output: SequenceOutput) -> tuple[str, bool]:
         """The text that is certain now, and whether a stop string ends it."""
         self.num_cached_tokens = output.num_cached_tokens
+        self.prompt_logprobs += output.prompt_logprobs or ()
         text = ""
         for i, token_id in enumerate(output.token_ids):
             self.num_tokens += 1

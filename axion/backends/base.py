@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -40,6 +41,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.served_name or self.model_name
 
 
+@dataclass(frozen=True)
+class PreparedChat:
+    """A chat request whose prompt and parameters are decided; it can run once.
+
+    Attributes:
+        cache_key: digest of everything that decides the answer, and of nothing else.
+        is_deterministic: whether the same request gives the same answer every time.
+        run: starts it under a request id, as `InferenceBackend.chat` does.
+    """
+
+    cache_key: bytes
+    is_deterministic: bool
+    run: Callable[[str], AsyncGenerator[ChatCompletionChunk, None]]
+
+
 class InferenceBackend(Protocol):
     """One model, served by one engine.
 
@@ -52,6 +68,10 @@ class InferenceBackend(Protocol):
         ...
 
     async def health(self) -> BackendHealth: ...
+
+    async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
+        """Do the part of `chat` that comes before the engine."""
+        ...
 
     def chat(
         self, request: ChatCompletionRequest, request_id: str

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.base import ModelConfig
+from axion.backends.base import ModelConfig, PreparedChat
 from axion.engine.client import EngineClient
 from axion.errors import (
     ContextLengthExceededError,
@@ -23,6 +26,7 @@ from axion.errors import (
     ModelLoadError,
 )
 from axion.hub.resolve import resolve
+from axion.hub.snapshot import fingerprint
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -47,6 +51,7 @@ from axion.openai.completions import (
 from axion.openai.structured import StructuredRequest
 from axion.text import tool_calls
 from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
 from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
@@ -64,8 +69,26 @@ from axion.types import (
 
 # Shorter texts are encoded in less time than a thread takes to be asked.
 _LONG_TEXT = 4096
+# Fields of a chat request without an effect on the answer.
+_NO_EFFECT = {
+    *("stream", "stream_options", "priority", "user", "metadata", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "modalities"),
+}
+# What the cache's key leaves out: those, and what the prompt's tokens and the sampling parameters
+# hold already.
+_NOT_IN_KEY = _NO_EFFECT | {
+    *("model", "messages", "chat_template_kwargs", "add_generation_prompt"),
+    *("continue_final_message", "max_tokens", "max_completion_tokens", "min_tokens"),
+    *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
+    *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
+    *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice"),
+    "guided_grammar",
+}
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
+# Requests whose key is remembered, so that a cached answer needs no template and no tokenizer.
+_MAX_KEYS = 4096
 # What OpenAI reports for a probability of zero, which JSON's numbers cannot.
 _LOWEST_LOGPROB = -9999.0
 
@@ -91,6 +114,7 @@ class NativeBackend:
     def __init__(self, engine_factory: EngineFactory) -> None:
         self._engine_factory = engine_factory
         self._model: _Model | None = None
+        self._keys: LRUCache[bytes, tuple[bytes, bool]] = LRUCache(_MAX_KEYS)
 
     async def start(self, model: ModelConfig) -> None:
         """Find the model's files, load what the API process needs of them, start the engine.
@@ -103,10 +127,11 @@ class NativeBackend:
         starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
         try:
             text = await asyncio.to_thread(_load_text, path)
+            digest = await asyncio.to_thread(fingerprint, path)
             ready = await starting
             info = ready.info
             grammars = GrammarCompiler(lambda: text[0], info.vocab_size, info.eos_token_ids)
-            self._model = _Model(model.name, ready, *text, grammars)
+            self._model = _Model(model.name, ready, *text, fingerprint=digest, grammars=grammars)
         except BaseException:
             starting.cancel()
             (engine,) = await asyncio.gather(starting, return_exceptions=True)
@@ -124,6 +149,19 @@ class NativeBackend:
             await self._model.engine.stop(drain_s)
             if self._model.chat_template is not None:
                 self._model.chat_template.close()
+
+    async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
+        model = self._loaded()
+        # As it came: the order of keys in a tool is part of the prompt.
+        digest = hashlib.blake2b(request.model_dump_json(exclude=_NO_EFFECT).encode()).digest()
+        known = self._keys.get(digest)
+        if known is not None:
+            return PreparedChat(*known, partial(_chat, model, request))
+        prompt = await _prepare_chat(model, request)
+        known = _cache_key(model, request, prompt), prompt.params.is_deterministic
+        if not _reads_clock(model, request):
+            self._keys[digest] = known
+        return PreparedChat(*known, partial(_chat, model, request, prompt=prompt))
 
     def chat(
         self, request: ChatCompletionRequest, request_id: str
@@ -146,6 +184,7 @@ class _Model(msgspec.Struct, frozen=True):
 
     Attributes:
         defaults: the model's own recommendation for sampling fields that a request leaves open.
+        fingerprint: digest of the model's files.
         grammars: compiles what the engine will, so that a wrong grammar is an error at once.
     """
 
@@ -154,7 +193,15 @@ class _Model(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     defaults: dict[str, Any]
+    fingerprint: str
     grammars: GrammarCompiler
+
+
+class _Prompt(NamedTuple):
+    """What the engine gets of a chat request."""
+
+    token_ids: list[int]
+    params: SamplingParams
 
 
 class _GenerationConfig(msgspec.Struct):
@@ -192,20 +239,49 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
     return tokenizer, load_chat_template(path, tokenizer), defaults
 
 
+async def _prepare_chat(model: _Model, request: ChatCompletionRequest) -> _Prompt:
+    token_ids = await asyncio.to_thread(_chat_prompt, model, request)
+    params = _params(model, request, token_ids, default=None, param="messages")
+    grammar = await _chat_grammar(model, request)
+    return _Prompt(token_ids, msgspec.structs.replace(params, grammar=grammar))
+
+
+def _cache_key(model: _Model, request: ChatCompletionRequest, prompt: _Prompt) -> bytes:
+    """Digest of all that decides the answer, and the salt that keeps tenants apart."""
+    params = prompt.params
+    if params.temperature == 0:  # nothing is drawn
+        params = msgspec.structs.replace(params, seed=None, top_k=0, top_p=1.0, min_p=0.0)
+    parts = (
+        model.fingerprint,
+        model.name,
+        prompt.token_ids,
+        msgspec.structs.asdict(params) | {"logit_bias": sorted(params.logit_bias.items())},
+        request.num_choices,
+        request.model_dump(exclude_none=True, exclude=_NOT_IN_KEY),
+    )
+    return hashlib.blake2b(msgspec.json.encode(parts, order="deterministic")).digest()
+
+
+def _reads_clock(model: _Model, request: ChatCompletionRequest) -> bool:
+    """Whether the same messages may be another prompt tomorrow."""
+    template = model.chat_template
+    return template is None or "strftime_now" in template.source(with_tools=request.uses_tools)
+
+
 async def _chat(
-    model: _Model, request: ChatCompletionRequest, request_id: str
+    model: _Model,
+    request: ChatCompletionRequest,
+    request_id: str,
+    *,
+    prompt: _Prompt | None = None,
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
-    prompt_token_ids = await asyncio.to_thread(_chat_prompt, model, request)
-    params = _params(model, request, prompt_token_ids, default=None, param="messages")
+    prompt_token_ids, params = prompt or await _prepare_chat(model, request)
     calls_tools, skip_special_tokens = False, params.skip_special_tokens
     if request.uses_tools:
-        assert model.chat_template is not None
-        calls_tools = tool_calls.OPEN in model.chat_template.source(with_tools=True)
+        calls_tools = _calls_tools(model)
         # Where the tags are special tokens they must not be left out.
         open_id = model.tokenizer.token_to_id(tool_calls.OPEN)
         skip_special_tokens &= not (calls_tools and open_id in model.tokenizer.special_token_ids)
-    grammar = await _chat_grammar(model, request, calls_tools)
-    params = msgspec.structs.replace(params, grammar=grammar)
     answers = [
         Answer(
             model.tokenizer,
@@ -226,7 +302,7 @@ async def _chat(
         return ChatCompletionChunk(**shared, choices=[choice])
 
     num_calls: dict[int, int] = {}
-    async with aclosing(_run(model.engine, request_id, answers)) as pieces:
+    async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
         async for index, piece in pieces:
             if index not in num_calls:
                 num_calls[index] = 0
@@ -280,23 +356,31 @@ async def _complete(
     def chunk(
         index: int,
         text: str,
-        tokens: list[ShownToken],
+        logprobs: Logprobs | None = None,
         finish: CompletionFinishReason | None = None,
     ) -> CompletionChunk:
-        logprobs = _legacy_logprobs(model.tokenizer, tokens) if tokens else None
         choice = CompletionChunkChoice(
             index=index, text=text, logprobs=logprobs, finish_reason=finish
         )
         return CompletionChunk(**shared, choices=[choice])
 
-    async with aclosing(_run(model.engine, request_id, answers)) as pieces:
+    to_echo = set(range(len(answers))) if request.echo else set()
+    async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
         async for index, piece in pieces:
-            text = echoes[index] + piece.text
-            echoes[index] = ""
-            if text or piece.tokens:
-                yield chunk(index, text, piece.tokens)
+            answer, echo = answers[index], echoes[index]
+            if not answer.num_tokens and piece.finish_reason is None:
+                continue  # its prompt is being scored
+            if index in to_echo:
+                to_echo.remove(index)
+                scored = request.num_prompt_logprobs is not None
+                logprobs = _prompt_logprobs(model.tokenizer, answer, echo) if scored else None
+                yield chunk(index, echo, logprobs)
+            if piece.text or piece.tokens:
+                offset = len(echo) if request.echo else 0
+                logprobs = _legacy_logprobs(model.tokenizer, piece.tokens, offset)
+                yield chunk(index, piece.text, logprobs if piece.tokens else None)
             if piece.finish_reason is not None:
-                yield chunk(index, "", [], _finish_reason(piece.finish_reason))
+                yield chunk(index, "", finish=_finish_reason(piece.finish_reason))
     if request.include_usage:
         usage = _usage(answers, request.num_choices)
         yield CompletionChunk(**shared | {"choices": [], "usage": usage})
@@ -388,14 +472,14 @@ def _check_length(model: _Model, text: str, param: str) -> None:
     if len(text) < _HUGE_TEXT:
         return
     num_tokens = model.tokenizer.fewest_tokens(text)
-    if num_tokens >= model.engine.info.max_model_len:
+    if num_tokens > model.engine.info.max_model_len:
         raise _too_long(model, f"at least {num_tokens}", param)
 
 
 def _too_long(model: _Model, num_tokens: str, param: str) -> ContextLengthExceededError:
     return ContextLengthExceededError(
         f"The context of this model has {model.engine.info.max_model_len} tokens. The prompt has "
-        f"{num_tokens}, and the answer needs at least one more. Shorten the prompt.",
+        f"{num_tokens}, and the answer needs tokens too. Shorten the prompt.",
         param=param,
     )
 
@@ -423,7 +507,7 @@ def _params(
     if not num_tokens:
         raise InvalidRequestError(f"{param} must not be empty: it has no tokens.", param=param)
     left = info.max_model_len - num_tokens
-    if left < 1:
+    if left < (limit != 0):
         raise _too_long(model, str(num_tokens), param)
     if limit is not None and limit > left:
         raise ContextLengthExceededError(
@@ -466,9 +550,13 @@ async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
     return request.constraint.grammar
 
 
-async def _chat_grammar(
-    model: _Model, request: ChatCompletionRequest, calls_tools: bool
-) -> Grammar | None:
+def _calls_tools(model: _Model) -> bool:
+    """Whether it is known how the model writes calls."""
+    template = model.chat_template
+    return template is not None and tool_calls.OPEN in template.source(with_tools=True)
+
+
+async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Grammar | None:
     """What the answer must match: its text, its calls, or either.
 
     Raises:
@@ -484,7 +572,7 @@ async def _chat_grammar(
     is_strict = any(function.strict for function in functions.values())
     if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
         return answer
-    if not calls_tools:
+    if not _calls_tools(model):
         if required or is_strict:
             raise InvalidRequestError(
                 "Calls cannot be enforced: how this model writes them is not known. "
@@ -533,13 +621,15 @@ def _seeded(params: SamplingParams, index: int) -> SamplingParams:
 
 
 async def _run(
-    engine: Engine, request_id: str, answers: list[Answer]
+    engine: Engine, request: GenerationRequest, request_id: str, answers: list[Answer]
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """The pieces of all answers as they come, each with its answer's index.
 
     Closing this aborts what is still running.
     """
-    streams = [_pieces(engine, f"{request_id}-{i}", answer) for i, answer in enumerate(answers)]
+    streams = [
+        _pieces(engine, request, f"{request_id}-{i}", answer) for i, answer in enumerate(answers)
+    ]
     if len(streams) == 1:
         async with aclosing(streams[0]) as stream:
             async for piece in stream:
@@ -570,8 +660,16 @@ async def _run(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pieces(engine: Engine, request_id: str, answer: Answer) -> AsyncGenerator[Piece, None]:
-    outputs = engine.generate(request_id, answer.prompt_token_ids, answer.params)
+async def _pieces(
+    engine: Engine, request: GenerationRequest, request_id: str, answer: Answer
+) -> AsyncGenerator[Piece, None]:
+    outputs = engine.generate(
+        request_id,
+        answer.prompt_token_ids,
+        answer.params,
+        cache_salt=request.cache_salt or "",
+        priority=request.priority or 0,
+    )
     async with aclosing(outputs):
         async for output in outputs:
             piece = answer.take(output)
@@ -640,17 +738,35 @@ def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any
     return {
         # A part of a character is written as \xe2\x80, as OpenAI does.
         "token": data.decode(errors="backslashreplace"),
-        "logprob": max(logprob, _LOWEST_LOGPROB),
+        "logprob": max(_LOWEST_LOGPROB, logprob),
         "bytes": list(data),
     }
 
 
-def _legacy_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken]) -> Logprobs:
+def _prompt_logprobs(tokenizer: Tokenizer, answer: Answer, text: str) -> Logprobs:
+    """Of a prompt whose text is `text`; nothing comes before its first token."""
+    token_ids = answer.prompt_token_ids
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    offsets = [0]
+    for token_id in token_ids:
+        offsets.append(min(offsets[-1] + len(detokenizer.push((token_id,))), len(text)))
+    shown = map(ShownToken, token_ids[1:], answer.prompt_logprobs, offsets[1:])
+    logprobs = _legacy_logprobs(tokenizer, list(shown))
+    return Logprobs(
+        tokens=[_legacy_text(tokenizer, token_ids[0]), *logprobs.tokens],
+        token_logprobs=[None, *logprobs.token_logprobs],
+        top_logprobs=[None, *logprobs.top_logprobs],
+        text_offset=[0, *logprobs.text_offset],
+    )
+
+
+def _legacy_logprobs(tokenizer: Tokenizer, tokens: list[ShownToken], offset: int = 0) -> Logprobs:
+    """Log probabilities of tokens of a text that begins at `offset`."""
     return Logprobs(
         tokens=[_legacy_text(tokenizer, token.token_id) for token in tokens],
-        token_logprobs=[max(token.logprobs.logprob, _LOWEST_LOGPROB) for token in tokens],
+        token_logprobs=[max(_LOWEST_LOGPROB, token.logprobs.logprob) for token in tokens],
         top_logprobs=[_legacy_top(tokenizer, token.token_id, token.logprobs) for token in tokens],
-        text_offset=[token.offset for token in tokens],
+        text_offset=[offset + token.offset for token in tokens],
     )
 
 
@@ -658,7 +774,7 @@ def _legacy_top(tokenizer: Tokenizer, token_id: int, logprobs: TokenLogprobs) ->
     """The likeliest tokens and the chosen one; of two with the same text, the likelier."""
     top: dict[str, float] = {}
     for other_id, logprob in (*logprobs.top, (token_id, logprobs.logprob)):
-        top.setdefault(_legacy_text(tokenizer, other_id), max(logprob, _LOWEST_LOGPROB))
+        top.setdefault(_legacy_text(tokenizer, other_id), max(_LOWEST_LOGPROB, logprob))
     return top
 
 

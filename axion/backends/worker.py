@@ -142,6 +142,7 @@ class WorkerEngine:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
         if self._state is not BackendState.READY or self._connection is None:
             raise EngineUnavailableError(self._detail, headers={"Retry-After": "5"})
@@ -152,7 +153,7 @@ class WorkerEngine:
         self._idle.clear()
         finished = False
         try:
-            connection.send(AddRequest(request_id, prompt_token_ids, params, cache_salt))
+            connection.send(AddRequest(request_id, prompt_token_ids, params, cache_salt, priority))
             while not finished:
                 output = await queue.get()
                 finished = isinstance(output, AxionError) or output.finish_reason is not None

@@ -43,6 +43,7 @@ class BlockManager:
         self._blocks = [Block(i) for i in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._cached: dict[bytes, int] = {}
+        self._pending: dict[bytes, Sequence] = {}  # blocks that a running sequence computes
 
     @property
     def num_blocks(self) -> int:
@@ -60,10 +61,14 @@ class BlockManager:
         """Give a waiting sequence blocks for all its tokens, shared ones where there are any.
 
         Sets `num_computed_tokens` to what the prefix cache supplied. At least one token is
-        left to compute, because sampling needs its logits. All or nothing.
+        left to compute, because sampling needs its logits. All or nothing: False when there are
+        not enough free blocks, or when a running sequence is computing a block that this one
+        could share in a moment.
         """
         assert not sequence.block_table
         hits = self._match_prefix(sequence)
+        if hits is None:
+            return False
         num_needed = self._num_blocks_for(sequence.num_tokens) - len(hits)
         num_hits_in_free = sum(1 for block_id in hits if self._blocks[block_id].ref_count == 0)
         if num_needed > len(self._free) - num_hits_in_free:
@@ -76,6 +81,8 @@ class BlockManager:
         sequence.block_table = hits + [self._take_free_block() for _ in range(num_needed)]
         sequence.num_computed_tokens = len(hits) * self.block_size
         sequence.num_registered_blocks = len(hits)
+        for block_hash in sequence.block_hashes[len(hits) :]:
+            self._pending.setdefault(block_hash, sequence)
         return True
 
     def grow(self, sequence: Sequence) -> bool:
@@ -95,6 +102,7 @@ class BlockManager:
         sequence.extend_block_hashes(self.block_size)
         for index in range(sequence.num_registered_blocks, num_full):
             block_hash = sequence.block_hashes[index]
+            self._settle(block_hash, sequence)
             # Another sequence may have computed the same block first: one copy is enough.
             if block_hash not in self._cached:
                 block = self._blocks[sequence.block_table[index]]
@@ -106,6 +114,8 @@ class BlockManager:
 
     def free(self, sequence: Sequence) -> None:
         """Return the sequence's blocks; the next admission starts from nothing computed."""
+        for block_hash in sequence.block_hashes[sequence.num_registered_blocks :]:
+            self._settle(block_hash, sequence)
         # Last block first: a prefix is worth more than what follows it, so it is evicted later.
         for block_id in reversed(sequence.block_table):
             block = self._blocks[block_id]
@@ -132,17 +142,26 @@ class BlockManager:
             if block.block_hash is not None:
                 assert self._cached[block.block_hash] == block.block_id
         assert len(self._cached) == sum(block.block_hash is not None for block in self._blocks)
+        assert all(sequence.block_table for sequence in self._pending.values())
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def _match_prefix(self, sequence: Sequence) -> list[int]:
-        if not self.enable_prefix_caching:
-            return []
+    def _settle(self, block_hash: bytes, sequence: Sequence) -> None:
+        """The sequence does not compute this block any more."""
+        if self._pending.get(block_hash) is sequence:
+            del self._pending[block_hash]
+
+    def _match_prefix(self, sequence: Sequence) -> list[int] | None:
+        """The cached blocks that the sequence begins with; None: the next one is on its way."""
+        if not self.enable_prefix_caching or sequence.scores_prompt:
+            return []  # a token whose log probability is wanted must be computed
         sequence.extend_block_hashes(self.block_size)
         hits: list[int] = []
         for index in range((sequence.num_tokens - 1) // self.block_size):
             block_id = self._cached.get(sequence.block_hashes[index])
+            if block_id is None and sequence.block_hashes[index] in self._pending:
+                return None
             start = index * self.block_size
             tokens = sequence.token_ids[start : start + self.block_size]
             if block_id is None or self._blocks[block_id].token_ids != tokens:

@@ -30,6 +30,7 @@ class EngineClient(Protocol):
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
         """Generate one sequence; each output holds the tokens of one step.
 
@@ -37,5 +38,6 @@ class EngineClient(Protocol):
             request_id: unique among the running sequences.
             prompt_token_ids: at least one, each below the vocabulary's size.
             cache_salt: sequences share prefix-cache blocks only under the same salt.
+            priority: of the sequences that wait, those with a lower one come first.
         """
         ...

@@ -149,6 +149,7 @@ class EngineCore:
             seed=seed,
             eos_token_ids=self.info.eos_token_ids,
             cache_salt=f"{rope_key}:{request.cache_salt}",
+            priority=request.priority,
         )
         if params.grammar is None:
             self.scheduler.add(sequence)
@@ -210,11 +211,9 @@ class EngineCore:
 
     def _fault(self, request: AddRequest) -> str | None:
         num_tokens = len(request.prompt_token_ids)
-        if not 0 < num_tokens < self.info.max_model_len:
-            return (
-                f"The prompt must have at least 1 and less than {self.info.max_model_len} "
-                f"tokens, it has {num_tokens}."
-            )
+        longest = self.info.max_model_len - (request.params.max_tokens != 0)
+        if not 0 < num_tokens <= longest:
+            return f"The prompt must have 1 to {longest} tokens, it has {num_tokens}."
         vocab_size = self.info.vocab_size
         for name, token_ids in (
             ("The prompt", request.prompt_token_ids),

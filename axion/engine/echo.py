@@ -89,12 +89,13 @@ class EchoEngine:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
         if self._stopped:
             raise EngineUnavailableError("The engine is stopped.")
         assert request_id not in self._running, "request ids are unique"
         room = self.info.max_model_len - len(prompt_token_ids)
-        assert room > 0, "the prompt leaves room for an answer"
+        assert room > 0 or params.max_tokens == 0, "the prompt leaves room for an answer"
         sequence = _Running(self._outputs(request_id, prompt_token_ids, params, room))
         self._running[request_id] = sequence
         self._num_prompt_tokens += len(prompt_token_ids)
@@ -116,8 +117,14 @@ class EchoEngine:
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, room: int
     ) -> Iterator[SequenceOutput]:
         """What the sequence gets, step by step."""
-        limit = min(params.max_tokens or room, room)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
         num_prompt_tokens = len(prompt_token_ids)
+        num_top = params.prompt_logprobs
+        if num_top is not None and num_prompt_tokens > 1:
+            scores = [self._logprobs(token_id, num_top) for token_id in prompt_token_ids[1:]]
+            yield SequenceOutput(request_id, [], prompt_logprobs=scores)
+        if limit == 0:
+            yield SequenceOutput(request_id, [], finish_reason=FinishReason.LENGTH)
         for i in range(limit):
             token_id = prompt_token_ids[i % num_prompt_tokens]
             output = SequenceOutput(request_id, [token_id])

@@ -18,6 +18,7 @@ class AddRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):
     prompt_token_ids: list[int]
     params: SamplingParams
     cache_salt: str = ""
+    priority: int = 0
 
 
 class AbortRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axion.engine.sampler import Sampler
+from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
+
+# Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
+_MAX_LOGITS = 2**24
 
 
 class ModelRunner:
@@ -35,7 +38,7 @@ class ModelRunner:
     def execute(
         self, scheduled: list[ScheduledSequence], mask: Future[TokenMask] | None = None
     ) -> list[SampledToken]:
-        """Compute one step.
+        """Compute one step; log probabilities of a prompt that wants them go to its sequence.
 
         Args:
             mask: of the sequences that sample; waited for once the model has run.
@@ -45,6 +48,7 @@ class ModelRunner:
         """
         input_ids, context = self._prepare(scheduled)
         hidden_states = self.model(input_ids, context)
+        self._score_prompts(hidden_states, scheduled)
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         if not sampling:
             return []
@@ -52,6 +56,33 @@ class ModelRunner:
         samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
         logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
         return self.sampler(logits, sampling, None if mask is None else mask.result())
+
+    def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
+        max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
+        first_row = 0
+        for sequence, num_scheduled_tokens in scheduled:
+            if sequence.scores_prompt:
+                offset = first_row - sequence.num_computed_tokens
+                # The row of position p predicts the prompt's token p + 1. After a preemption
+                # positions come again, and those whose result is out are left out.
+                start = max(sequence.num_computed_tokens, sequence.num_prompt_logprobs)
+                end = min(
+                    sequence.num_computed_tokens + num_scheduled_tokens,
+                    sequence.num_prompt_tokens - 1,
+                )
+                for piece in range(start, end, max_rows):
+                    last = min(piece + max_rows, end)
+                    logits = self.model.compute_logits(
+                        hidden_states[offset + piece : offset + last]
+                    )
+                    targets = np.array(sequence.token_ids[piece + 1 : last + 1])
+                    sequence.prompt_logprobs += token_logprobs(
+                        logits.float(),
+                        self._to_device(targets),
+                        sequence.params.prompt_logprobs,
+                    )
+                sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
+            first_row += num_scheduled_tokens
 
     def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
         query_lens = [entry.num_scheduled_tokens for entry in scheduled]

@@ -252,17 +252,27 @@ class Sampler:
             return result
         rows = [row for row, s in enumerate(sequences) if s.params.logprobs is not None]
         index = torch.tensor(rows, device=self.device)
-        logprobs = raw[index].log_softmax(-1)
-        chosen = logprobs.gather(-1, token_ids[index].unsqueeze(-1)).squeeze(-1).tolist()
-        # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
-        values, ids = logprobs.topk(min(batch.num_logprobs, self.vocab_size), dim=-1)
-        for row, logprob, top_ids, top_values in zip(
-            rows, chosen, ids.tolist(), values.tolist(), strict=True
-        ):
-            num_top = sequences[row].params.logprobs
-            top = list(zip(top_ids[:num_top], top_values[:num_top], strict=True))
-            result[row] = TokenLogprobs(logprob, top)
+        found = token_logprobs(raw[index], token_ids[index], batch.num_logprobs)
+        for row, entry in zip(rows, found, strict=True):
+            result[row] = TokenLogprobs(entry.logprob, entry.top[: sequences[row].params.logprobs])
         return result
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
+    """Log probabilities of one token and the `num_top` likeliest of each row.
+
+    Args:
+        logits: [n, vocab_size] float32.
+        token_ids: [n] int64.
+    """
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).tolist()
+    # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
+    values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+    return [
+        TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)))
+        for logprob, top_ids, top_values in zip(chosen, ids.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def _has_penalty(params: SamplingParams) -> bool:

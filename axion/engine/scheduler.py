@@ -7,7 +7,7 @@ fit waits for the next one. That one rule carries chunked prefill, prefix cachin
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -45,7 +45,9 @@ class SampledToken(msgspec.Struct, frozen=True):
 
 
 class Scheduler:
-    """First come, first served; when blocks run out, the newest sequence is preempted.
+    """Lowest priority value first, and first come, first served among equals.
+
+    When blocks run out, the sequence that comes last in this order is preempted.
 
     A preempted sequence gives its blocks back, keeps its tokens and is computed again later,
     so its output does not change.
@@ -71,9 +73,10 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []  # in the order in which they are admitted
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_arrived = 0
         self.num_cached_tokens = 0
 
     @property
@@ -85,7 +88,9 @@ class Scheduler:
         yield from self.waiting
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.num_arrived += 1
+        sequence.arrival = self.num_arrived
+        insort(self.waiting, sequence, key=_order)
 
     def abort(self, request_ids: Iterable[str]) -> list[Sequence]:
         """Drop sequences and free their blocks; unknown ids are fine (they have just ended)."""
@@ -104,8 +109,12 @@ class Scheduler:
             sequence = self.running[index]
             while not self.block_manager.grow(sequence):
                 preempted = True
-                if self._preempt_newest() is sequence:
+                position = self._preempt_last()
+                if position == index:
                     break
+                if position < index:  # it has a place in this step already
+                    budget += scheduled.pop(position).num_scheduled_tokens
+                    index -= 1
             else:
                 num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
                 scheduled.append(ScheduledSequence(sequence, num_tokens))
@@ -116,7 +125,7 @@ class Scheduler:
             sequence = self.waiting[0]
             if not self.block_manager.admit(sequence):
                 break
-            self.waiting.popleft()
+            del self.waiting[0]
             self.running.append(sequence)
             # What a preempted sequence finds again in the cache it had computed itself.
             if sequence.status is SequenceStatus.WAITING:
@@ -144,13 +153,18 @@ class Scheduler:
         for entry in scheduled:
             sequence, samples = entry.sequence, entry.samples
             sequence.num_computed_tokens += entry.num_scheduled_tokens
+            output = SequenceOutput(
+                sequence.request_id,
+                [],
+                num_cached_tokens=sequence.num_cached_tokens,
+                prompt_logprobs=sequence.take_prompt_logprobs(),
+            )
             if not samples:
                 self.block_manager.register(sequence)
+                if output.prompt_logprobs is not None:
+                    outputs.append(output)
                 continue
             token = next(tokens)
-            output = SequenceOutput(
-                sequence.request_id, [], num_cached_tokens=sequence.num_cached_tokens
-            )
             outputs.append(output)
             if token.error is not None:
                 # Not registered: what made these logits unusable may sit in the cached keys.
@@ -158,6 +172,10 @@ class Scheduler:
                 self._finish([sequence], FinishReason.ERROR)
                 continue
             self.block_manager.register(sequence)
+            if sequence.params.max_tokens == 0:
+                sequence.finish_reason = output.finish_reason = FinishReason.LENGTH
+                finished.append(sequence)
+                continue
             sequence.append(token.token_id, self.max_model_len, is_final=token.is_final)
             output.token_ids = [token.token_id]
             output.logprobs = None if token.logprobs is None else [token.logprobs]
@@ -184,13 +202,16 @@ class Scheduler:
         assert all(not sequence.block_table for sequence in self.waiting)
         self.block_manager.check_integrity(self.running)
 
-    def _preempt_newest(self) -> Sequence:
-        sequence = self.running.pop()
+    def _preempt_last(self) -> int:
+        """Send the running sequence that comes last back to wait; where it was in `running`."""
+        sequence = max(self.running, key=_order)
+        position = self.running.index(sequence)
+        del self.running[position]
         self.block_manager.free(sequence)
         sequence.status = SequenceStatus.PREEMPTED
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
-        return sequence
+        return position
 
     def _finish(self, sequences: list[Sequence], reason: FinishReason) -> None:
         for sequence in sequences:
@@ -201,3 +222,7 @@ class Scheduler:
                 self.waiting.remove(sequence)
             sequence.status = SequenceStatus.FINISHED
             sequence.finish_reason = reason
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.priority, sequence.arrival

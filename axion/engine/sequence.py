@@ -7,7 +7,7 @@ import hashlib
 from array import array
 from typing import TYPE_CHECKING
 
-from axion.types import FinishReason, SamplingParams
+from axion.types import FinishReason, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -34,9 +34,14 @@ class Sequence:
         block_hashes: chained hash of every full block, each covering all tokens before it.
         seed: start of the sequence's own random stream.
         matcher: where the output is in the grammar that it must follow.
+        priority: a lower one is served first.
+        arrival: its place in the order of arrival, set by the scheduler.
+        num_prompt_logprobs: prompt tokens, from the second on, whose log probabilities are known.
+        prompt_logprobs: those of them that have not been handed out yet.
     """
 
     __slots__ = (
+        "arrival",
         "block_hashes",
         "block_table",
         "eos_token_ids",
@@ -44,9 +49,12 @@ class Sequence:
         "matcher",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_prompt_logprobs",
         "num_prompt_tokens",
         "num_registered_blocks",
         "params",
+        "priority",
+        "prompt_logprobs",
         "request_id",
         "root_hash",
         "seed",
@@ -64,15 +72,20 @@ class Sequence:
         seed: int,
         eos_token_ids: tuple[int, ...] = (),
         cache_salt: str = "",
+        priority: int = 0,
     ) -> None:
         assert prompt_token_ids, "a sequence has at least one prompt token"
         self.request_id = request_id
         self.params = params
         self.seed = seed
+        self.priority = priority
+        self.arrival = 0
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
+        self.num_prompt_logprobs = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
         self.num_registered_blocks = 0
@@ -94,6 +107,19 @@ class Sequence:
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of prompt tokens are wanted and not all known yet."""
+        return (
+            self.params.prompt_logprobs is not None
+            and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+        )
+
+    def take_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        """Hand out what is known and has not been; None if there is nothing."""
+        logprobs, self.prompt_logprobs = self.prompt_logprobs, []
+        return logprobs or None
 
     def extend_block_hashes(self, block_size: int) -> None:
         """Hash every full block that has no hash yet.

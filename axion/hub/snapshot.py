@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -71,6 +72,17 @@ def check_snapshot(path: Path) -> None:
     weight_files(path)
     if not (path / "config.json").is_file():
         raise ModelLoadError("The model has no config.json.")
+
+
+def fingerprint(path: Path) -> str:
+    """Digest of the names, sizes and times of change of the files in the folder `path`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            stat = file.stat()
+            name = file.relative_to(path)
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def select_files(names: Collection[str]) -> list[str]:

@@ -45,7 +45,12 @@ class Metrics:
     that a client chose.
     """
 
-    def __init__(self, num_in_flight: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        num_in_flight: Callable[[], float],
+        num_cached: Callable[[], float],
+        num_cached_bytes: Callable[[], float],
+    ) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "axion_requests",
@@ -77,6 +82,18 @@ class Metrics:
         Gauge(
             "axion_requests_in_flight", "Generation requests admitted", registry=self.registry
         ).set_function(num_in_flight)
+        self.cache_requests = Counter(
+            "axion_response_cache_requests",
+            "Whole chat answers by what the response cache did: hit, miss or bypass",
+            ["result"],
+            registry=self.registry,
+        )
+        Gauge(
+            "axion_response_cache_entries", "Answers in the response cache", registry=self.registry
+        ).set_function(num_cached)
+        Gauge(
+            "axion_response_cache_bytes", "Size of the answers in it", registry=self.registry
+        ).set_function(num_cached_bytes)
         self._backends = _BackendCollector()
         self.registry.register(self._backends)
         ProcessCollector(registry=self.registry)

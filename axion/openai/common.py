@@ -33,6 +33,7 @@ MAX_CHOICES = 128
 MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_TOKEN_ID = 2**31 - 1
+MAX_SALT_CHARS = 256
 _SHOWN_CHARS = 60
 
 
@@ -224,6 +225,12 @@ class GenerationRequest(RequestModel):
     stop_token_ids: Annotated[list[TokenId], FAIL_FAST, at_most(MAX_CHOICES)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    priority: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
+        None, description="where requests wait, a lower one comes first"
+    )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
+        None, description="only requests with the same salt share what caches hold"
+    )
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
@@ -251,6 +258,11 @@ class GenerationRequest(RequestModel):
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None reports no log probabilities at all."""
         raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return None
 
 
 _SAMPLING_FIELDS = (
@@ -295,7 +307,12 @@ def sampling_params(
         values["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     if request.stop_token_ids:
         values["stop_token_ids"] = tuple(request.stop_token_ids)
-    return SamplingParams(max_tokens=max_tokens, logprobs=request.num_logprobs, **values)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_prompt_logprobs,
+        **values,
+    )
 
 
 class PromptTokensDetails(ResponseModel):

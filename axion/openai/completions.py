@@ -11,6 +11,7 @@ from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
     FAIL_FAST,
     MAX_CHOICES,
+    MAX_TOKEN_ID,
     NonEmptyText,
     Refused,
     ResponseModel,
@@ -52,6 +53,9 @@ Prompt = Annotated[
 
 class CompletionRequest(StructuredRequest):
     prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)] | None = Field(
+        None, description="most tokens to generate; with 0 and echo a prompt is scored, in tokens"
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="likeliest alternatives to report with each token"
     )
@@ -74,12 +78,6 @@ class CompletionRequest(StructuredRequest):
                 f"every answer is returned, got {self.best_of}.",
                 param="best_of",
             )
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequestError(
-                "echo is not supported together with logprobs: "
-                "there are no log probabilities of the prompt.",
-                param="echo",
-            )
         if len(self.prompts) * self.num_choices > MAX_CHOICES:
             raise InvalidRequestError(
                 f"n times the number of prompts must be at most {MAX_CHOICES}, "
@@ -101,17 +99,21 @@ class CompletionRequest(StructuredRequest):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
 
 class Logprobs(ResponseModel):
-    """OpenAI's legacy shape: lists with one entry a token.
+    """OpenAI's legacy shape: lists with one entry a token; null for a prompt's first one.
 
     Attributes:
         text_offset: where the token's text begins in the choice's text, in characters.
     """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.backends.base import InferenceBackend
-from axion.observability.metrics import Metrics
 from axion.openai.common import GenerationRequest, ResponseModel, parse_request
 from axion.server.body import SMALL_BODY_BYTES, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
@@ -61,16 +60,25 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
             del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
             backend = served.require_ready()
-            # Not the client's request id: an engine needs one that nobody else can choose.
-            chunks = self.generate(backend, request, uuid.uuid4().hex)
-            timed = self._timed(chunks, state.metrics, served.name, scope["state"]["arrived"])
-            async with cancelled_on_disconnect(receive), aclosing(timed):
+            async with cancelled_on_disconnect(receive):
                 if request.stream:
-                    await self._stream(timed, send, scope["state"]["request_id"])
+                    chunks = self.generate(backend, request, new_request_id())
+                    await self._stream(self._timed(chunks, scope, served.name), scope, send)
                 else:
-                    answer = await self.collect(timed)
-                    response = Response(answer.to_json(), media_type="application/json")
+                    response = await self.respond(scope, backend, request, served.name)
                     await response(scope, receive, send)
+
+    async def respond(
+        self, scope: Scope, backend: InferenceBackend, request: RequestT, model: str
+    ) -> Response:
+        """The response to a request that does not stream, from the served model `model`."""
+        chunks = self.generate(backend, request, new_request_id())
+        return Response(await self.whole(scope, chunks, model), media_type="application/json")
+
+    async def whole(self, scope: Scope, chunks: AsyncGenerator[ChunkT, None], model: str) -> bytes:
+        """The JSON of one whole answer."""
+        async with aclosing(self._timed(chunks, scope, model)) as timed:
+            return (await self.collect(timed)).to_json()
 
     async def _parse(self, body: bytes) -> RequestT:
         if len(body) <= SMALL_BODY_BYTES:  # less than a millisecond
@@ -78,8 +86,9 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(_parser, parse_request, self.request_type, body)
 
-    async def _stream(self, chunks: AsyncIterator[ChunkT], send: Send, request_id: str) -> None:
-        async with EventStream(send) as events:
+    async def _stream(self, chunks: AsyncGenerator[ChunkT, None], scope: Scope, send: Send) -> None:
+        request_id = scope["state"]["request_id"]
+        async with aclosing(chunks), EventStream(send) as events:
             try:
                 async for chunk in chunks:
                     await events.send(chunk.to_json())
@@ -93,9 +102,10 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
                 await events.send(msgspec.json.encode(answer.body()))
 
     async def _timed(
-        self, chunks: AsyncGenerator[ChunkT, None], metrics: Metrics, model: str, arrived: float
+        self, chunks: AsyncGenerator[ChunkT, None], scope: Scope, model: str
     ) -> AsyncGenerator[ChunkT, None]:
         """The chunks as they come, measured; closing this closes `chunks`."""
+        metrics, arrived = server_state(scope).metrics, scope["state"]["arrived"]
         observe = metrics.time_to_first_token.labels(model).observe
         before = arrived
         async with aclosing(chunks):
@@ -107,3 +117,8 @@ class GenerationEndpoint(Generic[RequestT, ChunkT]):
                         observe = metrics.inter_token_latency.labels(model).observe
                     before = now
                 yield chunk
+
+
+def new_request_id() -> str:
+    """Not the client's request id: an engine needs one that nobody else can choose."""
+    return uuid.uuid4().hex

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from axion.errors import EngineUnavailableError, QueueFullError
 from axion.observability.metrics import Metrics
 from axion.router.registry import ModelRegistry
+from axion.server.response_cache import ResponseCache
 from axion.settings import Settings
 
 
@@ -32,9 +33,18 @@ class ServerState:
     draining: bool = False
     started: float = field(default_factory=time.monotonic)
     metrics: Metrics = field(init=False)
+    cache: ResponseCache = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(num_in_flight=lambda: self.num_in_flight)
+        settings = self.settings
+        self.cache = ResponseCache(
+            settings.cache_capacity, settings.cache_max_bytes, settings.cache_policy
+        )
+        self.metrics = Metrics(
+            num_in_flight=lambda: self.num_in_flight,
+            num_cached=lambda: len(self.cache),
+            num_cached_bytes=lambda: self.cache.num_bytes,
+        )
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -89,6 +90,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plain": save_model(root / "plain", PLAIN_TEMPLATE),
         "tools": save_model(root / "tools", TOOL_TEMPLATE),
         "special": save_model(root / "special", TOOL_TEMPLATE, ("<tool_call>", "</tool_call>")),
+        "dated": save_model(root / "dated", "{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE),
         "none": save_model(root / "none", None, temperature=0.25, top_k=7),
     }
 
@@ -118,18 +120,19 @@ class RecordingEngine(EchoEngine):
         super().__init__(**options)
         self.prompts: list[list[int]] = []
         self.params: list[SamplingParams] = []
+        self.options: list[dict[str, Any]] = []
 
     async def generate(
         self,
         request_id: str,
         prompt_token_ids: list[int],
         params: SamplingParams,
-        *,
-        cache_salt: str = "",
+        **options: Any,
     ) -> AsyncGenerator[SequenceOutput, None]:
         self.prompts.append(prompt_token_ids)
         self.params.append(params)
-        outputs = super().generate(request_id, prompt_token_ids, params, cache_salt=cache_salt)
+        self.options.append(options)
+        outputs = super().generate(request_id, prompt_token_ids, params, **options)
         async with aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -386,6 +389,155 @@ async def test_echo_begins_every_answer_with_its_prompt(start: Start):
     assert [choice.text for choice in answer.choices] == ["abab", "abab", "ü狐ü狐", "ü狐ü狐"]
     (choice,) = (await complete(backend, [3, 4], echo=True)).choices
     assert choice.text == "#$#$"
+
+
+async def score(backend: NativeBackend, prompt: Any, **fields: Any) -> dict[str, Any]:
+    """As JSON: OpenAI's own types have no place for the first token's null."""
+    request = completion_request(prompt, echo=True, **fields)
+    async with aclosing(backend.complete(request, "r")) as chunks:
+        answer: dict[str, Any] = json.loads((await collect_completion(chunks)).to_json())
+    return answer
+
+
+@pytest.mark.parametrize("prompt", ["ab the 狐", [66, 67, 0, 68], "a"], ids=str)
+@pytest.mark.parametrize("max_tokens", [0, 1, 50])
+async def test_a_prompt_is_scored_in_the_legacy_shape(start: Start, prompt: Any, max_tokens: int):
+    engine = RecordingEngine(vocab_size=280)
+    answer = await score(await start(engine), prompt, logprobs=2, max_tokens=max_tokens, n=2)
+    num_tokens = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] // 2
+    for choice in answer["choices"]:
+        logprobs, text = choice["logprobs"], choice["text"]
+        assert {len(entries) for entries in logprobs.values()} == {num_tokens}
+        assert logprobs["token_logprobs"] == [None] + [math.log(0.5)] * (num_tokens - 1)
+        assert logprobs["top_logprobs"][0] is None
+        for token, top in zip(logprobs["tokens"][1:], logprobs["top_logprobs"][1:], strict=True):
+            assert token in top
+        for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+            assert token in ("<|end|>", text[offset : offset + len(token)]) or "bytes:" in token
+        if max_tokens == 0:
+            assert choice["finish_reason"] == "length"
+            assert text == (prompt if isinstance(prompt, str) else "bcd")
+
+
+async def test_a_prompt_that_fills_the_context_can_be_scored(start: Start):
+    backend = await start(EchoEngine(max_model_len=10))
+    answer = await score(backend, [5] * 10, logprobs=0, max_tokens=0)
+    assert len(answer["choices"][0]["logprobs"]["tokens"]) == 10
+    error = await fault(backend.complete(completion_request([5] * 11, max_tokens=0), "r"))
+    assert (error.code, error.param) == ("context_length_exceeded", "prompt")
+
+
+async def test_salt_and_priority_go_to_the_engine(start: Start):
+    engine = RecordingEngine()
+    backend = await start(engine)
+    await chat(backend, cache_salt="tenant 7", priority=-3)
+    await complete(backend)
+    assert engine.options == [
+        {"cache_salt": "tenant 7", "priority": -3},
+        {"cache_salt": "", "priority": 0},
+    ]
+
+
+async def cache_key(backend: NativeBackend, **fields: Any) -> bytes:
+    return (await backend.prepare_chat(chat_request(**fields))).cache_key
+
+
+LOOKUP = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+SAME_ANSWER: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"user": "a"}, {"user": "b"}),
+    ({"metadata": {"a": "1"}, "safety_identifier": "x"}, {"prompt_cache_key": "y"}),
+    ({"service_tier": "auto", "store": False, "modalities": ["text"]}, {"priority": 4}),
+    ({"n": 1, "stop": [], "logprobs": False}, {"stream": False, "temperature": 1}),
+    ({"max_tokens": 5}, {"max_completion_tokens": 5}),
+    ({"stop": "a"}, {"stop": ["a"]}),
+    ({"logit_bias": {"1": 2, "3": 4}}, {"logit_bias": {"3": 4, "1": 2}}),
+    ({"top_k": -1, "top_p": 1}, {"top_k": 0, "seed": None}),
+    ({"temperature": 0, "seed": 3}, {"temperature": 0, "top_p": 0.5, "top_k": 4}),
+    (
+        {"content": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+        {"content": [{"content": "Hi", "role": "user", "name": None}]},
+    ),
+]
+OTHER_ANSWER: list[dict[str, Any]] = [
+    {"content": "Hello, fox!"},
+    {"temperature": 0.5},
+    {"temperature": 0},
+    {"top_p": 0.5},
+    {"top_k": 4},
+    {"min_p": 0.5},
+    {"seed": 1},
+    {"seed": 2},
+    {"n": 2},
+    {"max_tokens": 5},
+    {"min_tokens": 5},
+    {"stop": "a"},
+    {"stop": "b"},
+    {"stop_token_ids": [3]},
+    {"logit_bias": {"3": 4}},
+    {"presence_penalty": 1},
+    {"frequency_penalty": 1},
+    {"repetition_penalty": 1.1},
+    {"logprobs": True},
+    {"logprobs": True, "top_logprobs": 2},
+    {"ignore_eos": True},
+    {"include_stop_str_in_output": True},
+    {"skip_special_tokens": False},
+    {"cache_salt": "a"},
+    {"cache_salt": "b"},
+    {"tools": TOOLS},
+    {"tools": [{"type": "function", "function": LOOKUP}]},
+]
+
+
+@pytest.mark.parametrize(("left", "right"), SAME_ANSWER, ids=str)
+async def test_what_does_not_decide_the_answer_is_not_in_its_key(
+    start: Start, left: dict[str, Any], right: dict[str, Any]
+):
+    backend = await start(EchoEngine(), "tools")
+    assert await cache_key(backend, **left) == await cache_key(backend, **right)
+
+
+async def test_all_that_decides_the_answer_is_in_its_key(start: Start):
+    backend = await start(EchoEngine(), "tools")
+    keys = [await cache_key(backend, **fields) for fields in ({}, *OTHER_ANSWER)]
+    keys.append(await cache_key(await start(EchoEngine())))  # another model
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_field_of_a_chat_request_is_in_the_key_or_left_out_for_a_reason():
+    shown = {field for fields in OTHER_ANSWER for field in fields}
+    same = {field for pair in SAME_ANSWER for fields in pair for field in fields}
+    left_out = native._NOT_IN_KEY - shown - same
+    template = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
+    assert left_out - template == {"model", "messages", "stream_options", "prompt_cache_retention"}
+    assert set(ChatCompletionRequest.model_fields) >= native._NOT_IN_KEY
+
+
+async def test_the_key_of_a_request_is_remembered_and_it_can_still_run(start: Start, monkeypatch):
+    backend = await start(EchoEngine())
+    first = await backend.prepare_chat(chat_request("abc", user="a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_chat_prompt", None)
+        second = await backend.prepare_chat(chat_request("abc", user="b"))
+    assert (first.cache_key, first.is_deterministic) == (second.cache_key, second.is_deterministic)
+    answer = await collect_chat(second.run("r"))
+    assert answer.choices[0].message.content == "abc"
+
+
+async def test_a_template_that_shows_the_date_is_rendered_every_time(start: Start):
+    backend = await start(EchoEngine(), "dated")
+    for _ in range(2):
+        await backend.prepare_chat(chat_request("abc"))
+    assert not backend._keys
+
+
+async def test_a_prepared_chat_is_not_tokenised_twice(start: Start, monkeypatch):
+    backend = await start(EchoEngine())
+    prepared = await backend.prepare_chat(chat_request("abc"))
+    monkeypatch.setattr(native, "_chat_prompt", None)
+    answer = await collect_chat(prepared.run("r"))
+    assert answer.choices[0].message.content == "abc"
+    assert not prepared.is_deterministic
 
 
 async def test_completions_have_16_tokens_unless_more_are_asked_for(start: Start):

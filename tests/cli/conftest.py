@@ -50,6 +50,7 @@ def wait_for_output(capfd: pytest.CaptureFixture[str], text: str) -> None:
     deadline, out = time.monotonic() + 30, ""
     while text not in out:
         assert time.monotonic() < deadline
+        time.sleep(0.005)  # the thread that prints needs the interpreter too
         out += capfd.readouterr().out
 
 

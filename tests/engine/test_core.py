@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from axion.engine import model_runner
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
@@ -208,3 +210,55 @@ def test_the_gauges_count(path: Path):
     assert stats.num_prompt_tokens == 50
     assert stats.num_generated_tokens == 2 * NUM_TOKENS
     assert (stats.num_running, stats.num_waiting, stats.num_blocks_used) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 7}, {"tight": True}], ids=str)
+def test_prompt_logprobs_equal_transformers(path: Path, options: dict[str, Any], monkeypatch):
+    monkeypatch.setattr(model_runner, "_MAX_LOGITS", 5 * 320)  # logits in pieces of a few rows
+    if options.pop("tight", False):
+        roomy = make_core(path)
+        num_bytes = 7 * roomy.info.kv_cache_bytes // roomy.info.num_blocks
+        options = {"kv_cache_bytes": num_bytes, "max_model_len": 64, "max_num_batched_tokens": 9}
+    core = make_core(path, **options)
+    generator = torch.Generator().manual_seed(3)
+    prompts = {
+        name: torch.randint(1, core.info.vocab_size, (40,), generator=generator).tolist()
+        for name in "abc"
+    }
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, prompt_logprobs=3)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    for _ in range(2):  # the second time the prefix cache has them all
+        outputs = run(core, prompts, params)
+        for name, prompt in prompts.items():
+            with torch.inference_mode():
+                expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            found = [entry for o in outputs[name] for entry in o.prompt_logprobs or ()]
+            assert len(found) == len(prompt) - 1
+            for position, entry in enumerate(found):
+                assert abs(entry.logprob - expected[position, prompt[position + 1]]) < 1e-4
+                best = expected[position].topk(3)
+                assert [token for token, _ in entry.top] == best.indices.tolist()
+            before_tokens = [o for o in outputs[name] if o.prompt_logprobs]
+            assert outputs[name].index(before_tokens[-1]) <= next(
+                i for i, o in enumerate(outputs[name]) if o.token_ids
+            )
+    assert (core.stats.num_preemptions > 0) == ("kv_cache_bytes" in options)
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored(path: Path):
+    core = make_core(path, max_model_len=64)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    outputs = run(core, {"a": [5] * 64}, params)["a"]
+    assert tokens_of(outputs) == []
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert sum(len(o.prompt_logprobs or ()) for o in outputs) == 63
+    assert core.add(AddRequest("b", [5] * 64, GREEDY)) is not None
+
+
+def test_choices_of_one_prompt_compute_it_once(path: Path):
+    core = make_core(path)
+    prompt = list(range(1, 101))
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    outputs = run(core, {str(i): prompt for i in range(5)}, params)
+    assert len({tuple(tokens_of(o)) for o in outputs.values()}) == 1
+    assert [outputs[str(i)][0].num_cached_tokens for i in range(5)] == [0, 96, 96, 96, 96]

@@ -71,8 +71,15 @@ def make_scheduler(
     )
 
 
-def make_sequence(request_id: str, prompt: list[int], **params) -> Sequence:
-    return Sequence(request_id, prompt, SamplingParams(**params), seed=0, eos_token_ids=(EOS,))
+def make_sequence(request_id: str, prompt: list[int], *, priority: int = 0, **params) -> Sequence:
+    return Sequence(
+        request_id,
+        prompt,
+        SamplingParams(**params),
+        seed=0,
+        eos_token_ids=(EOS,),
+        priority=priority,
+    )
 
 
 def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
@@ -111,13 +118,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         data=st.data(),
         max_tokens=st.none() | st.integers(1, 8),
         min_tokens=st.sampled_from([0, 0, 1]),
+        priority=st.sampled_from([0, 0, -1, 2]),
     )
-    def add(self, data, max_tokens, min_tokens):
+    def add(self, data, max_tokens, min_tokens, priority):
         longest = self.scheduler.max_model_len - 1
         # Few distinct tokens, so that prefixes are often shared.
         prompt = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=longest))
         request_id = str(len(self.sequences))
-        sequence = make_sequence(request_id, prompt, max_tokens=max_tokens, min_tokens=min_tokens)
+        sequence = make_sequence(
+            request_id, prompt, max_tokens=max_tokens, min_tokens=min_tokens, priority=priority
+        )
         self.sequences[request_id] = sequence
         self.outputs[request_id] = []
         self.scheduler.add(sequence)
@@ -205,6 +215,96 @@ def test_the_newest_sequence_is_preempted_first():
     assert [entry.sequence for entry in scheduled] == [old]
     assert new.status is SequenceStatus.PREEMPTED
     assert scheduler.waiting[0] is new
+
+
+def admitted(scheduler: Scheduler, memory: PagedMemory) -> list[str]:
+    """Request ids in the order in which they are first computed, until all have finished."""
+    order: dict[str, None] = {}
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        order.update((entry.sequence.request_id, None) for entry in scheduled)
+        scheduler.update(scheduled, memory.execute(scheduled))
+    return list(order)
+
+
+def test_a_lower_priority_is_served_first_and_equals_in_order_of_arrival():
+    scheduler = make_scheduler(num_blocks=64, max_num_seqs=1)
+    for i, priority in enumerate([0, 5, -1, 0, -1, 5]):
+        scheduler.add(make_sequence(f"{priority}:{i}", [i], priority=priority, max_tokens=2))
+    assert admitted(scheduler, PagedMemory(4)) == ["-1:2", "-1:4", "0:0", "0:3", "5:1", "5:5"]
+
+
+def test_the_last_in_priority_is_preempted_even_where_it_came_first():
+    scheduler = make_scheduler(num_blocks=6, block_size=2, enable_prefix_caching=False)
+    memory = PagedMemory(2)
+    low = make_sequence("low", [1, 2, 3, 4], priority=1, ignore_eos=True)
+    high = make_sequence("high", [5, 6, 8], priority=0, ignore_eos=True)
+    for sequence in (low, high):
+        scheduler.add(sequence)
+        scheduled = scheduler.schedule()
+        scheduler.update(scheduled, memory.execute(scheduled))
+    assert scheduler.running == [low, high]
+    while not scheduler.num_preemptions:
+        scheduled = scheduler.schedule()
+        scheduler.update(scheduled, memory.execute(scheduled))
+    # It was `high` that needed a block, after `low` had its place in the step.
+    assert [entry.sequence for entry in scheduled] == [high]
+    assert scheduler.waiting == [low]
+    assert run(scheduler, memory)
+    assert low.output_token_ids[:1] == [next_token([1, 2, 3, 4])]
+
+
+def test_sequences_of_one_prompt_compute_it_once():
+    scheduler, memory = make_scheduler(num_blocks=64, budget=8), PagedMemory(4)
+    prompt = list(range(18))
+    for i in range(4):
+        scheduler.add(make_sequence(str(i), prompt, max_tokens=3, ignore_eos=True))
+    scheduler.add(make_sequence("other", [40, 41], max_tokens=1))
+    num_computed: dict[str, int] = {}
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        for sequence, num_tokens in scheduled:
+            prompt_left = max(0, sequence.num_prompt_tokens - sequence.num_computed_tokens)
+            num_computed.setdefault(sequence.request_id, 0)
+            num_computed[sequence.request_id] += min(num_tokens, prompt_left)
+        scheduler.update(scheduled, memory.execute(scheduled))
+        scheduler.check_integrity()
+    assert num_computed == {"0": 18, "1": 2, "2": 2, "3": 2, "other": 2}
+
+
+@pytest.mark.parametrize("end", ["abort", "fail"])
+def test_who_waits_for_a_prompt_that_is_given_up_computes_it(end: str):
+    scheduler, memory = make_scheduler(num_blocks=64, budget=8), PagedMemory(4)
+    for i in range(2):
+        scheduler.add(make_sequence(str(i), list(range(18)), max_tokens=1))
+    scheduled = scheduler.schedule()
+    assert [entry.sequence.request_id for entry in scheduled] == ["0"]
+    if end == "abort":
+        scheduler.abort(["0"])
+    else:
+        scheduler.fail(scheduled, "fault")
+    assert run(scheduler, memory) == {"1": [next_token(list(range(18)))]}
+
+
+def test_sequences_whose_prompt_is_scored_take_nothing_from_the_cache():
+    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+    for i in range(2):
+        scheduler.add(make_sequence(str(i), list(range(9)), max_tokens=1, prompt_logprobs=0))
+    scheduled = scheduler.schedule()
+    assert [entry.num_scheduled_tokens for entry in scheduled] == [9, 7]
+    scheduler.update(scheduled, memory.execute(scheduled))
+
+
+def test_with_max_tokens_0_the_prompt_is_computed_and_nothing_else():
+    scheduler, memory = make_scheduler(), PagedMemory(4)
+    sequence = make_sequence("s", [1] * 64, max_tokens=0)
+    scheduler.add(sequence)
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        outputs = scheduler.update(scheduled, memory.execute(scheduled))
+    assert [(o.token_ids, o.finish_reason) for o in outputs] == [([], FinishReason.LENGTH)]
+    assert sequence.num_computed_tokens == 0, "its blocks are back"
+    assert len(memory.slots) == 64
 
 
 def test_a_long_prompt_is_computed_in_chunks_while_others_decode():

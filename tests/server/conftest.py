@@ -7,12 +7,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import uvloop
 
-from axion.backends.base import ModelConfig
+from axion.backends.base import ModelConfig, PreparedChat
 from axion.errors import AxionError
 from axion.openai.chat import (
     ChatCompletionChunk,
@@ -79,6 +80,13 @@ class ScriptedBackend:
                 yield "tok " if index else None
         finally:
             self.running -= 1
+
+    async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
+        return PreparedChat(
+            cache_key=request.model_dump_json(exclude={"user"}).encode(),
+            is_deterministic=request.temperature == 0,
+            run=partial(self.chat, request),
+        )
 
     async def chat(
         self, request: ChatCompletionRequest, request_id: str
