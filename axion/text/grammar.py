@@ -16,7 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import (
+    LLMatcher,
+    LLParserLimits,
+    LLTokenizer,
+    TokenizerWrapper,
+    regex_to_lark,
+)
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from axion.errors import InvalidRequestError
@@ -163,7 +169,8 @@ def source(grammar: Grammar) -> str:
         if grammar.kind == "llguidance":
             return text
         if grammar.kind == "regex":
-            return LLMatcher.grammar_from_regex(text)
+            # Digits are 0 to 9, as for most who write \d.
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'd')}/")
         if grammar.kind == "choice":
             choices: list[str] = json.loads(text)
             return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
@@ -193,7 +200,7 @@ _EXPLANATIONS = (
     (r"regex parse error:[\s\S]*\nerror: (.*)", r"the pattern is wrong: \1."),
     (r"recursion limit|too deeply nested|recursion depth", "it is nested too deeply."),
     (r"NoExtension", "no text matches it."),
-    (r"too (big|large|many|complex)|fuel|TooComplex|Unable to determine", "it is too complex."),
+    (r"schema too large|too (big|many|complex)|fuel|TooComplex|Unable", "it is too complex."),
 )
 
 
