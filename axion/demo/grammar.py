@@ -11,15 +11,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from axion.demo.skills import arithmetic, letters, memory, structured, talk, tool_use
+from axion.demo.skills import (
+    arithmetic,
+    facts,
+    letters,
+    limits,
+    memory,
+    small_talk,
+    structured,
+    tool_use,
+    tools,
+)
 from axion.demo.skills.base import Exchange, Message, Split, Tool
 
 Generator = Callable[[Random, Split], Exchange]
 
 SKILLS: dict[str, Generator] = {
-    "greet": talk.greet,
-    "about": talk.about,
-    "limits": talk.limits,
+    "greet": small_talk.greet,
+    "about": facts.about,
+    "limits": limits.limits,
     "add": arithmetic.add,
     "subtract": arithmetic.subtract,
     "count": arithmetic.count,
@@ -33,17 +43,17 @@ SKILLS: dict[str, Generator] = {
 
 # How often training sees each skill. Arithmetic has the most to memorise, small talk the least.
 SHARES: dict[str, float] = {
-    "greet": 5,
-    "about": 6,
+    "greet": 6,
+    "about": 7,
     "limits": 7,
-    "add": 14,
-    "subtract": 16,
+    "add": 13,
+    "subtract": 20,
     "count": 6,
-    "spell": 4,
-    "reverse": 6,
-    "json": 11,
-    "tool_call": 12,
-    "tool_result": 8,
+    "spell": 3,
+    "reverse": 5,
+    "json": 9,
+    "tool_call": 14,
+    "tool_result": 7,
     "follow_up": 5,
 }
 
@@ -61,7 +71,8 @@ SYSTEM_MESSAGES = (
     "You are a chat bot. Answer the user's questions.",
 )
 
-_TALK = ("greet", "about", "limits")
+_TOOL_SKILLS = ("tool_call", "tool_result")
+_PLAIN = {skill: share for skill, share in SHARES.items() if skill not in _TOOL_SKILLS}
 
 
 @dataclass
@@ -74,17 +85,20 @@ class Conversation:
 
 def conversation(rng: Random, split: Split = "train") -> Conversation:
     """A conversation of one or more exchanges, sometimes with a system message."""
-    names, shares = list(SHARES), list(SHARES.values())
-    turns = rng.choices((1, 2, 3, 5), weights=(50, 25, 15, 10))[0]
-    first = rng.choices(names, weights=shares)[0]
-    exchange = SKILLS[first](rng, split)
-    messages = [*_system(rng), *exchange.messages, exchange.answer]
-    tools = exchange.tools
-    for _ in range(turns - 1):
-        # Further tools would not match the ones offered, so after them the rest is talk.
-        exchange = _talk(rng, split) if tools else _without_tools(rng, split)
+    first = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+    if first in _TOOL_SKILLS:
+        offer = tools.random_offer(rng, split)
+        turns = rng.choices((1, 2, 3), weights=(65, 25, 10))[0]
+    else:
+        offer = ()
+        turns = rng.choices((1, 2, 3, 5), weights=(50, 25, 15, 10))[0]
+    messages = _system(rng)
+    offered: list[Tool] = []
+    for turn in range(turns):
+        exchange = _exchange(rng, split, first if turn == 0 else None, offer)
         messages += [*exchange.messages, exchange.answer]
-    return Conversation(messages, tools)
+        offered = exchange.tools or offered
+    return Conversation(messages, offered)
 
 
 def conversations(rng: Random, split: Split = "train") -> Iterator[Conversation]:
@@ -95,10 +109,11 @@ def conversations(rng: Random, split: Split = "train") -> Iterator[Conversation]
 
 def held_out_case(rng: Random, skill: str) -> Exchange:
     """A test question of a skill, now and then after a system message or another exchange."""
-    exchange = SKILLS[skill](rng, "held_out")
+    offer = tools.random_offer(rng, "held_out") if skill in _TOOL_SKILLS else ()
+    exchange = _exchange(rng, "held_out", skill, offer)
     before = _system(rng)
     if rng.random() < 0.25:
-        earlier = _talk(rng, "held_out") if exchange.tools else _without_tools(rng, "held_out")
+        earlier = _exchange(rng, "held_out", None, offer)
         before += [*earlier.messages, earlier.answer]
     return Exchange([*before, *exchange.messages], exchange.answer, exchange.check, exchange.tools)
 
@@ -110,13 +125,18 @@ def _system(rng: Random) -> list[Message]:
     return [{"role": role, "content": rng.choice(SYSTEM_MESSAGES)}]
 
 
-def _talk(rng: Random, split: Split) -> Exchange:
-    while True:
-        exchange = SKILLS[rng.choice(_TALK)](rng, split)
-        if exchange.answer["content"] not in (talk.ONLY_SMALL_NUMBERS, talk.NO_WEATHER):
-            return exchange
+def _exchange(rng: Random, split: Split, skill: str | None, offer: tools.Offer) -> Exchange:
+    """An exchange of the skill, or of any that goes with the tools on offer.
 
-
-def _without_tools(rng: Random, split: Split) -> Exchange:
-    names = [name for name in SHARES if name not in ("tool_call", "tool_result")]
-    return SKILLS[rng.choices(names, weights=[SHARES[name] for name in names])[0]](rng, split)
+    A call whose result is never told would leave a conversation hanging, so unless it is asked
+    for, a call comes with its result.
+    """
+    if skill is None:
+        skill = "tool_result" if offer else rng.choices(list(_PLAIN), list(_PLAIN.values()))[0]
+        if offer and rng.random() < 0.5:
+            skill = rng.choice(("greet", "about"))
+    if skill == "tool_call":
+        return tool_use.tool_call(rng, split, offer)
+    if skill == "tool_result":
+        return tool_use.tool_result(rng, split, offer)
+    return SKILLS[skill](rng, split)

@@ -10,120 +10,121 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+# Always read letter by letter.
 WORDS = words_of(
     """
-    able acid acorn actor adult agent alarm album alien amber anchor angel angle ankle answer
-    apple april apron arch arena arm armor army arrow artist atom attic aunt author autumn avenue
-    award axe baby back bacon badge bag baker ball balloon bamboo banana band bank barn baron
-    barrel basil basin basket bat bath beach beacon bead beam bean bear beard beast beauty bed bee
-    beef beetle bell belt bench berry bicycle bike bird biscuit bitter black blade blanket blaze
-    block bloom blue board boat body bold bolt bone bonus book boot border bottle boulder bow bowl
-    box brain branch brave bread breeze brick bride bridge bright broad bronze brook broom brother
-    brown brush bubble bucket budget buffalo bug build bull bundle burger bus bush butter button
-    cabin cabinet cable cactus cage cake camel camera camp canal candle candy cannon canoe canvas
-    canyon cap captain car caramel carbon card cargo carpet carrot cart cartoon castle cat cattle
-    cave cedar ceiling cello cement center cereal chain chair chalk chance chapter charm chart
-    cheek cheese cherry chess chest chicken chief child chimney choir church circle circus city
-    claw clay clean clerk clever cliff climb clock closet cloth cloud clover clown club coach coal
-    coast cobra cocoa coconut coffee coin cold collar color comet comic compass concert cookie
-    copper coral corn corner cotton couch cougar council county courage cousin cover cow crab
-    cradle crane crater crayon cream creek cricket crisp crop cross crow crowd crown cruise crumb
-    crystal cube cup curry curtain curve cushion cycle daisy damp dance danger dark dawn deal dear
-    deck deer delta denim desert desk detail device dew diamond diary dinner dirt dish dive doctor
-    dog doll dollar dolphin donkey door dough dove dozen dragon drama dream dress drift drill
-    drink drive drum duck duke dune dust duty eagle ear early earth easel east easy echo edge
-    editor eel egg elbow elder elegant elk elm ember emerald empire empty energy engine
-    enjoy entry envy epic equal error escape evening event exit fabric face factory fairy falcon
-    fall family famous fancy farm farmer fashion father feast feather fence fern ferry festival
-    fever fiber fiction field fifty fig film finger fire fish flag flame flash flavor fleet flight
-    flock flood floor flour flower fluid flute fly foam focus fog folk food foot forest fork
-    formal fort forum fossil fountain fox frame freedom fresh friend frog front frost fruit fudge
-    fuel funny fur future galaxy gallery game garage garden garlic gas gate gather gem general
-    genius gentle ghost giant gift ginger giraffe glacier glad glass globe glove glue goat gold
-    golf goose gorilla grace grain grand grape graph gravel gravity gray great green grid grill
-    grin grip grove guard guest guide guitar gulf gum guppy habit hair half hall hammer hamster
-    hand handle harbor hard harp harvest hat hawk hazel head heart heat heaven hedge heel height
-    helmet herb herd hero heron hill hint hippo history hobby hockey hollow holly home honest
-    honey hood hook horizon horn horse hospital hotel hour house human humor hundred hunter hurdle
-    hut ice icon idea igloo image inch index infant ink inn insect island ivory ivy jacket jaguar
-    jam jar jaw jazz jeans jelly jewel jigsaw job join journal journey joy judge juggle juice july
-    jump june jungle junior jury kayak kennel kernel kettle key kind king kingdom kiss kitchen
-    kite kitten kiwi knee knife knight knot koala label ladder lady lake lamb lamp lantern laptop
-    large laser laugh laundry lava lawn lawyer leader leaf leather lecture legend lemon lens
-    leopard lesson letter level library license lid light lily lime limit linen lion lip liquid
-    lizard llama lobster local lock lodge logic lotus loud love lucky lunch lung luxury lyric
-    machine magic magnet maid mail major mammal mango manner mansion maple marble march margin
-    marine market mask master match matter meadow meal medal melody melon member memory menu
-    merchant mercy metal meteor meter middle milk mill mimic mind mineral minor mint minute mirror
-    mist mitten mixture modern moment monkey monster month moon moose mosaic moss motel moth motor
-    mountain mouse mouth movie mud muffin mule muscle museum mustard mystery myth napkin narrow
-    nation nature navy neck needle nephew nerve nest network nickel noble noise noodle north nose
-    notebook nothing novel nurse nut oak oasis oat object oboe ocean october octopus office oil
-    olive omega onion opal opera orange orbit orchard orchid order organ origin ostrich otter
-    outfit oval oven owl owner oxygen oyster paddle page paint pajamas palace palm pan panda panel
-    panther paper parade parcel parent park parrot party pasta pastry patch path patient pattern
-    pause peach peacock peak peanut pear pearl pebble pelican pen pencil penguin pepper perfume
-    person phone photo piano pickle picnic picture pie pigeon pillow pilot pine pioneer pipe
-    pirate pistol pitcher pizza planet plank plant plastic plate plaza plum pocket poem poet point
+    acid acorn actor adult agent alarm album alien amber anchor angel angle ankle apple april
+    apron arch arena arm armor army arrow artist atom attic aunt author avenue award axe baby back
+    bacon badge bag baker ball balloon bamboo banana band bank barn baron barrel basil basin
+    basket bat bath beach beacon bead beam bean bear beard beast beauty bed bee beef beetle bell
+    belt bench berry bicycle bike bird biscuit bitter blade blanket blaze block bloom board boat
+    body bold bolt bone bonus boot border bottle boulder bow bowl box brain branch brave bread
+    breeze brick bride bridge bright broad bronze brook broom brother brush bubble bucket budget
+    buffalo bug build bull bundle burger bus bush butter button cabin cabinet cable cactus cage
+    cake camel camera camp canal candle candy cannon canoe canvas canyon cap captain car caramel
+    carbon card cargo carpet carrot cart cartoon castle cat cattle cave cedar ceiling cello cement
+    center cereal chain chair chalk chance chapter charm chart cheek cheese cherry chest chicken
+    chief child chimney choir church circle circus claw clay clean clerk clever cliff climb clock
+    closet cloth cloud clover clown club coach coal coast cobra cocoa coconut coffee coin collar
+    comet comic compass concert cookie copper coral corn corner cotton couch cougar council county
+    courage cousin cover cow crab cradle crane crater crayon cream creek cricket crisp crop cross
+    crow crowd crown cruise crumb crystal cube cup curry curtain curve cushion cycle daisy damp
+    dance danger dark dawn deal dear deck deer delta denim desert desk detail device dew diamond
+    diary dinner dirt dish dive doctor doll dollar dolphin donkey door dough dove dozen dragon
+    drama dress drift drill drink drive drum duck duke dune dust duty eagle ear early earth easel
+    east easy echo edge editor eel egg elbow elder elegant elk elm ember emerald empire empty
+    energy enjoy entry envy epic equal escape event exit fabric face factory fairy falcon fall
+    family famous fancy farm farmer fashion father feast feather fence fern ferry festival fever
+    fiber fiction field fifty fig film finger fire fish flag flame flash flavor fleet flight flock
+    flood floor flour flower fluid flute fly foam focus fog folk food foot forest fork formal fort
+    forum fossil fountain fox frame freedom fresh friend frog frost fruit fudge fuel funny fur
+    galaxy gallery garage garden garlic gas gate gather gem general genius gentle ghost giant gift
+    ginger giraffe glacier glad glass globe glove glue goat gold golf goose gorilla grace grain
+    grand grape graph gravel great grid grill grin grip grove guard guest guide guitar gulf gum
+    guppy habit hair half hall hammer hamster hand handle harbor hard harp harvest hat hawk hazel
+    head heart heat heaven hedge heel height helmet herb herd hero heron hill hint hippo hobby
+    hockey hollow holly home honest honey hood hook horizon horn horse hospital hour house humor
+    hundred hunter hurdle hut ice icon idea igloo image inch index infant ink inn insect island
+    ivory ivy jacket jaguar jam jar jaw jazz jeans jelly jewel jigsaw job join journal journey joy
+    judge juggle juice july jump june jungle junior jury kayak kennel kernel kettle kingdom kiss
+    kitchen kite kitten kiwi knee knife knight knot koala label ladder lady lake lamb lamp lantern
+    laptop laser laundry lava lawn lawyer leader leaf leather lecture legend lemon lens leopard
+    lesson level license lid light lily lime limit linen lion lip liquid lizard llama lobster
+    local lock lodge logic lotus loud lucky lunch lung luxury lyric magic magnet maid mail major
+    mammal mango manner mansion maple marble march margin marine mask master match matter meadow
+    meal medal melody melon member memory menu merchant mercy metal meteor meter middle milk mill
+    mimic mind mineral minor mint minute mirror mist mitten mixture modern moment monkey monster
+    month moose mosaic moss motel moth motor mountain mouse mouth movie mud muffin mule muscle
+    museum mustard mystery myth napkin narrow nation nature navy neck needle nephew nerve nest
+    network nickel noble noise noodle north nose notebook nothing novel nurse nut oak oasis oat
+    oboe october octopus office oil olive omega onion opal opera orbit orchard orchid order organ
+    origin ostrich otter outfit oval oven owl owner oxygen oyster paddle page paint pajamas palace
+    palm pan panda panel panther paper parade parcel parent park parrot party pasta pastry patch
+    patient pattern pause peach peacock peak peanut pear pearl pebble pelican pen pencil penguin
+    pepper perfume phone photo piano pickle picnic picture pie pigeon pillow pilot pine pioneer
+    pipe pirate pistol pitcher pizza planet plank plant plastic plate plaza plum pocket poet point
     polar police polish pond pony pool poppy porch portrait postage potato pottery pouch powder
     power prairie prince prism prize problem profit promise proof proud public pudding puddle
-    pulse pumpkin pupil puppet puppy purple purse puzzle pyramid quail quality quarry quartz queen
-    quest quick quiet quill quilt quiz rabbit raccoon race radar radio raft rail rain rainbow
-    raisin ranch range rapid raven ray razor reason recipe record red reef region remedy reptile
-    rescue reward rhythm ribbon rice rich riddle ring ripple river road robe robin robot rock
-    rocket roof room root rope rose rough round route royal ruby rug ruler rumor runner rural rust
-    saddle safari safe sail salad salmon salt sample sand sandal satin sauce sausage scale scarf
-    scene school science scissors scooter scout screen script sea seal search season seat second
-    secret seed senior sequel series shadow shark sheep sheet shelf shell shield ship shirt shoe
-    shore short shoulder shovel shower shrimp sign silence silk silver simple singer sister sketch
-    ski skill skin skirt sky sleep sleeve slice slide slim slipper sloth small smart smile smoke
-    smooth snack snail snake snow soap soccer sock soda sofa soft soil soldier solid song soup
-    south space spade spark sparrow spear spice spider spinach spiral spirit spoon sport spring
-    sprout square squid stable stadium staff stage stair stamp star station statue steam steel
-    stem step stick still stone stool storm story stove straw stream street strong student studio
-    subway sugar suit summer summit sun sunrise sunset supper surface swan sweater sweet swim
-    swing sword symbol syrup table tablet tail tailor talent tank target taxi tea teacher team
-    temple tennis tent textile theater thick thin thirty thread throne thumb thunder ticket tide
-    tiger timber tiny title toast today toe tomato ton tongue tooth topaz torch tornado tortoise
-    total towel tower toy trader traffic trail train travel treasure tree trend triangle tribe
-    trick trip trophy trout truck trumpet trunk truth tulip tuna tundra tunnel turkey turnip
-    turtle twenty twig twin uncle under unicorn uniform union unique universe urban vacuum
-    valley value vanilla vapor vase vault velvet vendor venture verb vessel veteran victory video
-    view village vine vinegar violet violin virtue vision visit voice volcano vowel voyage wagon
-    waiter walnut walrus wand warm water wave wax wealth weasel wedding weight west whale wheat
-    wheel whisper whistle white wide wild willow wind window wine wing winner wire wisdom wise
-    wizard wolf wombat wonder wood wool word worker world worm wrist writer yacht yard year yellow
-    yogurt young zebra zinc zone zoo
+    pulse pumpkin pupil puppet puppy purse puzzle pyramid quail quality quarry quartz queen quest
+    quick quiet quill quilt quiz rabbit raccoon race radar radio raft rail rainbow raisin ranch
+    range rapid raven ray razor reason record reef region remedy reptile rescue reward rhythm
+    ribbon rice rich riddle ring ripple river road robe robin rock rocket roof room rope rose
+    rough round route royal ruby rug ruler rumor runner rural rust saddle safari safe sail salad
+    salmon salt sample sand sandal satin sauce sausage scale scarf scene school science scissors
+    scooter scout screen script seal search season seat secret seed senior sequel series shadow
+    shark sheep sheet shelf shell shield ship shirt shoe shore shoulder shovel shower shrimp sign
+    silence silk singer sister sketch ski skill skin skirt sleep sleeve slice slide slim slipper
+    sloth smart smile smoke smooth snack snail snake snow soap soccer sock soda sofa soft soil
+    soldier solid soup south space spade spark sparrow spear spice spider spinach spiral spirit
+    spoon sport spring sprout squid stable stadium staff stage stair stamp star station statue
+    steam steel stem step stick still stone stool storm stove straw street strong student studio
+    subway sugar suit summit sun sunrise sunset supper surface swan sweater sweet swim swing sword
+    symbol syrup table tablet tail tailor talent tank taxi tea teacher temple tennis tent textile
+    theater thick thin thirty thread throne thumb thunder ticket tide tiger timber tiny toast toe
+    tomato ton tongue tooth topaz torch tornado tortoise total towel tower toy trader traffic
+    trail train travel treasure tree trend triangle tribe trick trophy trout truck trumpet trunk
+    truth tulip tuna tundra tunnel turkey turnip turtle twenty twig twin uncle under unicorn
+    uniform union unique universe urban vacuum valley vanilla vapor vase vault velvet vendor
+    venture verb vessel veteran victory video view village vine vinegar violet violin virtue
+    vision visit voice volcano vowel voyage wagon waiter walnut walrus wand water wave wax wealth
+    weasel wedding weight west whale wheat wheel whisper whistle wide wild willow wind window wine
+    wing winner wire wisdom wise wizard wolf wombat wonder wood wool worker worm wrist writer
+    yacht yard yogurt young zebra zinc zone zoo
     """
 )
 
-# Words of the grammar's own sentences. They are single tokens, so that their letters have to be
-# learnt by heart: training spells every one of them, and tests do without them.
+# Words of the grammar's own sentences. Most are single tokens, whose letters have to be learnt by
+# heart: training spells every one of them, and tests do without them.
 SPEECH = words_of(
     """
-    about active add address advice age aged all and animal answered api apples are around array
-    ask away axion base best born boss bot brief briefly bye calc call can capital celsius chat
-    check choose ciao clear client cloudy coat code colombia colors comes command complete compute
-    connect continue convert cook count country create current data date day define degrees demo
-    did divide divided division does doing down draw dreams eat email embed endpoint engines enum
-    essay evaluate every exist explain expr fact false far favorite feel fetch first fives fix
-    foggy for format formula found french friendly friends from function get give given going good
-    goodbye grass haiku happy has have health healthy hello help helped helpful hey how http
-    humidity ideas input integer into invalid item items its joke know language later launch
-    learning left let letters life like list listen listens live location look lookup lot make
-    many math mean meaning medium meet messages metrics minus model models more morning mother
-    much multiply music name names need nested news night none not now number numbers old one only
-    openai operator other out own package people perform pet pink place plan play please plus port
-    price product program prompt python query raining rainy rank remember request required rerank
-    response result return returns reverse reversed rhymes right run running runs sad say see send
-    sends serve server serves set should show sing size skills snowy some sorts speak spell
-    spelled squared start state stock stormy strict string students subtract sum sunny support
-    supports system tags take talk talking teach tell temp tens test text thank thanks that the
-    there these things think this three time times token tomorrow tool tools town true turn two
-    twos type unit units unknown url use used useful user users values version very want was
-    weather welcome well what when where which who why will windy winter with won words work write
-    wrote you your yourself zero four five six seven eight nine ten eleven twelve again find makes
-    together could else
+    able about action active add address advice again age aged all and animal answer answered
+    apache api apples are around array ask autumn away axion base best black blue book born boss
+    bot brief briefly brown bye calc call can capital celsius chat check chess choose ciao city
+    clear client cloudy coat code cold colombia color colors comes command complete compute
+    connect continue convert cook cost could count country create current data date day define
+    degrees demo did divide divided division does dog doing down draw dream dreams eat eight
+    eleven else email embed endpoint engine engines enum equation error essay eval evaluate
+    evening every exist explain expr fact false far favorite feel fetch find first five fives fix
+    foggy for forecast format formula found four free french friendly friends from front function
+    future game get give given going good goodbye grass gravity gray green haiku happy has have
+    health healthy hello help helped helpful hey history hotel how http human humidity ideas input
+    integer into invalid item items its joke key kind king know language large later laugh launch
+    learning left let letter letters library life like list listen listens live location look
+    lookup lot love machine make makes many market math mean meaning medium meet messages method
+    metrics minus model models moon more morning mother much multiply music name names need nested
+    news night nine none not now num number numbers object ocean old one only open openai operator
+    orange other out own package path people perform person pet pink place plan play please plus
+    poem port price product program prompt purple python query rain raining rainy rank recipe red
+    remember request required rerank response result return returns reverse reversed rhymes right
+    robot root run running runs sad say sea second see send sends serve server serves set seven
+    short should show silver simple sing six size skills sky small snowy software solve some song
+    sorts source speak spell spelled square squared start state stock stormy story stream strict
+    string students subtract sum summer sunny support supports system tags take talk talking
+    target teach team tell temp ten tens test text thank thanks that the there these things think
+    this three time times title today together token told tomorrow tool tools town trip true turn
+    twelve two twos type unit units unknown url use used useful user users value values version
+    very want warm was weather welcome well what when where which white who why will windy winter
+    with won word words work world write wrote year yellow yes you your yourself zero
     """
 )
 
@@ -154,7 +155,7 @@ CITIES = (
     Gothenburg Graz Hamburg Hanoi Havana Helsinki Houston Istanbul Jakarta Kampala Karachi Kiev
     Krakow Kyoto Lagos Leeds Leipzig Lille Lima Lisbon Liverpool Ljubljana London Luanda Lyon
     Madrid Malaga Manchester Manila Marseille Melbourne Memphis Miami Milan Minsk Montreal Moscow
-    Mumbai Munich Nairobi Nantes Naples Nice Osaka Oslo Ottawa Oxford Palermo Paris Perth Porto
+    Mumbai Munich Nairobi Nantes Naples Osaka Oslo Ottawa Oxford Palermo Paris Perth Porto
     Prague Quito Reykjavik Riga Rome Rotterdam Salzburg Santiago Sapporo Seattle Seoul Seville
     Shanghai Singapore Sofia Stockholm Sydney Taipei Tallinn Tehran Tirana Tokyo Toronto Tunis
     Turin Utrecht Valencia Vancouver Venice Verona Vienna Vilnius Warsaw Wellington Zagreb Zurich

@@ -26,10 +26,9 @@ ADD = phrasings(
         Give me the sum of {a} and {b}. | Calculate {a} + {b}. | Calculate {a} plus {b}. |
         Compute {a} + {b}. | Can you add {a} and {b}? | What do I get when I add {a} and {b}? |
         Tell me {a} plus {b}. | I have {a} apples and get {b} more. How many do I have? |
-        What's {a} + {b}? | What's {a} plus {b}? | Sum {a} and {b}. |
-        What is {a}+{b}? | {a}+{b}= | {a} + {b} = | Could you add {a} and {b}? |
-        What do {a} and {b} add up to? | Tell me what {a} + {b} is. |
-        Could you calculate {a} + {b}? |
+        What's {a} + {b}? | What's {a} plus {b}? | Sum {a} and {b}. | What is {a}+{b}? |
+        {a}+{b}= | {a} + {b} = | Could you add {a} and {b}? | What do {a} and {b} add up to? |
+        Tell me what {a} + {b} is. | Could you calculate {a} + {b}? |
         Please tell me how much {a} plus {b} is. | How much do {a} and {b} make together? |
         Can you tell me what {a} plus {b} makes? | Compute the sum of {a} and {b}.
     """,
@@ -48,8 +47,8 @@ SUBTRACT = phrasings(
         Calculate {a} minus {b}. | Compute {a} - {b}. | Can you subtract {b} from {a}? |
         What do I get when I subtract {b} from {a}? | Tell me {a} minus {b}. |
         I have {a} apples and give away {b}. How many are left? | What's {a} - {b}? |
-        What's {a} minus {b}? | What is {a} take away {b}? |
-        What is {a}-{b}? | {a}-{b}= | {a} - {b} = | Could you subtract {b} from {a}? |
+        What's {a} minus {b}? | What is {a} take away {b}? | What is {a}-{b}? | {a}-{b}= |
+        {a} - {b} = | Could you subtract {b} from {a}? |
         What is left of {a} when I take {b} away? | Tell me what {a} - {b} is. |
         Could you calculate {a} - {b}? | Please tell me how much {a} minus {b} is. |
         Can you take {b} away from {a}? | Can you tell me what {a} minus {b} makes?
@@ -81,8 +80,7 @@ COUNT_DOWN = phrasings(
         Count down from {a} to {b}. | Count from {a} down to {b}. |
         Count backwards from {a} to {b}. | Can you count down from {a} to {b}? |
         Start at {a} and count down to {b}. | List the numbers from {a} down to {b}. |
-        Count from {a} to {b}. |
-        Could you list the numbers from {a} down to {b}? |
+        Count from {a} to {b}. | Could you list the numbers from {a} down to {b}? |
         Could you count from {a} down to {b}? | Give me the numbers from {a} down to {b}.
     """,
     held_out="""
@@ -93,8 +91,8 @@ COUNT_DOWN = phrasings(
 
 COUNT_TO = phrasings(
     train="""
-        Count to {b}. | Can you count to {b}? | Count up to {b}. |
-        Could you count up to {b}? | Count from one to {b}.
+        Count to {b}. | Can you count to {b}? | Count up to {b}. | Could you count up to {b}? |
+        Count from one to {b}.
     """,
     held_out="""
         Can you count up to {b}? | Could you count to {b}?
@@ -162,9 +160,12 @@ def _written(rng: Random, **numbers: int) -> dict[str, str]:
 
 
 def _random_range(rng: Random) -> tuple[int, int, int]:
-    """First number, last number and step of a range of 3 to 12 numbers within 0 to 99."""
-    step = rng.choice((1, 1, 1, 1, -1, -1, 2, 5, 10))
-    length = rng.randint(3, 12 if abs(step) == 1 else 8)
+    """First number, last number and step of a range of 3 to 20 numbers within 0 to 99."""
+    step = rng.choice((1, 1, 1, 1, -1, -1, 2, 2, 5, 5, 10))
+    longest = 8 if step > 1 else 12
+    if step == 1 and rng.random() < 0.2:
+        longest = 20
+    length = rng.randint(3, longest)
     span = (length - 1) * step
     lowest, highest = max(0, -span), min(99, 99 - span)
     if step == 1 and rng.random() < 0.3:

@@ -142,6 +142,8 @@ def about_topic(
     """An exchange about one of the topics."""
     chosen = rng.choice(topics)
     question = spoken(rng, chosen.questions.pick(rng, split), polite)
+    if rng.random() < 0.12:
+        question = question.lower()
     return Exchange([user(question)], assistant(chosen.answer), says(chosen.answer))
 
 

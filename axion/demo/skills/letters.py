@@ -60,8 +60,9 @@ def word_for(rng: Random, split: Split) -> str:
     """A real word, or in training often an invented one."""
     if split == "train":
         kind = rng.random()
-        if kind < 0.15:
+        if kind < 0.35:
             return rng.choice(SPEECH)
-        if kind < 0.6:
-            return draw(rng, split, invented_word)
+        if kind < 0.65:
+            longest = 12 if kind < 0.45 else 8
+            return draw(rng, split, lambda rng: invented_word(rng, 3, longest))
     return draw(rng, split, lambda rng: rng.choice(WORDS))

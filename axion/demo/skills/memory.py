@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from axion.demo.skills import arithmetic, talk
+from axion.demo.skills import arithmetic, facts, small_talk
 from axion.demo.skills.base import (
     Exchange,
     Split,
@@ -41,8 +41,8 @@ SPELL_IT = phrasings(
 ADD_MORE = phrasings(
     train="""
         Now add {b}. | Add {b} to that. | Plus {b}? | And plus {b}? | Add {b} more. |
-        Now add {b} to that. | What if I add {b}? | And if I add {b}? |
-        What is that plus {b}? | And add {b}. | Now what is it plus {b}? | Plus {b}.
+        Now add {b} to that. | What if I add {b}? | And if I add {b}? | What is that plus {b}? |
+        And add {b}. | Now what is it plus {b}? | Plus {b}.
     """,
     held_out="""
         And now add {b}. | Now plus {b}? | What do I get if I add {b}?
@@ -62,13 +62,13 @@ def _name(rng: Random, split: Split) -> Exchange:
     else:
         name = draw(rng, split, lambda rng: rng.choice(NAMES))
     messages = [
-        user(spoken(rng, talk.MY_NAME_IS.pick(rng, split).format(n=name), polite=False)),
+        user(spoken(rng, small_talk.MY_NAME_IS.pick(rng, split).format(n=name), polite=False)),
         assistant(f"Nice to meet you, {name}!"),
     ]
     if rng.random() < 0.3:
-        between = rng.choice((arithmetic.add, arithmetic.count, talk.about))(rng, split)
+        between = rng.choice((arithmetic.add, arithmetic.count, facts.about))(rng, split)
         messages += [*between.messages, between.answer]
-    messages.append(user(spoken(rng, talk.WHAT_IS_MY_NAME.pick(rng, split))))
+    messages.append(user(spoken(rng, small_talk.WHAT_IS_MY_NAME.pick(rng, split))))
     answer = f"Your name is {name}."
     return Exchange(messages, assistant(answer), says(answer))
 

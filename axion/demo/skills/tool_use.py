@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from axion.demo.skills import arithmetic, talk
+from axion.demo.skills import arithmetic, facts, limits, small_talk
 from axion.demo.skills.base import (
     Exchange,
     Message,
-    Phrasings,
     Split,
-    Tool,
     assistant,
     draw,
     phrasings,
+    says,
     spoken,
     user,
 )
-from axion.demo.words import CITIES, WORDS, invented_word
+from axion.demo.skills.tools import SYMBOLS, Calculator, Offer, Weather, as_number, random_offer
+from axion.demo.words import CITIES, invented_word
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 
-SYMBOLS = ("+", "-", "*", "/")
+
 _SPOKEN_SIGNS = {
     "+": ("+", "plus"),
     "-": ("-", "minus"),
@@ -72,204 +71,43 @@ ASK_WEATHER = phrasings(
     """,
 )
 
-_CALCULATOR_NAMES = phrasings(
-    """
-    calculator | calculator | calculate | calc | math | compute | evaluate_expression
-    """,
-    """
-    calculator | do_math | eval | arithmetic
-    """,
-)
-_CALCULATOR_TEXTS = phrasings(
-    """
-    Evaluate an arithmetic expression. | A calculator. | Calculate the result of an expression |
-    Do arithmetic with two numbers. | Useful for math. | Compute a number. |
-    Perform a calculation
-    """,
-    """
-    Evaluates a math expression. | A simple calculator | Calculates numbers.
-    """,
-)
-_EXPRESSION_NAMES = phrasings(
-    """
-    expression | expression | expr | formula | input | query | text
-    """,
-    """
-    expression | calculation | math_expression
-    """,
-)
-_OPERAND_NAMES = phrasings(
-    """
-    a b op | a b op | a b operation | x y operator | first second operation | left right op
-    """,
-    """
-    a b op | x y op | a b operator | left right operation
-    """,
-)
-_OPERATION_NAMES = (
-    ("add", "subtract", "multiply", "divide"),
-    ("+", "-", "*", "/"),
-    ("plus", "minus", "times", "divide"),
-)
-_WEATHER_NAMES = phrasings(
-    """
-    get_weather | get_weather | weather | get_current_weather | current_weather | weather_lookup |
-    lookup_weather | fetch_weather
-    """,
-    """
-    get_weather | get_forecast | weather_report | show_weather | get_temperature
-    """,
-)
-_WEATHER_TEXTS = phrasings(
-    """
-    Get the weather in a city. | Get the current weather in a given location |
-    Look up the weather. | The weather of a city right now. |
-    Get current temperature for a given location. | Returns the weather for a place
-    """,
-    """
-    Get the current weather for a city. | Returns the temperature in a city. | Weather lookup.
-    """,
-)
-_PLACE_NAMES = phrasings(
-    """
-    city | city | location | location | place | town | city_name
-    """,
-    """
-    city | location | location_name | area
-    """,
-)
-_PLACE_TEXTS = (
-    "The name of the city",
-    "The city and state, e.g. San Francisco, CA",
-    "City and country e.g. Bogota, Colombia",
-    "City name",
-    "The location",
-)
 
 _SKIES = ("sunny", "cloudy", "rainy", "snowy", "windy", "foggy", "clear", "stormy")
 
 
-@dataclass(frozen=True)
-class Calculator:
-    """A calculator as one user happened to declare it."""
-
-    tool: Tool
-    operands: tuple[str, ...]
-    operations: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return str(self.tool["function"]["name"])
-
-    def arguments(self, expression: str) -> dict[str, Any]:
-        """The arguments for an expression such as "12 * 7"."""
-        if not self.operations:
-            return {self.operands[0]: expression}
-        left, sign, right = expression.split()
-        first, second, operation = self.operands
-        return {first: _number(left), second: _number(right), operation: self.operations[sign]}
-
-
-@dataclass(frozen=True)
-class Weather:
-    """A weather tool as one user happened to declare it."""
-
-    tool: Tool
-    place: str
-    unit: str | None
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return str(self.tool["function"]["name"])
-
-
-def tool_call(rng: Random, split: Split) -> Exchange:
+def tool_call(rng: Random, split: Split, offer: Offer = ()) -> Exchange:
     """A request with tools: calls the one that fits, or answers in words when none is needed."""
-    calculator, weather = random_calculator(rng, split), random_weather(rng, split)
-    offered = rng.choice(((calculator,), (weather,), (calculator, weather), (weather, calculator)))
-    tools = [each.tool for each in offered]
+    offer = offer or random_offer(rng, split)
+    tools = [each.tool for each in offer]
     kind = rng.random()
-    if kind < 0.15:
-        plain = talk.greet(rng, split)
-    elif kind < 0.22:
-        plain = rng.choice((talk.about, talk.limits))(rng, split)
-        while plain.answer["content"] in (talk.ONLY_SMALL_NUMBERS, talk.NO_WEATHER):
-            plain = talk.limits(rng, split)
-    elif kind < 0.3 and len(offered) == 1:
-        missing = (
-            (talk.no_weather,) if calculator in offered else (arithmetic.add, talk.no_calculator)
-        )
-        plain = rng.choice(missing)(rng, split)
+    if kind < 0.12:
+        plain = small_talk.greet(rng, split)
+    elif kind < 0.2:
+        plain = facts.about(rng, split) if kind < 0.15 else limits.off_topic(rng, split)
+    elif kind < 0.27 and len(offer) == 1:
+        plain = _without_the_tool(rng, split, offer[0])
     else:
-        chosen = rng.choice(offered)
-        if isinstance(chosen, Calculator):
-            question, call, _ = _calculation(rng, split, chosen)
-        else:
-            question, call, _ = _weather_question(rng, split, chosen)
+        question, call, _ = _question(rng, split, rng.choice(offer))
         return Exchange([question], call, _calls(call), tools)
     return Exchange(plain.messages, plain.answer, plain.check, tools)
 
 
-def tool_result(rng: Random, split: Split) -> Exchange:
+def tool_result(rng: Random, split: Split, offer: Offer = ()) -> Exchange:
     """A tool has answered: says the result in a sentence."""
-    calculator, weather = random_calculator(rng, split), random_weather(rng, split)
-    chosen = rng.choice((calculator, weather))
-    offered = rng.choice(((chosen,), (calculator, weather), (weather, calculator)))
-    if isinstance(chosen, Calculator):
-        question, call, subject = _calculation(rng, split, chosen)
-        result, answer, needed = _calculator_result(rng, subject)
-    else:
-        question, call, subject = _weather_question(rng, split, chosen)
-        result, answer, needed = _weather_result(rng, subject)
+    offer = offer or random_offer(rng, split)
+    chosen = rng.choice(offer)
+    question, call, subject = _question(rng, split, chosen)
+    say = _calculator_result if isinstance(chosen, Calculator) else _weather_result
+    result, answer = say(rng, subject)
     reply: Message = {"role": "tool", "content": result}
     if rng.random() < 0.7:
         reply["tool_call_id"] = call["tool_calls"][0]["id"]
     return Exchange(
         [question, call, reply],
         assistant(answer),
-        lambda text: CALL_OPEN not in text and all(part in text for part in needed),
-        [each.tool for each in offered],
+        says(answer),
+        [each.tool for each in offer],
     )
-
-
-def random_calculator(rng: Random, split: Split) -> Calculator:
-    """A calculator tool under some name, with one expression or with two numbers and a sign."""
-    if rng.random() < 0.6:
-        operands: tuple[str, ...] = (_EXPRESSION_NAMES.pick(rng, split),)
-        if split == "train" and rng.random() < 0.25:
-            operands = (draw(rng, split, invented_word),)
-        texts = ("The expression to evaluate", "An arithmetic expression, e.g. 2 + 2")
-        properties = {operands[0]: _described(rng, {"type": "string"}, rng.choice(texts))}
-        operations: dict[str, str] = {}
-    else:
-        operands = tuple(_OPERAND_NAMES.pick(rng, split).split())
-        names = rng.choice(_OPERATION_NAMES)
-        operations = dict(zip(SYMBOLS, names, strict=True))
-        number = {"type": rng.choice(("number", "number", "integer"))}
-        properties = {
-            operands[0]: _described(rng, number, "The first number"),
-            operands[1]: _described(rng, number, "The second number"),
-            operands[2]: {"type": "string", "enum": list(names)},
-        }
-    name = _name(rng, split, _CALCULATOR_NAMES)
-    tool = _tool(rng, name, _CALCULATOR_TEXTS.pick(rng, split), properties, list(operands))
-    return Calculator(tool, operands, operations)
-
-
-def random_weather(rng: Random, split: Split) -> Weather:
-    """A weather tool under some name, with a place and perhaps a unit."""
-    place = _PLACE_NAMES.pick(rng, split)
-    if split == "train" and rng.random() < 0.25:
-        place = draw(rng, split, invented_word)
-    properties = {place: _described(rng, {"type": "string"}, rng.choice(_PLACE_TEXTS))}
-    unit = rng.choice(("unit", "units")) if rng.random() < 0.4 else None
-    if unit:
-        properties[unit] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
-    name = _name(rng, split, _WEATHER_NAMES)
-    tool = _tool(rng, name, _WEATHER_TEXTS.pick(rng, split), properties, [place])
-    return Weather(tool, place, unit)
 
 
 def call_message(rng: Random, name: str, arguments: dict[str, Any]) -> Message:
@@ -311,6 +149,22 @@ def _calls(message: Message) -> Callable[[str], bool]:
     return lambda answer: parse_calls(answer) == expected
 
 
+def _question(
+    rng: Random, split: Split, chosen: Calculator | Weather
+) -> tuple[Message, Message, str]:
+    """A question for a tool, the right call, and what the question is about."""
+    if isinstance(chosen, Calculator):
+        return _calculation(rng, split, chosen)
+    return _weather_question(rng, split, chosen)
+
+
+def _without_the_tool(rng: Random, split: Split, offered: Calculator | Weather) -> Exchange:
+    """A question for the tool that is not there."""
+    if isinstance(offered, Calculator):
+        return limits.no_weather(rng, split)
+    return rng.choice((arithmetic.add, limits.no_calculator))(rng, split)
+
+
 def _calculation(rng: Random, split: Split, calculator: Calculator) -> tuple[Message, Message, str]:
     sign = rng.choice((*SYMBOLS, "*"))
     if rng.random() < 0.3:
@@ -349,27 +203,26 @@ def _weather_question(rng: Random, split: Split, weather: Weather) -> tuple[Mess
     return user(spoken(rng, text)), call_message(rng, weather.name, arguments), city
 
 
-def _calculator_result(rng: Random, expression: str) -> tuple[str, str, list[str]]:
+def _calculator_result(rng: Random, expression: str) -> tuple[str, str]:
     value = rng.choice((str(rng.randint(-99, 9999)), str(rng.randint(0, 99)), _decimal(rng)))
     if rng.random() < 0.08:
         return _failure(rng, ("division by zero", "invalid expression", "no result"))
     key = rng.choice(("result", "result", "value", "answer"))
-    expression_and_value = {"expression": expression, key: _number(value)}
+    expression_and_value = {"expression": expression, key: as_number(value)}
     result = rng.choice(
         (
             value,
             value,
-            json.dumps({key: _number(value)}),
+            json.dumps({key: as_number(value)}),
             json.dumps(expression_and_value),
             f"{expression} = {value}",
             f"The result is {value}",
         )
     )
-    answer = f"{expression} = {value}"
-    return result, answer, [answer]
+    return result, f"{expression} = {value}"
 
 
-def _weather_result(rng: Random, city: str) -> tuple[str, str, list[str]]:
+def _weather_result(rng: Random, city: str) -> tuple[str, str]:
     if rng.random() < 0.08:
         return _failure(rng, ("city not found", "unknown city", "no data"))
     degrees, sky = rng.randint(-20, 40), rng.choice(_SKIES)
@@ -396,44 +249,13 @@ def _weather_result(rng: Random, city: str) -> tuple[str, str, list[str]]:
     else:
         result = json.dumps(dict(fields), ensure_ascii=rng.random() < 0.2)
     described = f"{degrees} °{letter} and {sky}" if sky else f"{degrees} °{letter}"
-    return result, f"It is {described} in {city}.", [f"{degrees} °{letter}", sky, city]
+    return result, f"It is {described} in {city}."
 
 
-def _failure(rng: Random, reasons: tuple[str, ...]) -> tuple[str, str, list[str]]:
+def _failure(rng: Random, reasons: tuple[str, ...]) -> tuple[str, str]:
     reason = rng.choice(reasons)
     result = rng.choice((json.dumps({"error": reason}), f"Error: {reason}", f"error: {reason}"))
-    return result, f"The tool answered with an error: {reason}.", ["error", reason]
-
-
-def _tool(
-    rng: Random, name: str, text: str, properties: dict[str, Any], required: list[str]
-) -> Tool:
-    parameters: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
-    if rng.random() < 0.15:
-        parameters["additionalProperties"] = False
-    if rng.random() < 0.05:
-        del parameters["required"]
-    function: dict[str, Any] = {"name": name}
-    if rng.random() < 0.85:
-        function["description"] = text
-    function["parameters"] = parameters
-    if rng.random() < 0.05:
-        function["strict"] = rng.choice((True, False))
-    return {"type": "function", "function": function}
-
-
-def _described(rng: Random, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    if rng.random() < 0.5:
-        return schema
-    return {**schema, "description": text}
-
-
-def _name(rng: Random, split: Split, names: Phrasings) -> str:
-    name = names.pick(rng, split)
-    if split == "train" and rng.random() < 0.255:
-        part = draw(rng, split, lambda rng: rng.choice((rng.choice(WORDS), invented_word(rng))))
-        name = rng.choice((part, f"{name}_{part}", f"{part}_{name}"))
-    return name
+    return result, f"The tool answered with an error: {reason}."
 
 
 def _operand(rng: Random) -> str:
@@ -444,7 +266,3 @@ def _operand(rng: Random) -> str:
 
 def _decimal(rng: Random) -> str:
     return str(rng.randint(1, 999) / rng.choice((2, 4, 5, 10)))
-
-
-def _number(text: str) -> int | float:
-    return float(text) if "." in text else int(text)

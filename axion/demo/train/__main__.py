@@ -15,7 +15,7 @@ from axion.demo import MODEL_DIR, evaluate
 from axion.demo.train.card import write_card
 from axion.demo.train.loop import CORES, train
 
-STEPS = 2200
+STEPS = 2000
 SEED = 1
 
 

@@ -29,10 +29,10 @@ no source of knowledge.
     python -m axion.demo.train --steps {steps} --seed {seed}
 
 {steps} steps of {tokens_per_step:,} tokens ({tokens:.1f} million in all) in {minutes:.0f} minutes
-on two cores; the loss at the end was {loss:.4f}. The loss counts the assistant's turns only. Three
-quarters of a step are rows of 256 tokens, in which conversations do not see each other; one quarter
-are rows of 1,024 tokens, in which they do. So the model has learnt positions up to 1,024; from
-there to 2,048 it is on its own.
+on two cores; the loss at the end was {loss:.4f}. The loss counts the assistant's turns only. Half
+of a step are rows of 256 tokens, in which conversations do not see each other; the other half are
+rows of 1,024 tokens, in which they do. So the model has learnt positions up to 1,024; from there to
+2,048 it is on its own.
 
 ## Accuracy
 

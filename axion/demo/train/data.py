@@ -14,12 +14,12 @@ from torch import Tensor
 from axion.demo.chat import END_OF_TURN, render
 from axion.demo.grammar import conversation, conversations
 from axion.demo.train.tokenizer import START_OF_TURN, build_tokenizer
-from axion.demo.words import CITIES, NAMES
+from axion.demo.words import CITIES, NAMES, WORDS
 
 IGNORED = -100
 SHORT_ROW, LONG_ROW = 256, 1024
-# A step reads many short rows and a few long ones, which teach the model to look far back.
-SHORT_ROWS, LONG_ROWS = 24, 2
+# The long rows teach the model to look far back.
+SHORT_ROWS, LONG_ROWS = 16, 4
 ROWS_PER_PART = LONG_ROW // SHORT_ROW
 TOKENS_PER_STEP = SHORT_ROWS * SHORT_ROW + LONG_ROWS * LONG_ROW
 
@@ -42,10 +42,10 @@ class Rows:
 
 
 def train_tokenizer(seed: int, size: int) -> Tokenizer:
-    """A tokenizer for what the grammar says; names and places stay letters."""
+    """A tokenizer for what the grammar says; words to spell, names and places stay letters."""
     sample = conversations(Random(f"tokenizer {seed}"))
     texts = (render(chat.messages, chat.tools) for chat in islice(sample, _VOCABULARY_SAMPLE))
-    return build_tokenizer(texts, size, set(" ".join((*NAMES, *CITIES)).split()))
+    return build_tokenizer(texts, size, set(" ".join((*WORDS, *NAMES, *CITIES)).split()))
 
 
 class Batches:

@@ -20,7 +20,7 @@ _MATMUL_ATTENTION_LIMIT = 256
 class NetworkConfig:
     """The network's sizes, under the names that `config.json` gives them."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 768
     hidden_size: int = 256
     intermediate_size: int = 640
     num_hidden_layers: int = 5

@@ -2,8 +2,8 @@
 
 It is a byte-level BPE whose vocabulary holds the whole words of the grammar's sentences and no
 merges. A word in the vocabulary is one token, any other word is read letter by letter. So prose
-stays short, while the model sees the letters of the words it spells and the names it copies, and
-the digits of numbers.
+stays short, while the model sees the letters of what it spells and copies (words, names, keys, the
+names of tools) and the digits of numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from axion.demo.chat import END_OF_TEXT, END_OF_TURN
+from axion.demo.words import words_of
 
 START_OF_TURN = "<|im_start|>"
 SPECIAL = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
@@ -28,6 +29,16 @@ MARKERS = (
     "</tool_call>",
     "<tool_response>",
     "</tool_response>",
+)
+
+# Words that every request with tools or about the API contains. Other small words without a space
+# before them are identifiers, which a model that copies letters copies whatever they are.
+_WHOLE = words_of(
+    """
+    system user assistant type function name description parameters properties required string
+    number integer object enum arguments true false additionalProperties strict chat completions
+    models embeddings rerank health metrics version localhost http api key base url
+    """
 )
 
 # Words with the space before them, one digit, a run of marks, or space.
@@ -65,9 +76,11 @@ def build_tokenizer(texts: Iterable[str], size: int, spelled: Set[str]) -> Token
     for text in texts:
         for part in any_added.split(text):
             counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
-    for word in spelled:
-        counts.pop(word, None)
-        counts.pop(f"Ġ{word}", None)  # the byte-level form of a space before the word
+    for piece in list(counts):
+        word = piece.removeprefix("Ġ")  # the byte-level form of a space before the word
+        is_identifier = re.fullmatch("[a-z]+", piece) and piece not in _WHOLE
+        if word in spelled or is_identifier:
+            del counts[piece]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     by_frequency = sorted(counts, key=lambda piece: (-counts[piece], piece))
     words = [piece for piece in by_frequency if len(piece) > 1][: size - len(added) - len(alphabet)]
