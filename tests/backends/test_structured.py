@@ -1,0 +1,241 @@
+"""What the native backend makes of requests for structured output, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axion.backends import native
+from axion.backends.base import ModelConfig
+from axion.backends.native import NativeBackend
+from axion.demo import MODEL_DIR
+from axion.engine.echo import EchoEngine
+from axion.errors import InvalidRequestError
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.common import parse_request
+from axion.openai.completions import CompletionRequest
+from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.types import EngineConfig, Grammar, SamplingParams, SequenceOutput
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+UNSUPPORTED = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
+
+
+def function(name: str, parameters: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
+
+
+class RecordingEngine(EchoEngine):
+    def __init__(self) -> None:
+        super().__init__(vocab_size=1024)
+        self.params: list[SamplingParams] = []
+
+    async def generate(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, **options: Any
+    ) -> AsyncIterator[SequenceOutput]:
+        self.params.append(params)
+        async with aclosing(
+            super().generate(request_id, prompt_token_ids, params, **options)
+        ) as outputs:
+            async for output in outputs:
+                yield output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def template_processes() -> Iterator[None]:
+    """Each template's process is started once, not in every test."""
+    loaded: dict[Path, ChatTemplate | None] = {}
+
+    def load(path: Path, tokenizer: Any) -> ChatTemplate | None:
+        if path not in loaded:
+            loaded[path] = load_chat_template(path, tokenizer)
+        return loaded[path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load_chat_template", load)
+        yield
+    for template in loaded.values():
+        if template is not None:
+            template.close()
+
+
+class Harness:
+    def __init__(self, backend: NativeBackend, engine: RecordingEngine) -> None:
+        self.backend = backend
+        self.engine = engine
+
+    async def chat(self, **fields: Any) -> Grammar | None:
+        """The grammar that the engine gets."""
+        body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}
+        request = parse_request(ChatCompletionRequest, json.dumps(body).encode())
+        return await self._grammar(self.backend.chat(request, "r"))
+
+    async def complete(self, **fields: Any) -> Grammar | None:
+        body = json.dumps({"model": "m", "prompt": "x", **fields})
+        request = parse_request(CompletionRequest, body.encode())
+        return await self._grammar(self.backend.complete(request, "r"))
+
+    async def _grammar(self, chunks: Any) -> Grammar | None:
+        self.engine.params.clear()
+        async with aclosing(chunks):
+            async for _ in chunks:
+                pass
+        grammars = {params.grammar for params in self.engine.params}
+        [grammar] = grammars
+        return grammar
+
+
+Start = Callable[..., Awaitable[Harness]]
+
+
+@pytest.fixture
+def start() -> Start:
+    async def start(path: Path = MODEL_DIR) -> Harness:
+        engine = RecordingEngine()
+
+        async def factory(config: EngineConfig) -> EchoEngine:
+            return engine
+
+        backend = NativeBackend(factory)
+        await backend.start(ModelConfig(model_name=str(path), served_name="m"))
+        return Harness(backend, engine)
+
+    return start
+
+
+async def test_the_engine_gets_the_grammar_of_each_choice(start: Start):
+    model = await start()
+    assert await model.chat() is None
+    assert await model.chat(guided_regex="a+", n=3) == Grammar("regex", "a+")
+    assert len(model.engine.params) == 3
+    assert await model.complete(guided_choice=["a"]) == Grammar("choice", '["a"]')
+    schema = json.dumps(WEATHER)
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": WEATHER}}
+    assert await model.chat(response_format=wanted) == Grammar("json_schema", schema)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": UNSUPPORTED},
+                }
+            },
+            "response_format",
+            '"not"',
+        ),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json", "no text"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
+        ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
+        ({"guided_json": {"type": "strin"}}, "guided_json", '"strin"'),
+        (
+            {
+                "tools": [function("f", WEATHER), function("g", UNSUPPORTED, strict=True)],
+                "tool_choice": "auto",
+            },
+            "tools[1].function.parameters",
+            '"not"',
+        ),
+        (
+            {"tools": [function("f", {"$ref": "#/nowhere"})], "tool_choice": "required"},
+            "tools[0].function.parameters",
+            "/nowhere",
+        ),
+    ],
+)
+async def test_what_cannot_be_enforced_is_an_error_before_the_answer_begins(
+    fields: dict[str, Any], param: str, said: str, start: Start
+):
+    model = await start()
+    with pytest.raises(InvalidRequestError) as caught:
+        await model.chat(**fields)
+    assert caught.value.param == param
+    assert said in caught.value.message
+    assert not model.engine.params
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_bound"),
+    [
+        ({}, False),
+        ({"tool_choice": "none"}, False),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, True),
+        ({"parallel_tool_calls": False}, True),
+        ({"response_format": {"type": "json_object"}}, True),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "g"}}],
+                    },
+                }
+            },
+            True,
+        ),
+        ({"tools": [function("f", WEATHER, strict=True)]}, True),
+    ],
+)
+async def test_calls_are_bound_only_where_something_is_promised(
+    fields: dict[str, Any], is_bound: bool, start: Start
+):
+    model = await start()
+    grammar = await model.chat(**{"tools": [function("f", WEATHER), function("g")], **fields})
+    assert (grammar is not None) == is_bound
+    if grammar is not None:
+        assert grammar.kind == "llguidance"
+        assert ('"f\\' in grammar.text) != ("function" in str(fields.get("tool_choice")))
+
+
+async def test_calls_of_a_model_whose_format_is_not_known_cannot_be_promised(
+    start: Start, tiny_model: Path, tmp_path: Path
+):
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").unlink()
+    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    model = await start(tmp_path)
+    tools = [function("f", WEATHER)]
+    assert await model.chat(tools=tools, parallel_tool_calls=False) is None
+    with pytest.raises(InvalidRequestError, match="not known") as caught:
+        await model.chat(tools=tools, tool_choice="required")
+    assert caught.value.param == "tool_choice"
+
+
+async def test_answers_that_must_match_something_else_are_cached_apart(start: Start):
+    model = await start()
+
+    async def key(**fields: Any) -> bytes:
+        body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **fields}
+        request = parse_request(ChatCompletionRequest, json.dumps(body).encode())
+        return (await model.backend.prepare_chat(request)).cache_key
+
+    def schema(*names: str) -> dict[str, Any]:
+        return {"type": "object", "properties": {name: {} for name in names}}
+
+    keys = [
+        await key(),
+        await key(guided_regex="a"),
+        await key(guided_json=schema("a", "b")),
+        await key(guided_json=schema("b", "a")),  # the order of properties is that of the answer
+        await key(tools=[function("f")]),
+        await key(tools=[function("f")], tool_choice="required"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert await key(guided_regex="a") == await key(structured_outputs={"regex": "a"})
