@@ -202,13 +202,13 @@ async def test_calls_are_bound_only_where_something_is_promised(
         assert ('"f\\' in grammar.text) != ("function" in str(fields.get("tool_choice")))
 
 
-async def test_calls_of_a_model_whose_format_is_not_known_cannot_be_promised(
+async def test_calls_in_a_format_without_a_grammar_cannot_be_promised(
     start: Start, tiny_model: Path, tmp_path: Path
 ):
     for file in tiny_model.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "chat_template.jinja").unlink()
-    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = "<start_function_call>{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(template)
     model = await start(tmp_path)
     tools = [function("f", WEATHER)]
