@@ -6,13 +6,14 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -136,6 +137,21 @@ class at_most:  # noqa: N801
         if isinstance(value, list | dict) and len(value) > self.limit:
             raise problem(f"must have at most {self.limit} entries, got {len(value)}")
         return value
+
+
+def only_types(types: Sequence[str], reason: str) -> BeforeValidator:
+    """Refuses an object whose `type` is another one before its fields are looked at."""
+    names = ", ".join(map(repr, types))
+    expected = names if len(types) == 1 else f"one of {names}"
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in types:
+            got = repr(kind[:_SHOWN_CHARS])
+            raise field_error("type", f"must be {expected}: {reason}, got {got}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _is_token_id(text: str) -> str:

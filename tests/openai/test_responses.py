@@ -119,6 +119,11 @@ def test_the_fields_of_a_chat_are_set():
     assert request.response_format.type == "text"
     assert request.stream
     assert request.include_usage
+    allowed = {"type": "function", "name": "add"}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [allowed]}
+    request = chat(tools=[TOOL, {**TOOL, "name": "sub"}], tool_choice=choice)
+    assert request.requires_call
+    assert [tool.function.name for tool in request.callable_tools.values()] == ["add"]
     assert chat(include=["message.output_text.logprobs"]).num_logprobs == 0
     assert chat().num_logprobs is None
 
@@ -152,7 +157,11 @@ def test_the_fields_of_a_chat_are_set():
         ({"tools": [TOOL] * 129}, "tools"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}},
-         "tool_choice.mode"),
+         "tool_choice.tools"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
+         "tool_choice.tools[0].type"),
+        ({"tool_choice": {"type": "mcp", "server_label": "a"}}, "tool_choice.type"),
+        ({"tools": [{"type": "web_search", "filters": {}}]}, "tools[0].type"),
         ({"tool_choice": 5}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": -1}, "max_output_tokens"),
