@@ -109,6 +109,19 @@ def test_a_call_of_a_tool_is_an_item_of_its_own(echo: EchoServer, stream: bool):
     assert "seven" in answer.output_text
 
 
+@pytest.mark.parametrize("parallel", [None, True, False])
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_call_at_most_unless_they_may_be_parallel(
+    echo: EchoServer, stream: bool, parallel: bool | None
+):
+    response = create(echo, CALL * 2, tools=[TOOL], parallel_tool_calls=parallel, stream=stream)
+    if stream:
+        *_, last = response
+        response = last.response
+    types = [item.type for item in response.output]
+    assert types.count("function_call") == (1 if parallel is False else 2)
+
+
 def test_a_conversation_goes_on_from_a_stored_response(echo: EchoServer):
     first = create(echo, "The word is plum.", instructions="Be brief.")
     second = create(echo, "Which word?", previous_response_id=first.id)
