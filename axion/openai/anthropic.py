@@ -15,6 +15,7 @@ from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionChunk, Chat
 from axion.openai.common import (
     FAIL_FAST,
     MAX_TOKEN_ID,
+    CacheSalt,
     ModelRequest,
     NonEmptyText,
     Object,
@@ -333,6 +334,10 @@ class MessagesRequest(CountTokensRequest, StreamableRequest):
     service_tier: Literal["auto", "standard_only"] | None = Field(
         None, description="accepted; there is one tier"
     )
+    # vLLM's extension of OpenAI's requests.
+    cache_salt: CacheSalt | None = Field(
+        None, description="only requests with the same salt share what caches hold"
+    )
     container: Annotated[None, Refused("there are no containers")] = None
     diagnostics: Annotated[None, Refused("there are no diagnostics")] = None
     inference_geo: Annotated[None, Refused("there is one place, this server's")] = None
@@ -344,6 +349,7 @@ class MessagesRequest(CountTokensRequest, StreamableRequest):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "cache_salt": self.cache_salt,
         }
 
 

@@ -197,6 +197,7 @@ Stop = Annotated[
         custom_error_message="a string or a list of strings",
     ),
 ]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
@@ -272,9 +273,13 @@ class GenerationRequest(StreamableRequest):
     priority: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
         None, description="where requests wait, a lower one comes first"
     )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
+    cache_salt: CacheSalt | None = Field(
         None, description="only requests with the same salt share what caches hold"
     )
+
+    prompt_logprobs: Annotated[
+        None, Refused("`echo` with `logprobs` of /v1/completions has what it gives")
+    ] = None
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:

@@ -17,6 +17,7 @@ from axion.openai.chat import (
 )
 from axion.openai.common import (
     FAIL_FAST,
+    CacheSalt,
     NonEmptyText,
     Object,
     Refused,
@@ -332,6 +333,11 @@ class ResponsesRequest(StreamableRequest):
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
 
+    # An extension, with the name and meaning that vLLM gave it.
+    cache_salt: CacheSalt | None = Field(
+        None, description="only requests with the same salt share what caches hold"
+    )
+
     access_programs: Annotated[None, Refused("there are none")] = None
     context_management: Annotated[None, Refused("conversations are not compacted")] = None
     conversation: Annotated[None, Refused("use previous_response_id")] = None
@@ -387,6 +393,7 @@ class ResponsesRequest(StreamableRequest):
                 "response_format": _response_format(self.text.format) if self.text else None,
                 "verbosity": self.text.verbosity if self.text else None,
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+                "cache_salt": self.cache_salt,
             },
             FIELD_NAMES,
         )

@@ -102,6 +102,11 @@ def test_items_become_messages_and_calls_join_the_assistant_message():
     ]
 
 
+def test_the_salt_reaches_the_chat():
+    assert chat(cache_salt="tenant 7").cache_salt == "tenant 7"
+    assert chat().cache_salt is None
+
+
 def test_the_fields_of_a_chat_are_set():
     request = chat(
         max_output_tokens=7,
