@@ -121,6 +121,27 @@ def _fill(
     model.eval()
 
 
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU.
+
+    Raises:
+        ModelLoadError: the device that was asked for is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and torch sees no CUDA device here. "
+            "Use DEVICE=cpu or DEVICE=auto, or install a CUDA build of torch."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
+        )
+    return device
+
+
 def resolve_dtype(
     dtype: str | torch.dtype, config: dict[str, Any], device: torch.device
 ) -> torch.dtype:
