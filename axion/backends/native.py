@@ -17,8 +17,10 @@ from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
+from axion.backends.capabilities import Capabilities
 from axion.engine.client import EngineClient
 from axion.errors import (
+    CannotContinueError,
     ContextLengthExceededError,
     EngineUnavailableError,
     InvalidRequestError,
@@ -54,6 +56,7 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
+from axion.openai.delivered import Delivered
 from axion.openai.structured import StructuredRequest
 from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
@@ -123,6 +126,10 @@ class NativeBackend:
         engine_factory: starts an engine; returns when it is ready.
     """
 
+    engine = "native"
+    # What it does not honour it refuses itself.
+    capabilities = Capabilities(engine="native", honours_all=True)
+
     def __init__(self, engine_factory: EngineFactory) -> None:
         self._engine_factory = engine_factory
         self._model: _Model | None = None
@@ -176,13 +183,25 @@ class NativeBackend:
         return PreparedChat(*known, partial(_chat, model, request, prompt=prompt))
 
     def chat(
-        self, request: ChatCompletionRequest, request_id: str
+        self,
+        request: ChatCompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
+        if delivered is not None:
+            raise CannotContinueError("The native engine began no such answer.")
         return _chat(self._loaded(), request, request_id)
 
     def complete(
-        self, request: CompletionRequest, request_id: str
+        self,
+        request: CompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[CompletionChunk, None]:
+        if delivered is not None:
+            raise CannotContinueError("The native engine began no such answer.")
         return _complete(self._loaded(), request, request_id)
 
     async def tokenize(

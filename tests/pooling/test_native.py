@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from axion.errors import ContextLengthExceededError, InvalidRequestError, ModelLoadError
+from axion.pooling import embedder
 from axion.pooling.embedder import Embedder
 from axion.pooling.messages import MODEL_LIMIT, EmbedRequest
 from axion.pooling.native import NativeEmbedder
@@ -87,8 +88,8 @@ def refused(folder: Path) -> str:
     return error.value.message
 
 
-def embed(embedder: NativeEmbedder | Embedder, inputs: list, **options) -> np.ndarray:
-    return embedder.compute(embedder.tokenize(EmbedRequest("r", inputs, **options)))
+def embed(model: NativeEmbedder | Embedder, inputs: list, **options) -> np.ndarray:
+    return model.compute(model.tokenize(EmbedRequest("r", inputs, **options)))
 
 
 def assert_equal(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -152,7 +153,9 @@ def test_bfloat16_is_near(model: Model):
     assert (half * whole).sum(1).min() >= 0.999
 
 
-def test_the_real_minilm_equals_fastembed(sentence_model: Path):
+def test_the_real_minilm_equals_fastembed(sentence_model: Path, monkeypatch: pytest.MonkeyPatch):
+    # fastembed takes a name once in a process.
+    monkeypatch.setattr(embedder, "LOCAL", "test/native")
     by_fastembed = PoolingConfig(
         kind=PoolingKind.EMBEDDING,
         name="m",

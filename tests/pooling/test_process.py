@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
+from axion.pooling import embedder
 from axion.pooling.embedder import Embedder
 from axion.pooling.native import NativeEmbedder
 from axion.pooling.process import _load_failed, _load_model
@@ -32,8 +33,10 @@ def qwen3(tmp_path: Path) -> Path:
 
 
 def test_a_folder_with_onnx_is_fastembed_s_whatever_else_it_holds(
-    sentence_model: Path, qwen3: Path, tmp_path: Path
+    sentence_model: Path, qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    # fastembed takes a name once in a process.
+    monkeypatch.setattr(embedder, "LOCAL", "test/process")
     folder = shutil.copytree(sentence_model, tmp_path / "both")
     shutil.copy(qwen3 / "model.safetensors", folder)
     assert isinstance(_load_model(config(folder)), Embedder)
