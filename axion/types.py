@@ -237,14 +237,28 @@ class BackendState(enum.StrEnum):
     STOPPED = "stopped"
 
 
+class EngineHealth(msgspec.Struct, frozen=True):
+    """One of the engines of a model."""
+
+    engine: str
+    state: BackendState
+    detail: str = ""
+    restarts: int = 0
+
+
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a backend answers, and if not, why."""
+    """Whether a backend answers, and if not, why.
+
+    Attributes:
+        engines: of a model, the engines that may serve it, the one that is wanted most first.
+    """
 
     state: BackendState
     detail: str = ""
     info: EngineInfo | None = None
     stats: EngineStats | None = None
     restarts: int = 0
+    engines: tuple[EngineHealth, ...] = ()
 
 
 class PoolingKind(enum.StrEnum):
