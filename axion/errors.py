@@ -107,6 +107,10 @@ class EngineUnavailableError(AxionError):
     default_code = "engine_unavailable"
 
 
+class CannotContinueError(EngineUnavailableError):
+    """An answer broke off, and this engine cannot go on with it."""
+
+
 class ModelLoadError(AxionError):
     """A model cannot be loaded: its files, its architecture or this machine stand in the way."""
 

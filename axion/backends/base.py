@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from axion.backends.capabilities import Capabilities
 from axion.types import BackendHealth
 
 if TYPE_CHECKING:
     from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
     from axion.openai.completions import CompletionChunk, CompletionRequest
+    from axion.openai.delivered import Delivered
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +75,21 @@ class InferenceBackend(Protocol):
     """One model, served by one engine.
 
     `chat` and `complete` always stream; a caller who wants one answer collects the chunks.
-    Errors about the request are raised before the first chunk.
+    Errors about the request are raised before the first chunk. `EngineUnavailableError` says that
+    the engine is at fault, not the request: another may answer it.
+
+    An answer that another engine has begun is gone on with where `delivered` says what a client
+    has of it: what is given follows that, and the usage is of the whole answer. A backend that
+    cannot do so raises `CannotContinueError` before its first chunk.
     """
+
+    @property
+    def engine(self) -> str:
+        """What serves the model, for people to read: `native`, `vllm`."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
 
     async def start(self, model: ModelConfig) -> None:
         """Load the model; returns when a request can be answered."""
@@ -87,11 +102,19 @@ class InferenceBackend(Protocol):
         ...
 
     def chat(
-        self, request: ChatCompletionRequest, request_id: str
+        self,
+        request: ChatCompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[ChatCompletionChunk, None]: ...
 
     def complete(
-        self, request: CompletionRequest, request_id: str
+        self,
+        request: CompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[CompletionChunk, None]: ...
 
     async def tokenize(

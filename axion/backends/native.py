@@ -17,8 +17,10 @@ from cachetools import LRUCache
 
 from axion.backends.answer import Answer, Piece, ShownToken
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
+from axion.backends.capabilities import Capabilities
 from axion.engine.client import EngineClient
 from axion.errors import (
+    CannotContinueError,
     ContextLengthExceededError,
     EngineUnavailableError,
     InvalidRequestError,
@@ -54,6 +56,7 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
+from axion.openai.delivered import Delivered
 from axion.openai.structured import StructuredRequest
 from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
@@ -122,6 +125,10 @@ class NativeBackend:
         engine_factory: starts an engine; returns when it is ready.
     """
 
+    engine = "native"
+    # What it does not honour it refuses itself.
+    capabilities = Capabilities(engine="native", honours_all=True)
+
     def __init__(self, engine_factory: EngineFactory) -> None:
         self._engine_factory = engine_factory
         self._model: _Model | None = None
@@ -175,13 +182,25 @@ class NativeBackend:
         return PreparedChat(*known, partial(_chat, model, request, prompt=prompt))
 
     def chat(
-        self, request: ChatCompletionRequest, request_id: str
+        self,
+        request: ChatCompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
+        if delivered is not None:
+            raise CannotContinueError("The native engine began no such answer.")
         return _chat(self._loaded(), request, request_id)
 
     def complete(
-        self, request: CompletionRequest, request_id: str
+        self,
+        request: CompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncGenerator[CompletionChunk, None]:
+        if delivered is not None:
+            raise CannotContinueError("The native engine began no such answer.")
         return _complete(self._loaded(), request, request_id)
 
     async def tokenize(
@@ -490,7 +509,7 @@ def _chat_prompt(
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        template_kwargs=_template_kwargs(request, variables),
+        template_kwargs=_template_kwargs(request, variables, reasons=answer_format(source).reasons),
     )
     _check_length(model, rendered, "messages")
     return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
@@ -528,7 +547,9 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             raise refuse(f"messages[{i}].reasoning_content")
 
 
-def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) -> dict[str, Any]:
+def _template_kwargs(
+    request: ChatCompletionRequest, variables: frozenset[str], *, reasons: bool
+) -> dict[str, Any]:
     """The variables for a chat template that reads `variables`.
 
     Raises:
@@ -549,6 +570,8 @@ def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) 
                     param="reasoning_effort",
                 )
             return given
+    if effort == "none" and not reasons:
+        return given  # there is nothing to switch off
     switch = next((name for name in _REASONING_SWITCHES if name in variables), None)
     hint = f" It can only switch it: use chat_template_kwargs.{switch}." if switch else ""
     raise InvalidRequestError(
