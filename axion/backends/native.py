@@ -64,7 +64,6 @@ from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
-from axion.text.tool_calls import ToolCallParser
 from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
     MAX_GRAMMAR_CHARS,
@@ -695,14 +694,6 @@ async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
     return request.constraint.grammar
 
 
-def _enforceable_calls(model: _Model) -> type[ToolCallParser] | None:
-    """How the model writes calls, if a grammar can hold it to that."""
-    if model.chat_template is None:
-        return None
-    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
-    return written if written.json_arguments and written.call_begin else None
-
-
 async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Grammar | None:
     """What the answer must match: its text, its calls, or either.
 
@@ -719,29 +710,26 @@ async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Gramma
     is_strict = any(function.strict for function in functions.values())
     if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
         return answer
-    written = _enforceable_calls(model)
-    if written is None:
-        if required or is_strict:
-            raise InvalidRequestError(
-                "Calls cannot be enforced: how this model writes them is not known. "
-                "Use tool_choice 'auto', without strict functions.",
-                param="tool_choice" if required else "tools",
-            )
-        return answer
-    grammar = tool_grammar(
-        written,
-        list(functions.values()),
-        model.tokenizer,
-        required=required,
-        parallel=not request.max_one_call,
-        answer=answer,
-    )
+    assert model.chat_template is not None
+    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
     try:
+        grammar = tool_grammar(
+            written,
+            list(functions.values()),
+            model.tokenizer,
+            required=required,
+            parallel=not request.max_one_call,
+            answer=answer,
+        )
         await _check_grammar(model, "tools", grammar)
     except InvalidRequestError:
         for i, function in functions.items():  # one of them is at fault, or all together
             param = f"tools[{i}].function.parameters"
-            await _check_grammar(model, param, arguments_grammar(function, required=required))
+            try:
+                alone = arguments_grammar(written, function, model.tokenizer, required=required)
+            except InvalidRequestError as error:
+                raise _unenforceable(param, error) from None
+            await _check_grammar(model, param, alone)
         raise
     return grammar
 
@@ -755,9 +743,11 @@ async def _check_grammar(model: _Model, param: str, grammar: Grammar) -> None:
     try:
         await asyncio.wrap_future(model.grammars.submit(grammar))
     except InvalidRequestError as error:
-        raise InvalidRequestError(
-            f"{param} cannot be enforced: {error.message}", param=param
-        ) from None
+        raise _unenforceable(param, error) from None
+
+
+def _unenforceable(param: str, error: InvalidRequestError) -> InvalidRequestError:
+    return InvalidRequestError(f"{param} cannot be enforced: {error.message}", param=param)
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:

@@ -108,7 +108,11 @@ class EngineCore:
             "eos_token_ids": self.info.eos_token_ids,
         }
         self.grammars = GrammarCompiler(partial(load_tokenizer, path), **vocabulary)
-        self.structured = StructuredOutput(max_num_seqs=config.max_num_seqs, **vocabulary)
+        self.structured = StructuredOutput(
+            max_num_seqs=config.max_num_seqs,
+            num_threads=1 if self.device.type == "cpu" else os.cpu_count() or 1,
+            **vocabulary,
+        )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -173,7 +177,7 @@ class EngineCore:
         self._num_steps += 1
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.start(sampling))
+            sampled = self.runner.execute(scheduled, self.structured.mask)
             sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))

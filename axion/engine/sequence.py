@@ -135,7 +135,7 @@ class Sequence:
             self.block_hashes.append(previous)
 
     def append(self, token_id: int, max_model_len: int, *, is_final: bool = False) -> None:
-        """Add a sampled token and decide whether it ends the sequence.
+        """Add an output token and decide whether it ends the sequence.
 
         Args:
             is_final: the sequence's grammar lets nothing follow.
