@@ -87,6 +87,8 @@ class Upstream:
 
     Attributes:
         num_running: requests in it.
+        tells_usage: whether each of the server's chunks can have the usage so far, by which another
+            engine can go on with the answer exactly.
 
     Raises:
         ValueError: the URL or the key cannot be one.
@@ -119,6 +121,8 @@ class Upstream:
         self._rename = dict(rename or {})
         self._extra_body = dict(extra_body or {})
         self._structured_outputs = structured_outputs
+        missing = self.capabilities.missing(["stream_options.continuous_usage_stats"])
+        self.tells_usage = not missing
         self.num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -242,7 +246,7 @@ class Upstream:
         if isinstance(request, StructuredRequest):
             body |= self._constraint(request)
         options: dict[str, Any] = {"include_usage": True}
-        if not self.capabilities.missing(["stream_options.continuous_usage_stats"]):
+        if self.tells_usage:
             options["continuous_usage_stats"] = True
         own = {"model": self.upstream_model, "stream": True, "stream_options": options}
         return body | own | self._extra_body
@@ -584,6 +588,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         if request.include_usage and request.stream:
             self._shared["usage"] = None
         self._with_usage = request.usage_in_every_chunk
+        self._tells_usage = upstream.tells_usage and num_choices == 1
         self._usage: _Usage | None = None
         self._num_chunks = 0  # with tokens in them
         self._began: set[int] = set()
@@ -704,6 +709,8 @@ class _Answer(Generic[RequestT, ChunkT]):
         chunk = {**self._shared, "choices": [{"index": index, "finish_reason": None, **fields}]}
         if self._with_usage:
             chunk["usage"] = self._whole_usage()
+        elif self._tells_usage and self._usage is not None:
+            chunk["usage_so_far"] = self._whole_usage()
         return self._validate(chunk)
 
     def _last(self, choice: _Choice) -> ChunkT:
