@@ -87,6 +87,7 @@ class Upstream:
 
     Attributes:
         num_running: requests in it.
+        last_data_at: when something of an answer last came, by `time.monotonic`.
         tells_usage: whether each of the server's chunks can have the usage so far, by which another
             engine can go on with the answer exactly.
 
@@ -124,6 +125,7 @@ class Upstream:
         missing = self.capabilities.missing(["stream_options.continuous_usage_stats"])
         self.tells_usage = not missing
         self.num_running = 0
+        self.last_data_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -289,6 +291,7 @@ class Upstream:
                         error = await response.read_all(_MAX_ANSWER_BYTES)
                         raise self.failure(response.status, error, response.headers)
                     while not answer.is_done and (data := await response.read()):
+                        self.last_data_at = time.monotonic()
                         for event in reader.push(data):
                             for chunk in answer.take(event):
                                 yield chunk
