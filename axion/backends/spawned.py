@@ -13,17 +13,15 @@ import logging
 import os
 import random
 import re
-import shlex
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import shipped_capabilities
+from axion.backends.installed import find_command
 from axion.backends.process import GuardedProcess
 from axion.backends.supervisor import Supervisor
 from axion.backends.upstream import Upstream
@@ -156,15 +154,14 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         return super()._ready()
 
     def _command(self) -> list[str]:
-        given = shlex.split(os.environ.get(self.command_variable) or self.default_command)
-        program = shutil.which(given[0]) if given else None
-        if program is None:
+        command = find_command(self.command_variable, self.default_command)
+        if command is None:
             raise ModelLoadError(
-                f"The engine {self.engine} is not installed: there is no program "
-                f"{Path(given[0]).name if given else ''!r}. Install it, or set "
-                f"{self.command_variable} to the command that starts it."
+                f"The engine {self.engine} is not installed: there is no program for its command. "
+                f"Install it, or set {self.command_variable} to the command that starts it "
+                f"(default: {self.default_command})."
             )
-        return [os.path.abspath(program), *given[1:]]
+        return [os.path.abspath(command[0]), *command[1:]]  # it works in another folder
 
     async def _live(self) -> str:
         """One life of the server; returns how it ended.
