@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -457,6 +458,19 @@ async def test_many_streams_at_once_share_connections_in_turn(fake, upstream):
         assert all(error is None and len(chunks) == 53 for chunks, error in answers)
     assert server.stats()["num_requests"] == 200
     assert len(up._client._open) <= 100
+
+
+def test_streams_that_break_off_on_the_servers_event_loop(fake):
+    server = fake(num_tokens=30, fault="close", after=7, times=20)
+
+    async def run() -> None:
+        up = Upstream(server.url, engine="fake", upstream_model="fake-model", served_name="m")
+        answers = await asyncio.gather(*(take(up.chat(chat_request(), str(i))) for i in range(50)))
+        assert sorted(len(chunks) for chunks, _ in answers) == [8] * 20 + [33] * 30
+        await up.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_draining_waits_for_requests_and_ends_those_that_take_too_long(fake, upstream):
