@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -406,6 +407,11 @@ async def test_an_error_in_the_stream_may_be_the_requests(fake, upstream):
         (b'{"object": "error", "message": "no", "code": 400}', "no", None),
         (b"no", "no", None),
         (b"\xff[]", "\ufffd[]", None),
+        (
+            b'{"error": {"message": "1 error\\n a For further information visit x", "param": ""}}',
+            "1 error a",
+            None,
+        ),
         (b"[]", "The request was refused.", None),
         (b'{"error": {"message": "/models/llama-3 is wrong"}}', "m is wrong", None),
         (b'{"error": {"message": "see https://h:1/a?b=secret"}}', "see …", None),
@@ -661,3 +667,40 @@ def test_an_answer_is_the_same_however_its_bytes_come(cuts: list[int]):
         ({"content": "!"}, None),
         ({}, "stop"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "chat", "completion", "num_tokens"),
+    [
+        ("vllm", "ic responseeutsory", "CHeren chatauseM accept", (22, 8, 7, 8)),
+        ("max", "user\nHello, wh", "Once upon a time", (22, 8, 7, 7)),
+    ],
+)
+async def test_recorded_answers_of_real_engines(
+    engine: str, chat: str, completion: str, num_tokens: tuple[int, ...]
+):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        kind = "chat" if b"/chat/" in head else "completion"
+        data = (Path(__file__).parent / "data" / f"{engine}-{kind}.http").read_bytes()
+        for start in range(0, len(data), 100):
+            writer.write(data[start : start + 100])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    up = Upstream(url, engine=engine, upstream_model="tiny", served_name="m")
+    options = {"stream": None, "stream_options": None}
+    whole = await collect_chat(up.chat(chat_request(**options), "1"))
+    text = await collect_completion(up.complete(text_request(**options), "1"))
+    await up.close()
+    server.close()
+    await server.wait_closed()
+    assert (whole.choices[0].message.content or "").startswith(chat)
+    assert text.choices[0].text.startswith(completion)
+    assert text.choices[0].logprobs is None
+    assert (
+        *(whole.usage.prompt_tokens, whole.usage.completion_tokens),
+        *(text.usage.prompt_tokens, text.usage.completion_tokens),
+    ) == num_tokens
