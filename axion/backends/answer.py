@@ -99,6 +99,7 @@ class Answer:
         self.generated_before: list[int] = []
         self.first: Piece | None = None
         self._debt: Debt | None = None
+        self._num_chars_before = 0  # that other engines wrote
         self._num_chars = 0  # of decoded text
         self._num_shown_chars = 0  # of what is left of it after stop strings
         self._incomplete: list[ShownToken] = []  # tokens of a character that is not whole yet
@@ -114,17 +115,19 @@ class Answer:
         Raises:
             CannotContinueError: what is read in `text` is not what the client has.
         """
-        token_ids = self._tokenizer.encode_continuation(text)
+        # White space at the end is left to the model: most have it in one token with what follows.
+        token_ids = self._tokenizer.encode_continuation(text.rstrip())
         if token_ids is None:
             raise CannotContinueError("This model has no tokens for the text of the answer so far.")
         events, tokens, finish_reason, stop_reason = self.take(SequenceOutput("", token_ids))
         try:
-            self._debt = Debt(choice, events)
+            self._debt = Debt(choice, events, self._num_chars - self._num_out)
         except ValueError:
             raise CannotContinueError(
                 "This model would have written the answer so far in another way."
             ) from None
         self.generated_before = token_ids
+        self._num_chars_before = len(text)
         self.first = Piece(self._debt.first, tokens, finish_reason, stop_reason)
         if finish_reason is None and 0 < (self.params.max_tokens or 0) <= self.num_tokens:
             last = self.take(SequenceOutput("", [], finish_reason=FinishReason.LENGTH))
@@ -191,12 +194,18 @@ class Answer:
     def _place(self, new: str) -> None:
         """The tokens that waited for it end with this text."""
         self._num_chars += len(new)
-        self._waiting.extend((token, self._num_chars) for token in self._incomplete)
+        if self._num_chars > self._num_chars_before:
+            self._waiting.extend((token, self._num_chars) for token in self._incomplete)
         self._incomplete.clear()
 
     @property
     def _reasoning(self) -> bool:
         return self._parser is not None and self._parser.reasoning
+
+    @property
+    def _num_out(self) -> int:
+        """Characters that have been read for good."""
+        return self._num_shown_chars - (self._parser.num_held if self._parser is not None else 0)
 
     def _parse(self, text: str, events: list[Event], *, final: bool) -> bool:
         """Add what the text says; returns whether that is the one call that is wanted."""
@@ -217,9 +226,7 @@ class Answer:
 
     def _shown_tokens(self, final: bool) -> list[ShownToken]:
         """The tokens whose text is out; at the end also the one that a stop string cuts."""
-        num_out = self._num_shown_chars
-        if self._parser is not None:
-            num_out -= self._parser.num_held
+        num_out = self._num_out
         tokens = []
         while self._waiting:
             token, end = self._waiting[0]

@@ -24,6 +24,7 @@ class Debt:
     Args:
         choice: what the client has.
         told: what the parsers make of the same answer so far.
+        num_held: characters of it that they hold back.
 
     Attributes:
         first: of the arguments of calls, what they tell beyond what the client has: some formats
@@ -33,7 +34,7 @@ class Debt:
         ValueError: the two are not the beginning of one answer.
     """
 
-    def __init__(self, choice: DeliveredChoice, told: Iterable[Event]) -> None:
+    def __init__(self, choice: DeliveredChoice, told: Iterable[Event], num_held: int) -> None:
         texts = {"reasoning": "", "content": ""}
         calls: list[tuple[str, str]] = []
         for event in told:
@@ -55,6 +56,8 @@ class Debt:
         content, self._content = _compare(choice.content, texts["content"])
         if reasoning.strip() or content.strip():
             raise ValueError("a part of the format is taken for text")
+        if len(self._reasoning.strip()) + len(self._content.strip()) > num_held:
+            raise ValueError("a part of the text is lost")
         self._arguments = [call.arguments for call in choice.calls]
         for i, (_, arguments) in enumerate(calls):
             more, self._arguments[i] = _compare(choice.calls[i].arguments, arguments)
@@ -103,8 +106,7 @@ def _compare(delivered: str, told: str) -> tuple[str, str]:
 
 def _without(text: str, owed: str) -> tuple[str, str]:
     """The text without what is owed, and what is owed still; nothing if the two differ."""
-    if text.startswith(owed):
-        return text[len(owed) :], ""
-    if owed.startswith(text):
-        return "", owed[len(text) :]
-    return text, ""
+    try:
+        return _compare(owed, text)
+    except ValueError:
+        return text, ""

@@ -183,7 +183,7 @@ class Model:
     def goes_on(self, answer: Answer, written: str) -> list[list[Event]]:
         """The events of each step of the rest of the answer."""
         text, at = self.text, 0
-        for i, char in enumerate(written):
+        for i, char in enumerate(written.rstrip()):
             while at < len(text) and text[at] != char and text[at].isspace():
                 at += 1
             if at < len(text) and text[at] == char:
