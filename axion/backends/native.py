@@ -528,7 +528,7 @@ def _chat_prompt(
         tools=request.template_tools(),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
-        template_kwargs=_template_kwargs(request, variables),
+        template_kwargs=_template_kwargs(request, variables, reasons=answer_format(source).reasons),
     )
     _check_length(model, rendered, "messages")
     return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
@@ -566,7 +566,9 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
             raise refuse(f"messages[{i}].reasoning_content")
 
 
-def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) -> dict[str, Any]:
+def _template_kwargs(
+    request: ChatCompletionRequest, variables: frozenset[str], *, reasons: bool
+) -> dict[str, Any]:
     """The variables for a chat template that reads `variables`.
 
     Raises:
@@ -587,6 +589,8 @@ def _template_kwargs(request: ChatCompletionRequest, variables: frozenset[str]) 
                     param="reasoning_effort",
                 )
             return given
+    if effort == "none" and not reasons:
+        return given  # there is nothing to switch off
     switch = next((name for name in _REASONING_SWITCHES if name in variables), None)
     hint = f" It can only switch it: use chat_template_kwargs.{switch}." if switch else ""
     raise InvalidRequestError(

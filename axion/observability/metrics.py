@@ -117,10 +117,40 @@ class Metrics:
         Gauge(
             "axion_response_cache_bytes", "Size of the answers in it", registry=self.registry
         ).set_function(num_cached_bytes)
+        self._routed = Counter(
+            "axion_backend_requests",
+            "Requests given to each engine of a model",
+            ["model", "engine"],
+            registry=self.registry,
+        )
+        self._failovers = Counter(
+            "axion_failovers",
+            "Requests that an engine failed on, before its answer or in the middle of it",
+            ["model", "engine", "when"],
+            registry=self.registry,
+        )
+        self._shadowed = Counter(
+            "axion_shadow_requests",
+            "Copies of requests, by whether the engine answered the same",
+            ["model", "engine", "result"],
+            registry=self.registry,
+        )
         self._backends = _BackendCollector()
         self.registry.register(self._backends)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+
+    def routed(self, model: str, engine: str) -> None:
+        """A request goes to an engine."""
+        self._routed.labels(model, engine).inc()
+
+    def failed_over(self, model: str, engine: str, *, started: bool) -> None:
+        """An engine has failed on a request, whose answer it had started or not."""
+        self._failovers.labels(model, engine, "during" if started else "before").inc()
+
+    def shadowed(self, model: str, engine: str, result: str) -> None:
+        """A copy of a request came out `same`, `different` or `failed`."""
+        self._shadowed.labels(model, engine, result).inc()
 
     def render(
         self, health: Mapping[str, BackendHealth], pooling: Sequence[PoolingHealth] = ()

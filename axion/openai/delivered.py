@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from axion.openai.chat import ChatCompletionChunk
 from axion.openai.common import Usage
@@ -54,6 +55,21 @@ class Delivered:
     @property
     def started(self) -> bool:
         return bool(self.choices)
+
+    def says_the_same(self, other: Delivered) -> bool:
+        """Whether another answer has the same reasoning, text and calls, whatever their ids."""
+
+        def content(answer: Delivered) -> dict[int, Any]:
+            return {
+                index: (
+                    choice.reasoning,
+                    choice.content,
+                    [(call.name, call.arguments) for call in choice.calls],
+                )
+                for index, choice in answer.choices.items()
+            }
+
+        return content(self) == content(other)
 
     def take(self, chunk: ChatCompletionChunk | CompletionChunk) -> None:
         """Add what the client is about to get."""

@@ -20,7 +20,7 @@ WITHOUT_FEATURE = frozenset(
     """
     model messages prompt stream stream_options user metadata safety_identifier prompt_cache_key
     prompt_cache_retention service_tier store modalities audio functions function_call moderation
-    prediction prompt_cache_options verbosity web_search_options suffix best_of
+    prediction prompt_cache_options verbosity web_search_options suffix best_of prompt_logprobs
     """.split()  # noqa: SIM905
 )
 # What a field asks for that is not simply set.

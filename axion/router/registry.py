@@ -1,74 +1,17 @@
-"""The models being served: a name for each, the backend behind it, and whether it is ready."""
+"""The models being served, by the name that clients use."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from axion.backends.base import InferenceBackend, ModelConfig
-from axion.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
-from axion.types import BackendHealth, BackendState
+from axion.errors import InvalidRequestError, ModelNotFoundError
+from axion.router.served import Plan, RoutingPolicy, ServedModel
+from axion.types import BackendHealth
 
 # How much of a client's string an error repeats.
 _MAX_ECHO = 100
-
-
-class ServedModel:
-    """One model and the backend that serves it.
-
-    Attributes:
-        created: seconds since the epoch at which the server took the model up.
-        engine: what serves it, for people to read (`native`).
-    """
-
-    def __init__(self, model: ModelConfig, backend: InferenceBackend, engine: str) -> None:
-        self.model = model
-        self.backend = backend
-        self.engine = engine
-        self.created = int(time.time())
-        self._state = BackendState.STARTING
-        self._detail = "It is being loaded."
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    async def start(self) -> None:
-        """Load the model; returns when it can answer.
-
-        Raises:
-            AxionError: it cannot be had; the state is then down.
-        """
-        try:
-            await self.backend.start(self.model)
-        except Exception:
-            self._state = BackendState.DOWN
-            self._detail = "It could not be loaded; the server's log says why."
-            raise
-        self._state = BackendState.READY
-
-    async def health(self) -> BackendHealth:
-        """The backend's own word once it has started; before that, how far it is."""
-        if self._state is BackendState.READY:
-            return await self.backend.health()
-        return BackendHealth(state=self._state, detail=self._detail)
-
-    def require_ready(self) -> InferenceBackend:
-        """The backend, for one request.
-
-        Raises:
-            EngineUnavailableError: the model has not started, or has been stopped.
-        """
-        if self._state is not BackendState.READY:
-            raise EngineUnavailableError(f"The model is {self._state}. {self._detail}")
-        return self.backend
-
-    async def stop(self, drain_s: float) -> None:
-        """Let running requests finish for `drain_s` seconds, then end."""
-        await self.backend.stop(drain_s)
-        self._state = BackendState.STOPPED
-        self._detail = "The server is shutting down."
 
 
 class ModelRegistry:
@@ -78,11 +21,21 @@ class ModelRegistry:
         self._models: dict[str, ServedModel] = {}
 
     def add(
-        self, model: ModelConfig, backend: InferenceBackend, *, engine: str = "native"
+        self, model: ModelConfig, *backends: InferenceBackend, policy: RoutingPolicy | None = None
     ) -> ServedModel:
-        """Serve `model` by `backend`; it answers after `start`."""
+        """Serve `model` by `backends`, the one that is wanted most first; see `add_planned`."""
+
+        async def plan() -> Sequence[InferenceBackend]:
+            return backends
+
+        return self.add_planned(model, plan, policy)
+
+    def add_planned(
+        self, model: ModelConfig, plan: Plan, policy: RoutingPolicy | None = None
+    ) -> ServedModel:
+        """Serve `model` by the engines that `plan` gives when it is started."""
         assert model.name not in self._models, f"{model.name} is served already"
-        served = ServedModel(model, backend, engine)
+        served = ServedModel(model, plan, policy or RoutingPolicy())
         self._models[model.name] = served
         return served
 

@@ -12,11 +12,11 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from axion.backends.base import InferenceBackend
 from axion.errors import AxionError
 from axion.openai.common import ModelRequest, ResponseModel, parse_request
+from axion.router.route import Route
 from axion.server.body import SMALL_BODY_BYTES, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.state import ServerState, server_state
@@ -47,6 +47,18 @@ async def off_loop(
     return await loop.run_in_executor(_parser, functools.partial(parse, *args, **kwargs))
 
 
+def _telling_engine(route: Route, send: Send) -> Send:
+    """`send`, with a header that says which engine answers."""
+
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start" and route.engine:
+            header = (b"x-axion-backend", route.engine.encode())
+            message["headers"] = [*message["headers"], header]
+        await send(message)
+
+    return telling
+
+
 @dataclass(frozen=True)
 class Call(Generic[RequestT]):
     """A valid request that has been let in, and all that is needed to answer it.
@@ -63,7 +75,7 @@ class Call(Generic[RequestT]):
     num_bytes: int
     headers: Headers
     model: str
-    backend: InferenceBackend
+    backend: Route
     state: ServerState
     request_id: str
     arrived: float
@@ -96,18 +108,19 @@ class ModelEndpoint(Generic[RequestT]):
             request = await off_loop(num_bytes, parse_request, self.request_type, body)
             del body  # it may be large, and the answer long
             served = state.registry.get(request.model)
+            route = Route(served, state.metrics)
             call = Call(
                 request,
                 num_bytes,
                 Headers(scope=scope),
                 served.name,
-                served.require_ready(),
+                route,
                 state,
                 request_id=scope["state"]["request_id"],
                 arrived=scope["state"]["arrived"],
             )
             async with cancelled_on_disconnect(receive):
-                await self.send(call, scope, receive, send)
+                await self.send(call, scope, receive, _telling_engine(route, send))
 
     async def send(self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.respond(call)

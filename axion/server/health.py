@@ -34,11 +34,15 @@ async def health(request: Request) -> Response:
             "uptime_s": round(time.monotonic() - state.started, 1),
             "requests_in_flight": state.num_in_flight,
             "models": [
-                {"id": served.name, "backend": served.engine, "health": models[served.name]}
+                {
+                    "id": served.name,
+                    "backend": _answering(models[served.name]),
+                    "health": models[served.name],
+                }
                 for served in state.registry
             ],
             "pooling": pooling,
-            "backends": _backends(state, models),
+            "backends": _backends(models),
             "system": _system(),
         },
     )
@@ -81,14 +85,20 @@ def _probe(is_ready: bool, content: dict[str, Any]) -> Response:
     return json_response(content, 503, {"Retry-After": RETRY_AFTER[503]})
 
 
-def _backends(state: ServerState, models: dict[str, BackendHealth]) -> dict[str, Any]:
+def _answering(health: BackendHealth) -> str | None:
+    """The engine that answers a model's requests, where none is refused for what it asks."""
+    ready = [engine for engine in health.engines if engine.state is BackendState.READY]
+    return ready[0].engine if ready else None
+
+
+def _backends(models: dict[str, BackendHealth]) -> dict[str, Any]:
     """Each kind of backend in use: whether one of its models answers."""
     backends: dict[str, Any] = {}
-    for served in state.registry:
-        answers = models[served.name].state is BackendState.READY
-        entry = backends.setdefault(served.engine, {"available": False, "num_models": 0})
-        entry["available"] |= answers
-        entry["num_models"] += 1
+    for health in models.values():
+        for engine in health.engines:
+            entry = backends.setdefault(engine.engine, {"available": False, "num_models": 0})
+            entry["available"] |= engine.state is BackendState.READY
+            entry["num_models"] += engine.state is not BackendState.STOPPED
     return backends
 
 

@@ -27,9 +27,9 @@ async def test_carries_several_models_each_with_its_own_state():
     assert health["one"].state is BackendState.READY
     assert health["two"].state is BackendState.DOWN
     assert "file" not in health["two"].detail
-    assert registry.get("one").require_ready() is first
+    assert (await registry.get("one").choose()).backend is first
     with pytest.raises(EngineUnavailableError, match="down"):
-        registry.get("two").require_ready()
+        await registry.get("two").choose()
 
 
 async def test_a_stopped_model_takes_no_request():
@@ -40,7 +40,7 @@ async def test_a_stopped_model_takes_no_request():
     await registry.stop(3.5)
     assert backend.stopped_with == 3.5
     with pytest.raises(EngineUnavailableError, match="stopped"):
-        registry.get("one").require_ready()
+        await registry.get("one").choose()
 
 
 @pytest.mark.parametrize("name", ["", "a", "one ", "ONE", "../one", "one\x00", "x" * 10_000])

@@ -14,7 +14,8 @@ import pytest
 import uvloop
 
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
-from axion.errors import AxionError
+from axion.backends.capabilities import Capabilities
+from axion.errors import AxionError, CannotContinueError
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -24,6 +25,7 @@ from axion.openai.chat import (
 )
 from axion.openai.common import PromptTokensDetails, Usage
 from axion.openai.completions import CompletionChunk, CompletionChunkChoice, CompletionRequest
+from axion.openai.delivered import Delivered
 from axion.router.registry import ModelRegistry
 from axion.server.app import create_app
 from axion.server.listener import bind
@@ -38,12 +40,16 @@ class ScriptedBackend:
     """Answers `num_tokens` times "tok "; waits and fails where it is told to.
 
     Attributes:
+        continues: it goes on with answers that another one began.
         pause: awaited before each token.
         fail_at: `(n, error)`: raise it in place of the n-th token; 0 is before the first chunk.
         running: requests that have begun and not ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = "native", capabilities: Capabilities | None = None) -> None:
+        self.engine = engine
+        self.capabilities = capabilities or Capabilities(engine=engine, honours_all=True)
+        self.continues = True
         self.num_tokens = 3
         self.pause: Callable[[], Any] | None = None
         self.fail_at: tuple[int, Exception] | None = None
@@ -86,12 +92,17 @@ class ScriptedBackend:
     async def detokenize(self, token_ids: list[int]) -> str:
         return "".join(map(chr, token_ids))
 
-    async def _tokens(self, request: Any) -> AsyncIterator[str | None]:
-        """None to open the answer, then its tokens."""
+    async def _tokens(self, request: Any, delivered: Delivered | None) -> AsyncIterator[str | None]:
+        """None to open the answer, then its tokens; those that follow where one was begun."""
+        first = 0
+        if delivered is not None:
+            if not self.continues:
+                raise CannotContinueError("Not this one.")
+            first = 1 + delivered.choices[0].content.count("tok ")
         self.running += 1
         self.seen.append(request)
         try:
-            for index in range(self.num_tokens + 1):
+            for index in range(first, self.num_tokens + 1):
                 if self.fail_at is not None and self.fail_at[0] == index:
                     raise self.fail_at[1]
                 if index and self.pause is not None:
@@ -108,9 +119,13 @@ class ScriptedBackend:
         )
 
     async def chat(
-        self, request: ChatCompletionRequest, request_id: str
+        self,
+        request: ChatCompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncIterator[ChatCompletionChunk]:
-        async with contextlib.aclosing(self._tokens(request)) as tokens:
+        async with contextlib.aclosing(self._tokens(request, delivered)) as tokens:
             async for token in tokens:
                 role = Delta(role="assistant", content="")
                 yield _chat_chunk(role if token is None else Delta(content=token))
@@ -120,9 +135,13 @@ class ScriptedBackend:
             yield last.model_copy(update={"choices": [], "usage": _usage(self.num_tokens)})
 
     async def complete(
-        self, request: CompletionRequest, request_id: str
+        self,
+        request: CompletionRequest,
+        request_id: str,
+        *,
+        delivered: Delivered | None = None,
     ) -> AsyncIterator[CompletionChunk]:
-        async with contextlib.aclosing(self._tokens(request)) as tokens:
+        async with contextlib.aclosing(self._tokens(request, delivered)) as tokens:
             async for token in tokens:
                 if token is not None:
                     yield _text_chunk(token, None)
