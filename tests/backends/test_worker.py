@@ -224,6 +224,7 @@ ANSWER = """
 ready()
 while not isinstance(message := decode_to_engine(socket.recv()), Shutdown):
     if isinstance(message, AddRequest):
+        assert message.params.seed is not None, "the next process needs the same one"
         token_ids = list(range(message.num_generated, 8))
         output = SequenceOutput(message.request_id, token_ids, finish_reason=FinishReason.LENGTH)
         socket.send(encode(StepOutputs([output], EngineStats())))
