@@ -132,7 +132,9 @@ class Scheduler:
             self.running.append(sequence)
             # What a preempted sequence finds again in the cache it had computed itself.
             if sequence.status is SequenceStatus.WAITING:
-                sequence.num_cached_tokens = sequence.num_computed_tokens
+                sequence.num_cached_tokens = min(
+                    sequence.num_computed_tokens, sequence.num_prompt_tokens
+                )
                 self.num_cached_tokens += sequence.num_cached_tokens
             sequence.status = SequenceStatus.RUNNING
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from axion.text.json_scanner import JsonScanner, State
 from axion.text.stream_parser import CutError, MalformedError, Steps
-from axion.text.tool_calls.base import ToolCallParser
+from axion.text.tool_calls.base import ToolCallParser, string_so_far
 
 _MAX_SCHEMA_DEPTH = 20
 _NESTED = {"object", "array"}
+_SEPARATORS = re.compile(r"[\s,:]*")
 _TYPE_BY_FIRST = {
     '"': "string",
     "{": "object",
@@ -37,6 +39,37 @@ class TaggedArguments(ToolCallParser):
     argument_begin: ClassVar[str] = ""
     value_begin: ClassVar[str] = ""
     argument_end: ClassVar[str] = ""
+
+    @classmethod
+    def write_arguments(cls, arguments: str) -> str:
+        decoder = json.JSONDecoder(strict=False)
+        written, at = "", arguments.find("{") + 1
+        while at:
+            at = _SEPARATORS.match(arguments, at).end()  # type: ignore[union-attr]
+            if arguments[at : at + 1] in ("", "}"):
+                break
+            try:
+                key, at = decoder.raw_decode(arguments, at)
+            except ValueError:
+                return written + cls.argument_begin + string_so_far(arguments[at:])
+            written += f"{cls.argument_begin}{key}{cls.value_begin}"
+            at = _SEPARATORS.match(arguments, at).end()  # type: ignore[union-attr]
+            is_string = arguments.startswith('"', at)
+            try:
+                _, end = decoder.raw_decode(arguments, at)
+            except ValueError:
+                end = len(arguments)
+                is_whole = False
+            else:
+                # A number may go on.
+                is_whole = end < len(arguments) or arguments[-1] in '"}]'
+            value = arguments[at:end]
+            written += string_so_far(value) if is_string else value
+            if not is_whole:
+                break
+            written += cls.argument_end
+            at = end
+        return written
 
     def tagged_arguments(self, name: str, end: str) -> Steps[None]:
         """The arguments of a call that begins with the first of them, up to `end`."""
