@@ -96,10 +96,12 @@ class Settings(BaseSettings):
     )
     embedding_model: str = Field(
         "BAAI/bge-small-en-v1.5",
-        description="fastembed id or ONNX folder, or several with commas; NAME=FOLDER names one",
+        description="fastembed or Hugging Face id or folder, or several with commas; NAME=FOLDER"
+        " names one",
     )
     rerank_model: str = Field(
-        "BAAI/bge-reranker-base", description="the same for reranking; the first is the default"
+        "BAAI/bge-reranker-base",
+        description="fastembed id or ONNX folder, or several in the same way, for reranking",
     )
     max_pooling_models: int = Field(
         4, ge=1, description="embedding and rerank models loaded at once, in models"

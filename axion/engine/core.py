@@ -14,13 +14,13 @@ from llguidance import LLMatcher
 
 from axion.engine import kv_cache
 from axion.engine.block_manager import BlockManager
-from axion.engine.loader import eos_token_ids, load_model
+from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
-from axion.errors import AxionError, ModelLoadError
+from axion.errors import AxionError
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
 from axion.types import (
@@ -222,24 +222,3 @@ class EngineCore:
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
         return None
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else CPU.
-
-    Raises:
-        ModelLoadError: the device that was asked for is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"DEVICE={name} was asked for, and torch sees no CUDA device here. "
-            "Use DEVICE=cpu or DEVICE=auto, or install a CUDA build of torch."
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelLoadError(
-            f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
-        )
-    return device
