@@ -103,7 +103,7 @@ async def test_the_cpu_has_the_memory_that_is_available():
 
 async def test_gpus_are_asked_of_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA A, 1000'\necho 'NVIDIA B, with comma, 2000'\n")
+    program.write_text("#!/bin/sh\necho 'NVIDIA A, 1000, 1500'\necho 'NVIDIA B, with comma, 2000, 2500'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     facts = await device_facts("auto")
