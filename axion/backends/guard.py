@@ -9,8 +9,9 @@ It ends all when the server ends, when Axion does (the kernel then sends it SIGT
 SIGTERM: the server first, with `GRACE_S` seconds to do so by itself, then what it left. SIGQUIT
 kills all of it at once. The exit status is the server's, 128 + N where signal N ended it.
 
-The server works in a fresh folder, which is removed at the end: what lies in Axion's own working
-folder, such as a `.env`, is not meant for it.
+The server works in a fresh folder, which is its place for temporary files too and is removed at the
+end: what lies in Axion's own working folder, such as a `.env`, is not meant for it, and a server
+that is killed leaves its sockets.
 
 Of a guard that is killed itself the kernel takes the server along, and Axion the process group;
 what has left that group stays. The file is run as a script and imports nothing of Axion's: it
@@ -114,6 +115,7 @@ def _spawn(command: list[str], folder: str) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.chdir(folder)
+        os.environ["TMPDIR"] = folder
         os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"ERROR {command[0]} cannot be run: {error.strerror}\n".encode())

@@ -14,12 +14,10 @@ import os
 import random
 import re
 import shlex
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -219,15 +217,14 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         return super()._ready()
 
     def _command(self) -> list[str]:
-        given = shlex.split(os.environ.get(self.command_variable) or self.default_command)
-        program = shutil.which(given[0]) if given else None
-        if program is None:
+        command = find_command(self.command_variable, self.default_command)
+        if command is None:
             raise ModelLoadError(
-                f"The engine {self.engine} is not installed: there is no program "
-                f"{Path(given[0]).name if given else ''!r}. Install it, or set "
-                f"{self.command_variable} to the command that starts it."
+                f"The engine {self.engine} is not installed: there is no program for its command. "
+                f"Install it, or set {self.command_variable} to the command that starts it "
+                f"(default: {self.default_command})."
             )
-        return [os.path.abspath(program), *given[1:]]
+        return [os.path.abspath(command[0]), *command[1:]]  # it works in another folder
 
     def _user_arguments(self) -> list[str]:
         variable = self.command_variable.removesuffix("COMMAND") + "ARGS"

@@ -19,7 +19,7 @@ from axion.backends import guard
 # A server of another maker: children in its group, in a session of their own, deaf to SIGTERM,
 # and one whose parent has gone. Each writes its id to a file of its name.
 SERVER = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, sys, tempfile, time
 folder = pathlib.Path(sys.argv[1])
 
 def begin(name):
@@ -48,6 +48,7 @@ elif "graceful" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
 begin("server")
 (folder / "cwd").write_text(os.getcwd())
+(folder / "temp_folder").write_text(tempfile.gettempdir())
 begin("ready")
 while True:
     time.sleep(600)
@@ -206,7 +207,9 @@ async def test_the_server_works_in_a_fresh_folder(tree):
     tree = tree()
     tree.start()
     await tree.ready()
-    assert Path((tree.folder / "cwd").read_text()).parent == tree.temp
+    folder = (tree.folder / "cwd").read_text()
+    assert Path(folder).parent == tree.temp
+    assert (tree.folder / "temp_folder").read_text() == folder
 
 
 async def test_a_parent_that_has_gone_already_is_noticed(tree, tmp_path: Path):
