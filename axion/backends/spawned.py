@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import shipped_capabilities
+from axion.backends.capabilities import Capabilities, shipped_capabilities
 from axion.backends.facts import EngineFacts, device_facts
 from axion.backends.installed import AskError, ask_once, find_command
 from axion.backends.process import GuardedProcess
@@ -159,6 +159,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         """Variables that the server gets beside those of this process."""
         return {}
 
+    def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
+        """What the server does with requests when it serves this model."""
+        return shipped_capabilities(self.engine)
+
     def upstream_model(self, model: ModelConfig, path: str) -> str:
         """What the server calls the model."""
         return model.name
@@ -196,6 +200,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             model = msgspec.structs.replace(model, device=device.kind)
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
+        self.capabilities = self.capabilities_for(model, self._path)
         await self._supervisor.start()
 
     async def health(self) -> BackendHealth:
