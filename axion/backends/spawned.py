@@ -47,7 +47,8 @@ _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception)\b: .+")
 _PATH = re.compile(r"(?<![\w/])~?/(?:[\w.@+~-]+/)*[\w.@+~-]+")
 _MAX_CAUSE_CHARS = 500
 _ASK_TIMEOUT_S = 60.0
-_VERSION = re.compile(r"\d+\.\d+[\w.+-]*|(?<=version: )\d+")
+# What follows the word, else the last number with a point in it: warnings may stand before it.
+_VERSIONS = (re.compile(r"\bversion:? v?(\d[\w.+-]*)"), re.compile(r"\d+\.\d+[\w.+-]*"))
 # Engines count who uses them, and would look for newer files of a model that is there.
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
@@ -143,8 +144,8 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             )
         except AskError:
             return ""
-        found = _VERSION.findall(said.decode(errors="replace"))
-        return found[-1] if found else ""
+        text = said.decode(errors="replace")
+        return next((found[-1] for form in _VERSIONS if (found := form.findall(text))), "")
 
     @abc.abstractmethod
     def arguments(self, model: ModelConfig, path: str, port: int) -> list[str]:
