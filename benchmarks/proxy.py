@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import re
@@ -102,7 +103,7 @@ class Engine(asyncio.Protocol):
             return False
         self._num_sent += 1
         is_last = self._num_sent == self._num_tokens
-        delta = '{"content":" %.6f"}' % time.monotonic()
+        delta = f'{{"content":" {time.monotonic():.6f}"}}'
         data = self._event(delta, '"length"' if is_last else "null")
         if is_last:
             if self._usage:
@@ -194,7 +195,7 @@ async def measure(port: int, num_streams: int, num_tokens: int, over_s: float) -
         assert len(sent) == len(arrived) == num_tokens, (len(sent), len(arrived))
         times.first.append(arrived[0] - asked)
         times.tokens.extend(b - a for a, b in zip(sent, arrived, strict=True))
-        times.gaps.extend(b - a for a, b in zip(arrived, arrived[1:], strict=False))
+        times.gaps.extend(b - a for a, b in itertools.pairwise(arrived))
         client.transport.close()
 
     await asyncio.gather(*map(stream, range(num_streams), clients))
