@@ -27,7 +27,7 @@ ENGINE = EngineFacts(
     dtypes={"cpu": frozenset({"float32"})},
     faults={"Qwen3ForCausalLM/cpu": "It ends while it compiles this architecture on CPU."},
     memory_factor={"cpu": 2.5},
-    min_head_dim={"cpu": 32},
+    head_dims={"cpu": frozenset({32, 64})},
 )
 
 
