@@ -87,7 +87,7 @@ class VllmBackend(SpawnedBackend):
             """.split()  # noqa: SIM905
         ),
         memory_factor={"cpu": 1.3, "cuda": 1.2},
-        min_head_dim={"cpu": 32},
+        head_dims={"cpu": frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})},
         tensor_parallel=True,
     )
 
