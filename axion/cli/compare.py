@@ -25,6 +25,7 @@ from axion.backends.engines import engine_names
 from axion.cli.loading import Show, model_config
 from axion.cli.session import has_chat_template, terminal_safe
 from axion.errors import AxionError, InvalidRequestError
+from axion.observability.logging import configure_logging
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.common import validate_request
 from axion.openai.completions import CompletionRequest
@@ -163,6 +164,9 @@ def compare(
     started or a prompt was not answered.
     """
     settings = load_settings(model_name=model)
+    # What an engine writes while it starts would tear the display; why it failed is in its row.
+    is_named = "axion_log" in settings.model_fields_set
+    configure_logging(settings.axion_log if is_named else "off", settings.log_format)
     wanted = max(concurrency, settings.concurrent_requests)
     settings = settings.model_copy(update={"concurrent_requests": wanted})
     contenders = _contenders(backends or settings.axion_backends, settings)
