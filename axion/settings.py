@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,12 +69,39 @@ class Settings(BaseSettings):
     cache_policy: Literal["all", "deterministic", "off"] = Field(
         "all", description="which answers are cached; deterministic: temperature 0 or a seed"
     )
+    axion_backends: str = Field(
+        "max,vllm,native",
+        description="engines that may serve the model, the one that is wanted most first; also"
+        " sglang, tensorrt_llm, tgi, llama_cpp, remote",
+    )
+    standby: Literal["always", "start", "never"] = Field(
+        "always",
+        description="whether the last of these engines runs beside the first: always, only until"
+        " that one has started, or not at all",
+    )
+    backend_weights: str = Field(
+        "", description="share of the requests by engine, such as vllm=0.9,native=0.1; empty: off"
+    )
+    shadow: str = Field(
+        "",
+        description="engine that gets a copy of a share of the requests, for comparison, such as"
+        " native=0.05; empty: off",
+    )
+    remote_url: str = Field(
+        "", description="base of an OpenAI-compatible API for the engine remote, up to /v1"
+    )
+    remote_api_key: str = Field("", repr=False, description="key of that API; empty: none")
+    remote_model: str = Field(
+        "", description="the model's name there; empty: the value of MODEL_NAME"
+    )
     embedding_model: str = Field(
         "BAAI/bge-small-en-v1.5",
-        description="fastembed id or ONNX folder, or several with commas; NAME=FOLDER names one",
+        description="fastembed or Hugging Face id or folder, or several with commas; NAME=FOLDER"
+        " names one",
     )
     rerank_model: str = Field(
-        "BAAI/bge-reranker-base", description="the same for reranking; the first is the default"
+        "BAAI/bge-reranker-base",
+        description="fastembed id or ONNX folder, or several in the same way, for reranking",
     )
     max_pooling_models: int = Field(
         4, ge=1, description="embedding and rerank models loaded at once, in models"
@@ -124,6 +152,33 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return host
 
+    @field_validator("axion_backends")
+    @classmethod
+    def _backends_are_names(cls, names: str) -> str:
+        listed(names)
+        return names
+
+    @field_validator("backend_weights")
+    @classmethod
+    def _weights_are_numbers(cls, text: str) -> str:
+        shares(text)
+        return text
+
+    @field_validator("shadow")
+    @classmethod
+    def _shadow_is_one_share(cls, text: str) -> str:
+        found = shares(text)
+        if len(found) > 1 or any(share > 1 for share in found.values()):
+            raise ValueError("must be one ENGINE=SHARE, with a share of at most 1")
+        return text
+
+    @field_validator("remote_url")
+    @classmethod
+    def _remote_is_http(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url
+
     @field_validator("embedding_model", "rerank_model")
     @classmethod
     def _models_have_names(cls, models: str) -> str:
@@ -160,6 +215,36 @@ def named_models(models: str) -> dict[str, str]:
             raise ValueError(f"names two models {name}")
         named[name] = place
     return named
+
+
+def listed(names: str) -> list[str]:
+    """The entries of `A,B,...`.
+
+    Raises:
+        ValueError: there are none, or one is empty.
+    """
+    found = [name.strip() for name in names.split(",")]
+    if not all(found):
+        raise ValueError("must be names with commas between them")
+    return found
+
+
+def shares(text: str) -> dict[str, float]:
+    """The numbers of `NAME=NUMBER,...`; none where it is empty.
+
+    Raises:
+        ValueError: an entry has another form, or a number is below 0 or not finite.
+    """
+    found: dict[str, float] = {}
+    for entry in text.split(",") if text else ():
+        name, _, number = (part.strip() for part in entry.partition("="))
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ValueError(f"must be ENGINE=NUMBER with commas between, got {entry!r}") from None
+        if not name or not 0 <= found[name] < math.inf:
+            raise ValueError(f"must be ENGINE=NUMBER with numbers from 0 on, got {entry!r}")
+    return found
 
 
 def is_folder(model: str) -> bool:

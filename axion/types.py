@@ -273,13 +273,14 @@ class PoolingConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: what clients call the model.
-        model: id in fastembed's list, or the path of a folder with an ONNX model.
+        model: id in fastembed's list, a Hugging Face id, or the path of a folder.
         is_folder: `model` is a path.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: of a native model's weights, as in `EngineConfig`.
         max_batch_size: requests whose texts share a batch.
         max_batch_tokens: tokens in one batch, padding included; a longer text goes alone.
         max_wait_s: longest that a request is passed over for texts that batch better, in seconds.
-        num_threads: CPU threads; None leaves onnxruntime's choice.
+        num_threads: CPU threads; None leaves the choice to onnxruntime or torch.
     """
 
     kind: PoolingKind
@@ -287,6 +288,7 @@ class PoolingConfig(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     is_folder: bool = False
     device: str = "auto"
+    dtype: str = "auto"
     max_batch_size: int = 8
     max_batch_tokens: int = 2048
     max_wait_s: float = 0.05

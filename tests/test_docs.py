@@ -55,6 +55,14 @@ def test_links_lead_somewhere(path: Path):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_the_tests_that_the_security_guide_names_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    files = (ROOT / "tests").rglob("test_*.py")
+    there = {name for path in files for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(named) > 10
+    assert named - there == set()
+
+
 def main() -> None:
     text = CONFIGURATION.read_text()
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]

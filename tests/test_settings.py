@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from axion.settings import Settings, SettingsError, load_settings, named_models
+from axion.settings import (
+    Settings,
+    SettingsError,
+    listed,
+    load_settings,
+    named_models,
+    shares,
+)
 
 # The numbers that the product promises.
 DEFAULTS = {
@@ -77,6 +84,14 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
         ("MEMORY_FRACTION", "nan"),
         ("KV_CACHE_GIB", "0"),
         ("LOG_FORMAT", "xml"),
+        ("AXION_BACKENDS", "vllm,,native"),
+        ("STANDBY", "sometimes"),
+        ("BACKEND_WEIGHTS", "vllm"),
+        ("BACKEND_WEIGHTS", "vllm=-1"),
+        ("BACKEND_WEIGHTS", "vllm=inf"),
+        ("SHADOW", "native=2"),
+        ("SHADOW", "native=0.1,vllm=0.1"),
+        ("REMOTE_URL", "localhost:8000"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_given(monkeypatch, name: str, value: str):
@@ -115,3 +130,14 @@ def test_pooling_models_have_names(models: str, named: dict[str, str]):
 def test_pooling_models_without_a_name_or_with_the_same_are_refused(models: str):
     with pytest.raises(SettingsError, match="RERANK_MODEL"):
         load_settings(rerank_model=models)
+
+
+def test_lists_and_shares_are_read():
+    assert listed("max, vllm ,native") == ["max", "vllm", "native"]
+    assert shares("vllm=0.9, native = 1") == {"vllm": 0.9, "native": 1.0}
+    assert shares("") == {}
+
+
+def test_the_key_of_a_remote_is_not_shown():
+    settings = load_settings(remote_api_key="sk-secret")
+    assert "sk-secret" not in repr(settings)

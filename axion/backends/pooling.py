@@ -265,6 +265,7 @@ class PoolingBackend:
             model=model,
             is_folder=is_folder(model),
             device=settings.device,
+            dtype=settings.dtype,
             max_batch_size=settings.max_batch_size,
             max_batch_tokens=settings.max_batched_tokens,
             max_wait_s=settings.batch_timeout_ms / 1000,

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from axion.backends.base import InferenceBackend, ModelConfig
-from axion.settings import Settings
+from axion.settings import Settings, shares
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+    from axion.router.served import RoutingPolicy
 
 logger = logging.getLogger("axion")
 
@@ -39,6 +41,18 @@ def model_config(settings: Settings) -> ModelConfig:
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
+    )
+
+
+def routing_policy(settings: Settings) -> RoutingPolicy:
+    """How requests are shared among the model's engines."""
+    from axion.router.served import RoutingPolicy
+
+    shadow = shares(settings.shadow)
+    return RoutingPolicy(
+        standby=settings.standby,
+        weights=shares(settings.backend_weights),
+        shadow=next(iter(shadow.items()), None),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 import uvloop
 
-from axion.cli.loading import create_backend, model_config, progress
+from axion.cli.loading import create_backend, model_config, progress, routing_policy
 from axion.errors import AxionError, InvalidRequestError
 from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
 
@@ -121,7 +121,7 @@ def run_server(settings: Settings) -> None:
     with ExitStack() as until_ready, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         show = until_ready.enter_context(progress())
         registry = ModelRegistry()
-        registry.add(model, create_backend(show))
+        registry.add(model, create_backend(show), policy=routing_policy(settings))
 
         def on_ready() -> None:
             until_ready.close()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,8 @@ from axion.hub.config import MAX_CONFIG_BYTES, load_config, load_json
 from axion.hub.snapshot import weight_files
 from axion.layers.linear import PackedLinear
 from axion.models.base import CausalLM
-from axion.models.registry import load_model_class
+from axion.models.encoder import Encoder
+from axion.models.registry import load_embedding_class, load_model_class
 
 logger = logging.getLogger("axion.engine")
 
@@ -34,6 +35,7 @@ _STORED_DTYPES = ("F64", "F32", "F16", "BF16")
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 
 Progress = Callable[[int, int], None]
+ModelT = TypeVar("ModelT", CausalLM, Encoder)
 
 
 def load_model(
@@ -58,26 +60,86 @@ def load_model(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
     model_config = model_class.config_cls.from_dict(config)
-    stored = _stored_tensors(weight_files(path), model_class.ignored_tensors)
+    stored = _stored_tensors(weight_files(path), model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if model_config.tie_word_embeddings and head and embedding:
         # A tied head is often stored again. Where it differs, transformers does not tie either.
         if torch.equal(head.read(), embedding.read()):
-            del stored[head.name]
+            del stored["lm_head.weight"]
         else:
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
+    model = _build(model_class, model_config)
+    _fill(model, stored, device, resolve_dtype(dtype, config, device), on_progress)
+    return model
+
+
+def load_embedding_model(
+    path: Path, *, device: torch.device, dtype: str | torch.dtype = "auto"
+) -> CausalLM | Encoder:
+    """Load an encoder, or a decoder without its head: it has no `lm_head`.
+
+    Args:
+        dtype: as in `load_model`.
+
+    Raises:
+        ModelLoadError: as in `load_model`.
+    """
+    config = load_config(path)
+    model_class = load_embedding_class(
+        config["architectures"], has_remote_code=config.get("auto_map") is not None
+    )
+    model = _build(model_class, model_class.config_cls.from_dict(config))
+    stored = _stored_tensors(weight_files(path), model_class)
+    if isinstance(model, CausalLM):
+        del model.lm_head
+        stored.pop("lm_head.weight", None)
+    _fill(model, stored, device, resolve_dtype(dtype, config, device))
+    return model
+
+
+def _build(model_class: type[ModelT], config: Any) -> ModelT:
+    """The model on the meta device: shapes without memory."""
     try:
         with torch.device("meta"):
-            model = model_class(model_config)
+            return model_class(config)
     except RuntimeError as error:  # more bytes than 64 bits can count
         raise ModelLoadError("config.json describes tensors beyond all measure.") from error
+
+
+def _fill(
+    model: nn.Module,
+    stored: dict[str, _StoredTensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Progress | None = None,
+) -> None:
     _check(stored, dict(_destinations(model)))
-    dtype = resolve_dtype(dtype, config, device)
     _check_memory(model, device, dtype)
     _allocate(model, device, dtype)
     _copy(stored, dict(_destinations(model)), on_progress)
-    return model.eval()
+    model.eval()
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else CPU.
+
+    Raises:
+        ModelLoadError: the device that was asked for is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and torch sees no CUDA device here. "
+            "Use DEVICE=cpu or DEVICE=auto, or install a CUDA build of torch."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
+        )
+    return device
 
 
 def resolve_dtype(
@@ -144,18 +206,24 @@ class _StoredTensor:
             return tensors.get_tensor(self.name)
 
 
-def _stored_tensors(files: Iterable[Path], ignored: tuple[str, ...]) -> dict[str, _StoredTensor]:
+def _stored_tensors(
+    files: Iterable[Path], model_class: type[CausalLM] | type[Encoder]
+) -> dict[str, _StoredTensor]:
+    """What is stored and read, by the names that the model's own parameters have."""
     stored: dict[str, _StoredTensor] = {}
     for file in files:
         for tensor in _read_header(file):
-            if any(re.fullmatch(pattern, tensor.name) for pattern in ignored):
+            name = tensor.name
+            for pattern, replacement in model_class.renamed_tensors:
+                name = re.sub(pattern, replacement, name)
+            if any(re.fullmatch(pattern, name) for pattern in model_class.ignored_tensors):
                 continue
-            if tensor.name in stored:
+            if name in stored:
                 raise ModelLoadError(
-                    f"The tensor {tensor.name} is stored twice: in "
-                    f"{stored[tensor.name].file.name} and in {file.name}."
+                    f"The tensor {name} is stored twice: in {stored[name].file.name} and in "
+                    f"{file.name}."
                 )
-            stored[tensor.name] = tensor
+            stored[name] = tensor
     return stored
 
 
@@ -258,15 +326,15 @@ def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
 def _copy(
     stored: dict[str, _StoredTensor], places: dict[str, Tensor], on_progress: Progress | None
 ) -> None:
-    by_file: dict[Path, list[str]] = {}
+    by_file: dict[Path, dict[str, str]] = {}
     for name, tensor in stored.items():
-        by_file.setdefault(tensor.file, []).append(name)
+        by_file.setdefault(tensor.file, {})[name] = tensor.name
     total = sum(place.nbytes for place in places.values())
     done = 0
     for file, names in by_file.items():
         with safe_open(file, framework="pt") as tensors:
-            for name in names:
-                places[name].copy_(tensors.get_tensor(name))
+            for name, stored_name in names.items():
+                places[name].copy_(tensors.get_tensor(stored_name))
                 done += places[name].nbytes
                 if on_progress is not None:
                     on_progress(done, total)

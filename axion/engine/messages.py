@@ -14,11 +14,19 @@ class Start(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class AddRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Compute a sequence.
+
+    Attributes:
+        token_ids: the prompt, and the tokens that were generated for it before.
+        num_generated: how many of them those are.
+    """
+
     request_id: str
-    prompt_token_ids: list[int]
+    token_ids: list[int]
     params: SamplingParams
     cache_salt: str = ""
     priority: int = 0
+    num_generated: int = 0
 
 
 class AbortRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -27,6 +35,10 @@ class AbortRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 class Shutdown(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Drop what is running and exit."""
+
+
+class Ping(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Send `StepOutputs`, as after every message: a sign of life."""
 
 
 class LoadProgress(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -53,7 +65,7 @@ class StepOutputs(msgspec.Struct, tag=True, array_like=True, frozen=True):
     stats: EngineStats
 
 
-ToEngine = Start | AddRequest | AbortRequest | Shutdown
+ToEngine = Start | AddRequest | AbortRequest | Ping | Shutdown
 FromEngine = LoadProgress | EngineReady | EngineFailed | StepOutputs
 
 encode = msgspec.msgpack.Encoder().encode

@@ -45,7 +45,7 @@ async def resolve(model_name: str, *, on_progress: ProgressCallback | None = Non
             return _demo()
         if model_name.startswith(("/", "~")) or model_name.split("/")[0] == ".":
             return _local(model_name)
-        repo_id, revision = _parse_id(model_name)
+        repo_id, revision = parse_id(model_name)
         return await _hub(model_name, repo_id, revision, on_progress or (lambda *_: None))
     except AxionError as error:
         if model_name == DEMO_MODEL:
@@ -97,7 +97,12 @@ def _local(name: str) -> Snapshot:
     return Snapshot(name=name, path=path.resolve(), revision=None, source="local")
 
 
-def _parse_id(name: str) -> tuple[str, str]:
+def parse_id(name: str) -> tuple[str, str]:
+    """Repository and revision of `org/name` or `org/name@revision`.
+
+    Raises:
+        ModelNotFoundError: it is neither.
+    """
     repo_id, at, revision = name.partition("@")
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         is_folder = os.path.isdir(name)

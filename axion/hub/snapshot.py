@@ -17,6 +17,8 @@ INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
 
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+# A module of sentence-transformers: how an embedding model pools.
+_MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json", re.ASCII)
 _TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -101,10 +103,11 @@ def select_files(names: Collection[str]) -> list[str]:
         for name in names
         if name.endswith(".jinja") and str(PurePosixPath(name).parent) in _TEMPLATE_FOLDERS
     ]
+    modules = [name for name in names if _MODULE_CONFIG.fullmatch(name)]
     small = [
         name for name in top if name.endswith((".json", ".jinja")) or name == "tokenizer.model"
     ]
-    return sorted({*templates, *small, *_choose_weights(top)})
+    return sorted({*templates, *modules, *small, *_choose_weights(top)})
 
 
 def refuse_other_formats(names: Collection[str]) -> None:

@@ -119,11 +119,18 @@ class CausalLM(nn.Module):
 
     Attributes:
         architectures: the names in config.json's `architectures` that this class serves.
+        renamed_tensors: pattern and replacement for names that differ from the modules'.
         ignored_tensors: patterns of tensors that checkpoints may hold and nobody reads.
+        default_pooling: what makes one vector of a text's, where an embedding model does not say.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
+    # As a decoder is stored that was saved without its head.
+    renamed_tensors: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^(?=(embed_tokens|layers|norm)\.)", "model."),
+    )
     ignored_tensors: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
+    default_pooling: ClassVar[str] = "lasttoken"
 
     config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig
     attention_cls: ClassVar[type[Attention]] = Attention

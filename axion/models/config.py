@@ -1,4 +1,4 @@
-"""What config.json says about a decoder, under its own names."""
+"""What config.json says about a model, under its own names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ logger = logging.getLogger("axion.models")
 # Bounds far above any real model keep a hostile config from filling memory before the first
 # tensor's shape is compared.
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=2**24)]
 NumLayers = Annotated[int, msgspec.Meta(gt=0, le=2**10)]
 Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
-ConfigT = TypeVar("ConfigT", bound="DecoderConfig")
+ConfigT = TypeVar("ConfigT", bound="BaseConfig")
 
 _ROPE_FIELDS = {
     *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
@@ -38,13 +39,14 @@ _HARMLESS = frozenset(
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size remove_invalid_values exponential_decay_length_penalty
     bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+    tie_word_embeddings max_window_layers directionality output_past
     return_dict return_dict_in_generate output_attentions output_hidden_states output_scores
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -54,6 +56,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
     "is_decoder": (False, True),
+    "is_causal": (None, True),
+    "use_bidirectional_attention": (None, False),
     "sliding_window": (None,),
     "use_sliding_window": (None, False),
     "attention_chunk_size": (None,),
@@ -94,7 +98,58 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(kw_only=True)
-class DecoderConfig:
+class BaseConfig:
+    """A dataclass of the fields that a family honours."""
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
+        """Read config.json.
+
+        Fields that the class does not declare are left out if they are known to be harmless,
+        refused if they are known to change what is computed, and logged otherwise.
+
+        Raises:
+            ModelLoadError: a field is missing, has the wrong kind of value, or asks for
+                something that this architecture does not compute here; the message names it.
+        """
+        declared = {field.name for field in fields(cls)}
+        derived, sources = cls._derive(config)
+        for name, value in config.items():
+            if name not in declared | sources:
+                cls._check_undeclared(name, value)
+        known = {name: config[name] for name in declared & config.keys()}
+        try:
+            return msgspec.convert(known | derived, cls)
+        except msgspec.ValidationError as error:
+            raise ModelLoadError(f"config.json: {error}.") from None
+
+    @classmethod
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        """Fields that are not what config.json calls by their names, and what they come from."""
+        return {}, set()
+
+    @classmethod
+    def _check_undeclared(cls, name: str, value: Any) -> None:
+        if name == "quantization_config" and value is not None:
+            method = value.get("quant_method") if isinstance(value, dict) else value
+            raise ModelLoadError(
+                f"The checkpoint is quantized ({method}), which is not supported yet. "
+                "Use the unquantized version of the model."
+            )
+        if name == "layer_types" and isinstance(value, list):
+            value = [kind for kind in value if kind != "full_attention"] or None
+        if name in _NEUTRAL:
+            if value not in _NEUTRAL[name]:
+                raise ModelLoadError(
+                    f"config.json: {name}={str(value)[:80]} changes what the model computes and "
+                    "is not supported for this architecture."
+                )
+        elif name not in _HARMLESS and not _HARMLESS_PATTERN.fullmatch(name):
+            logger.warning("config.json: unknown field %r is ignored", name[:80])
+
+
+@dataclass(kw_only=True)
+class DecoderConfig(BaseConfig):
     """The fields that a standard decoder honours; a family adds its own.
 
     Attributes:
@@ -133,48 +188,12 @@ class DecoderConfig:
             )
 
     @classmethod
-    def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
-        """Read config.json.
-
-        Fields that the class does not declare are left out if they are known to be harmless,
-        refused if they are known to change what is computed, and logged otherwise.
-
-        Raises:
-            ModelLoadError: a field is missing, has the wrong kind of value, or asks for
-                something that this architecture does not compute here; the message names it.
-        """
-        declared = {field.name for field in fields(cls)}
-        for name, value in config.items():
-            if name not in declared | _ROPE_FIELDS:
-                cls._check_undeclared(name, value)
-        known = {name: config[name] for name in declared & config.keys()}
-        known["rope_parameters"] = RopeParameters.from_config(
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        rope_parameters = RopeParameters.from_config(
             config,
             max_position_embeddings=config.get(
                 "max_position_embeddings", cls.max_position_embeddings
             ),
             rope_theta=cls.default_rope_theta,
         )
-        try:
-            return msgspec.convert(known, cls)
-        except msgspec.ValidationError as error:
-            raise ModelLoadError(f"config.json: {error}.") from None
-
-    @classmethod
-    def _check_undeclared(cls, name: str, value: Any) -> None:
-        if name == "quantization_config" and value is not None:
-            method = value.get("quant_method") if isinstance(value, dict) else value
-            raise ModelLoadError(
-                f"The checkpoint is quantized ({method}), which is not supported yet. "
-                "Use the unquantized version of the model."
-            )
-        if name == "layer_types" and isinstance(value, list):
-            value = [kind for kind in value if kind != "full_attention"] or None
-        if name in _NEUTRAL:
-            if value not in _NEUTRAL[name]:
-                raise ModelLoadError(
-                    f"config.json: {name}={str(value)[:80]} changes what the model computes and "
-                    "is not supported for this architecture."
-                )
-        elif name not in _HARMLESS and not _HARMLESS_PATTERN.fullmatch(name):
-            logger.warning("config.json: unknown field %r is ignored", name[:80])
+        return {"rope_parameters": rope_parameters}, _ROPE_FIELDS

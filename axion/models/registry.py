@@ -7,36 +7,43 @@ import pkgutil
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
+from typing import TypeVar
 
 import axion.models
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
+from axion.models.encoder import Encoder
 
 ENTRY_POINT_GROUP = "axion.models"
+
+ModelT = TypeVar("ModelT", CausalLM, Encoder)
+ClassT = TypeVar("ClassT")
 
 
 @cache
 def model_classes() -> dict[str, type[CausalLM]]:
-    """Architecture name to class, from the modules of `axion.models` and then from plug-ins.
+    """Architecture name to class, of the models that write text.
 
-    A plug-in is an entry point of the group `axion.models` whose object is a `CausalLM`.
+    They come from the modules of `axion.models` and then from plug-ins. A plug-in is an entry
+    point of the group `axion.models` whose object is a `CausalLM` or an `Encoder`.
     """
-    found: dict[str, type[CausalLM]] = {}
-    for module in pkgutil.iter_modules(axion.models.__path__):
-        contents = vars(importlib.import_module(f"axion.models.{module.name}")).values()
-        _register(found, (x for x in contents if isinstance(x, type) and issubclass(x, CausalLM)))
-    _register(found, (plugin.load() for plugin in entry_points(group=ENTRY_POINT_GROUP)))
-    return found
+    return _classes(CausalLM)
 
 
-def _register(found: dict[str, type[CausalLM]], classes: Iterable[type[CausalLM]]) -> None:
-    for cls in classes:
-        for name in vars(cls).get("architectures", ()):  # its own, not its parent's
-            found.setdefault(name, cls)
+@cache
+def embedding_classes() -> dict[str, type[CausalLM] | type[Encoder]]:
+    """Architecture name to class, of the models that make embeddings.
+
+    These are the encoders, and every decoder, with its head (`Qwen3ForCausalLM`) and as it is
+    called without (`Qwen3Model`).
+    """
+    decoders = model_classes()
+    headless = {name.replace("ForCausalLM", "Model"): cls for name, cls in decoders.items()}
+    return headless | decoders | _classes(Encoder)
 
 
 def load_model_class(architectures: list[str], *, has_remote_code: bool = False) -> type[CausalLM]:
-    """The class for the first of `architectures` that there is one for.
+    """The class of the first of `architectures` that writes text.
 
     Args:
         architectures: as in config.json.
@@ -46,7 +53,32 @@ def load_model_class(architectures: list[str], *, has_remote_code: bool = False)
     Raises:
         ModelLoadError: there is no class; the message lists what there is.
     """
-    classes = model_classes()
+    return _first(architectures, model_classes(), has_remote_code)
+
+
+def load_embedding_class(
+    architectures: list[str], *, has_remote_code: bool = False
+) -> type[CausalLM] | type[Encoder]:
+    """The same as `load_model_class`, for embeddings."""
+    return _first(architectures, embedding_classes(), has_remote_code)
+
+
+def _classes(base: type[ModelT]) -> dict[str, type[ModelT]]:
+    found: dict[str, type[ModelT]] = {}
+
+    def register(objects: Iterable[object]) -> None:
+        for cls in objects:
+            if isinstance(cls, type) and issubclass(cls, base):
+                for name in vars(cls).get("architectures", ()):  # its own, not its parent's
+                    found.setdefault(name, cls)
+
+    for module in pkgutil.iter_modules(axion.models.__path__):
+        register(vars(importlib.import_module(f"axion.models.{module.name}")).values())
+    register(plugin.load() for plugin in entry_points(group=ENTRY_POINT_GROUP))
+    return found
+
+
+def _first(architectures: list[str], classes: dict[str, ClassT], has_remote_code: bool) -> ClassT:
     for name in architectures:
         if name in classes:
             return classes[name]

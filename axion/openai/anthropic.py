@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from axion.errors import AxionError, InternalError
 from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import (
     FAIL_FAST,
     MAX_TOKEN_ID,
+    CacheSalt,
     ModelRequest,
     NonEmptyText,
     Object,
@@ -27,6 +28,7 @@ from axion.openai.common import (
     Usage,
     at_most,
     field_error,
+    only_types,
     text_or_list,
 )
 from axion.openai.translation import (
@@ -43,7 +45,7 @@ from axion.types import MAX_STOP_STRINGS
 
 _TEXT_ONLY = "this model takes text only"
 _OWN_TOOLS_ONLY = "there are no built-in tools, describe one of your own"
-_BLOCK_TYPES = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+_NO_TOOLSETS = "there are no toolsets"
 # Names of chat's fields in this API.
 FIELD_NAMES = {
     r"max_completion_tokens": "max_tokens",
@@ -87,14 +89,6 @@ class MessagesErrorBody(ResponseModel):
 # The request
 
 
-def _is_known_block(block: Any) -> Any:
-    kind = block.get("type") if isinstance(block, dict) else None
-    if isinstance(kind, str) and kind not in _BLOCK_TYPES:
-        known = ", ".join(map(repr, _BLOCK_TYPES))
-        raise field_error("type", f"must be one of {known}: {_TEXT_ONLY}, got {kind[:60]!r}")
-    return block
-
-
 class CacheControl(RequestModel):
     """Accepted; the prefix cache is automatic."""
 
@@ -112,7 +106,7 @@ class TextBlock(RequestModel):
 TextBlocks = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[
-        list[Annotated[TextBlock, BeforeValidator(_is_known_block)]], FAIL_FAST, Tag("list")
+        list[Annotated[TextBlock, only_types(("text",), _TEXT_ONLY)]], FAIL_FAST, Tag("list")
     ],
     Discriminator(
         text_or_list,
@@ -131,6 +125,7 @@ class ToolUseBlock(RequestModel):
     caller: Annotated[JsonValue, Refused("only the model calls tools", ({"type": "direct"},))] = (
         None
     )
+    toolset_name: Annotated[None, Refused(_NO_TOOLSETS)] = None
 
 
 class ToolResultBlock(RequestModel):
@@ -139,6 +134,7 @@ class ToolResultBlock(RequestModel):
     content: TextBlocks | None = None
     is_error: bool | None = Field(None, description='true puts "Error: " before the content')
     cache_control: CacheControl | None = None
+    toolset_name: Annotated[None, Refused(_NO_TOOLSETS)] = None
 
 
 class ThinkingBlock(RequestModel):
@@ -161,7 +157,7 @@ ContentBlock = Annotated[
         TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock,
         Field(discriminator="type"),
     ],
-    BeforeValidator(_is_known_block),
+    only_types(("text", "tool_use", "tool_result", "thinking", "redacted_thinking"), _TEXT_ONLY),
 ]
 MessageContent = Annotated[
     Annotated[str, Tag("text")]
@@ -199,7 +195,7 @@ class MessagesTool(RequestModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     input_schema: Object = Field(description="a JSON schema")
-    type: Annotated[Literal["custom"], Refused(_OWN_TOOLS_ONLY, ("custom",))] | None = None
+    type: Literal["custom"] | None = None
     strict: bool | None = Field(None, description="the input follows the schema exactly")
     cache_control: CacheControl | None = None
     allowed_callers: (
@@ -260,7 +256,14 @@ class CountTokensRequest(ModelRequest):
     model: NonEmptyText
     messages: Annotated[list[InputTurn], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     system: TextBlocks | None = Field(None, description="a system message before all others")
-    tools: Annotated[list[MessagesTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tools: (
+        Annotated[
+            list[Annotated[MessagesTool, only_types(("custom",), _OWN_TOOLS_ONLY)]],
+            FAIL_FAST,
+            at_most(MAX_TOOLS),
+        ]
+        | None
+    ) = None
     tool_choice: MessagesToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -331,6 +334,10 @@ class MessagesRequest(CountTokensRequest, StreamableRequest):
     service_tier: Literal["auto", "standard_only"] | None = Field(
         None, description="accepted; there is one tier"
     )
+    # vLLM's extension of OpenAI's requests.
+    cache_salt: CacheSalt | None = Field(
+        None, description="only requests with the same salt share what caches hold"
+    )
     container: Annotated[None, Refused("there are no containers")] = None
     diagnostics: Annotated[None, Refused("there are no diagnostics")] = None
     inference_geo: Annotated[None, Refused("there is one place, this server's")] = None
@@ -342,6 +349,7 @@ class MessagesRequest(CountTokensRequest, StreamableRequest):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "cache_salt": self.cache_salt,
         }
 
 
@@ -411,15 +419,21 @@ class MessageTokensCount(ResponseModel):
     input_tokens: int
 
 
+class MessagesOutputDetails(ResponseModel):
+    thinking_tokens: int
+
+
 class MessagesUsage(ResponseModel):
     """Attributes:
     input_tokens: without those that the prefix cache supplied.
+    output_tokens_details: there when the answer is whole.
     """
 
     input_tokens: int
     cache_creation_input_tokens: Literal[0]
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: MessagesOutputDetails | None
 
 
 class AnswerText(ResponseModel):
@@ -605,11 +619,15 @@ def _message_delta(end: AnswerEnd) -> MessageDeltaEvent:
 
 def _usage(usage: Usage | None) -> MessagesUsage:
     cached = usage.prompt_tokens_details.cached_tokens if usage else 0
+    details = usage.completion_tokens_details if usage else None
     return MessagesUsage(
         input_tokens=usage.prompt_tokens - cached if usage else 0,
         cache_creation_input_tokens=0,
         cache_read_input_tokens=cached,
         output_tokens=usage.completion_tokens if usage else 0,
+        output_tokens_details=MessagesOutputDetails(thinking_tokens=details.reasoning_tokens)
+        if details
+        else None,
     )
 
 

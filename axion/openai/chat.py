@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -14,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from axion.errors import InternalError, InvalidRequestError
@@ -29,6 +29,7 @@ from axion.openai.common import (
     at_most,
     check_numbers,
     field_error,
+    only_types,
     problem,
     stop_reason_field,
     text_or_list,
@@ -39,24 +40,19 @@ from axion.types import MAX_LOGPROBS
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 _FUNCTIONS_ONLY = "a tool is a function"
-
-
-def _is_text(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise field_error("type", f"must be 'text': this model takes text only, got {kind[:60]!r}")
-    return part
+_IS_FUNCTION = only_types(("function",), _FUNCTIONS_ONLY)
 
 
 class TextPart(RequestModel):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Annotated[None, Refused("the prefix cache is automatic")] = None
 
 
 Content = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[
-        list[Annotated[TextPart, BeforeValidator(_is_text)]],
+        list[Annotated[TextPart, only_types(("text",), "this model takes text only")]],
         Field(min_length=1),
         FAIL_FAST,
         Tag("list"),
@@ -110,6 +106,9 @@ class ToolCall(RequestModel):
     function: CalledFunction
 
 
+EarlierCall = Annotated[ToolCall, _IS_FUNCTION]
+
+
 class AssistantMessage(RequestModel):
     """An earlier answer: text, tool calls, or both.
 
@@ -118,7 +117,7 @@ class AssistantMessage(RequestModel):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: Annotated[list[ToolCall], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[EarlierCall], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     reasoning_content: str | None = Field(None, description="what the model thought before it")
     name: str | None = None
     refusal: Annotated[None, Refused("send the text as content")] = None
@@ -158,9 +157,11 @@ class FunctionDefinition(RequestModel):
 
 
 class Tool(RequestModel):
-    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
+    type: Literal["function"]
     function: FunctionDefinition
-    custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
+
+
+ChatTool = Annotated[Tool, _IS_FUNCTION]
 
 
 class ChosenFunction(RequestModel):
@@ -171,14 +172,22 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ChosenTool(RequestModel):
-    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
+    # Hugging Face's own type has no more than the function.
+    type: Literal["function"] = "function"
     function: ChosenFunction
-    custom: Annotated[None, Refused(_FUNCTIONS_ONLY)] = None
+
+
+Choosable = Annotated[ChosenTool, _IS_FUNCTION]
 
 
 class AllowedTools(RequestModel):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ChosenTool], Field(min_length=1), FAIL_FAST, at_most(MAX_TOOLS)]
+    tools: Annotated[
+        list[Choosable],
+        Field(min_length=1),
+        FAIL_FAST,
+        at_most(MAX_TOOLS),
+    ]
 
 
 class AllowedToolChoice(RequestModel):
@@ -187,22 +196,28 @@ class AllowedToolChoice(RequestModel):
 
 
 def _tool_choice_kind(value: Any) -> str | None:
+    """By JSON type before validation; by class when a request is written as JSON again."""
     if isinstance(value, str):
         return "word"
+    if isinstance(value, ChosenTool | AllowedToolChoice):
+        return "function" if isinstance(value, ChosenTool) else "allowed tools"
     if not isinstance(value, dict):
         return None
     return "allowed tools" if "allowed_tools" in value else "function"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")]
-    | Annotated[ChosenTool, Tag("function")]
-    | Annotated[AllowedToolChoice, Tag("allowed tools")],
-    Discriminator(
-        _tool_choice_kind,
-        custom_error_type="expected",
-        custom_error_message="'none', 'auto', 'required', a function or allowed_tools",
-    ),
+    Annotated[
+        Annotated[Literal["none", "auto", "required"], Tag("word")]
+        | Annotated[ChosenTool, Tag("function")]
+        | Annotated[AllowedToolChoice, Tag("allowed tools")],
+        Discriminator(
+            _tool_choice_kind,
+            custom_error_type="expected",
+            custom_error_message="'none', 'auto', 'required', a function or allowed_tools",
+        ),
+    ],
+    only_types(("function", "allowed_tools"), _FUNCTIONS_ONLY),
 ]
 
 
@@ -215,7 +230,7 @@ class ChatCompletionRequest(StructuredRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="likeliest alternatives to report with each token"
     )
-    tools: Annotated[list[Tool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tools: Annotated[list[ChatTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = Field(
         None, description="which functions the model may or must call"
     )
@@ -458,6 +473,10 @@ class ChunkChoice(ResponseModel):
 
 
 class ChatCompletionChunk(ResponseModel):
+    """Attributes:
+    usage_so_far: where the engine tells it; not sent to clients.
+    """
+
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
@@ -465,6 +484,7 @@ class ChatCompletionChunk(ResponseModel):
     system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    usage_so_far: SkipJsonSchema[Usage | None] = Field(None, exclude=True)
 
 
 class AssistantAnswer(ResponseModel):

@@ -6,13 +6,14 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -138,6 +139,21 @@ class at_most:  # noqa: N801
         return value
 
 
+def only_types(types: Sequence[str], reason: str) -> BeforeValidator:
+    """Refuses an object whose `type` is another one before its fields are looked at."""
+    names = ", ".join(map(repr, types))
+    expected = names if len(types) == 1 else f"one of {names}"
+
+    def check(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in types:
+            got = repr(kind[:_SHOWN_CHARS])
+            raise field_error("type", f"must be {expected}: {reason}, got {got}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _is_token_id(text: str) -> str:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_TOKEN_ID):
         raise problem("is not a token id")
@@ -181,6 +197,7 @@ Stop = Annotated[
         custom_error_message="a string or a list of strings",
     ),
 ]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
@@ -256,9 +273,13 @@ class GenerationRequest(StreamableRequest):
     priority: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
         None, description="where requests wait, a lower one comes first"
     )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
+    cache_salt: CacheSalt | None = Field(
         None, description="only requests with the same salt share what caches hold"
     )
+
+    prompt_logprobs: Annotated[
+        None, Refused("`echo` with `logprobs` of /v1/completions has what it gives")
+    ] = None
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:

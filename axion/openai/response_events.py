@@ -489,16 +489,21 @@ def _new_response(request: ResponsesRequest, model: str) -> Response:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(exclude_none=True) if isinstance(value, RequestModel) else value
+    if isinstance(value, RequestModel):
+        return value.model_dump(by_alias=True, exclude_none=True)
+    return value
 
 
 def _usage(usage: Usage) -> ResponseUsage:
+    details = usage.completion_tokens_details
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
         input_tokens_details=InputTokensDetails(
             cached_tokens=usage.prompt_tokens_details.cached_tokens, cache_write_tokens=0
         ),
         output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(
+            reasoning_tokens=details.reasoning_tokens if details is not None else 0
+        ),
         total_tokens=usage.total_tokens,
     )

@@ -17,6 +17,7 @@ from axion.openai.chat import (
 )
 from axion.openai.common import (
     FAIL_FAST,
+    CacheSalt,
     NonEmptyText,
     Object,
     Refused,
@@ -25,6 +26,7 @@ from axion.openai.common import (
     TokenCount,
     at_most,
     field_error,
+    only_types,
     text_or_list,
 )
 from axion.openai.translation import chat_request
@@ -32,6 +34,8 @@ from axion.types import MAX_LOGPROBS
 
 _TEXT_ONLY = "this model takes text only"
 _FUNCTIONS_ONLY = "a tool is a function"
+_IS_FUNCTION = only_types(("function",), _FUNCTIONS_ONLY)
+_NOT_ASYNC = "a call waits for its output"
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 # Names of chat's fields in this API.
 FIELD_NAMES = {
@@ -46,15 +50,6 @@ FIELD_NAMES = {
 
 def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
-
-
-def _is_text(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in {"input_text", "output_text"}:
-        raise field_error(
-            "type", f"must be 'input_text' or 'output_text': {_TEXT_ONLY}, got {kind[:60]!r}"
-        )
-    return part
 
 
 def _is_known_item(item: Any) -> Any:
@@ -92,7 +87,9 @@ InputContent = Annotated[
     | Annotated[
         list[
             Annotated[
-                InputText | OutputText, Field(discriminator="type"), BeforeValidator(_is_text)
+                InputText | OutputText,
+                Field(discriminator="type"),
+                only_types(("input_text", "output_text"), _TEXT_ONLY),
             ]
         ],
         Field(min_length=1),
@@ -126,6 +123,7 @@ class InputFunctionCall(CalledFunction):
     status: ItemStatus | None = None
     namespace: Annotated[None, Refused("tools have no namespaces")] = None
     caller: Annotated[None, Refused("only the model calls tools")] = None
+    async_: Annotated[bool, Refused(_NOT_ASYNC, (False,))] | None = Field(None, alias="async")
 
 
 class InputFunctionCallOutput(RequestModel):
@@ -168,7 +166,7 @@ _stored_items: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 class FunctionTool(RequestModel):
-    type: Annotated[Literal["function"], Refused(_FUNCTIONS_ONLY, ("function",))]
+    type: Literal["function"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: Object | None = Field(None, description="a JSON schema")
@@ -180,25 +178,43 @@ class FunctionTool(RequestModel):
         Annotated[list[str], Refused("only the model calls tools", (["direct"],))] | None
     ) = None
     output_schema: Annotated[None, Refused("the output is the caller's")] = None
+    async_: Annotated[bool, Refused(_NOT_ASYNC, (False,))] | None = Field(None, alias="async")
 
 
 class ToolChoiceFunction(RequestModel):
-    type: Annotated[Literal["function"], Refused("a named choice is a function", ("function",))]
+    type: Literal["function"]
     name: NonEmptyText
 
 
+Choosable = Annotated[ToolChoiceFunction, _IS_FUNCTION]
+
+
+class AllowedTools(RequestModel):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[Choosable], Field(min_length=1), FAIL_FAST, at_most(MAX_TOOLS)]
+
+
 def _choice_kind(value: Any) -> str | None:
-    return "mode" if isinstance(value, str) else "function" if isinstance(value, dict) else None
+    if isinstance(value, str):
+        return "mode"
+    if not isinstance(value, dict):
+        return None
+    return "allowed tools" if value.get("type") == "allowed_tools" else "function"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("mode")]
-    | Annotated[ToolChoiceFunction, Tag("function")],
-    Discriminator(
-        _choice_kind,
-        custom_error_type="expected",
-        custom_error_message="'none', 'auto', 'required', or the function to call",
-    ),
+    Annotated[
+        Annotated[Literal["none", "auto", "required"], Tag("mode")]
+        | Annotated[ToolChoiceFunction, Tag("function")]
+        | Annotated[AllowedTools, Tag("allowed tools")],
+        Discriminator(
+            _choice_kind,
+            custom_error_type="expected",
+            custom_error_message="'none', 'auto', 'required', a function or allowed_tools",
+        ),
+    ],
+    only_types(("function", "allowed_tools"), _FUNCTIONS_ONLY),
 ]
 
 
@@ -278,7 +294,14 @@ class ResponsesRequest(StreamableRequest):
         description="log probabilities, or encrypted reasoning (which is plain here, so that "
         "nothing is added)",
     )
-    tools: Annotated[list[FunctionTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tools: (
+        Annotated[
+            list[Annotated[FunctionTool, _IS_FUNCTION]],
+            FAIL_FAST,
+            at_most(MAX_TOOLS),
+        ]
+        | None
+    ) = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -309,6 +332,11 @@ class ResponsesRequest(StreamableRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+
+    # An extension, with the name and meaning that vLLM gave it.
+    cache_salt: CacheSalt | None = Field(
+        None, description="only requests with the same salt share what caches hold"
+    )
 
     access_programs: Annotated[None, Refused("there are none")] = None
     context_management: Annotated[None, Refused("conversations are not compacted")] = None
@@ -365,6 +393,7 @@ class ResponsesRequest(StreamableRequest):
                 "response_format": _response_format(self.text.format) if self.text else None,
                 "verbosity": self.text.verbosity if self.text else None,
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+                "cache_salt": self.cache_salt,
             },
             FIELD_NAMES,
         )
@@ -420,9 +449,14 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _chat_tool_choice(choice: str | ToolChoiceFunction | None) -> str | dict[str, Any] | None:
+def _chat_tool_choice(
+    choice: str | ToolChoiceFunction | AllowedTools | None,
+) -> str | dict[str, Any] | None:
     if isinstance(choice, ToolChoiceFunction):
         return {"type": "function", "function": {"name": choice.name}}
+    if isinstance(choice, AllowedTools):
+        tools = [_chat_tool_choice(tool) for tool in choice.tools]
+        return {"type": choice.type, "allowed_tools": {"mode": choice.mode, "tools": tools}}
     return choice
 
 
@@ -435,7 +469,7 @@ def _response_format(format: PlainFormat | JsonSchemaFormat | None) -> dict[str,
 
 def dump_items(items: list[InputItem]) -> bytes:
     """The items as JSON; `load_items` reads it."""
-    return _stored_items.dump_json(items, exclude_none=True)
+    return _stored_items.dump_json(items, by_alias=True, exclude_none=True)
 
 
 def load_items(data: bytes) -> list[InputItem]:
@@ -449,7 +483,7 @@ def list_items(items: list[InputItem]) -> list[dict[str, Any]]:
 
 
 def _listed(item: InputItem) -> dict[str, Any]:
-    fields: dict[str, Any] = item.model_dump(exclude_none=True)
+    fields: dict[str, Any] = item.model_dump(by_alias=True, exclude_none=True)
     fields |= {"status": item.status or "completed"}
     if isinstance(item, InputReasoning):
         fields.setdefault("summary", [])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from axion.errors import InvalidRequestError
-from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, Message, Tool
+from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, ChatTool, Message
 from axion.openai.common import (
     FAIL_FAST,
     ModelRequest,
@@ -43,7 +43,7 @@ class TokenizeRequest(ModelRequest):
     messages: (
         Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)] | None
     ) = None
-    tools: Annotated[list[Tool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
+    tools: Annotated[list[ChatTool], FAIL_FAST, at_most(MAX_TOOLS)] | None = None
     add_generation_prompt: bool | None = Field(
         None, description="end with the opening of an answer; true unless it says false"
     )

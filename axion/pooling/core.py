@@ -131,14 +131,13 @@ class PoolingCore:
 
     def _count(self, batch: list[Tokens]) -> None:
         lengths = [len(tokens) for tokens in batch]
+        num_padding_tokens = max(lengths) * len(batch) - sum(lengths) if self._model.pads else 0
         totals = self._totals
         self._totals = msgspec.structs.replace(
             totals,
             num_texts=totals.num_texts + len(batch),
             num_tokens=totals.num_tokens + sum(lengths),
-            num_padding_tokens=(
-                totals.num_padding_tokens + max(lengths) * len(batch) - sum(lengths)
-            ),
+            num_padding_tokens=totals.num_padding_tokens + num_padding_tokens,
             num_batches=totals.num_batches + 1,
         )
         self._batch_sizes[bisect_left(BATCH_SIZE_BUCKETS, len(batch))] += 1

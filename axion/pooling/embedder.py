@@ -13,10 +13,23 @@ from fastembed.text.static_embedding import StaticTextEmbedding
 from numpy.typing import NDArray
 
 from axion.errors import ModelNotFoundError
-from axion.pooling.files import onnx_file, pooling_type, snapshot
+from axion.pooling.files import LOCAL, load_options, onnx_file, snapshot
 from axion.pooling.messages import EmbedRequest
-from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options, scaled_to_length_1
+from axion.pooling.model import BatchTokenizer, Tokens, scaled_to_length_1
+from axion.pooling.sentence import pooling_mode
 from axion.types import PoolingConfig
+
+_POOLING = {
+    None: PoolingType.MEAN,
+    "cls": PoolingType.CLS,
+    "mean": PoolingType.MEAN,
+    "lasttoken": PoolingType.LAST_TOKEN,
+}
+
+
+def is_listed(model: str) -> bool:
+    """Whether fastembed has an embedding model of this id."""
+    return any(known.model == model for known in TextEmbedding._list_supported_models())
 
 
 class Embedder:
@@ -26,6 +39,8 @@ class Embedder:
         ModelNotFoundError: fastembed has no such model.
         ModelLoadError: its files cannot be had or used; says why.
     """
+
+    pads = True
 
     def __init__(self, config: PoolingConfig) -> None:
         if config.is_folder:
@@ -48,14 +63,7 @@ class Embedder:
         self.dim = self.compute(self._tokenizer.encode(["a"], None, "input")).shape[1]
 
     def tokenize(self, request: EmbedRequest) -> list[Tokens]:
-        texts = [text for text in request.inputs if isinstance(text, str)]
-        if texts:
-            return self._tokenizer.encode(texts, request.truncate_to, "input")
-        return [
-            self._tokenizer.wrap(ids, request.truncate_to, "input")
-            for ids in request.inputs
-            if not isinstance(ids, str)
-        ]
+        return self._tokenizer.encode_inputs(request)
 
     def compute(self, batch: list[Tokens]) -> NDArray[np.float32]:
         vectors = np.stack(list(self._model.embed(batch, batch_size=len(batch))))
@@ -77,7 +85,7 @@ def _register(folder: Path) -> None:
     pools_itself = len(session.get_outputs()[0].shape) == 2
     TextEmbedding.add_custom_model(
         LOCAL,
-        pooling=PoolingType.DISABLED if pools_itself else pooling_type(folder),
+        pooling=PoolingType.DISABLED if pools_itself else _POOLING[pooling_mode(folder)],
         normalization=True,
         sources=ModelSource(url=LOCAL),
         dim=0,

@@ -1,17 +1,20 @@
-"""The files of a pooling model: from the Hugging Face cache or Hub, or from a folder."""
+"""The files of fastembed's models, from the Hugging Face cache or Hub or from a folder, and how
+they are loaded."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
-import msgspec
-from fastembed.common.model_description import BaseModelDescription, PoolingType
+from fastembed.common.model_description import BaseModelDescription
+from fastembed.common.types import Device
 from huggingface_hub import snapshot_download
 
 from axion.errors import ModelLoadError
 from axion.hub.download import explain
+from axion.types import PoolingConfig
 
 logger = logging.getLogger("axion.pooling")
 
@@ -25,11 +28,8 @@ _SMALL_FILES = (
 )
 _REQUIRED_FILES = ("tokenizer.json", "tokenizer_config.json")
 
-_POOLING = {
-    "cls": PoolingType.CLS,
-    "mean": PoolingType.MEAN,
-    "lasttoken": PoolingType.LAST_TOKEN,
-}
+# What a local model is called within fastembed, whatever its clients call it.
+LOCAL = "axion/local"
 
 
 def snapshot(description: BaseModelDescription) -> Path:
@@ -80,45 +80,14 @@ def onnx_file(folder: Path) -> str:
     found = sorted(folder.glob("*.onnx"))
     if len(found) == 1:
         return found[0].name
-    raise ModelLoadError(f"{folder} has no model.onnx and no onnx/model.onnx.")
+    raise ModelLoadError(f"{folder} has no model.onnx, no onnx/model.onnx and no safetensors.")
 
 
-class _PoolingFile(msgspec.Struct):
-    """`1_Pooling/config.json` of sentence-transformers: a name, or in older files one flag each."""
-
-    pooling_mode: str | None = None
-    pooling_mode_cls_token: bool = False
-    pooling_mode_mean_tokens: bool = False
-    pooling_mode_max_tokens: bool = False
-    pooling_mode_mean_sqrt_len_tokens: bool = False
-    pooling_mode_weightedmean_tokens: bool = False
-    pooling_mode_lasttoken: bool = False
-
-
-def pooling_type(folder: Path) -> PoolingType:
-    """How the vectors of a local model's tokens become one; mean where its folder does not say.
-
-    Raises:
-        ModelLoadError: in a way that is not supported.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return PoolingType.MEAN
-    try:
-        config = msgspec.json.decode(path.read_bytes(), type=_PoolingFile)
-    except msgspec.DecodeError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from None
-    flags = msgspec.structs.asdict(config)
-    modes = [
-        name.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
-        for name, value in flags.items()
-        if value is True
-    ]
-    if config.pooling_mode is not None:
-        modes = [config.pooling_mode]
-    if len(modes) != 1 or modes[0] not in _POOLING:
-        raise ModelLoadError(
-            f"{path} asks for {' and '.join(modes) or 'no'} pooling; supported are "
-            f"{', '.join(_POOLING)}, one at a time."
-        )
-    return _POOLING[modes[0]]
+def load_options(config: PoolingConfig) -> dict[str, Any]:
+    """What fastembed's models are loaded with; CUDA where onnxruntime was installed with it."""
+    _, _, index = config.device.partition(":")
+    return {
+        "threads": config.num_threads,
+        "cuda": Device.CPU if config.device == "cpu" else Device.AUTO,
+        "device_ids": [int(index)] if index else None,
+    }

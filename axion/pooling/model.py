@@ -7,16 +7,11 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-from fastembed.common.types import Device
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from axion.errors import ContextLengthExceededError, InvalidRequestError
-from axion.pooling.messages import MODEL_LIMIT
-from axion.types import PoolingConfig
-
-# What a local model is called within fastembed, whatever its clients call it.
-LOCAL = "axion/local"
+from axion.pooling.messages import MODEL_LIMIT, EmbedRequest
 
 # A text with more characters than this for each token that the model takes is too long, whatever
 # its tokens are: encoding megabytes takes seconds, and gigabytes of memory.
@@ -48,10 +43,12 @@ class PoolingModel(Protocol):
     Attributes:
         dim: numbers that it makes of each text.
         max_length: most tokens of a text, or of a pair together, with the special tokens.
+        pads: a batch is computed as if all of it were as long as its longest.
     """
 
     dim: int
     max_length: int
+    pads: bool
 
     def tokenize(self, request: Any) -> list[Tokens]:
         """The texts of a request, in its order.
@@ -80,17 +77,26 @@ class BatchTokenizer:
     It takes the place of fastembed's tokenizer: fastembed computes a batch of `Tokens` as if they
     were texts. So a text is encoded once, its length is known before its batch is formed, and
     token ids of a client take the same way.
+
+    Args:
+        max_length: most tokens of a text; None: what tokenizer.json cuts to.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, add_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+    ) -> None:
         truncation: dict[str, Any] = tokenizer.truncation or {}
         self._padding: dict[str, Any] | None = tokenizer.padding
         self._direction: str = truncation.get("direction", "right")
-        self.max_length: int = truncation.get("max_length", 2**31)
+        self.max_length: int = max_length or truncation.get("max_length", 2**31)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
-        self._vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._add_special_tokens = add_special_tokens
         self._prefix, self._suffix = self._special_tokens()
 
@@ -100,6 +106,21 @@ class BatchTokenizer:
         tokenizer = cls(model.tokenizer, add_special_tokens=add_special_tokens)
         model.tokenizer = tokenizer
         return tokenizer
+
+    def encode_inputs(self, request: EmbedRequest) -> list[Tokens]:
+        """The texts or token ids of a request.
+
+        Raises:
+            InvalidRequestError: as `encode` and `wrap`.
+        """
+        texts = [text for text in request.inputs if isinstance(text, str)]
+        if texts:
+            return self.encode(texts, request.truncate_to, "input")
+        return [
+            self.wrap(ids, request.truncate_to, "input")
+            for ids in request.inputs
+            if not isinstance(ids, str)
+        ]
 
     def encode(
         self, texts: Sequence[str | tuple[str, str]], truncate_to: int | None, param: str
@@ -112,7 +133,8 @@ class BatchTokenizer:
 
         Raises:
             ContextLengthExceededError: one is too long.
-            InvalidRequestError: `truncate_to` leaves no room for a token of the text.
+            InvalidRequestError: `truncate_to` leaves no room for a token of the text, or it has
+                none.
         """
         if truncate_to is None:
             self._tokenizer.no_truncation()
@@ -143,10 +165,10 @@ class BatchTokenizer:
             ContextLengthExceededError: there are too many.
             InvalidRequestError: one is not in the vocabulary.
         """
-        if (highest := max(token_ids)) >= self._vocab_size:
+        if (highest := max(token_ids)) >= self.vocab_size:
             raise InvalidRequestError(
                 f"{param} has the token id {highest}, and the vocabulary of this model ends at "
-                f"{self._vocab_size - 1}.",
+                f"{self.vocab_size - 1}.",
                 param=param,
             )
         prefix, suffix = self._prefix, self._suffix
@@ -241,6 +263,8 @@ class BatchTokenizer:
         return text[-limit:] if self._direction == "left" else text[:limit]
 
     def _check(self, num_tokens: int, name: str) -> None:
+        if not num_tokens:
+            raise InvalidRequestError(f"{name} has no token that this model knows.", param=name)
         if num_tokens > self.max_length:
             raise ContextLengthExceededError(
                 f"{name} has {num_tokens} tokens, and this model takes {self.max_length}. "
@@ -254,13 +278,3 @@ def scaled_to_length_1(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norms: Any = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
     return scaled
-
-
-def load_options(config: PoolingConfig) -> dict[str, Any]:
-    """What fastembed's models are loaded with; CUDA where onnxruntime was installed with it."""
-    _, _, index = config.device.partition(":")
-    return {
-        "threads": config.num_threads,
-        "cuda": Device.CPU if config.device == "cpu" else Device.AUTO,
-        "device_ids": [int(index)] if index else None,
-    }

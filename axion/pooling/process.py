@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from pathlib import Path
 
 import loguru
 import zmq
 
 from axion.engine.child import connected_to_parent
-from axion.engine.messages import AbortRequest, Shutdown
+from axion.engine.messages import AbortRequest, Ping, Shutdown
 from axion.errors import AxionError, ModelNotFoundError
 from axion.pooling.batcher import Batcher
 from axion.pooling.core import PoolingCore
-from axion.pooling.embedder import Embedder
 from axion.pooling.messages import (
     EmbedRequest,
     FromPooling,
@@ -31,7 +31,7 @@ from axion.pooling.messages import (
     decode_to_pooling,
     encode,
 )
-from axion.pooling.reranker import Reranker
+from axion.pooling.model import PoolingModel
 from axion.types import PoolingConfig, PoolingInfo, PoolingKind
 
 logger = logging.getLogger("axion.pooling")
@@ -51,9 +51,8 @@ class PoolingProcess:
             self._serve(core)
 
     def _load(self, config: PoolingConfig) -> PoolingCore | None:
-        load = Embedder if config.kind is PoolingKind.EMBEDDING else Reranker
         try:
-            model = load(config)
+            model = _load_model(config)
         except Exception as error:
             self._send(_load_failed(config, error))
             return None
@@ -73,6 +72,8 @@ class PoolingProcess:
                             outputs.append(answer)
                     case AbortRequest(request_ids):
                         core.abort(request_ids)
+                    case Ping():
+                        pass  # what is sent below answers it
                     case Shutdown():
                         return
             outputs += core.step()
@@ -82,13 +83,42 @@ class PoolingProcess:
         self._socket.send(encode(message))
 
 
+def _load_model(config: PoolingConfig) -> PoolingModel:
+    # What serves the model is imported alone: fastembed and torch take a second and much memory.
+    if config.kind is PoolingKind.RERANK:
+        from axion.pooling.reranker import Reranker
+
+        return Reranker(config)
+    if config.is_folder:
+        is_native = _is_native(Path(config.model).expanduser())
+    else:
+        from axion.pooling.embedder import is_listed
+
+        is_native = not is_listed(config.model)
+    if is_native:
+        from axion.pooling.native import NativeEmbedder
+
+        return NativeEmbedder(config)
+    from axion.pooling.embedder import Embedder
+
+    return Embedder(config)
+
+
+def _is_native(folder: Path) -> bool:
+    """Whether the folder has a model for the native engine and none for fastembed."""
+    has_onnx = any(folder.glob("*.onnx")) or (folder / "onnx" / "model.onnx").is_file()
+    return not has_onnx and any(folder.glob("*.safetensors"))
+
+
 def _load_failed(config: PoolingConfig, error: Exception) -> LoadFailed:
     """What a client may know of it; a folder's path is not among that, and the log has it all."""
     refused = f"The model {config.name} cannot be loaded"
-    if config.is_folder or not isinstance(error, AxionError):
+    if isinstance(error, AxionError):
+        logger.error("%s cannot be loaded. %s", config.name, error.message)
+    else:
         logger.error("%s cannot be loaded", config.name, exc_info=error)
+    if config.is_folder or not isinstance(error, AxionError):
         return LoadFailed(f"{refused}; the server's log says why.", False)
-    logger.error("%s cannot be loaded. %s", config.name, error.message)
     return LoadFailed(
         f"{refused}. {error.message} Folders are named in EMBEDDING_MODEL and RERANK_MODEL.",
         isinstance(error, ModelNotFoundError),

@@ -11,9 +11,9 @@ from fastembed.rerank.cross_encoder import TextCrossEncoder
 from numpy.typing import NDArray
 
 from axion.errors import ModelNotFoundError
-from axion.pooling.files import onnx_file, snapshot
+from axion.pooling.files import LOCAL, load_options, onnx_file, snapshot
 from axion.pooling.messages import RerankRequest
-from axion.pooling.model import LOCAL, BatchTokenizer, Tokens, load_options
+from axion.pooling.model import BatchTokenizer, Tokens
 from axion.types import PoolingConfig
 
 
@@ -26,6 +26,7 @@ class Reranker:
     """
 
     dim = 1
+    pads = True
 
     def __init__(self, config: PoolingConfig) -> None:
         if config.is_folder:

@@ -157,7 +157,15 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "responses",
         "A stored response",
         ResponseObject,
-        parameters=(_query("stream", {"const": False}, "only false"),),
+        events=ResponseEvent,
+        parameters=(
+            _query("stream", {"type": "boolean"}, "its events again, if it has been streamed"),
+            _query(
+                "starting_after",
+                {"type": "integer", "minimum": 0},
+                "with stream: only the events behind that `sequence_number`",
+            ),
+        ),
     ),
     ("delete", "/v1/responses/{id}"): Operation(
         "responses", "Forget a stored response", DeletedResponse

@@ -24,14 +24,16 @@ class StoredResponse:
 
     Attributes:
         items: the whole conversation that it answers, earlier responses included.
+        events: what has been streamed of it, compressed; empty if it was not.
     """
 
     response: bytes
     items: bytes
+    events: bytes = b""
 
     @property
     def num_bytes(self) -> int:
-        return len(self.response) + len(self.items)
+        return len(self.response) + len(self.items) + len(self.events)
 
 
 class ResponseStore:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
@@ -35,11 +37,15 @@ from axion.server.endpoint import Call, model_response, off_loop
 from axion.server.errors import as_axion_error
 from axion.server.generation import GenerationEndpoint
 from axion.server.response_store import StoredResponse
-from axion.server.sse import EventStream
+from axion.server.sse import EventStream, event_bytes
 from axion.server.state import server_state
 
+_FAST = 1  # of zlib's levels; what is streamed repeats itself, and shrinks to a tenth
 _FINAL = ("response.completed", "response.incomplete")
 _MAX_LISTED = 100
+_MAX_SHOWN = 80
+# They are in a response from the beginning, or nothing.
+_INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 
 class Responses(GenerationEndpoint[ResponsesRequest, ResponseEvent]):
@@ -55,12 +61,19 @@ class Responses(GenerationEndpoint[ResponsesRequest, ResponseEvent]):
         items, chat = await off_loop(num_bytes, _conversation, request, previous)
         chunks = in_words_of(FIELD_NAMES, call.backend.chat(chat, call.id))
         stream = ResponseStream(request, call.model)
+        streamed = zlib.compressobj(_FAST)
+        told = b""
         try:
             async with aclosing(stream.events(chunks)) as events:
                 async for event in events:
+                    if request.keeps and request.stream:
+                        told += streamed.compress(event_bytes(event.to_json(), event.type))
                     if event.type in _FINAL and request.keeps:
-                        response = stream.response.to_json()
-                        stored = StoredResponse(response, dump_items(items))
+                        stored = StoredResponse(
+                            stream.response.to_json(),
+                            dump_items(items),
+                            told + streamed.flush() if request.stream else b"",
+                        )
                         call.state.responses.put(stream.response.id, stored)
                     yield event
         except Exception as error:
@@ -97,6 +110,34 @@ class _Output(msgspec.Struct):
     output: msgspec.Raw
 
 
+def _query(request: Request, *known: str) -> QueryParams:
+    """The query of a request for a stored response.
+
+    Raises:
+        InvalidRequestError: it asks for what this server does not have.
+    """
+    query = request.query_params
+    for name, value in query.multi_items():
+        if name in known or (name == "include_obfuscation" and value == "false"):
+            continue
+        if name in {"include", "include[]"} and value in _INCLUDABLE:
+            continue
+        shown = name[:_MAX_SHOWN]
+        raise InvalidRequestError(f"{shown} is not supported in this query.", param=shown)
+    return query
+
+
+def _count(query: QueryParams, name: str, default: int, *, at_least: int, at_most: int) -> int:
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 10) or not (
+        at_least <= int(text) <= at_most
+    ):
+        raise InvalidRequestError(f"{name} must be {at_least} to {at_most}.", param=name)
+    return int(text)
+
+
 async def stored_response(request: Request) -> HttpResponse:
     """`GET` gives the response again, `DELETE` forgets it."""
     responses = server_state(request.scope).responses
@@ -105,26 +146,31 @@ async def stored_response(request: Request) -> HttpResponse:
         responses.delete(id)
         deleted = DeletedResponse(id=id, object="response", deleted=True)
         return model_response(deleted)
-    if request.query_params.get("stream", "false") != "false":
+    stored = responses.get(id)
+    query = _query(request, "stream", "starting_after")
+    if query.get("stream", "false") == "false":
+        if "starting_after" in query:
+            raise InvalidRequestError("starting_after needs stream=true.", param="starting_after")
+        return HttpResponse(stored.response, media_type="application/json")
+    if not stored.events:
         raise InvalidRequestError(
-            "stream is not supported here: the events of a stored response are not kept.",
+            "stream must be false: this response was not created with stream: true.",
             param="stream",
         )
-    return HttpResponse(responses.get(id).response, media_type="application/json")
+    first = _count(query, "starting_after", -1, at_least=0, at_most=2**31) + 1
+    events = zlib.decompress(stored.events).split(b"\n\n")
+    body = b"\n\n".join(events[first:])
+    return HttpResponse(body, media_type="text/event-stream")
 
 
 async def input_items(request: Request) -> HttpResponse:
     """The conversation that a stored response answers, a page at a time."""
     stored = server_state(request.scope).responses.get(request.path_params["id"])
-    query = request.query_params
+    query = _query(request, "limit", "order", "after")
     order = query.get("order", "desc")
     if order not in {"asc", "desc"}:
         raise InvalidRequestError("order must be 'asc' or 'desc'.", param="order")
-    limit = query.get("limit", "20")
-    if not (
-        limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= _MAX_LISTED
-    ):
-        raise InvalidRequestError(f"limit must be 1 to {_MAX_LISTED}.", param="limit")
+    limit = _count(query, "limit", 20, at_least=1, at_most=_MAX_LISTED)
     items = list_items(load_items(stored.items))
     if order == "desc":
         items.reverse()
@@ -134,7 +180,7 @@ async def input_items(request: Request) -> HttpResponse:
         if after not in ids:
             raise InvalidRequestError("after must be the id of an item.", param="after")
         items = items[ids.index(after) + 1 :]
-    page = items[: int(limit)]
+    page = items[:limit]
     answer = ResponseItemList(
         object="list",
         data=page,

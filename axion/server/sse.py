@@ -24,6 +24,12 @@ _HEADERS = [
 ]
 
 
+def event_bytes(data: bytes, event: str = "") -> bytes:
+    """One event, named if `event` says so; `data` has no line break."""
+    name = b"event: %s\n" % event.encode() if event else b""
+    return name + b"data: " + data + b"\n\n"
+
+
 class EventStream:
     """One response of server-sent events, as a context manager.
 
@@ -44,13 +50,12 @@ class EventStream:
         return self
 
     async def send(self, data: bytes, event: str = "") -> None:
-        """Send one event, named if `event` says so; `data` has no line break."""
+        """Send one event, as `event_bytes` writes it."""
         if not self._num_events:
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self._pings = asyncio.create_task(self._ping())
         self._num_events += 1
-        name = b"event: %s\n" % event.encode() if event else b""
-        await self._send_body(name + b"data: " + data + b"\n\n")
+        await self._send_body(event_bytes(data, event))
 
     async def __aexit__(
         self,

@@ -483,8 +483,8 @@ async def test_salt_and_priority_go_to_the_engine(start: Start):
     await chat(backend, cache_salt="tenant 7", priority=-3)
     await complete(backend)
     assert engine.options == [
-        {"cache_salt": "tenant 7", "priority": -3},
-        {"cache_salt": "", "priority": 0},
+        {"cache_salt": "tenant 7", "priority": -3, "num_generated": 0},
+        {"cache_salt": "", "priority": 0, "num_generated": 0},
     ]
 
 
@@ -863,6 +863,7 @@ async def test_earlier_reasoning_reaches_a_template_that_reads_it(start: Start):
         ("effort", "high", "x high"),
         ("effort", "none", "x none"),
         ("reasoning", "none", "x"),
+        ("plain", "none", "x"),  # it does not reason
     ],
 )
 async def test_reasoning_effort_reaches_the_template(
@@ -875,7 +876,7 @@ async def test_reasoning_effort_reaches_the_template(
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        ("plain", {"reasoning_effort": "none"}),
+        ("plain", {"reasoning_effort": "low"}),
         ("reasoning", {"reasoning_effort": "low"}),
         (
             "reasoning",

@@ -22,6 +22,7 @@ import pytest_asyncio
 
 from axion.backends import worker
 from axion.backends.process import ManagedProcess
+from axion.backends.supervisor import Supervisor
 from axion.backends.worker import WorkerEngine, spawn_engine
 from axion.errors import EngineUnavailableError, InternalError, ModelLoadError
 from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
@@ -29,6 +30,7 @@ from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+PROMPT = list(range(5, 25))
 SHORT = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
@@ -93,33 +95,43 @@ async def test_what_the_engine_cannot_take_is_refused_and_it_lives(
     assert len(await collect(engine, "good", [1], SHORT)) == 8
 
 
-async def test_the_socket_is_for_this_user_alone(engine: WorkerEngine):
-    folders = [
-        folder
-        for folder in Path(tempfile.gettempdir()).glob("axion-*")
-        if (folder / "engine.sock").exists() and folder.stat().st_uid == os.getuid()
-    ]
-    assert folders
-    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
-
-
-async def test_a_killed_worker_is_restarted_and_its_streams_end(config: EngineConfig):
+async def test_a_killed_worker_is_restarted_and_its_streams_go_on(config: EngineConfig):
     engine = await spawn_engine(config)
+    sampled = {"temperature": 1.0, "max_tokens": 120, "ignore_eos": True}
+    kinds = {
+        "greedy": SamplingParams(**{**sampled, "temperature": 0}),
+        "seeded": SamplingParams(**sampled, seed=5, frequency_penalty=0.5),
+        "scored": SamplingParams(**sampled, seed=6, prompt_logprobs=1, logprobs=0),
+    }
     try:
-        assert engine.pid is not None
-        stream = engine.generate("doomed", [1, 2, 3], LONG)
-        await anext(stream)
-        os.kill(engine.pid, signal.SIGKILL)
-        with pytest.raises(EngineUnavailableError):
-            async with asyncio.timeout(5):
-                async for _ in stream:
-                    pass
-        assert engine.health().state is BackendState.DOWN
+        expected = {name: await collect(engine, name, PROMPT, p) for name, p in kinds.items()}
+        streams = {
+            f"{name}-{i}": engine.generate(f"{name}-{i}", PROMPT, params)
+            for name, params in kinds.items()
+            for i in range(4)
+        }
+        begun = {name: [await anext(stream)] for name, stream in streams.items()}
+        pid = engine.pid
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.health().state is BackendState.DOWN)
         with pytest.raises(EngineUnavailableError):
             await collect(engine, "too soon", [1], SHORT)
-        await until(lambda: engine.health().state is BackendState.READY)
+
+        async def rest(name: str) -> None:
+            begun[name] += [output async for output in streams[name]]
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*map(rest, streams))
+        for name, outputs in begun.items():
+            tokens = [token for output in outputs for token in output.token_ids]
+            assert tokens == expected[name.partition("-")[0]], name
+            assert outputs[-1].finish_reason is FinishReason.LENGTH
+            scores = [score for output in outputs for score in output.prompt_logprobs or ()]
+            assert len(scores) == (len(PROMPT) - 1 if "scored" in name else 0)
+            assert len({output.num_cached_tokens for output in outputs}) == 1
         assert engine.health().restarts == 1
-        assert len(await collect(engine, "after", [1, 2, 3], SHORT)) == 8
+        assert engine.pid != pid
+        assert engine.stats.num_running == 0
     finally:
         await engine.stop(0)
 
@@ -158,7 +170,10 @@ async def test_a_model_that_does_not_fit_says_need_and_have(config: EngineConfig
         await spawn_engine(msgspec.structs.replace(config, kv_cache_bytes=2**16))
 
 
-async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
+@pytest.mark.parametrize("moment", ["loading", "loaded"])
+async def test_nothing_is_left_when_the_parent_is_killed(
+    tiny_model: Path, tmp_path: Path, moment: str
+):
     code = (
         "import asyncio\n"
         "from axion.backends.worker import spawn_engine\n"
@@ -170,12 +185,19 @@ async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as parent:
         assert parent.stdout is not None
-        pid = int(await asyncio.to_thread(parent.stdout.readline))
-        assert psutil.pid_exists(pid)
+        children = psutil.Process(parent.pid).children
+        await until(lambda: list(tmp_path.glob("axion-*")) != [] and children() != [])
+        (child,) = children()
+        if moment == "loaded":
+            assert int(await asyncio.to_thread(parent.stdout.readline)) == child.pid
         parent.kill()
-        await until(lambda: not psutil.pid_exists(pid), timeout_s=10)
+        await until(lambda: not child.is_running() and not list(tmp_path.glob("axion-*")))
 
 
 # An engine without a model: it starts in a moment and does what a test's script says.
@@ -183,7 +205,7 @@ FAKE_ENGINE = """
 import os, sys, time
 import zmq
 from axion.engine.messages import *
-from axion.types import EngineInfo, EngineStats
+from axion.types import EngineInfo, EngineStats, FinishReason, SequenceOutput
 
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[1])
@@ -198,6 +220,36 @@ def ready():
 """
 SERVE = "ready()\nwhile not isinstance(decode_to_engine(socket.recv()), Shutdown): pass\n"
 
+# Each sequence gets its tokens in one step: the number of each, from 0 on.
+ANSWER = """
+ready()
+while not isinstance(message := decode_to_engine(socket.recv()), Shutdown):
+    if isinstance(message, AddRequest):
+        assert message.params.seed is not None, "the next process needs the same one"
+        token_ids = list(range(message.num_generated, 8))
+        output = SequenceOutput(message.request_id, token_ids, finish_reason=FinishReason.LENGTH)
+        socket.send(encode(StepOutputs([output], EngineStats())))
+"""
+
+# The same for the sequences that come together; one whose prompt is 9 ends the process.
+DIE_TOGETHER = """
+ready()
+messages = []
+while not isinstance(message := decode_to_engine(socket.recv()), Shutdown):
+    if isinstance(message, AddRequest):
+        messages.append(message)
+    while socket.poll(200):
+        messages.append(decode_to_engine(socket.recv()))
+    if any(9 in message.token_ids for message in messages):
+        os._exit(1)
+    outputs = [
+        SequenceOutput(m.request_id, list(range(8)), finish_reason=FinishReason.LENGTH)
+        for m in messages
+    ]
+    socket.send(encode(StepOutputs(outputs, EngineStats())))
+    messages = []
+"""
+
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
@@ -209,7 +261,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], N
         return await spawn([sys.executable, str(path), *command[-2:]], **options)
 
     monkeypatch.setattr(worker.ManagedProcess, "spawn", spawn_fake)
-    monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(Supervisor, "first_backoff_s", 0.05)
 
     def write(body: str) -> None:
         path.write_text(FAKE_ENGINE + body)
@@ -233,12 +285,10 @@ async def test_a_message_that_cannot_be_read_restarts_the_engine(config: EngineC
     script("ready()\nsocket.recv()\nsocket.send(b'?')\ntime.sleep(600)\n")
     engine = await spawn_engine(config)
     try:
-        script(SERVE)
+        script(ANSWER)
         async with asyncio.timeout(10):
-            with pytest.raises(EngineUnavailableError):
-                await collect(engine, "a", [1], SHORT)
-        await until(lambda: engine.health().restarts == 1)
-        await until(lambda: engine.health().state is BackendState.READY)
+            assert await collect(engine, "a", [1], SHORT) == list(range(8))
+        assert engine.health().restarts == 1
     finally:
         await engine.stop(0)
 
@@ -266,12 +316,67 @@ async def test_restarting_goes_on_until_the_engine_can_be_started(
         await engine.stop(0)
 
 
+async def test_a_sequence_that_ends_every_process_fails_and_takes_no_other_with_it(
+    config: EngineConfig, script
+):
+    script(DIE_TOGETHER)
+    engine = await spawn_engine(config)
+    prompts = {f"good-{i}": [1] for i in range(6)} | {"deadly": [9]}
+    try:
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(
+                *(collect(engine, name, prompt, SHORT) for name, prompt in prompts.items()),
+                return_exceptions=True,
+            )
+        *good, deadly = answers
+        assert good == [list(range(8))] * 6
+        assert isinstance(deadly, EngineUnavailableError)
+        assert "3 times" in deadly.message
+        await until(lambda: engine.health().state is BackendState.READY)
+        assert engine.health().restarts == 3
+        assert await collect(engine, "after", [1], SHORT) == list(range(8))
+    finally:
+        await engine.stop(0)
+
+
+async def test_a_sequence_does_not_wait_for_ever_for_a_new_process(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    engine = await spawn_engine(config)
+    monkeypatch.setattr(engine, "MAX_PAUSE_S", 0.3)
+    stream = asyncio.create_task(collect(engine, "a", [1], SHORT))
+    await until(lambda: not engine._idle.is_set())
+    try:
+        script("socket.send(encode(EngineFailed('no memory')))\n")
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineUnavailableError, match="restarted"):
+                await stream
+    finally:
+        await engine.stop(0)
+
+
+async def test_stop_ends_sequences_that_wait_for_a_new_process(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Supervisor, "first_backoff_s", 600)
+    engine = await spawn_engine(config)
+    streams = [asyncio.create_task(collect(engine, str(i), [1], SHORT)) for i in range(3)]
+    await until(lambda: not engine._idle.is_set())
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine.health().state is BackendState.DOWN)
+    async with asyncio.timeout(10):
+        await engine.stop(60)
+        ends = await asyncio.gather(*streams, return_exceptions=True)
+    assert {str(end) for end in ends} == {"The server is shutting down."}
+
+
 @pytest.mark.parametrize("moment", ["pause", "load"])
 async def test_stop_during_a_restart_ends_it(
     config: EngineConfig, script, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
     if moment == "pause":
-        monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 600)
+        monkeypatch.setattr(Supervisor, "first_backoff_s", 600)
     engine = await spawn_engine(config)
     script("time.sleep(0.5)\n" + SERVE)
     os.kill(engine.pid, signal.SIGKILL)
@@ -298,6 +403,90 @@ async def test_streams_end_when_the_engine_dies_while_it_is_drained(config: Engi
         with pytest.raises(EngineUnavailableError):
             await stream
         await stopping
+
+
+async def test_the_socket_is_for_this_user_alone(
+    config: EngineConfig, script, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = await spawn_engine(config)
+    (folder,) = tmp_path.glob("axion-*")  # the engine of this script does not remove it
+    assert (folder / "engine.sock").exists()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    await engine.stop(0)
+
+
+# Answers as the real engine does: after every message, and not while it computes a step.
+ONE_STEP = """
+ready()
+while True:
+    message = decode_to_engine(socket.recv())
+    if isinstance(message, Shutdown):
+        break
+    outputs = []
+    if isinstance(message, AddRequest):
+        until = time.monotonic() + message.params.max_tokens
+        while time.monotonic() < until:
+            pass
+        outputs = [SequenceOutput(message.request_id, [7], finish_reason=FinishReason.STOP)]
+    socket.send(encode(StepOutputs(outputs, EngineStats())))
+"""
+
+
+@pytest.fixture
+def heartbeat(script, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("from axion.types import FinishReason, SequenceOutput\n" + ONE_STEP)
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.1)
+    monkeypatch.setattr(WorkerEngine, "idle_limit_s", 0.5)
+
+
+async def test_the_engine_answers_pings(config: EngineConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.05)
+    engine = await spawn_engine(config)
+    try:
+        frames: list[bytes] = []
+        monkeypatch.setattr(engine, "take", frames.append)
+        await until(lambda: len(frames) >= 5)  # although nobody asks it for anything
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_an_engine_that_hangs_is_killed_and_started_again(config: EngineConfig):
+    engine = await spawn_engine(config)
+    try:
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            assert await collect(engine, "a", [1], SamplingParams(max_tokens=1)) == [7]
+        assert engine.health().restarts == 1
+        assert not psutil.pid_exists(pid)
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_a_long_step_is_no_hang(config: EngineConfig):
+    engine = await spawn_engine(config)
+    try:
+        assert await collect(engine, "a", [1], SamplingParams(max_tokens=2)) == [7]
+        assert engine.health().restarts == 0
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_a_step_without_end_is_a_hang(config: EngineConfig, monkeypatch):
+    monkeypatch.setattr(WorkerEngine, "busy_limit_s", 1.0)
+    engine = await spawn_engine(config)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineUnavailableError):
+                await collect(engine, "a", [1], SamplingParams(max_tokens=600))
+        assert engine.health().restarts == WorkerEngine.MAX_RESUMES
+    finally:
+        await engine.stop(0)
 
 
 async def test_restarts_leave_nothing_behind(

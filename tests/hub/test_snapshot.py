@@ -109,8 +109,11 @@ def test_selection_takes_configs_tokenizer_templates_and_one_copy_of_the_weights
             "model.gguf",
             "modeling_custom.py",
             "README.md",
+            "1_Pooling/config.json",
+            "other/config.json",
         ]
     ) == [
+        "1_Pooling/config.json",
         "additional_chat_templates/tool_use.jinja",
         "chat_template.jinja",
         "chat_templates/rag.jinja",

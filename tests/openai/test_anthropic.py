@@ -99,6 +99,11 @@ def test_blocks_become_messages():
     ]
 
 
+def test_the_salt_reaches_the_chat():
+    assert chat(cache_salt="tenant 7").cache_salt == "tenant 7"
+    assert chat().cache_salt is None
+
+
 def test_the_fields_of_a_chat_are_set():
     request = chat(
         stop_sequences=["END"],

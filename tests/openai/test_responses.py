@@ -102,6 +102,11 @@ def test_items_become_messages_and_calls_join_the_assistant_message():
     ]
 
 
+def test_the_salt_reaches_the_chat():
+    assert chat(cache_salt="tenant 7").cache_salt == "tenant 7"
+    assert chat().cache_salt is None
+
+
 def test_the_fields_of_a_chat_are_set():
     request = chat(
         max_output_tokens=7,
@@ -119,6 +124,11 @@ def test_the_fields_of_a_chat_are_set():
     assert request.response_format.type == "text"
     assert request.stream
     assert request.include_usage
+    allowed = {"type": "function", "name": "add"}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [allowed]}
+    request = chat(tools=[TOOL, {**TOOL, "name": "sub"}], tool_choice=choice)
+    assert request.requires_call
+    assert [tool.function.name for tool in request.callable_tools.values()] == ["add"]
     assert chat(include=["message.output_text.logprobs"]).num_logprobs == 0
     assert chat().num_logprobs is None
 
@@ -152,7 +162,11 @@ def test_the_fields_of_a_chat_are_set():
         ({"tools": [TOOL] * 129}, "tools"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}},
-         "tool_choice.mode"),
+         "tool_choice.tools"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
+         "tool_choice.tools[0].type"),
+        ({"tool_choice": {"type": "mcp", "server_label": "a"}}, "tool_choice.type"),
+        ({"tools": [{"type": "web_search", "filters": {}}]}, "tools[0].type"),
         ({"tool_choice": 5}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": -1}, "max_output_tokens"),

@@ -24,7 +24,7 @@ from axion.openai.chat import (
     FunctionCall,
     TokenLogprob,
 )
-from axion.openai.common import PromptTokensDetails, Usage, parse_request
+from axion.openai.common import CompletionTokensDetails, PromptTokensDetails, Usage, parse_request
 from axion.openai.response_events import (
     Response,
     ResponseEvent,
@@ -105,6 +105,22 @@ ANSWER = (
     call(0, "", "1}"),
     call(1, "sub", "{}"),
 )
+
+
+async def test_tokens_of_reasoning_are_counted():
+    usage = USAGE.model_copy(
+        update={"completion_tokens_details": CompletionTokensDetails(reasoning_tokens=2)}
+    )
+
+    async def chunks() -> AsyncGenerator[Any, None]:
+        async for item in chat(*ANSWER):
+            yield item
+        yield chunk(Delta()).model_copy(update={"choices": [], "usage": usage})
+
+    *_, last = [event async for event in ResponseStream(REQUEST, "m").events(chunks())]
+    assert as_json(last)["response"]["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    message = await collect_message(message_events("m", chunks()))
+    assert as_json(message)["usage"]["output_tokens_details"] == {"thinking_tokens": 2}
 
 
 async def test_a_response_has_openais_events_in_openais_order():

@@ -122,6 +122,12 @@ CASES: dict[str, Case] = {
     "llama-rope-longrope-attention-factor": _longrope(
         {"attention_factor": None}, attention_factor=1.5
     ),
+    "qwen3": Case("Qwen3ForCausalLM", {"head_dim": 24}),
+    "qwen3-tied": Case(
+        "Qwen3ForCausalLM",
+        {"head_dim": 16, "tie_word_embeddings": True},
+        {"tie_word_embeddings": False},
+    ),
 }
 
 

@@ -18,6 +18,7 @@ class CountingModel:
 
     dim = 2
     max_length = 100
+    pads = True
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -138,3 +139,10 @@ def test_stats_count_texts_tokens_padding_and_batch_sizes(core: PoolingCore):
     assert stats.num_padding_tokens == 3 + 2 + 1
     assert stats.num_batches == 2
     assert stats.batch_sizes[:4] == (1, 0, 1, 0)
+
+
+def test_a_model_that_pads_nothing_counts_no_padding(core: PoolingCore, model: CountingModel):
+    model.pads = False
+    core.add(EmbedRequest("r", ["a", "aaa"]))
+    run(core)
+    assert (core.stats.num_tokens, core.stats.num_padding_tokens) == (4, 0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from fastembed import TextEmbedding
-from fastembed.common.model_description import PoolingType
 
 from axion.errors import ModelLoadError
-from axion.pooling.files import onnx_file, pooling_type, snapshot
+from axion.pooling.files import onnx_file, snapshot
 
 MINILM = next(m for m in TextEmbedding._list_supported_models() if "all-MiniLM-L6" in m.model)
 
@@ -42,41 +40,6 @@ def test_the_onnx_file_is_found(tmp_path: Path, name: str):
 def test_what_a_folder_lacks_is_named(tmp_path: Path, names: list[str], missing: str):
     with pytest.raises(ModelLoadError, match=missing):
         onnx_file(make(tmp_path, *names))
-
-
-@pytest.mark.parametrize(
-    ("config", "pooling"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, PoolingType.CLS),
-        ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 8}, PoolingType.MEAN),
-        ({"pooling_mode_lasttoken": True}, PoolingType.LAST_TOKEN),
-        ({"pooling_mode": "lasttoken", "embedding_dimension": 8}, PoolingType.LAST_TOKEN),
-        (None, PoolingType.MEAN),
-    ],
-)
-def test_pooling_is_what_sentence_transformers_wrote(tmp_path: Path, config, pooling: PoolingType):
-    if config is not None:
-        make(tmp_path, "1_Pooling/config.json").joinpath("1_Pooling/config.json").write_text(
-            json.dumps(config)
-        )
-    assert pooling_type(tmp_path) is pooling
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        '{"pooling_mode_max_tokens": true}',
-        '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}',
-        '{"pooling_mode": "weightedmean"}',
-        "{}",
-        "[",
-    ],
-)
-def test_pooling_that_is_not_supported_is_refused(tmp_path: Path, config: str):
-    make(tmp_path, "1_Pooling/config.json")
-    (tmp_path / "1_Pooling/config.json").write_text(config)
-    with pytest.raises(ModelLoadError, match=r"pooling|read"):
-        pooling_type(tmp_path)
 
 
 @pytest.fixture

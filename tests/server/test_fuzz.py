@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,9 @@ CHECKS = [
     openapi_checks.response_schema_conformance,
 ]
 # Without these a random request is rarely more than refused, or has an answer that never ends.
+MODELS = {"/v1/embeddings": "e"} | {
+    path: "r" for _, path in OPERATIONS if path.endswith(("rerank", "score"))
+}
 STEADY: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"max_tokens": 8, "max_completion_tokens": None},
     "/v1/completions": {"max_tokens": 8},
@@ -40,16 +44,13 @@ STEADY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def echo() -> Iterator[EchoServer]:
-    with EchoServer(DEMO) as server:
+def echo(sentence_model: Path, cross_encoder: Path) -> Iterator[EchoServer]:
+    pooling = {"embedding_model": f"e={sentence_model}", "rerank_model": f"r={cross_encoder}"}
+    with EchoServer(DEMO, cpu_threads=1, **pooling) as server:
         yield server
 
 
-# Embeddings and the like need a model of their own: tests/server/test_pooling.py has one.
-WITHOUT_POOLING = [key for key, operation in OPERATIONS.items() if operation.tag != "pooling"]
-
-
-@pytest.mark.parametrize(("method", "path"), WITHOUT_POOLING)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_random_requests_are_answered_as_described(echo: EchoServer, method: str, path: str):
     operation = SCHEMA[path][method.upper()]
     modes = list(GenerationMode) if method == "post" else [GenerationMode.POSITIVE]
@@ -67,7 +68,7 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
     @given(case=cases)
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):
-            case.body |= {"model": NAME, **STEADY.get(path, {})}
+            case.body |= {"model": MODELS.get(path, NAME), **STEADY.get(path, {})}
             if path in STEADY and statuses.total() % 3 == 0:
                 case.body["stream"] = True
         if "{id}" in path and statuses.total() % 2:

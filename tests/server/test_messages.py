@@ -120,6 +120,23 @@ def test_a_use_of_a_tool_and_its_result(echo: AnthropicServer, stream: bool):
     assert "seven" in text_of(answer)
 
 
+@pytest.mark.parametrize("disable", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_use_at_most_where_parallel_ones_are_disabled(
+    echo: AnthropicServer, stream: bool, disable: bool
+):
+    choice = {"type": "auto", "disable_parallel_tool_use": disable}
+    fields: Any = {"tools": [TOOL], "tool_choice": choice}
+    if stream:
+        with echo.anthropic.messages.stream(
+            model=NAME, max_tokens=1000, messages=[user(CALL * 2)], **fields
+        ) as events:
+            message = events.get_final_message()
+    else:
+        message = create(echo, user(CALL * 2), **fields)
+    assert [block.type for block in message.content].count("tool_use") == 2 - disable
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_sequence_is_named(echo: AnthropicServer, stream: bool):
     fields = {"stop_sequences": ["never", "jumps"], "stream": stream}

@@ -109,6 +109,19 @@ def test_a_call_of_a_tool_is_an_item_of_its_own(echo: EchoServer, stream: bool):
     assert "seven" in answer.output_text
 
 
+@pytest.mark.parametrize("parallel", [None, True, False])
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_call_at_most_unless_they_may_be_parallel(
+    echo: EchoServer, stream: bool, parallel: bool | None
+):
+    response = create(echo, CALL * 2, tools=[TOOL], parallel_tool_calls=parallel, stream=stream)
+    if stream:
+        *_, last = response
+        response = last.response
+    types = [item.type for item in response.output]
+    assert types.count("function_call") == (1 if parallel is False else 2)
+
+
 def test_a_conversation_goes_on_from_a_stored_response(echo: EchoServer):
     first = create(echo, "The word is plum.", instructions="Be brief.")
     second = create(echo, "Which word?", previous_response_id=first.id)
@@ -191,9 +204,29 @@ def test_a_wrong_page_is_a_400(echo: EchoServer, query: str, param: str):
     assert assert_openai_error(response, 400)["param"] == param
 
 
-def test_events_of_a_stored_response_are_refused_by_name(echo: EchoServer):
-    response = httpx.get(f"{echo.url}/v1/responses/{create(echo).id}?stream=true")
-    assert assert_openai_error(response, 400)["param"] == "stream"
+def test_the_events_of_a_stored_response_are_told_again(echo: EchoServer):
+    with create(echo, stream=True) as stream:
+        events = list(stream)
+    id = events[-1].response.id
+    retrieve = echo.openai.responses.retrieve
+    assert list(retrieve(id, stream=True)) == events
+    assert list(retrieve(id, stream=True, starting_after=4)) == events[5:]
+    assert list(retrieve(id, stream=True, starting_after=10**6)) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("stream=true", "stream"),  # it has not been streamed
+        ("starting_after=1", "starting_after"),
+        ("include=web_search_call.results", "include"),
+        ("include_obfuscation=true", "include_obfuscation"),
+        ("x=1", "x"),
+    ],
+)
+def test_what_is_not_had_of_a_stored_response_is_a_400(echo: EchoServer, query: str, param: str):
+    response = httpx.get(f"{echo.url}/v1/responses/{create(echo).id}?{query}")
+    assert assert_openai_error(response, 400)["param"] == param
 
 
 @pytest.mark.parametrize("input", ["", [], [[]], [""], None, [{"role": "user", "content": ""}]])

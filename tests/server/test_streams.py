@@ -31,14 +31,14 @@ WORDS = "The quick brown fox jumps over the lazy dog. "
 class EchoServer(LiveServer):
     """A live server whose engine tests can look into."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, **settings: Any) -> None:
         async def start(config: EngineConfig) -> EchoEngine:
             self.engine = EchoEngine(max_model_len=config.max_model_len, token_delay_s=0.001)
             return self.engine
 
         registry = ModelRegistry()
         registry.add(ModelConfig(model_name=str(model), served_name=NAME), NativeBackend(start))
-        super().__init__(Settings(max_connections=300), registry)
+        super().__init__(Settings(max_connections=300, **settings), registry)
 
     def __enter__(self) -> EchoServer:
         super().__enter__()

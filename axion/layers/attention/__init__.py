@@ -1,7 +1,9 @@
-"""Attention over the paged KV cache. Models call `paged_attention` and know no kernel."""
+"""Attention: over the paged KV cache for decoders, over whole sequences for encoders. Models call
+these and know no kernel."""
 
 from __future__ import annotations
 
+from axion.layers.attention.full import full_attention
 from axion.layers.attention.reference import paged_attention
 
-__all__ = ["paged_attention"]
+__all__ = ["full_attention", "paged_attention"]

@@ -1,0 +1,209 @@
+"""What is known of a model, a device and the engines, before anything is loaded."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import msgspec
+import psutil
+
+from axion.backends.installed import AskError, ask
+from axion.errors import ModelLoadError
+from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.snapshot import weight_files
+
+WeightFormat = Literal["safetensors", "gguf"]
+DeviceKind = Literal["cpu", "cuda"]
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's files say.
+
+    Attributes:
+        architectures: as in config.json, or the one name of a GGUF file's `general.architecture`.
+        quantization: `quant_method` of config.json's `quantization_config`; empty for none.
+        weight_bytes: of the files.
+        head_dim: 0 where config.json does not tell.
+    """
+
+    name: str
+    architectures: tuple[str, ...] = ()
+    format: WeightFormat = "safetensors"
+    quantization: str = ""
+    dtype: str = ""
+    weight_bytes: int = 0
+    head_dim: int = 0
+    has_remote_code: bool = False
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model is to run on.
+
+    Attributes:
+        free_bytes: of the device's memory; 0 where nobody could tell.
+    """
+
+    kind: DeviceKind = "cpu"
+    name: str = ""
+    free_bytes: int = 0
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one engine on this machine, and what differs between engines.
+
+    Attributes:
+        command: what starts it, and `variable` what may name another; empty for engines that
+            need none.
+        installed: its command is there.
+        problem: why it could not be asked, if it was and could not.
+        architectures: those that the engine itself lists; None if it was not asked.
+        devices: those that it computes on.
+        dtypes: those that it computes with on a device; any, where a device is not named.
+        faults: by `architecture` or `architecture/device`: listed by the engine, and known to
+            fail.
+        memory_factor: by device, memory that it needs as a multiple of the weights' bytes.
+        min_head_dim: the smallest head size that its attention takes, by device.
+    """
+
+    engine: str
+    command: str = ""
+    variable: str = ""
+    installed: bool = True
+    version: str = ""
+    problem: str = ""
+    architectures: frozenset[str] | None = None
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    formats: frozenset[str] = frozenset({"safetensors"})
+    quantizations: frozenset[str] | None = None
+    dtypes: Mapping[str, frozenset[str]] = {}
+    faults: Mapping[str, str] = {}
+    memory_factor: Mapping[str, float] = {}
+    min_head_dim: Mapping[str, int] = {}
+
+
+def model_facts(name: str, path: Path) -> ModelFacts:
+    """What the files at `path`, a snapshot's folder or a GGUF file, say of the model.
+
+    Raises:
+        ModelLoadError: config.json, or the GGUF file's header, cannot be read.
+    """
+    if path.suffix == ".gguf":
+        return ModelFacts(
+            name=name,
+            architectures=(gguf_architecture(path),),
+            format="gguf",
+            weight_bytes=path.stat().st_size,
+        )
+    config = load_json(path / "config.json", MAX_CONFIG_BYTES)
+    # A model that takes pictures too has what we are after one level down.
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    quantization = config.get("quantization_config")
+    quantization = quantization if isinstance(quantization, dict) else {}
+    return ModelFacts(
+        name=name,
+        architectures=tuple(map(str, config.get("architectures") or ())),
+        quantization=str(quantization.get("quant_method") or ""),
+        dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        head_dim=_head_dim(text),
+        has_remote_code=bool(config.get("auto_map")),
+    )
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    if isinstance(config.get("head_dim"), int):
+        return int(config["head_dim"])
+    hidden_size, num_heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0:
+        return hidden_size // num_heads
+    return 0
+
+
+# Bytes of each type of a value, by its number in the file: the three that have a length, a string,
+# a list and a string's own, are read apart.
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_GGUF_STRING, _GGUF_LIST = 8, 9
+_MAX_GGUF_ENTRIES = 10_000
+_MAX_GGUF_STRING = 2**20
+
+
+def gguf_architecture(path: Path) -> str:
+    """`general.architecture` of a GGUF file.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The gguf package would
+    read all of the header, which takes seconds where it holds a vocabulary.
+
+    Raises:
+        ModelLoadError: it is no GGUF file, or does not say.
+    """
+    try:
+        with path.open("rb") as file:
+            magic, _, _, num_entries = struct.unpack("<4sIQQ", file.read(24))
+            if magic != b"GGUF":
+                raise ValueError
+            for _ in range(min(num_entries, _MAX_GGUF_ENTRIES)):
+                key = _gguf_string(file)
+                (kind,) = struct.unpack("<I", file.read(4))
+                if key == "general.architecture" and kind == _GGUF_STRING:
+                    return _gguf_string(file)
+                _skip_gguf_value(file, kind)
+    except (struct.error, ValueError, KeyError, OverflowError, OSError):
+        pass
+    raise ModelLoadError(f"{path.name} is no GGUF file that names its architecture.")
+
+
+def _gguf_string(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    text = file.read(length) if length <= _MAX_GGUF_STRING else b""
+    if len(text) != length:
+        raise ValueError
+    return text.decode()
+
+
+def _skip_gguf_value(file: BinaryIO, kind: int) -> None:
+    if kind == _GGUF_STRING:
+        (length,) = struct.unpack("<Q", file.read(8))
+        file.seek(length, 1)
+    elif kind == _GGUF_LIST:
+        inner, count = struct.unpack("<IQ", file.read(12))
+        if inner in _GGUF_SIZES:
+            file.seek(_GGUF_SIZES[inner] * count, 1)
+            return
+        for _ in range(count):
+            if not file.read(1):
+                raise ValueError
+            file.seek(-1, 1)
+            _skip_gguf_value(file, inner)
+    else:
+        file.seek(_GGUF_SIZES[kind], 1)
+
+
+async def device_facts(device: str) -> DeviceFacts:
+    """What a model runs on when the setting DEVICE is `device`, and what is free there."""
+    gpus = [] if device == "cpu" else await _gpus()
+    if not gpus:
+        kind: DeviceKind = "cuda" if device.startswith("cuda") else "cpu"
+        free = psutil.virtual_memory().available if kind == "cpu" else 0
+        return DeviceFacts(kind=kind, name="CPU" if kind == "cpu" else "", free_bytes=free)
+    index = int(device.partition(":")[2] or 0)
+    name, free = gpus[min(index, len(gpus) - 1)]
+    return DeviceFacts(kind="cuda", name=name, free_bytes=free)
+
+
+async def _gpus() -> list[tuple[str, int]]:
+    """Name and free bytes of each NVIDIA GPU."""
+    query = ("--query-gpu=name,memory.free", "--format=csv,noheader,nounits")
+    try:
+        written = await ask(["nvidia-smi", *query], timeout_s=20)
+    except AskError:
+        return []
+    found = []
+    for line in written.decode(errors="replace").splitlines():
+        name, comma, mib = line.rpartition(", ")
+        if comma and mib.strip().isdigit():
+            found.append((name, int(mib) * 2**20))
+    return found
