@@ -83,6 +83,23 @@ def _longrope(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
     )
 
 
+def _knob(architecture: str, name: str, value: Any, neutral: Any, **config: Any) -> Case:
+    """A row for one field of one architecture."""
+    return Case(architecture, {**config, name: value}, {name: neutral})
+
+
+_GRANITE = {"attention_multiplier": 0.25}
+
+
+def _granite(name: str, value: Any, neutral: Any = 1.0) -> Case:
+    return _knob("GraniteForCausalLM", name, value, neutral, **_GRANITE)
+
+
+def _partial(factor: float) -> dict[str, Any]:
+    """A plain rope over this part of a head."""
+    return {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": factor}
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -137,6 +154,28 @@ CASES: dict[str, Case] = {
         {"head_dim": 16, "tie_word_embeddings": True},
         {"tie_word_embeddings": False},
     ),
+    "glm": Case("GlmForCausalLM", {"head_dim": 16}),
+    "glm-attention-bias": _knob("GlmForCausalLM", "attention_bias", False, True, head_dim=16),
+    "glm-partial-rotary-factor": Case(
+        "GlmForCausalLM",
+        {"head_dim": 16, "rope_parameters": _partial(0.25)},
+        {"rope_parameters": _partial(0.5)},
+    ),
+    "glm4": Case("Glm4ForCausalLM", {"head_dim": 24}),
+    "glm4-attention-bias": _knob("Glm4ForCausalLM", "attention_bias", False, True, head_dim=24),
+    "granite": Case("GraniteForCausalLM", _GRANITE),
+    "granite-embedding-multiplier": _granite("embedding_multiplier", 12.0),
+    "granite-attention-multiplier": _granite("attention_multiplier", 0.02),
+    "granite-residual-multiplier": _granite("residual_multiplier", 0.22),
+    "granite-logits-scaling": _granite("logits_scaling", 8.0),
+    "granite-attention-bias": _granite("attention_bias", True, False),
+    "granite-mlp-bias": _granite("mlp_bias", True, False),
+    "olmo": Case("OlmoForCausalLM"),
+    "olmo-clip-qkv": _knob("OlmoForCausalLM", "clip_qkv", 0.5, None),
+    "olmo-attention-bias": _knob("OlmoForCausalLM", "attention_bias", True, False),
+    "olmo2": Case("Olmo2ForCausalLM"),
+    "olmo2-norm-eps": _knob("Olmo2ForCausalLM", "rms_norm_eps", 0.1, 1e-5),
+    "olmo2-attention-bias": _knob("Olmo2ForCausalLM", "attention_bias", True, False),
 }
 
 
