@@ -46,9 +46,10 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    reorder_and_upcast_attn n_ctx
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.

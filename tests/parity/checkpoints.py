@@ -251,6 +251,20 @@ CASES: dict[str, Case] = {
     ),
     "gpt-neox-norm-eps": _knob("GPTNeoXForCausalLM", "layer_norm_eps", 0.1, 1e-5, **_MHA),
     "gpt-neox-tied": _knob("GPTNeoXForCausalLM", "tie_word_embeddings", True, False, **_MHA),
+    "gpt2": Case("GPT2LMHeadModel", _MHA),
+    "gpt2-inner": Case("GPT2LMHeadModel", {"n_inner": 96, **_MHA}),
+    "gpt2-untied": _knob("GPT2LMHeadModel", "tie_word_embeddings", False, True, **_MHA),
+    "gpt2-unscaled": _knob("GPT2LMHeadModel", "scale_attn_weights", False, True, **_MHA),
+    "gpt2-scaled-by-layer": _knob(
+        "GPT2LMHeadModel", "scale_attn_by_inverse_layer_idx", True, False, **_MHA
+    ),
+    "gpt2-norm-epsilon": _knob("GPT2LMHeadModel", "layer_norm_epsilon", 0.1, 1e-5, **_MHA),
+    "gpt2-activation": _knob("GPT2LMHeadModel", "activation_function", "relu", "gelu", **_MHA),
+    "gptj": Case("GPTJForCausalLM", {"rotary_dim": 16, **_MHA}),
+    "gptj-rotary-dim": _knob("GPTJForCausalLM", "rotary_dim", 6, 8, **_MHA),
+    "gptj-norm-epsilon": _knob(
+        "GPTJForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, **_MHA
+    ),
     "cohere": Case("CohereForCausalLM"),
     "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
     "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
