@@ -122,8 +122,10 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
-        names = dict(cls.renamed_fields)
-        config = {names.get(name, name): value for name, value in config.items()}
+        renamed = {new: config[name] for name, new in cls.renamed_fields if name in config}
+        config = {
+            name: value for name, value in config.items() if name not in dict(cls.renamed_fields)
+        } | renamed
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:

@@ -265,6 +265,40 @@ CASES: dict[str, Case] = {
     "gptj-norm-epsilon": _knob(
         "GPTJForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, **_MHA
     ),
+    "falcon": Case("FalconForCausalLM"),
+    "falcon-mha": _knob("FalconForCausalLM", "multi_query", False, True),
+    "falcon-bias": _knob("FalconForCausalLM", "bias", True, False),
+    "falcon-sequential": _knob("FalconForCausalLM", "parallel_attn", False, True),
+    "falcon-untied": _knob("FalconForCausalLM", "tie_word_embeddings", False, True),
+    "falcon-norm-epsilon": _knob("FalconForCausalLM", "layer_norm_epsilon", 0.1, 1e-5),
+    "falcon-activation": _knob("FalconForCausalLM", "activation", "relu", "gelu"),
+    "falcon-new": Case("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-new-one-norm": _knob(
+        "FalconForCausalLM",
+        "num_ln_in_parallel_attn",
+        1,
+        2,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+    ),
+    "opt": Case("OPTForCausalLM", {"ffn_dim": 96, **_MHA}),
+    "opt-post-norm": _knob("OPTForCausalLM", "do_layer_norm_before", False, True, **_MHA),
+    "opt-no-final-norm": _knob(
+        # Small, because logits that nothing normalises are large, and so is their rounding.
+        "OPTForCausalLM",
+        "_remove_final_layer_norm",
+        True,
+        False,
+        hidden_size=16,
+        **_MHA,
+    ),
+    "opt-no-bias": _knob("OPTForCausalLM", "enable_bias", False, True, **_MHA),
+    "opt-no-norm-weights": _knob(
+        "OPTForCausalLM", "layer_norm_elementwise_affine", False, True, **_MHA
+    ),
+    "opt-projected": Case("OPTForCausalLM", {"word_embed_proj_dim": 32, **_MHA}),
+    "opt-untied": _knob("OPTForCausalLM", "tie_word_embeddings", False, True, **_MHA),
+    "opt-activation": _knob("OPTForCausalLM", "activation_function", "gelu", "relu", **_MHA),
     "cohere": Case("CohereForCausalLM"),
     "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
     "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
