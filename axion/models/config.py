@@ -46,7 +46,7 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
-    reorder_and_upcast_attn n_ctx
+    reorder_and_upcast_attn n_ctx init_std layerdrop
     """.split()  # noqa: SIM905
 )
 _HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")

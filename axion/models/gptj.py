@@ -33,6 +33,8 @@ class GPTJConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim must not be above head_dim ({self.head_dim})")
         # The half outlives the division's rounding; what is left of it is cut off.
         factor = min(1.0, (self.rotary_dim + 0.5) / self.head_dim)
         self.rope_parameters = replace(self.rope_parameters, partial_rotary_factor=factor)

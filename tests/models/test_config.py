@@ -40,7 +40,7 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize("architecture", sorted(model_classes()))
 def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> None:
-    fields = CONFIG | {"hidden_size": 128, "num_attention_heads": 32}
+    fields = CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}
     config = model_classes()[architecture].config_cls.from_dict(fields)
     expected = getattr(transformers, architecture).config_class.from_dict(fields)
     for field in dataclasses.fields(config):
@@ -51,6 +51,16 @@ def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> No
     if "rope_theta" in rope:  # neither learned positions nor a rope for each kind of layer
         assert config.rope_parameters.rope_theta == rope["rope_theta"]
         assert config.rope_parameters.partial_rotary_factor == rope["partial_rotary_factor"]
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_what_transformers_writes_of_a_family_is_read_without_a_word(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config_class = getattr(transformers, architecture).config_class
+    written = config_class(**CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}).to_dict()
+    model_classes()[architecture].config_cls.from_dict(written)
+    assert not caplog.records
 
 
 def test_what_transformers_writes_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
