@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
+from torch import nn
 
 from axion.errors import ModelLoadError
+from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, RopeParameters
 
 logger = logging.getLogger("axion.models")
@@ -44,9 +46,10 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    reorder_and_upcast_attn n_ctx init_std layerdrop
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -99,7 +102,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """A dataclass of the fields that a family honours."""
+    """A dataclass of the fields that a family honours.
+
+    Attributes:
+        renamed_fields: what config.json calls a field, and its name here.
+    """
+
+    renamed_fields: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
@@ -113,6 +122,10 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
+        renamed = {new: config[name] for name, new in cls.renamed_fields if name in config}
+        config = {
+            name: value for name, value in config.items() if name not in dict(cls.renamed_fields)
+        } | renamed
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:
@@ -158,6 +171,7 @@ class DecoderConfig(BaseConfig):
     """
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    default_partial_rotary_factor: ClassVar[float] = 1.0
 
     vocab_size: Size
     hidden_size: Size
@@ -187,6 +201,15 @@ class DecoderConfig(BaseConfig):
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
 
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output projection is biased; its input is if `attention_bias`."""
+        return self.attention_bias
+
+    def norm(self) -> nn.Module:
+        """A norm over the hidden size, of the kind that the family has around its blocks."""
+        return RMSNorm(self.hidden_size, self.rms_norm_eps)
+
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         rope_parameters = RopeParameters.from_config(
@@ -195,5 +218,6 @@ class DecoderConfig(BaseConfig):
                 "max_position_embeddings", cls.max_position_embeddings
             ),
             rope_theta=cls.default_rope_theta,
+            partial_rotary_factor=cls.default_partial_rotary_factor,
         )
         return {"rope_parameters": rope_parameters}, _ROPE_FIELDS

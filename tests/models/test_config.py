@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
 import pytest
+import transformers
 from transformers import LlamaConfig
 
 from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
+from axion.models.registry import model_classes
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,6 +35,31 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
     for name in ("max_position_embeddings", "attention_bias", "tie_word_embeddings"):
         assert getattr(config, name) == getattr(expected, name), name
     assert config.rope_parameters.rope_theta == expected.rope_parameters["rope_theta"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> None:
+    fields = CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}
+    config = model_classes()[architecture].config_cls.from_dict(fields)
+    expected = getattr(transformers, architecture).config_class.from_dict(fields)
+    for field in dataclasses.fields(config):
+        value = getattr(expected, field.name, None)
+        if field.name != "rope_parameters" and value is not None:
+            assert getattr(config, field.name) == value, field.name
+    rope = {"partial_rotary_factor": 1.0, **(getattr(expected, "rope_parameters", None) or {})}
+    if "rope_theta" in rope:  # neither learned positions nor a rope for each kind of layer
+        assert config.rope_parameters.rope_theta == rope["rope_theta"]
+        assert config.rope_parameters.partial_rotary_factor == rope["partial_rotary_factor"]
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_what_transformers_writes_of_a_family_is_read_without_a_word(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config_class = getattr(transformers, architecture).config_class
+    written = config_class(**CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}).to_dict()
+    model_classes()[architecture].config_cls.from_dict(written)
     assert not caplog.records
 
 
