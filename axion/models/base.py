@@ -18,13 +18,22 @@ from axion.models.config import DecoderConfig
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped key-value heads."""
+    """Causal self-attention with rotary positions and grouped key-value heads.
+
+    Attributes:
+        scale, window, softcap, sinks: as `axion.layers.attention.paged_attention` takes them.
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
+        self.window = config.window(layer_idx)
+        self.register_parameter("sinks", None)
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
@@ -36,15 +45,24 @@ class Attention(nn.Module):
             bias=config.attention_bias,
         )
         self.o_proj = Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.rotary_emb = rotary_embedding(config.rope_parameters, config.head_dim)
+        self.rotary_emb = rotary_embedding(config.rope(layer_idx), config.head_dim)
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj(hidden_states))
         q, k = self.normalize_qk(q, k)
         q, k = self.rotate_qk(q, k, context)
-        cache = context.kv_caches[self.layer_idx]
-        out = paged_attention(q, k, v, cache, context, scale=self.scale)
+        out = paged_attention(
+            q,
+            k,
+            v,
+            context.kv_caches[self.layer_idx],
+            context,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
         return self.o_proj(out.flatten(1))
 
     def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,11 @@ def _longrope(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
     )
 
 
+_WINDOW = 16
+"""Prompts are shorter and longer than this window."""
+_KINDS = ["sliding_attention", "full_attention"]
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -127,6 +132,23 @@ CASES: dict[str, Case] = {
         "Qwen3ForCausalLM",
         {"head_dim": 16, "tie_word_embeddings": True},
         {"tie_word_embeddings": False},
+    ),
+    "mistral": Case(
+        "MistralForCausalLM", {"sliding_window": _WINDOW}, {"sliding_window": _WINDOW + 1}
+    ),
+    "mistral-no-window": Case(
+        "MistralForCausalLM", {"sliding_window": None}, {"sliding_window": _WINDOW}
+    ),
+    "mistral-head-dim": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 24}),
+    "ministral": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": _WINDOW + 1},
+    ),
+    "ministral-layer-types": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"layer_types": _KINDS[::-1]},
     ),
 }
 
