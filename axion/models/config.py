@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
+from torch import nn
 
 from axion.errors import ModelLoadError
+from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, RopeParameters
 
 logger = logging.getLogger("axion.models")
@@ -159,6 +161,7 @@ class DecoderConfig(BaseConfig):
     """
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    default_partial_rotary_factor: ClassVar[float] = 1.0
 
     vocab_size: Size
     hidden_size: Size
@@ -188,6 +191,15 @@ class DecoderConfig(BaseConfig):
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
 
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output projection is biased; its input is if `attention_bias`."""
+        return self.attention_bias
+
+    def norm(self) -> nn.Module:
+        """A norm over the hidden size, of the kind that the family has around its blocks."""
+        return RMSNorm(self.hidden_size, self.rms_norm_eps)
+
     def window(self, layer_idx: int) -> int | None:
         """How many tokens a token of this layer attends to, itself included; None: all."""
         return None
@@ -204,6 +216,7 @@ class DecoderConfig(BaseConfig):
                 "max_position_embeddings", cls.max_position_embeddings
             ),
             rope_theta=cls.default_rope_theta,
+            partial_rotary_factor=cls.default_partial_rotary_factor,
         )
         return {"rope_parameters": rope_parameters}, _ROPE_FIELDS
 

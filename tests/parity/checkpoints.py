@@ -28,6 +28,7 @@ _TINY = {
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
@@ -126,6 +127,14 @@ CASES: dict[str, Case] = {
     "llama-rope-longrope-factor": _longrope({"factor": 8.0}, factor=2.0),
     "llama-rope-longrope-attention-factor": _longrope(
         {"attention_factor": None}, attention_factor=1.5
+    ),
+    "qwen2": Case("Qwen2ForCausalLM"),
+    "qwen2-window-off": Case(
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 0},
+    ),
+    "qwen2-tied": Case(
+        "Qwen2ForCausalLM", {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
     ),
     "qwen3": Case("Qwen3ForCausalLM", {"head_dim": 24}),
     "qwen3-tied": Case(
