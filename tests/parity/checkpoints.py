@@ -41,11 +41,13 @@ class Case:
         config: fields of the transformers config, over the tiny ones.
         neutral: fields that take the row's knob away; the reference must then answer something
             else. Empty where the knob is a shape, which the strict loader checks.
+        beside: fields around `text_config`, of which `config` then is.
     """
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -86,6 +88,39 @@ def _longrope(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
 _WINDOW = 16
 """Prompts are shorter and longer than this window."""
 _KINDS = ["sliding_attention", "full_attention"]
+_GEMMA = {"head_dim": 24, "num_key_value_heads": 2}
+_PLAIN_ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in _KINDS}
+
+
+def _gemma2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW}
+    return Case("Gemma2ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _gemma3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Gemma3ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _ropes(**parameters: Any) -> dict[str, Any]:
+    """Ropes of their own for layers with a window and for those without."""
+    full = {**_PLAIN_ROPES["full_attention"], **parameters}
+    return {"rope_parameters": {**_PLAIN_ROPES, "full_attention": full}}
+
+
+_PLAIN = {"rope_parameters": _PLAIN_ROPES}
+_SEEING = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 198,
+}
 
 
 CASES: dict[str, Case] = {
@@ -159,6 +194,50 @@ CASES: dict[str, Case] = {
         {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
         {"layer_types": _KINDS[::-1]},
     ),
+    "gemma": Case("GemmaForCausalLM", _GEMMA),
+    "gemma-untied": Case(
+        "GemmaForCausalLM",
+        {**_GEMMA, "tie_word_embeddings": False},
+        {"tie_word_embeddings": True},
+    ),
+    "gemma-act": Case(
+        "GemmaForCausalLM", {**_GEMMA, "hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"}
+    ),
+    "gemma2": _gemma2({"sliding_window": _WINDOW + 1}),
+    "gemma2-layer-types": _gemma2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma2-query-scalar": _gemma2({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma2-act": _gemma2(
+        {"hidden_activation": "gelu_pytorch_tanh"}, hidden_activation="gelu", num_key_value_heads=1
+    ),
+    "gemma2-caps": _gemma2(
+        {"attn_logit_softcapping": 50.0},
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma2-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
+    "gemma2-no-attention-cap": _gemma2(
+        {"attn_logit_softcapping": 50.0}, attn_logit_softcapping=None
+    ),
+    "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
+    "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
+    "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma3-pattern": Case(
+        "Gemma3ForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 6},
+    ),
+    "gemma3-theta": _gemma3(_PLAIN),
+    "gemma3-rope-linear": _gemma3(
+        _ropes(rope_theta=1e6), **_ropes(rope_type="linear", factor=8.0, rope_theta=1e6)
+    ),
+    "gemma3-query-scalar": _gemma3({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma3-final-cap": _gemma3({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "gemma3-seeing": Case(
+        "Gemma3ForConditionalGeneration",
+        {**_GEMMA, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"sliding_window": _WINDOW + 1},
+        _SEEING,
+    ),
 }
 
 
@@ -169,7 +248,10 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     """
     row = CASES[case]
     model_class = getattr(transformers, row.architecture)
-    config = model_class.config_class(**{**_TINY, **row.config, **changes})
+    config = {**_TINY, **row.config, **changes}
+    if row.beside:
+        config = {"text_config": config, **row.beside}
+    config = model_class.config_class(**config)
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():
