@@ -51,6 +51,9 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
     attention_cls = Gemma3Attention
 
 
+_BESIDE_TEXT = ("tie_word_embeddings", "quantization_config")
+
+
 @dataclass(kw_only=True)
 class Gemma3Config(Gemma3TextConfig):
     @classmethod
@@ -59,7 +62,7 @@ class Gemma3Config(Gemma3TextConfig):
         text = config.get("text_config")
         if not isinstance(text, dict):
             raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
-        beside = {name: config[name] for name in ("tie_word_embeddings",) if name in config}
+        beside = {name: config[name] for name in _BESIDE_TEXT if name in config}
         return super().from_dict(text | beside)
 
 

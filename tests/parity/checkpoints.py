@@ -128,6 +128,22 @@ def _gemma3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Gemma3ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
 
 
+def _olmo3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Olmo3ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _cohere2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Cohere2ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _switched(architecture: str, neutral: dict[str, Any], **config: Any) -> Case:
+    """A window with a switch, over all layers."""
+    window = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 0}
+    return Case(architecture, {**window, **config}, neutral)
+
+
 def _ropes(**parameters: Any) -> dict[str, Any]:
     """Ropes of their own for layers with a window and for those without."""
     full = {**_PLAIN_ROPES["full_attention"], **parameters}
@@ -190,10 +206,6 @@ CASES: dict[str, Case] = {
         {"attention_factor": None}, attention_factor=1.5
     ),
     "qwen2": Case("Qwen2ForCausalLM"),
-    "qwen2-window-off": Case(
-        "Qwen2ForCausalLM",
-        {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 0},
-    ),
     "qwen2-tied": Case(
         "Qwen2ForCausalLM", {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
     ),
@@ -334,6 +346,38 @@ CASES: dict[str, Case] = {
     ),
     "gemma3-query-scalar": _gemma3({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
     "gemma3-final-cap": _gemma3({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "olmo3": _olmo3({"sliding_window": _WINDOW + 1}),
+    "olmo3-layer-types": _olmo3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "olmo3-yarn": _olmo3(
+        _PLAIN,
+        **_ropes(rope_type="yarn", factor=8.0, original_max_position_embeddings=ORIGINAL_LENGTH),
+    ),
+    "olmo3-theta": _olmo3(_PLAIN, **_ropes(rope_theta=500_000.0)),
+    "cohere2": _cohere2({"sliding_window": _WINDOW + 1}),
+    "cohere2-layer-types": _cohere2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "cohere2-pattern": Case(
+        "Cohere2ForCausalLM",
+        {"sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 4},
+    ),
+    "cohere2-logit-scale": _cohere2({"logit_scale": 0.0625}, logit_scale=0.5),
+    "cohere2-bias": _cohere2({"attention_bias": False}, attention_bias=True),
+    "qwen2-window": _switched("Qwen2ForCausalLM", {"use_sliding_window": False}),
+    "qwen2-window-layers": _switched(
+        "Qwen2ForCausalLM", {"max_window_layers": 0}, max_window_layers=1
+    ),
+    "qwen2-window-off": _switched(
+        "Qwen2ForCausalLM", {"use_sliding_window": True}, use_sliding_window=False
+    ),
+    "qwen3-window": _switched("Qwen3ForCausalLM", {"sliding_window": _WINDOW + 1}, head_dim=24),
+    "qwen3-layer-types": _switched(
+        "Qwen3ForCausalLM", {"layer_types": _KINDS}, head_dim=24, layer_types=_KINDS[::-1]
+    ),
+    "smollm3-window": _switched(
+        "SmolLM3ForCausalLM", {"use_sliding_window": False}, no_rope_layers=[0, 1]
+    ),
+    "phi3-window": _knob("Phi3ForCausalLM", "sliding_window", _WINDOW, None),
+    "starcoder2-window": _knob("Starcoder2ForCausalLM", "sliding_window", _WINDOW, None),
     "gemma3-seeing": Case(
         "Gemma3ForConditionalGeneration",
         {**_GEMMA, "sliding_window": _WINDOW, "layer_types": _KINDS},
