@@ -102,7 +102,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """A dataclass of the fields that a family honours."""
+    """A dataclass of the fields that a family honours.
+
+    Attributes:
+        renamed_fields: what config.json calls a field, and its name here.
+    """
+
+    renamed_fields: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
@@ -116,6 +122,8 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
+        names = dict(cls.renamed_fields)
+        config = {names.get(name, name): value for name, value in config.items()}
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:

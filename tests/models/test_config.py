@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
 import pytest
+import transformers
 from transformers import LlamaConfig
 
 from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
+from axion.models.registry import model_classes
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,6 +36,27 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
         assert getattr(config, name) == getattr(expected, name), name
     assert config.rope_parameters.rope_theta == expected.rope_parameters["rope_theta"]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> None:
+    fields = CONFIG | {"hidden_size": 128, "num_attention_heads": 32}
+    config_class = getattr(transformers, architecture).config_class
+    if "text_config" in config_class.sub_configs:
+        fields = {"text_config": fields, "vision_config": {}}
+    config = model_classes()[architecture].config_cls.from_dict(fields)
+    expected = config_class.from_dict(fields).get_text_config()
+    for field in dataclasses.fields(config):
+        value = getattr(expected, field.name, None)
+        if field.name not in ("rope_parameters", "layer_types") and value is not None:
+            assert getattr(config, field.name) == value, field.name
+    for i, kind in enumerate(getattr(expected, "layer_types", None) or ()):
+        is_sliding = kind == "sliding_attention"
+        assert config.window(i) == (expected.sliding_window if is_sliding else None)
+    rope = {"partial_rotary_factor": 1.0, **(getattr(expected, "rope_parameters", None) or {})}
+    if "rope_theta" in rope:  # neither learned positions nor a rope for each kind of layer
+        assert config.rope_parameters.rope_theta == rope["rope_theta"]
+        assert config.rope_parameters.partial_rotary_factor == rope["partial_rotary_factor"]
 
 
 def test_what_transformers_writes_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,7 @@ _TINY = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+_MHA = {"num_key_value_heads": 4}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
 
@@ -237,7 +238,7 @@ CASES: dict[str, Case] = {
     "olmo2": Case("Olmo2ForCausalLM"),
     "olmo2-norm-eps": _knob("Olmo2ForCausalLM", "rms_norm_eps", 0.1, 1e-5),
     "olmo2-attention-bias": _knob("Olmo2ForCausalLM", "attention_bias", True, False),
-    "phi": Case("PhiForCausalLM", {"num_key_value_heads": 4}),
+    "phi": Case("PhiForCausalLM", _MHA),
     "phi-gqa": Case("PhiForCausalLM"),
     "phi-qk-layernorm": _knob("PhiForCausalLM", "qk_layernorm", True, False),
     "phi-norm-eps": _knob("PhiForCausalLM", "layer_norm_eps", 0.1, 1e-5),
@@ -285,6 +286,23 @@ CASES: dict[str, Case] = {
     "starcoder2-untied": _knob("Starcoder2ForCausalLM", "tie_word_embeddings", False, True),
     "starcoder2-no-bias": _knob("Starcoder2ForCausalLM", "use_bias", False, True),
     "starcoder2-norm-epsilon": _knob("Starcoder2ForCausalLM", "norm_epsilon", 0.1, 1e-5),
+    "nemotron": Case("NemotronForCausalLM", {"head_dim": 24}),
+    "nemotron-partial-rotary-factor": _knob(
+        "NemotronForCausalLM", "rope_parameters", _partial(0.25), _partial(0.5)
+    ),
+    "nemotron-attention-bias": _knob("NemotronForCausalLM", "attention_bias", True, False),
+    "nemotron-mlp-bias": _knob("NemotronForCausalLM", "mlp_bias", True, False),
+    "nemotron-norm-eps": _knob("NemotronForCausalLM", "norm_eps", 0.1, 1e-5),
+    "gpt-neox": Case("GPTNeoXForCausalLM", _MHA),
+    "gpt-neox-no-bias": _knob("GPTNeoXForCausalLM", "attention_bias", False, True, **_MHA),
+    "gpt-neox-sequential": _knob(
+        "GPTNeoXForCausalLM", "use_parallel_residual", False, True, **_MHA
+    ),
+    "gpt-neox-partial-rotary-factor": _knob(
+        "GPTNeoXForCausalLM", "rope_parameters", _partial(0.5), _partial(0.25), **_MHA
+    ),
+    "gpt-neox-norm-eps": _knob("GPTNeoXForCausalLM", "layer_norm_eps", 0.1, 1e-5, **_MHA),
+    "gpt-neox-tied": _knob("GPTNeoXForCausalLM", "tie_word_embeddings", True, False, **_MHA),
     "cohere": Case("CohereForCausalLM"),
     "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
     "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
