@@ -313,3 +313,18 @@ class LocalRopeConfig(WindowConfig):
             or full.rope_theta,
         )
         return derived | {"local_rope_parameters": local}, sources | {"rope_local_base_freq"}
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the text part of a model that also sees; the rest is about images.
+
+    Raises:
+        ModelLoadError: there is none.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
+    return text | {
+        "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        "quantization_config": config.get("quantization_config"),
+    }

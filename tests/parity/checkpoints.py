@@ -151,6 +151,19 @@ def _ropes(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {**_PLAIN_ROPES, "full_attention": full}}
 
 
+def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": ORIGINAL_LENGTH // 4,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": beta,
+    }
+    return {"head_dim": 16, **config, "rope_parameters": rope}
+
+
 _PLAIN = {"rope_parameters": _PLAIN_ROPES}
 _SEEING = {
     "vision_config": {
@@ -325,6 +338,24 @@ CASES: dict[str, Case] = {
         "MinistralForCausalLM",
         {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
         {"layer_types": _KINDS[::-1]},
+    ),
+    "ministral3": Case("Ministral3ForCausalLM", _ministral3(0.5), _ministral3(0.0)),
+    "ministral3-window": Case(
+        "Ministral3ForCausalLM",
+        _ministral3(0.5, head_dim=24, sliding_window=_WINDOW),
+        {"sliding_window": None},
+    ),
+    "mistral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral", "head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": None},
+        _SEEING,
+    ),
+    "mistral3-ministral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_ministral3(0.5)},
+        _ministral3(0.0),
+        _SEEING | {"tie_word_embeddings": False},
     ),
     "gemma": Case("GemmaForCausalLM", _GEMMA),
     "gemma-untied": Case(
