@@ -382,6 +382,11 @@ CASES: dict[str, Case] = {
         {"attn_logit_softcapping": 50.0}, attn_logit_softcapping=None
     ),
     "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
+    "vaultgemma": Case(
+        "VaultGemmaForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "attn_logit_softcapping": 2.0},
+        {"sliding_window": _WINDOW + 1},
+    ),
     "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
     "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "gemma3-pattern": Case(
