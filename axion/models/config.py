@@ -46,9 +46,10 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    reorder_and_upcast_attn n_ctx init_std layerdrop
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -122,8 +123,10 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
-        names = dict(cls.renamed_fields)
-        config = {names.get(name, name): value for name, value in config.items()}
+        renamed = {new: config[name] for name, new in cls.renamed_fields if name in config}
+        config = {
+            name: value for name, value in config.items() if name not in dict(cls.renamed_fields)
+        } | renamed
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:

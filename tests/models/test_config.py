@@ -43,7 +43,7 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize("architecture", sorted(model_classes()))
 def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> None:
-    fields = CONFIG | {"hidden_size": 128, "num_attention_heads": 32, "num_hidden_layers": 40}
+    fields = CONFIG | {"hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 40}
     config_class = getattr(transformers, architecture).config_class
     if "text_config" in config_class.sub_configs:
         fields = {"text_config": fields, "vision_config": {}}
@@ -119,6 +119,16 @@ def test_what_is_beside_the_text_of_a_model_that_sees() -> None:
         Gemma3Config.from_dict({"text_config": None})
     with pytest.raises(ModelLoadError, match="quantized"):
         Gemma3Config.from_dict({"text_config": {}, "quantization_config": {"quant_method": "awq"}})
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_what_transformers_writes_of_a_family_is_read_without_a_word(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config_class = getattr(transformers, architecture).config_class
+    written = config_class(**CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}).to_dict()
+    model_classes()[architecture].config_cls.from_dict(written)
+    assert not caplog.records
 
 
 def test_what_transformers_writes_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
