@@ -21,9 +21,12 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key-value heads.
 
     Attributes:
+        scale, window, softcap, sinks: as `axion.layers.attention.paged_attention` takes them.
         apply_rotary: which dimensions of a head are rotated as pairs.
     """
 
+    softcap: float | None = None
+    sinks: Tensor | None
     apply_rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
@@ -31,6 +34,8 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
+        self.window = config.window(layer_idx)
+        self.register_parameter("sinks", None)
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
@@ -42,15 +47,24 @@ class Attention(nn.Module):
             bias=config.attention_bias,
         )
         self.o_proj = Linear(query_size, config.hidden_size, bias=config.output_bias)
-        self.rotary_emb = rotary_embedding(config.rope_parameters, config.head_dim)
+        self.rotary_emb = rotary_embedding(config.rope(layer_idx), config.head_dim)
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
         q, k, v = self.project_qkv(hidden_states)
         q, k = self.normalize_qk(q, k)
         q, k = self.rotate_qk(q, k, context)
-        cache = context.kv_caches[self.layer_idx]
-        out = paged_attention(q, k, v, cache, context, scale=self.scale)
+        out = paged_attention(
+            q,
+            k,
+            v,
+            context.kv_caches[self.layer_idx],
+            context,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
         return self.o_proj(out.flatten(1))
 
     def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,3 +256,16 @@ class CausalLM(nn.Module):
         return max(
             layer.self_attn.rotary_emb.cache_key(num_prompt_tokens) for layer in self.model.layers
         )
+
+
+class TextPart(CausalLM):
+    """Of a model that also sees, what reads and writes text; in front of the text model's class."""
+
+    renamed_tensors = (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+    )
+    ignored_tensors = (
+        *CausalLM.ignored_tensors,
+        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+    )

@@ -42,11 +42,13 @@ class Case:
         config: fields of the transformers config, over the tiny ones.
         neutral: fields that take the row's knob away; the reference must then answer something
             else. Empty where the knob is a shape, which the strict loader checks.
+        beside: fields around `text_config`, of which `config` then is.
     """
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -110,6 +112,73 @@ def _phi3_longrope(partial_rotary_factor: float = 1.0) -> dict[str, Any]:
     }
 
 
+_WINDOW = 16
+"""Prompts are shorter and longer than this window."""
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA = {"head_dim": 24, "num_key_value_heads": 2}
+_PLAIN_ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in _KINDS}
+
+
+def _gemma2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW}
+    return Case("Gemma2ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _gemma3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Gemma3ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _olmo3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Olmo3ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _cohere2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Cohere2ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _switched(architecture: str, neutral: dict[str, Any], **config: Any) -> Case:
+    """A window with a switch, over all layers."""
+    window = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 0}
+    return Case(architecture, {**window, **config}, neutral)
+
+
+def _ropes(**parameters: Any) -> dict[str, Any]:
+    """Ropes of their own for layers with a window and for those without."""
+    full = {**_PLAIN_ROPES["full_attention"], **parameters}
+    return {"rope_parameters": {**_PLAIN_ROPES, "full_attention": full}}
+
+
+def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": ORIGINAL_LENGTH // 4,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": beta,
+    }
+    return {"head_dim": 16, **config, "rope_parameters": rope}
+
+
+_PLAIN = {"rope_parameters": _PLAIN_ROPES}
+_SEEING = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 198,
+}
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -151,10 +220,6 @@ CASES: dict[str, Case] = {
         {"attention_factor": None}, attention_factor=1.5
     ),
     "qwen2": Case("Qwen2ForCausalLM"),
-    "qwen2-window-off": Case(
-        "Qwen2ForCausalLM",
-        {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 0},
-    ),
     "qwen2-tied": Case(
         "Qwen2ForCausalLM", {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
     ),
@@ -305,6 +370,122 @@ CASES: dict[str, Case] = {
     "cohere-attention-bias": _knob("CohereForCausalLM", "attention_bias", True, False),
     "cohere-norm-eps": _knob("CohereForCausalLM", "layer_norm_eps", 0.1, 1e-5),
     "cohere-untied": _knob("CohereForCausalLM", "tie_word_embeddings", False, True),
+    "mistral": Case(
+        "MistralForCausalLM", {"sliding_window": _WINDOW}, {"sliding_window": _WINDOW + 1}
+    ),
+    "mistral-no-window": Case(
+        "MistralForCausalLM", {"sliding_window": None}, {"sliding_window": _WINDOW}
+    ),
+    "mistral-head-dim": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 24}),
+    "ministral": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": _WINDOW + 1},
+    ),
+    "ministral-layer-types": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"layer_types": _KINDS[::-1]},
+    ),
+    "ministral3": Case("Ministral3ForCausalLM", _ministral3(0.5), _ministral3(0.0)),
+    "ministral3-window": Case(
+        "Ministral3ForCausalLM",
+        _ministral3(0.5, head_dim=24, sliding_window=_WINDOW),
+        {"sliding_window": None},
+    ),
+    "mistral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral", "head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": None},
+        _SEEING,
+    ),
+    "mistral3-ministral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_ministral3(0.5)},
+        _ministral3(0.0),
+        _SEEING | {"tie_word_embeddings": False},
+    ),
+    "gemma": Case("GemmaForCausalLM", _GEMMA),
+    "gemma-untied": Case(
+        "GemmaForCausalLM",
+        {**_GEMMA, "tie_word_embeddings": False},
+        {"tie_word_embeddings": True},
+    ),
+    "gemma-act": Case(
+        "GemmaForCausalLM", {**_GEMMA, "hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"}
+    ),
+    "gemma2": _gemma2({"sliding_window": _WINDOW + 1}),
+    "gemma2-layer-types": _gemma2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma2-query-scalar": _gemma2({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma2-act": _gemma2(
+        {"hidden_activation": "gelu_pytorch_tanh"}, hidden_activation="gelu", num_key_value_heads=1
+    ),
+    "gemma2-caps": _gemma2(
+        {"attn_logit_softcapping": 50.0},
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma2-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
+    "gemma2-no-attention-cap": _gemma2(
+        {"attn_logit_softcapping": 50.0}, attn_logit_softcapping=None
+    ),
+    "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
+    "vaultgemma": Case(
+        "VaultGemmaForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "attn_logit_softcapping": 2.0},
+        {"sliding_window": _WINDOW + 1},
+    ),
+    "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
+    "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma3-pattern": Case(
+        "Gemma3ForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 6},
+    ),
+    "gemma3-theta": _gemma3(_PLAIN),
+    "gemma3-rope-linear": _gemma3(
+        _ropes(rope_theta=1e6), **_ropes(rope_type="linear", factor=8.0, rope_theta=1e6)
+    ),
+    "gemma3-query-scalar": _gemma3({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma3-final-cap": _gemma3({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "olmo3": _olmo3({"sliding_window": _WINDOW + 1}),
+    "olmo3-layer-types": _olmo3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "olmo3-yarn": _olmo3(
+        _PLAIN,
+        **_ropes(rope_type="yarn", factor=8.0, original_max_position_embeddings=ORIGINAL_LENGTH),
+    ),
+    "olmo3-theta": _olmo3(_PLAIN, **_ropes(rope_theta=500_000.0)),
+    "cohere2": _cohere2({"sliding_window": _WINDOW + 1}),
+    "cohere2-layer-types": _cohere2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "cohere2-pattern": Case(
+        "Cohere2ForCausalLM",
+        {"sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 4},
+    ),
+    "cohere2-logit-scale": _cohere2({"logit_scale": 0.0625}, logit_scale=0.5),
+    "cohere2-bias": _cohere2({"attention_bias": False}, attention_bias=True),
+    "qwen2-window": _switched("Qwen2ForCausalLM", {"use_sliding_window": False}),
+    "qwen2-window-layers": _switched(
+        "Qwen2ForCausalLM", {"max_window_layers": 0}, max_window_layers=1
+    ),
+    "qwen2-window-off": _switched(
+        "Qwen2ForCausalLM", {"use_sliding_window": True}, use_sliding_window=False
+    ),
+    "qwen3-window": _switched("Qwen3ForCausalLM", {"sliding_window": _WINDOW + 1}, head_dim=24),
+    "qwen3-layer-types": _switched(
+        "Qwen3ForCausalLM", {"layer_types": _KINDS}, head_dim=24, layer_types=_KINDS[::-1]
+    ),
+    "smollm3-window": _switched(
+        "SmolLM3ForCausalLM", {"use_sliding_window": False}, no_rope_layers=[0, 1]
+    ),
+    "phi3-window": _knob("Phi3ForCausalLM", "sliding_window", _WINDOW, None),
+    "starcoder2-window": _knob("Starcoder2ForCausalLM", "sliding_window", _WINDOW, None),
+    "gemma3-seeing": Case(
+        "Gemma3ForConditionalGeneration",
+        {**_GEMMA, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"sliding_window": _WINDOW + 1},
+        _SEEING,
+    ),
 }
 
 
@@ -315,7 +496,10 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     """
     row = CASES[case]
     model_class = getattr(transformers, row.architecture)
-    config = model_class.config_class(**{**_TINY, **row.config, **changes})
+    config = {**_TINY, **row.config, **changes}
+    if row.beside:
+        config = {"text_config": config, **row.beside}
+    config = model_class.config_class(**config)
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():
