@@ -88,6 +88,10 @@ _WINDOW = 16
 _KINDS = ["sliding_attention", "full_attention"]
 
 
+def _mixtral(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("MixtralForCausalLM", {"num_local_experts": 4, **config}, neutral or {})
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -159,6 +163,10 @@ CASES: dict[str, Case] = {
         {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
         {"layer_types": _KINDS[::-1]},
     ),
+    "mixtral": _mixtral(),
+    "mixtral-top-1": _mixtral({"num_experts_per_tok": 2}, num_experts_per_tok=1),
+    "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=_WINDOW),
+    "mixtral-head-dim": _mixtral(head_dim=24),
 }
 
 
@@ -173,7 +181,11 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+        for name, parameter in (
+            *model.named_parameters(),
+            *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
+        ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith("norm.weight"):
