@@ -103,6 +103,21 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(gate) * up)
 
 
+class PlainMLP(nn.Module):
+    """Feed-forward network without a gate."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=config.mlp_bias)
+        self.activation = get_activation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+
+
 class DecoderLayer(nn.Module):
     """Attention, then MLP, each behind a norm and beside a residual connection."""
 

@@ -92,6 +92,32 @@ def _mixtral(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("MixtralForCausalLM", {"num_local_experts": 4, **config}, neutral or {})
 
 
+def _knob(architecture: str, name: str, value: Any, neutral: Any, **config: Any) -> Case:
+    """A row for one field of one architecture."""
+    return Case(architecture, {**config, name: value}, {name: neutral})
+
+
+_GRANITE = {"attention_multiplier": 0.25}
+
+
+def _granite(name: str, value: Any, neutral: Any = 1.0) -> Case:
+    return _knob("GraniteForCausalLM", name, value, neutral, **_GRANITE)
+
+
+def _partial(factor: float) -> dict[str, Any]:
+    """A plain rope over this part of a head."""
+    return {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": factor}
+
+
+def _phi3_longrope(partial_rotary_factor: float = 1.0) -> dict[str, Any]:
+    factors = _FACTORS[: int(8 * partial_rotary_factor)]
+    return _partial(partial_rotary_factor) | {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": [2 * factor + 1 for factor in factors],
+    }
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -167,6 +193,82 @@ CASES: dict[str, Case] = {
     "mixtral-top-1": _mixtral({"num_experts_per_tok": 2}, num_experts_per_tok=1),
     "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=_WINDOW),
     "mixtral-head-dim": _mixtral(head_dim=24),
+    "glm": Case("GlmForCausalLM", {"head_dim": 16}),
+    "glm-attention-bias": _knob("GlmForCausalLM", "attention_bias", False, True, head_dim=16),
+    "glm-partial-rotary-factor": Case(
+        "GlmForCausalLM",
+        {"head_dim": 16, "rope_parameters": _partial(0.25)},
+        {"rope_parameters": _partial(0.5)},
+    ),
+    "glm4": Case("Glm4ForCausalLM", {"head_dim": 24}),
+    "glm4-attention-bias": _knob("Glm4ForCausalLM", "attention_bias", False, True, head_dim=24),
+    "granite": Case("GraniteForCausalLM", _GRANITE),
+    "granite-embedding-multiplier": _granite("embedding_multiplier", 12.0),
+    "granite-attention-multiplier": _granite("attention_multiplier", 0.02),
+    "granite-residual-multiplier": _granite("residual_multiplier", 0.22),
+    "granite-logits-scaling": _granite("logits_scaling", 8.0),
+    "granite-attention-bias": _granite("attention_bias", True, False),
+    "granite-mlp-bias": _granite("mlp_bias", True, False),
+    "olmo": Case("OlmoForCausalLM"),
+    "olmo-clip-qkv": _knob("OlmoForCausalLM", "clip_qkv", 0.5, None),
+    "olmo-attention-bias": _knob("OlmoForCausalLM", "attention_bias", True, False),
+    "olmo2": Case("Olmo2ForCausalLM"),
+    "olmo2-norm-eps": _knob("Olmo2ForCausalLM", "rms_norm_eps", 0.1, 1e-5),
+    "olmo2-attention-bias": _knob("Olmo2ForCausalLM", "attention_bias", True, False),
+    "phi": Case("PhiForCausalLM", {"num_key_value_heads": 4}),
+    "phi-gqa": Case("PhiForCausalLM"),
+    "phi-qk-layernorm": _knob("PhiForCausalLM", "qk_layernorm", True, False),
+    "phi-norm-eps": _knob("PhiForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "phi-partial-rotary-factor": _knob(
+        "PhiForCausalLM", "rope_parameters", _partial(0.25), _partial(0.5)
+    ),
+    "phi-tied": _knob("PhiForCausalLM", "tie_word_embeddings", True, False),
+    "phi3": Case("Phi3ForCausalLM"),
+    "phi3-partial-rotary-factor": _knob(
+        "Phi3ForCausalLM", "rope_parameters", _partial(0.75), _partial(1.0)
+    ),
+    "phi3-longrope": _knob(
+        "Phi3ForCausalLM",
+        "rope_parameters",
+        _phi3_longrope(),
+        _partial(1.0),
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+    ),
+    "phi3-longrope-partial": _knob(
+        "Phi3ForCausalLM",
+        "rope_parameters",
+        _phi3_longrope(0.75),
+        _partial(0.75),
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+    ),
+    "smollm3": Case("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
+    "smollm3-no-rope-layer-interval": _knob(
+        "SmolLM3ForCausalLM", "no_rope_layer_interval", 2, 3, no_rope_layers=None
+    ),
+    "smollm3-no-rope-layers": _knob("SmolLM3ForCausalLM", "no_rope_layers", [0, 1], [1, 1]),
+    "smollm3-untied": _knob("SmolLM3ForCausalLM", "tie_word_embeddings", False, True),
+    "smollm3-attention-bias": _knob("SmolLM3ForCausalLM", "attention_bias", True, False),
+    "smollm3-mlp-bias": _knob("SmolLM3ForCausalLM", "mlp_bias", True, False),
+    "stablelm": Case("StableLmForCausalLM"),
+    "stablelm-qkv-bias": _knob("StableLmForCausalLM", "use_qkv_bias", True, False),
+    "stablelm-qk-layernorm": _knob("StableLmForCausalLM", "qk_layernorm", True, False),
+    "stablelm-parallel-residual": _knob(
+        "StableLmForCausalLM", "use_parallel_residual", True, False
+    ),
+    "stablelm-partial-rotary-factor": _knob(
+        "StableLmForCausalLM", "rope_parameters", _partial(0.5), _partial(0.25)
+    ),
+    "stablelm-norm-eps": _knob("StableLmForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "starcoder2": Case("Starcoder2ForCausalLM"),
+    "starcoder2-untied": _knob("Starcoder2ForCausalLM", "tie_word_embeddings", False, True),
+    "starcoder2-no-bias": _knob("Starcoder2ForCausalLM", "use_bias", False, True),
+    "starcoder2-norm-epsilon": _knob("Starcoder2ForCausalLM", "norm_epsilon", 0.1, 1e-5),
+    "cohere": Case("CohereForCausalLM"),
+    "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
+    "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
+    "cohere-attention-bias": _knob("CohereForCausalLM", "attention_bias", True, False),
+    "cohere-norm-eps": _knob("CohereForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "cohere-untied": _knob("CohereForCausalLM", "tie_word_embeddings", False, True),
 }
 
 
