@@ -92,6 +92,28 @@ def _mixtral(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("MixtralForCausalLM", {"num_local_experts": 4, **config}, neutral or {})
 
 
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+def _qwen2_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {**_EXPERTS, "shared_expert_intermediate_size": 48, **config}
+    return Case("Qwen2MoeForCausalLM", config, neutral or {})
+
+
+def _qwen3_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("Qwen3MoeForCausalLM", {**_EXPERTS, **config}, neutral or {})
+
+
+def _olmoe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_experts": 6, "num_experts_per_tok": 2, **config}
+    return Case("OlmoeForCausalLM", config, neutral or {})
+
+
+def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
+    return Case(f"{name}ForCausalLM", config, neutral or {})
+
+
 def _knob(architecture: str, name: str, value: Any, neutral: Any, **config: Any) -> Case:
     """A row for one field of one architecture."""
     return Case(architecture, {**config, name: value}, {name: neutral})
@@ -193,6 +215,43 @@ CASES: dict[str, Case] = {
     "mixtral-top-1": _mixtral({"num_experts_per_tok": 2}, num_experts_per_tok=1),
     "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=_WINDOW),
     "mixtral-head-dim": _mixtral(head_dim=24),
+    "qwen2-moe": _qwen2_moe(),
+    "qwen2-moe-norm": _qwen2_moe({"norm_topk_prob": False}, norm_topk_prob=True),
+    "qwen2-moe-no-bias": _qwen2_moe({"qkv_bias": True}, qkv_bias=False),
+    "qwen2-moe-sparse-step": _qwen2_moe(decoder_sparse_step=2),
+    "qwen2-moe-window": _qwen2_moe(
+        {"sliding_window": _WINDOW + 1},
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        max_window_layers=1,
+    ),
+    "qwen2-moe-window-off": _qwen2_moe(use_sliding_window=False, sliding_window=_WINDOW),
+    "qwen3-moe": _qwen3_moe(head_dim=24),
+    "qwen3-moe-norm": _qwen3_moe(
+        {"norm_topk_prob": False}, norm_topk_prob=True, mlp_only_layers=[0], attention_bias=True
+    ),
+    "qwen3-moe-window": _qwen3_moe(
+        {"use_sliding_window": False}, use_sliding_window=True, sliding_window=_WINDOW
+    ),
+    "olmoe": _olmoe(),
+    "olmoe-norm": _olmoe({"norm_topk_prob": False}, norm_topk_prob=True, attention_bias=True),
+    "olmoe-clip": _olmoe({"clip_qkv": None}, clip_qkv=0.5),
+    "granite-moe": _granite_moe("GraniteMoe"),
+    "granite-moe-multipliers": _granite_moe(
+        "GraniteMoe",
+        {"embedding_multiplier": 1.0},
+        embedding_multiplier=3.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.7,
+        logits_scaling=4.0,
+    ),
+    "granite-moe-shared": _granite_moe("GraniteMoeShared", shared_intermediate_size=40),
+    "granite-moe-shared-none": _granite_moe(
+        "GraniteMoeShared",
+        {"attention_bias": False},
+        shared_intermediate_size=0,
+        attention_bias=True,
+    ),
     "glm": Case("GlmForCausalLM", {"head_dim": 16}),
     "glm-attention-bias": _knob("GlmForCausalLM", "attention_bias", False, True, head_dim=16),
     "glm-partial-rotary-factor": Case(
