@@ -109,6 +109,31 @@ def _olmoe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("OlmoeForCausalLM", config, neutral or {})
 
 
+def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Case("Glm4MoeForCausalLM", {**experts, **config}, neutral or {})
+
+
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": ORIGINAL_LENGTH,
+    "mscale": 1.4,
+    "mscale_all_dim": 0.7,
+}
+
+
+def _deepseek(version: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"first_k_dense_replace": 1, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1},
+        **{"q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+    }
+    return Case(f"Deepseek{version}ForCausalLM", {**sizes, **config}, neutral or {})
+
+
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
     return Case(f"{name}ForCausalLM", config, neutral or {})
@@ -236,6 +261,51 @@ CASES: dict[str, Case] = {
     "olmoe": _olmoe(),
     "olmoe-norm": _olmoe({"norm_topk_prob": False}, norm_topk_prob=True, attention_bias=True),
     "olmoe-clip": _olmoe({"clip_qkv": None}, clip_qkv=0.5),
+    "glm4-moe": _glm4_moe(),
+    "glm4-moe-groups": _glm4_moe({"topk_group": 2}, n_group=3, topk_group=1),
+    "glm4-moe-knobs": _glm4_moe(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        use_qk_norm=True,
+        head_dim=24,
+        n_shared_experts=2,
+    ),
+    "deepseek-v2": _deepseek("V2"),
+    "deepseek-v2-groups": _deepseek(
+        "V2",
+        {"topk_method": "greedy"},
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=1,
+        q_lora_rank=None,
+        attention_bias=True,
+    ),
+    "deepseek-v2-scaling": _deepseek(
+        "V2", {"routed_scaling_factor": 1.0}, routed_scaling_factor=1.7, rms_norm_eps=0.1
+    ),
+    "deepseek-v2-yarn": _deepseek(
+        "V2", {"rope_parameters": {**_DEEPSEEK_YARN, "mscale": 0.7}}, rope_parameters=_DEEPSEEK_YARN
+    ),
+    "deepseek-v3": _deepseek("V3"),
+    "deepseek-v3-groups": _deepseek("V3", {"topk_group": 2}, n_group=3, topk_group=1),
+    "deepseek-v3-half-split": _deepseek(
+        "V3", {"rope_interleave": True}, rope_interleave=False, q_lora_rank=None
+    ),
+    "deepseek-v3-norm": _deepseek(
+        "V3",
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.3,
+        attention_bias=True,
+        rms_norm_eps=0.1,
+    ),
+    "deepseek-v3-yarn": _deepseek(
+        "V3",
+        {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
     "granite-moe": _granite_moe("GraniteMoe"),
     "granite-moe-multipliers": _granite_moe(
         "GraniteMoe",
