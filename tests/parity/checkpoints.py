@@ -114,6 +114,11 @@ def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Glm4MoeForCausalLM", {**experts, **config}, neutral or {})
 
 
+def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
+    return Case("GptOssForCausalLM", {**sizes, "sliding_window": _WINDOW, **config}, neutral or {})
+
+
 _DEEPSEEK_YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
@@ -306,6 +311,11 @@ CASES: dict[str, Case] = {
         {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
         rope_parameters=_DEEPSEEK_YARN,
     ),
+    "gpt-oss": _gpt_oss({"sliding_window": _WINDOW + 1}),
+    "gpt-oss-layer-types": _gpt_oss({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gpt-oss-swiglu-limit": _gpt_oss({"swiglu_limit": 7.0}, swiglu_limit=0.5),
+    "gpt-oss-swiglu-alpha": _gpt_oss({"swiglu_alpha": 1.702}, swiglu_alpha=0.9),
+    "gpt-oss-no-bias": _gpt_oss({"attention_bias": True}, attention_bias=False),
     "granite-moe": _granite_moe("GraniteMoe"),
     "granite-moe-multipliers": _granite_moe(
         "GraniteMoe",
