@@ -258,6 +258,22 @@ class WindowConfig(DecoderConfig):
 
 
 @dataclass(kw_only=True)
+class SwitchedWindowConfig(WindowConfig):
+    """The windows have a switch, and without `layer_types` the first layers have none (Qwen2)."""
+
+    use_sliding_window: bool | None = False
+    max_window_layers: Index = 28
+
+    def is_sliding(self, layer_idx: int) -> bool:
+        if self.layer_types is not None:
+            return super().is_sliding(layer_idx)
+        return layer_idx >= self.max_window_layers
+
+    def window(self, layer_idx: int) -> int | None:
+        return super().window(layer_idx) if self.use_sliding_window else None
+
+
+@dataclass(kw_only=True)
 class LocalRopeConfig(WindowConfig):
     """The windowed layers have a rotary embedding of their own: no scaling for long contexts.
 

@@ -8,13 +8,14 @@ from typing import Any
 from axion.layers.linear import FusedLinear
 from axion.layers.rotary import Length
 from axion.models.base import MLP, Attention, CausalLM
-from axion.models.config import DecoderConfig, Epsilon
+from axion.models.config import Epsilon, Size, WindowConfig
 
 
 @dataclass(kw_only=True)
-class Phi3Config(DecoderConfig):
+class Phi3Config(WindowConfig):
     max_position_embeddings: Length = 4096
     rms_norm_eps: Epsilon = 1e-5
+    sliding_window: Size | None = None
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from axion.layers.context import ForwardContext
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM
-from axion.models.config import DecoderConfig, Size
+from axion.models.config import Size, SwitchedWindowConfig
 
 
 @dataclass(kw_only=True)
-class SmolLM3Config(DecoderConfig):
+class SmolLM3Config(SwitchedWindowConfig):
     """
     Attributes:
         no_rope_layers: 0 for each layer without, 1 for each with rotary positions; by default
@@ -26,6 +25,7 @@ class SmolLM3Config(DecoderConfig):
     num_key_value_heads: Size | None = 4
     max_position_embeddings: Length = 32768
     tie_word_embeddings: bool = True
+    sliding_window: Size | None = None
     no_rope_layers: list[int] | None = None
     no_rope_layer_interval: Size = 4
 
@@ -39,12 +39,10 @@ class SmolLM3Config(DecoderConfig):
         if len(self.no_rope_layers) < self.num_hidden_layers:
             raise ValueError("no_rope_layers must have one entry for each layer")
 
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        if not config.get("use_sliding_window"):
-            sources = sources | {"sliding_window"}
-        return derived, sources
+    def is_sliding(self, layer_idx: int) -> bool:
+        if self.layer_types is not None:
+            return super().is_sliding(layer_idx)
+        return not self.no_rope_layers[layer_idx]
 
 
 class SmolLM3Attention(Attention):

@@ -8,17 +8,18 @@ from torch import nn
 
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM, PlainMLP
-from axion.models.config import DecoderConfig, Epsilon, Size
+from axion.models.config import Epsilon, Size, WindowConfig
 
 
 @dataclass(kw_only=True)
-class Starcoder2Config(DecoderConfig):
+class Starcoder2Config(WindowConfig):
     num_key_value_heads: Size | None = 2
     hidden_act: str = "gelu_pytorch_tanh"
     max_position_embeddings: Length = 4096
     norm_epsilon: Epsilon = 1e-5
     use_bias: bool = True
     tie_word_embeddings: bool = True
+    sliding_window: Size | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
