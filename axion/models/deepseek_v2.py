@@ -71,7 +71,9 @@ class MLA(nn.Module):
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.v_dim, self.latent_dim = config.v_head_dim, config.kv_lora_rank
         self.head_dim = self.nope_dim + self.rope_dim
-        self.kv_cache_spec = KVCacheSpec(1, self.latent_dim + self.rope_dim, self.latent_dim)
+        self.kv_cache_spec = KVCacheSpec(
+            1, self.latent_dim + self.rope_dim, self.latent_dim, values_in_keys=True
+        )
         self.is_interleaved = config.rope_interleave
         bias = config.attention_bias
         if config.q_lora_rank is None:
