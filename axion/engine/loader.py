@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,17 +269,15 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
         names.add(name)
 
 
-def _destinations(
-    model: nn.Module, stored: dict[str, _StoredTensor]
-) -> Iterator[tuple[str, Tensor]]:
+def _destinations(model: nn.Module, stored: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a checkpoint of `model` must hold, and where it goes.
 
-    What is packed here may be stored packed or apart.
+    What is packed in the model may be stored apart, as is expected, or packed.
     """
     seen: set[Tensor] = set()
     for path, module in model.named_modules():
         own = {f"{path}.{name}": tensor for name, tensor in _stored_part(module)}
-        if isinstance(module, PackedLinear | ExpertLinear) and not own.keys() & stored.keys():
+        if isinstance(module, PackedLinear | ExpertLinear) and own.keys().isdisjoint(stored):
             parent = path.rpartition(".")[0]
             yield from ((f"{parent}.{name}", view) for name, view in module.shard_views().items())
             continue

@@ -7,7 +7,7 @@ from typing import Literal
 
 from axion.layers.rotary import Length
 from axion.models.config import NumExperts
-from axion.models.deepseek_v2 import MLA, MLAConfig
+from axion.models.mla import MLA, MLAConfig
 from axion.models.moe import SharedMoEForCausalLM
 
 

@@ -21,9 +21,10 @@ class GraniteMoeForCausalLM(MoEForCausalLM, GraniteForCausalLM):
     architectures = ("GraniteMoeForCausalLM",)
     renamed_tensors = (
         *MoEForCausalLM.renamed_tensors,
-        (r"\.block_sparse_moe\.router\.layer\.", ".mlp.gate."),
-        (r"\.block_sparse_moe\.input_linear\.", ".mlp.experts.gate_up_proj."),
-        (r"\.block_sparse_moe\.output_linear\.", ".mlp.experts.down_proj."),
+        (r"\.block_sparse_moe\.", ".mlp."),
+        (r"\.mlp\.router\.(layer\.)?", ".mlp.gate."),
+        (r"\.mlp\.input_linear\.", ".mlp.experts.gate_up_proj."),
+        (r"\.mlp\.output_linear\.", ".mlp.experts.down_proj."),
     )
     config_cls = GraniteMoeConfig
     config: GraniteMoeConfig

@@ -15,8 +15,8 @@ from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
 @dataclass(kw_only=True)
-class QwenMoEConfig(WindowConfig, MoEConfig):
-    """The fields of both generations.
+class Qwen2MoeBaseConfig(WindowConfig, MoEConfig):
+    """The fields that Qwen3-MoE has too.
 
     Attributes:
         decoder_sparse_step: every so many-th layer has experts.
@@ -41,7 +41,7 @@ class QwenMoEConfig(WindowConfig, MoEConfig):
 
 
 @dataclass(kw_only=True)
-class Qwen2MoeConfig(QwenMoEConfig):
+class Qwen2MoeConfig(Qwen2MoeBaseConfig):
     """
     Attributes:
         max_window_layers: without `layer_types`, of the first so many every second attends to a

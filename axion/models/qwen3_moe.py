@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from axion.models.moe import MoEForCausalLM
-from axion.models.qwen2_moe import QwenMoEConfig
-from axion.models.qwen3 import Qwen3Attention
+from axion.models.qwen2_moe import Qwen2MoeBaseConfig
+from axion.models.qwen3 import Qwen3ForCausalLM
 
 
-class Qwen3MoeForCausalLM(MoEForCausalLM):
+@dataclass(kw_only=True)
+class Qwen3MoeConfig(Qwen2MoeBaseConfig):
+    """If the window is switched on, every layer has it."""
+
+
+class Qwen3MoeForCausalLM(MoEForCausalLM, Qwen3ForCausalLM):
     architectures = ("Qwen3MoeForCausalLM",)
-    config_cls = QwenMoEConfig
-    attention_cls = Qwen3Attention
+    config_cls = Qwen3MoeConfig
+    config: Qwen3MoeConfig
