@@ -27,6 +27,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         quantization: `quant_method` of config.json's `quantization_config`; empty for none.
         weight_bytes: of the files.
         head_dim: 0 where config.json does not tell.
+        max_length: longest sequence that the model is meant for, in tokens; 0 where that is not
+            told.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     weight_bytes: int = 0
     head_dim: int = 0
+    max_length: int = 0
     has_remote_code: bool = False
 
 
@@ -43,12 +46,13 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is to run on.
 
     Attributes:
-        free_bytes: of the device's memory; 0 where nobody could tell.
+        free_bytes, total_bytes: of the device's memory; 0 where nobody could tell.
     """
 
     kind: DeviceKind = "cpu"
     name: str = ""
     free_bytes: int = 0
+    total_bytes: int = 0
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +68,11 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
-        memory_factor: by device, memory that it needs as a multiple of the weights' bytes.
-        min_head_dim: the smallest head size that its attention takes, by device.
+        memory_factor: by device, memory that it needs as a multiple of the bytes of the weights in
+            the format that it computes in.
+        head_dims: the head sizes that its attention takes, by device; any, where a device is not
+            named.
+        tensor_parallel: it can share the layers of a model among several GPUs.
     """
 
     engine: str
@@ -81,11 +88,15 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
-    min_head_dim: Mapping[str, int] = {}
+    head_dims: Mapping[str, frozenset[int]] = {}
+    tensor_parallel: bool = False
 
 
-def model_facts(name: str, path: Path) -> ModelFacts:
+def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> ModelFacts:
     """What the files at `path`, a snapshot's folder or a GGUF file, say of the model.
+
+    Args:
+        weight_bytes: of the weights, where these are not in the folder.
 
     Raises:
         ModelLoadError: config.json, or the GGUF file's header, cannot be read.
@@ -108,8 +119,11 @@ def model_facts(name: str, path: Path) -> ModelFacts:
         architectures=tuple(map(str, config.get("architectures") or ())),
         quantization=str(quantization.get("quant_method") or ""),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path))
+        if weight_bytes is None
+        else weight_bytes,
         head_dim=_head_dim(text),
+        max_length=_max_length(text),
         has_remote_code=bool(config.get("auto_map")),
     )
 
@@ -121,6 +135,23 @@ def _head_dim(config: dict[str, Any]) -> int:
     if isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0:
         return hidden_size // num_heads
     return 0
+
+
+def _max_length(config: dict[str, Any]) -> int:
+    length = config.get("max_position_embeddings")
+    if not isinstance(length, int):
+        return 0
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, dict) else {}
+    factor = rope.get("factor")
+    # The other kinds of scaling are within max_position_embeddings already.
+    if rope.get("rope_type", rope.get("type")) in ("linear", "dynamic", "yarn") and isinstance(
+        factor, int | float
+    ):
+        original = rope.get("original_max_position_embeddings")
+        base = original if isinstance(original, int) else length
+        return max(length, int(base * factor))
+    return length
 
 
 # Bytes of each type of a value, by its number in the file: the three that have a length, a string,
@@ -187,23 +218,28 @@ async def device_facts(device: str) -> DeviceFacts:
     gpus = [] if device == "cpu" else await _gpus()
     if not gpus:
         kind: DeviceKind = "cuda" if device.startswith("cuda") else "cpu"
-        free = psutil.virtual_memory().available if kind == "cpu" else 0
-        return DeviceFacts(kind=kind, name="CPU" if kind == "cpu" else "", free_bytes=free)
+        if kind == "cuda":
+            return DeviceFacts(kind=kind)
+        memory = psutil.virtual_memory()
+        return DeviceFacts(
+            kind=kind, name="CPU", free_bytes=memory.available, total_bytes=memory.total
+        )
     index = int(device.partition(":")[2] or 0)
-    name, free = gpus[min(index, len(gpus) - 1)]
-    return DeviceFacts(kind="cuda", name=name, free_bytes=free)
+    name, free, total = gpus[min(index, len(gpus) - 1)]
+    return DeviceFacts(kind="cuda", name=name, free_bytes=free, total_bytes=total)
 
 
-async def _gpus() -> list[tuple[str, int]]:
-    """Name and free bytes of each NVIDIA GPU."""
-    query = ("--query-gpu=name,memory.free", "--format=csv,noheader,nounits")
+async def _gpus() -> list[tuple[str, int, int]]:
+    """Name, free bytes and all bytes of each NVIDIA GPU."""
+    query = ("--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits")
     try:
         written = await ask(["nvidia-smi", *query], timeout_s=20)
     except AskError:
         return []
     found = []
     for line in written.decode(errors="replace").splitlines():
-        name, comma, mib = line.rpartition(", ")
-        if comma and mib.strip().isdigit():
-            found.append((name, int(mib) * 2**20))
+        name, *mib = line.rsplit(", ", 2)
+        if len(mib) == 2 and all(number.strip().isdigit() for number in mib):
+            free, total = (int(number) * 2**20 for number in mib)
+            found.append((name, free, total))
     return found

@@ -13,15 +13,19 @@ import logging
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import shipped_capabilities
-from axion.backends.installed import find_command
+from axion.backends.capabilities import Capabilities, shipped_capabilities
+from axion.backends.facts import EngineFacts, device_facts
+from axion.backends.installed import AskError, ask_once, find_command
 from axion.backends.process import GuardedProcess
 from axion.backends.supervisor import Supervisor
 from axion.backends.upstream import Upstream
@@ -29,6 +33,7 @@ from axion.backends.upstream_backend import UpstreamBackend
 from axion.errors import AxionError, ModelLoadError
 from axion.hub.resolve import resolve
 from axion.hub.snapshot import fingerprint
+from axion.settings import Settings
 from axion.types import BackendHealth
 
 _HOST = "127.0.0.1"
@@ -41,6 +46,11 @@ _POLL_INTERVAL_S = 0.25
 _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception)\b: .+")
 _PATH = re.compile(r"(?<![\w/])~?/(?:[\w.@+~-]+/)*[\w.@+~-]+")
 _MAX_CAUSE_CHARS = 500
+_ASK_TIMEOUT_S = 60.0
+# What follows the word, else the last number with a point in it: warnings may stand before it.
+_VERSIONS = (re.compile(r"\bversion:? v?(\d[\w.+-]*)"), re.compile(r"\d+\.\d+[\w.+-]*"))
+# Engines count who uses them, and would look for newer files of a model that is there.
+_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 class SpawnedBackend(UpstreamBackend, abc.ABC):
@@ -55,8 +65,11 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
 
     Attributes:
         engine: its name (`vllm`).
-        command_variable: environment variable with the command (`AXION_VLLM_COMMAND`).
+        title: its name as its makers write it.
+        command_variable: environment variable with the command (`AXION_VLLM_COMMAND`). The one
+            that ends with ARGS instead has arguments that come last, and so beat Axion's.
         default_command: the command without that, looked for on PATH.
+        known: what is known of it without asking.
         health_path: answers 200 while the server is well.
         probe_interval_s: seconds between two looks at its health.
         probe_timeout_s: seconds that a look may take.
@@ -66,9 +79,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         exit_grace_s: seconds from SIGTERM to SIGKILL.
     """
 
-    engine: ClassVar[str]  # type: ignore[misc]
+    title: ClassVar[str]
     command_variable: ClassVar[str]
     default_command: ClassVar[str]
+    known: ClassVar[EngineFacts] = EngineFacts(engine="")
     health_path: ClassVar[str] = "/health"
     probe_interval_s: ClassVar[float] = 5.0
     probe_timeout_s: ClassVar[float] = 10.0
@@ -86,6 +100,53 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         self._model: ModelConfig
         self._path: str
 
+    @classmethod
+    def from_settings(cls, settings: Settings, on_progress: Callable[[int, int], None]) -> Self:
+        """One that a server runs with."""
+        return cls()
+
+    @classmethod
+    async def facts(cls, settings: Settings) -> EngineFacts:
+        """What is known of the engine on this machine; its answers are kept on disk."""
+        facts = msgspec.structs.replace(
+            cls.known,
+            engine=cls.engine,
+            command=cls.default_command,
+            variable=cls.command_variable,
+        )
+        command = find_command(cls.command_variable, cls.default_command)
+        if command is None:
+            return msgspec.structs.replace(facts, installed=False)
+        try:
+            return await cls.asked(facts, command)
+        except AskError as error:
+            return msgspec.structs.replace(facts, problem=str(error))
+
+    @classmethod
+    async def asked(cls, facts: EngineFacts, command: list[str]) -> EngineFacts:
+        """`facts` with what the engine says of itself: its version, unless a subclass asks more.
+
+        Raises:
+            AskError: it does not answer.
+        """
+        return msgspec.structs.replace(facts, version=await cls.version(command))
+
+    @classmethod
+    async def version(cls, command: list[str]) -> str:
+        """What the engine's `--version` says; empty where it does not."""
+        try:
+            said = await ask_once(
+                cls.engine,
+                [*command, "--version"],
+                of=command[0],
+                timeout_s=_ASK_TIMEOUT_S,
+                with_errors=True,
+            )
+        except AskError:
+            return ""
+        text = said.decode(errors="replace")
+        return next((found[-1] for form in _VERSIONS if (found := form.findall(text))), "")
+
     @abc.abstractmethod
     def arguments(self, model: ModelConfig, path: str, port: int) -> list[str]:
         """What follows the command.
@@ -98,6 +159,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     def environment(self, model: ModelConfig, path: str, port: int) -> dict[str, str]:
         """Variables that the server gets beside those of this process."""
         return {}
+
+    def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
+        """What the server does with requests when it serves this model."""
+        return shipped_capabilities(self.engine)
 
     def upstream_model(self, model: ModelConfig, path: str) -> str:
         """What the server calls the model."""
@@ -130,9 +195,13 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             ModelNotFoundError: there is no such model.
             ModelLoadError: the server is not installed, or cannot serve the model; says why.
         """
-        path = (await resolve(model.model_name)).path
+        path = (await resolve(model.model_name, formats=self.known.formats)).path
+        if model.device == "auto":
+            device = await device_facts("auto")
+            model = msgspec.structs.replace(model, device=device.kind)
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
+        self.capabilities = self.capabilities_for(model, self._path)
         await self._supervisor.start()
 
     async def health(self) -> BackendHealth:
@@ -163,6 +232,13 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             )
         return [os.path.abspath(command[0]), *command[1:]]  # it works in another folder
 
+    def _user_arguments(self) -> list[str]:
+        variable = self.command_variable.removesuffix("COMMAND") + "ARGS"
+        try:
+            return shlex.split(os.environ.get(variable, ""))
+        except ValueError as error:
+            raise ModelLoadError(f"{variable} cannot be split into words: {error}.") from None
+
     async def _live(self) -> str:
         """One life of the server; returns how it ended.
 
@@ -180,9 +256,9 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         model, path = self._model, self._path
         upstream = self.connect(model, path, port)
         process = self._process = await GuardedProcess.spawn(
-            [*self._command(), *self.arguments(model, path, port)],
+            [*self._command(), *self.arguments(model, path, port), *self._user_arguments()],
             logger=self.logger,
-            env=self.environment(model, path, port),
+            env=_QUIET | _visible_gpu(model.device) | self.environment(model, path, port),
             noise=f"GET {self.health_path} ",
             grace_s=self.exit_grace_s,
         )
@@ -256,6 +332,12 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         error.add_note("Its last lines:\n" + "\n".join(process.log_lines))
         self.logger.error("the %s server did not start", self.engine, exc_info=error)
         return error
+
+
+def _visible_gpu(device: str) -> dict[str, str]:
+    """What makes an engine see `cuda:N` alone, which it then calls its first."""
+    _, _, index = device.partition(":")
+    return {"CUDA_VISIBLE_DEVICES": index} if index else {}
 
 
 class _PortTakenError(Exception):

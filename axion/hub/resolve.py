@@ -7,7 +7,7 @@ import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.messages import Downloaded, Failed, Message, Progress
 from axion.hub.snapshot import Snapshot, check_snapshot
-from axion.settings import DEMO_MODEL
+from axion.settings import DEMO_MODEL, is_folder
 
 MAX_NAME_LENGTH = 1024
 DEFAULT_REVISION = "main"
@@ -27,13 +27,19 @@ _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 ProgressCallback = Callable[[int, int], None]
 
 
-async def resolve(model_name: str, *, on_progress: ProgressCallback | None = None) -> Snapshot:
+async def resolve(
+    model_name: str,
+    *,
+    on_progress: ProgressCallback | None = None,
+    formats: Collection[str] = ("safetensors",),
+) -> Snapshot:
     """Find the model's files, downloading them where they are not on this machine.
 
     Args:
         model_name: `axion/demo`; a folder (absolute, `./x` or `~/x`); or a Hugging Face id,
             `org/name` or `org/name@revision`.
         on_progress: called with bytes downloaded and bytes to download.
+        formats: of weights that can be used; with `gguf` the name may be the path of such a file.
 
     Raises:
         ModelNotFoundError: there is no such folder, repository or revision, or the name is none.
@@ -43,8 +49,8 @@ async def resolve(model_name: str, *, on_progress: ProgressCallback | None = Non
         _check_name(model_name)
         if model_name == DEMO_MODEL:
             return _demo()
-        if model_name.startswith(("/", "~")) or model_name.split("/")[0] == ".":
-            return _local(model_name)
+        if is_folder(model_name):
+            return _local(model_name, formats)
         repo_id, revision = parse_id(model_name)
         return await _hub(model_name, repo_id, revision, on_progress or (lambda *_: None))
     except AxionError as error:
@@ -78,14 +84,19 @@ def _demo() -> Snapshot:
     return Snapshot(name=DEMO_MODEL, path=path, revision=None, source="demo")
 
 
-def _local(name: str) -> Snapshot:
+def _local(name: str, formats: Collection[str]) -> Snapshot:
     try:
         path = Path(name).expanduser()
     except RuntimeError:
         raise ModelNotFoundError(f"There is no home folder for {name!r}.") from None
     try:
         if path.suffix == ".gguf" and path.is_file():
-            raise ModelLoadError(f"{name} is a GGUF file, which Axion does not load yet.")
+            if "gguf" not in formats:
+                raise ModelLoadError(
+                    f"{name} is a GGUF file, which none of the engines in use loads. The engine "
+                    "llama_cpp does: name it in AXION_BACKENDS."
+                )
+            return Snapshot(name=name, path=path.resolve(), revision=None, source="local")
         if not path.is_dir():
             kind = "is not a folder" if path.exists() else "does not exist"
             raise ModelNotFoundError(f"The model folder {name} {kind}.")
@@ -105,11 +116,11 @@ def parse_id(name: str) -> tuple[str, str]:
     """
     repo_id, at, revision = name.partition("@")
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        is_folder = os.path.isdir(name)
+        folder_is_here = os.path.isdir(name)
         raise ModelNotFoundError(
             f"{name[:80]!r} is not a model's name. Expected a Hugging Face id such as "
             "meta-llama/Llama-3.2-3B-Instruct, or a folder: absolute, ./x or ~/x."
-            + (f" The folder here is ./{name}." if is_folder else "")
+            + (f" The folder here is ./{name}." if folder_is_here else "")
         )
     if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         raise ModelNotFoundError(

@@ -256,3 +256,16 @@ class CausalLM(nn.Module):
         return max(
             layer.self_attn.rotary_emb.cache_key(num_prompt_tokens) for layer in self.model.layers
         )
+
+
+class TextPart(CausalLM):
+    """Of a model that also sees, what reads and writes text; in front of the text model's class."""
+
+    renamed_tensors = (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+    )
+    ignored_tensors = (
+        *CausalLM.ignored_tensors,
+        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+    )

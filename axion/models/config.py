@@ -47,10 +47,11 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    reorder_and_upcast_attn n_ctx init_std layerdrop
     output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -104,7 +105,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """A dataclass of the fields that a family honours."""
+    """A dataclass of the fields that a family honours.
+
+    Attributes:
+        renamed_fields: what config.json calls a field, and its name here.
+    """
+
+    renamed_fields: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
@@ -118,6 +125,10 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
+        renamed = {new: config[name] for name, new in cls.renamed_fields if name in config}
+        config = {
+            name: value for name, value in config.items() if name not in dict(cls.renamed_fields)
+        } | renamed
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:
@@ -307,3 +318,18 @@ class LocalRopeConfig(WindowConfig):
             or full.rope_theta,
         )
         return derived | {"local_rope_parameters": local}, sources | {"rope_local_base_freq"}
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the text part of a model that also sees; the rest is about images.
+
+    Raises:
+        ModelLoadError: there is none.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
+    return text | {
+        "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        "quantization_config": config.get("quantization_config"),
+    }

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from axion.layers.moe import Router, best_groups
-from axion.models.config import NumExperts
+from axion.models.config import NumExperts, Size
 from axion.models.mla import MLA, MLAConfig
 from axion.models.moe import SharedMoE, SharedMoEForCausalLM
 
@@ -20,6 +20,8 @@ class DeepseekV2Config(MLAConfig):
         norm_topk_prob: always false: what true would mean with a scaling factor is not agreed on.
     """
 
+    num_experts: NumExperts = 64
+    moe_intermediate_size: Size = 1407
     n_shared_experts: NumExperts = 2
     norm_topk_prob: Literal[False] = False
     scoring_func: Literal["softmax"] = "softmax"

@@ -18,6 +18,7 @@ from axion.models.gemma import GemmaConfig, GemmaForCausalLM
 @dataclass(kw_only=True)
 class Gemma2Config(GemmaConfig, WindowConfig):
     num_key_value_heads: Size | None = 4
+    hidden_activation: str | None = "gelu_pytorch_tanh"
     sliding_window_pattern: Size | None = 2
     query_pre_attn_scalar: Positive = 256
     attn_logit_softcapping: Positive | None = 50.0

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from axion.errors import ModelLoadError
 from axion.layers.rotary import Length, Positive
-from axion.models.base import CausalLM
-from axion.models.config import LocalRopeConfig, NumLayers, Size
+from axion.models.base import TextPart
+from axion.models.config import LocalRopeConfig, NumLayers, Size, text_config
 from axion.models.gemma import GemmaRMSNorm
 from axion.models.gemma2 import Gemma2Attention, Gemma2Config, Gemma2ForCausalLM
 
@@ -51,29 +50,13 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
     attention_cls = Gemma3Attention
 
 
-_BESIDE_TEXT = ("tie_word_embeddings", "quantization_config")
-
-
 @dataclass(kw_only=True)
 class Gemma3Config(Gemma3TextConfig):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Gemma3Config:
-        """Read `text_config`; the rest is about images."""
-        text = config.get("text_config")
-        if not isinstance(text, dict):
-            raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
-        beside = {name: config[name] for name in _BESIDE_TEXT if name in config}
-        return super().from_dict(text | beside)
+        return super().from_dict(text_config(config))
 
 
-class Gemma3ForConditionalGeneration(Gemma3ForCausalLM):
+class Gemma3ForConditionalGeneration(TextPart, Gemma3ForCausalLM):
     architectures = ("Gemma3ForConditionalGeneration",)
     config_cls = Gemma3Config
-    renamed_tensors = (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^(language_model\.model|model\.language_model)\.", "model."),
-    )
-    ignored_tensors = (
-        *CausalLM.ignored_tensors,
-        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
-    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import Attention
-from axion.models.config import Epsilon, Index
+from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.moe import SharedMoEConfig, SharedMoEForCausalLM
 
 
@@ -18,10 +18,15 @@ from axion.models.moe import SharedMoEConfig, SharedMoEForCausalLM
 class Glm4MoeConfig(SharedMoEConfig):
     default_partial_rotary_factor = 0.5
 
+    num_key_value_heads: Size | None = 8
     max_position_embeddings: Length = 131072
     rms_norm_eps: Epsilon = 1e-5
+    num_experts: NumExperts = 128
+    num_experts_per_tok: NumExperts = 8
+    moe_intermediate_size: Size = 1408
     norm_topk_prob: bool = True
     first_k_dense_replace: Index = 1
+    num_nextn_predict_layers: Index = 1
     use_qk_norm: bool = False
 
     @property

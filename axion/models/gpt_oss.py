@@ -13,7 +13,7 @@ from axion.layers.activation import get_activation
 from axion.layers.moe import ExpertLinear, Experts, Router
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM
-from axion.models.config import Epsilon, Size, WindowConfig
+from axion.models.config import Epsilon, NumExperts, Size, WindowConfig
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 # What a config.json without any rotary settings means.
@@ -44,6 +44,8 @@ class GptOssConfig(WindowConfig, MoEConfig):
     attention_bias: bool = True
     sliding_window: Size | None = 128
     sliding_window_pattern: Size | None = 2
+    num_experts: NumExperts = 128
+    num_experts_per_tok: NumExperts = 4
     norm_topk_prob: bool = True
     swiglu_alpha: float = 1.702
     swiglu_limit: float = 7.0

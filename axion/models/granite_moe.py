@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from axion.models.base import MLP
-from axion.models.config import Index
+from axion.models.config import Index, NumExperts
 from axion.models.granite import GraniteConfig, GraniteForCausalLM
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
 @dataclass(kw_only=True)
 class GraniteMoeConfig(GraniteConfig, MoEConfig):
+    num_experts: NumExperts = 8
+    num_experts_per_tok: NumExperts = 2
     norm_topk_prob: bool = True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from axion.layers.rotary import Length
-from axion.models.config import Epsilon, Size, WindowConfig
+from axion.models.config import Epsilon, NumExperts, Size, WindowConfig
 from axion.models.moe import MoEConfig, MoEForCausalLM
 
 
@@ -17,6 +17,8 @@ class MixtralConfig(WindowConfig, MoEConfig):
     max_position_embeddings: Length = 131072
     rms_norm_eps: Epsilon = 1e-5
     sliding_window: Size | None = None
+    num_experts: NumExperts = 8
+    num_experts_per_tok: NumExperts = 2
     norm_topk_prob: bool = True
 
 

@@ -33,11 +33,11 @@ class MLAConfig(SharedMoEConfig):
         moe_layer_freq: always 1: layers from `first_k_dense_replace` on all have experts.
     """
 
-    kv_lora_rank: Size
-    q_lora_rank: Size | None = None
-    qk_nope_head_dim: Size
-    qk_rope_head_dim: Size
-    v_head_dim: Size
+    kv_lora_rank: Size = 512
+    q_lora_rank: Size | None = 1536
+    qk_nope_head_dim: Size = 128
+    qk_rope_head_dim: Size = 64
+    v_head_dim: Size = 128
     rope_interleave: bool = True
     moe_layer_freq: Literal[1] = 1
 

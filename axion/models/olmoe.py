@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from axion.layers.rotary import Length
-from axion.models.config import Epsilon
+from axion.models.config import Epsilon, NumExperts
 from axion.models.moe import MoEConfig, MoEForCausalLM
 from axion.models.olmo2 import Olmo2Attention
 
@@ -16,6 +16,8 @@ from axion.models.olmo2 import Olmo2Attention
 class OlmoeConfig(MoEConfig):
     max_position_embeddings: Length = 4096
     rms_norm_eps: Epsilon = 1e-5
+    num_experts: NumExperts = 64
+    num_experts_per_tok: NumExperts = 8
     clip_qkv: float | None = None
 
 

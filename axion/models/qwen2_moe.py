@@ -10,7 +10,7 @@ from torch import Tensor
 from axion.layers.linear import Linear
 from axion.layers.rotary import Length
 from axion.models.base import MLP
-from axion.models.config import Index, Size, WindowConfig
+from axion.models.config import Index, NumExperts, Size, WindowConfig
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
@@ -23,14 +23,17 @@ class Qwen2MoeBaseConfig(WindowConfig, MoEConfig):
         mlp_only_layers: these have none all the same.
     """
 
-    moe_intermediate_size: Size
     max_position_embeddings: Length = 32768
     decoder_sparse_step: Size = 1
     mlp_only_layers: list[Index] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mlp_only_layers = self.mlp_only_layers or []
+
     def is_sparse(self, layer_idx: int) -> bool:
         is_step = (layer_idx + 1) % self.decoder_sparse_step == 0
-        return is_step and layer_idx not in (self.mlp_only_layers or ())
+        return is_step and layer_idx not in self.mlp_only_layers
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -48,7 +51,14 @@ class Qwen2MoeConfig(Qwen2MoeBaseConfig):
             window.
     """
 
-    shared_expert_intermediate_size: Size
+    renamed_fields = (("qkv_bias", "attention_bias"),)
+
+    num_key_value_heads: Size | None = 16
+    attention_bias: bool = True
+    num_experts: NumExperts = 60
+    num_experts_per_tok: NumExperts = 4
+    moe_intermediate_size: Size = 1408
+    shared_expert_intermediate_size: Size = 5632
     max_window_layers: Index = 28
 
     @property
@@ -59,11 +69,6 @@ class Qwen2MoeConfig(Qwen2MoeBaseConfig):
         if self.layer_types is not None:
             return super().is_sliding(layer_idx)
         return layer_idx % 2 == 0 and layer_idx < self.max_window_layers
-
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        return derived | {"attention_bias": config.get("qkv_bias", True)}, sources | {"qkv_bias"}
 
 
 class Qwen2MoE(MoE):

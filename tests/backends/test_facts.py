@@ -49,6 +49,26 @@ async def test_a_snapshot_tells_what_it_is():
         ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
         ({"architectures": None}, {"architectures": ()}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
+        ({"max_position_embeddings": 2048}, {"max_length": 2048}),
+        (
+            {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"max_length": 128},
+        ),
+        (
+            {
+                "max_position_embeddings": 256,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+            {"max_length": 256},
+        ),
+        (
+            {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "llama3", "factor": 8}},
+            {"max_length": 256},
+        ),
     ],
     ids=str,
 )
@@ -103,13 +123,16 @@ async def test_the_cpu_has_the_memory_that_is_available():
 
 async def test_gpus_are_asked_of_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA A, 1000'\necho 'NVIDIA B, with comma, 2000'\n")
+    program.write_text(
+        "#!/bin/sh\necho 'NVIDIA A, 1000, 1500'\necho 'NVIDIA B, with comma, 2000, 2500'\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     facts = await device_facts("auto")
     assert (facts.kind, facts.name, facts.free_bytes) == ("cuda", "NVIDIA A", 1000 * 2**20)
     facts = await device_facts("cuda:1")
     assert (facts.name, facts.free_bytes) == ("NVIDIA B, with comma", 2000 * 2**20)
+    assert facts.total_bytes == 2500 * 2**20
     assert (await device_facts("cpu")).kind == "cpu"
 
 

@@ -30,6 +30,7 @@ _TINY = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+_MHA = {"num_key_value_heads": 4}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
 
@@ -148,6 +149,19 @@ def _ropes(**parameters: Any) -> dict[str, Any]:
     """Ropes of their own for layers with a window and for those without."""
     full = {**_PLAIN_ROPES["full_attention"], **parameters}
     return {"rope_parameters": {**_PLAIN_ROPES, "full_attention": full}}
+
+
+def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": ORIGINAL_LENGTH // 4,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": beta,
+    }
+    return {"head_dim": 16, **config, "rope_parameters": rope}
 
 
 _PLAIN = {"rope_parameters": _PLAIN_ROPES}
@@ -293,7 +307,7 @@ CASES: dict[str, Case] = {
     "olmo2": Case("Olmo2ForCausalLM"),
     "olmo2-norm-eps": _knob("Olmo2ForCausalLM", "rms_norm_eps", 0.1, 1e-5),
     "olmo2-attention-bias": _knob("Olmo2ForCausalLM", "attention_bias", True, False),
-    "phi": Case("PhiForCausalLM", {"num_key_value_heads": 4}),
+    "phi": Case("PhiForCausalLM", _MHA),
     "phi-gqa": Case("PhiForCausalLM"),
     "phi-qk-layernorm": _knob("PhiForCausalLM", "qk_layernorm", True, False),
     "phi-norm-eps": _knob("PhiForCausalLM", "layer_norm_eps", 0.1, 1e-5),
@@ -341,6 +355,71 @@ CASES: dict[str, Case] = {
     "starcoder2-untied": _knob("Starcoder2ForCausalLM", "tie_word_embeddings", False, True),
     "starcoder2-no-bias": _knob("Starcoder2ForCausalLM", "use_bias", False, True),
     "starcoder2-norm-epsilon": _knob("Starcoder2ForCausalLM", "norm_epsilon", 0.1, 1e-5),
+    "nemotron": Case("NemotronForCausalLM", {"head_dim": 24}),
+    "nemotron-partial-rotary-factor": _knob(
+        "NemotronForCausalLM", "rope_parameters", _partial(0.25), _partial(0.5)
+    ),
+    "nemotron-attention-bias": _knob("NemotronForCausalLM", "attention_bias", True, False),
+    "nemotron-mlp-bias": _knob("NemotronForCausalLM", "mlp_bias", True, False),
+    "nemotron-norm-eps": _knob("NemotronForCausalLM", "norm_eps", 0.1, 1e-5),
+    "gpt-neox": Case("GPTNeoXForCausalLM", _MHA),
+    "gpt-neox-no-bias": _knob("GPTNeoXForCausalLM", "attention_bias", False, True, **_MHA),
+    "gpt-neox-sequential": _knob(
+        "GPTNeoXForCausalLM", "use_parallel_residual", False, True, **_MHA
+    ),
+    "gpt-neox-partial-rotary-factor": _knob(
+        "GPTNeoXForCausalLM", "rope_parameters", _partial(0.5), _partial(0.25), **_MHA
+    ),
+    "gpt-neox-norm-eps": _knob("GPTNeoXForCausalLM", "layer_norm_eps", 0.1, 1e-5, **_MHA),
+    "gpt-neox-tied": _knob("GPTNeoXForCausalLM", "tie_word_embeddings", True, False, **_MHA),
+    "gpt2": Case("GPT2LMHeadModel", _MHA),
+    "gpt2-inner": Case("GPT2LMHeadModel", {"n_inner": 96, **_MHA}),
+    "gpt2-untied": _knob("GPT2LMHeadModel", "tie_word_embeddings", False, True, **_MHA),
+    "gpt2-unscaled": _knob("GPT2LMHeadModel", "scale_attn_weights", False, True, **_MHA),
+    "gpt2-scaled-by-layer": _knob(
+        "GPT2LMHeadModel", "scale_attn_by_inverse_layer_idx", True, False, **_MHA
+    ),
+    "gpt2-norm-epsilon": _knob("GPT2LMHeadModel", "layer_norm_epsilon", 0.1, 1e-5, **_MHA),
+    "gpt2-activation": _knob("GPT2LMHeadModel", "activation_function", "relu", "gelu", **_MHA),
+    "gptj": Case("GPTJForCausalLM", {"rotary_dim": 16, **_MHA}),
+    "gptj-rotary-dim": _knob("GPTJForCausalLM", "rotary_dim", 6, 8, **_MHA),
+    "gptj-norm-epsilon": _knob(
+        "GPTJForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, **_MHA
+    ),
+    "falcon": Case("FalconForCausalLM"),
+    "falcon-mha": _knob("FalconForCausalLM", "multi_query", False, True),
+    "falcon-bias": _knob("FalconForCausalLM", "bias", True, False),
+    "falcon-sequential": _knob("FalconForCausalLM", "parallel_attn", False, True),
+    "falcon-untied": _knob("FalconForCausalLM", "tie_word_embeddings", False, True),
+    "falcon-norm-epsilon": _knob("FalconForCausalLM", "layer_norm_epsilon", 0.1, 1e-5),
+    "falcon-activation": _knob("FalconForCausalLM", "activation", "relu", "gelu"),
+    "falcon-new": Case("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-new-one-norm": _knob(
+        "FalconForCausalLM",
+        "num_ln_in_parallel_attn",
+        1,
+        2,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+    ),
+    "opt": Case("OPTForCausalLM", {"ffn_dim": 96, **_MHA}),
+    "opt-post-norm": _knob("OPTForCausalLM", "do_layer_norm_before", False, True, **_MHA),
+    "opt-no-final-norm": _knob(
+        # Small, because logits that nothing normalises are large, and so is their rounding.
+        "OPTForCausalLM",
+        "_remove_final_layer_norm",
+        True,
+        False,
+        hidden_size=16,
+        **_MHA,
+    ),
+    "opt-no-bias": _knob("OPTForCausalLM", "enable_bias", False, True, **_MHA),
+    "opt-no-norm-weights": _knob(
+        "OPTForCausalLM", "layer_norm_elementwise_affine", False, True, **_MHA
+    ),
+    "opt-projected": Case("OPTForCausalLM", {"word_embed_proj_dim": 32, **_MHA}),
+    "opt-untied": _knob("OPTForCausalLM", "tie_word_embeddings", False, True, **_MHA),
+    "opt-activation": _knob("OPTForCausalLM", "activation_function", "gelu", "relu", **_MHA),
     "cohere": Case("CohereForCausalLM"),
     "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
     "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
@@ -363,6 +442,24 @@ CASES: dict[str, Case] = {
         "MinistralForCausalLM",
         {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
         {"layer_types": _KINDS[::-1]},
+    ),
+    "ministral3": Case("Ministral3ForCausalLM", _ministral3(0.5), _ministral3(0.0)),
+    "ministral3-window": Case(
+        "Ministral3ForCausalLM",
+        _ministral3(0.5, head_dim=24, sliding_window=_WINDOW),
+        {"sliding_window": None},
+    ),
+    "mistral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral", "head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": None},
+        _SEEING,
+    ),
+    "mistral3-ministral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_ministral3(0.5)},
+        _ministral3(0.0),
+        _SEEING | {"tie_word_embeddings": False},
     ),
     "gemma": Case("GemmaForCausalLM", _GEMMA),
     "gemma-untied": Case(
@@ -389,6 +486,11 @@ CASES: dict[str, Case] = {
         {"attn_logit_softcapping": 50.0}, attn_logit_softcapping=None
     ),
     "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
+    "vaultgemma": Case(
+        "VaultGemmaForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "attn_logit_softcapping": 2.0},
+        {"sliding_window": _WINDOW + 1},
+    ),
     "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
     "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "gemma3-pattern": Case(

@@ -35,7 +35,8 @@ def transformers_answer(model: PreTrainedModel, prompt: list[int]) -> Answer:
     """What transformers generates for this request alone."""
     # A dynamic rope keeps the longest length it has seen; a new one has seen none.
     decoder = model.get_decoder()
-    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
+    if hasattr(decoder, "rotary_emb"):
+        decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
     cache, logits, token_ids = DynamicCache(config=model.config), [], []
     input_ids = prompt
     with torch.inference_mode():
