@@ -121,15 +121,17 @@ class ServedModel:
 
         Args:
             features: what the request asks for; see `axion.openai.features`.
-            without: engines that have failed on it already. Then one that is being loaded is
-                waited for.
+            without: engines that have failed on it already.
+
+        Where engines have failed, on this request or altogether, the next one is loaded, and
+        one that is being loaded is waited for.
 
         Raises:
             InvalidRequestError: engines answer, and none of them honours the request.
             EngineUnavailableError: no engine can take it now.
         """
         capable, ready = await self._able(features, without)
-        if not capable and without and not self._is_stopped:
+        if not capable and (without or (not ready and self._has_failed)):
             self._launch_another()
             deadline = time.monotonic() + START_WAIT_S
             while not capable and await self._one_more_loaded(deadline - time.monotonic()):
@@ -174,6 +176,11 @@ class ServedModel:
         found = next((c for c in self.candidates if c.engine == engine), None)
         return None if found is None else Shadow(self.name, found, share)
 
+    @property
+    def _has_failed(self) -> bool:
+        """Whether, where no engine answers, one has before."""
+        return not self._is_stopped and any(c.has_started for c in self.candidates)
+
     async def _able(
         self, features: Collection[str], without: Collection[Candidate]
     ) -> tuple[list[Candidate], list[Candidate]]:
@@ -213,7 +220,7 @@ class ServedModel:
 
     def _launch_another(self) -> None:
         """Load the next engine that nobody has tried yet."""
-        for candidate in self.candidates:
+        for candidate in () if self._is_stopped else self.candidates:
             if candidate.starting is None:
                 self._launch(candidate)
                 return

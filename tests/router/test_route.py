@@ -222,6 +222,12 @@ class TestFailover:
         first.fail_at = (2, DOWN)
         assert await ask(served) == ("b", "tok tok tok ")
 
+    async def test_an_engine_that_goes_down_has_the_next_one_loaded(self):
+        first, second = ScriptedBackend("a"), ScriptedBackend("b")
+        served = await started(first, second, standby="never")
+        first.state = BackendState.DOWN
+        assert (await ask(served))[0] == "b"
+
     async def test_an_engine_that_is_down_is_passed_over(self):
         first, second = ScriptedBackend("a"), ScriptedBackend("b")
         served = await started(first, second)
