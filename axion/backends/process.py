@@ -6,12 +6,24 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
+import sys
+import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Self
+
+from axion.backends import guard
 
 _NUM_LOG_LINES = 200
 _MAX_LINE_BYTES = 64 * 1024
+# A guard that was told twice kills at once; it gives up after ten seconds.
+_GUARD_S = 12.0
+# The level stands at the front of a line, behind a time, a name or a process's number.
+_LEVEL = re.compile(r"^.{0,60}?\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+_MIN_SECRET_LENGTH = 8
 
 
 class ManagedProcess:
@@ -19,28 +31,55 @@ class ManagedProcess:
 
     It leads a session of its own, so that everything it spawns can be ended with it. What it
     writes is forwarded to `logger` line by line, and the last lines are kept for error messages.
+    The values of variables that are named as secrets are not in either.
+
+    Args:
+        secrets: what is not to be logged.
+        noise: lines that hold it are dropped.
+
+    Attributes:
+        last_line_at: when it last wrote something that is not noise, by `time.monotonic`.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        logger: logging.Logger,
+        secrets: re.Pattern[str] | None = None,
+        noise: str | None = None,
+    ) -> None:
         self._process = process
         self._logger = logger
+        self._secrets = secrets
+        self._noise = noise
         self.log_lines: deque[str] = deque(maxlen=_NUM_LOG_LINES)
+        self.last_line_at = time.monotonic()
         self._forwarder = asyncio.create_task(self._forward())
 
     @classmethod
     async def spawn(
-        cls, command: list[str], *, logger: logging.Logger, env: Mapping[str, str] | None = None
-    ) -> ManagedProcess:
+        cls,
+        command: list[str],
+        *,
+        logger: logging.Logger,
+        env: Mapping[str, str] | None = None,
+        noise: str | None = None,
+    ) -> Self:
+        """Start `command`, with `env` added to this process's environment.
+
+        Raises:
+            OSError: it cannot be run.
+        """
+        env = {**os.environ, **(env or {})}
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            limit=_MAX_LINE_BYTES,
-            env={**os.environ, **(env or {})},
+            env=env,
         )
-        return cls(process, logger)
+        return cls(process, logger, _secrets_of(env), noise)
 
     @property
     def pid(self) -> int:
@@ -57,15 +96,26 @@ class ManagedProcess:
     async def stop(self, grace_s: float = 5.0) -> None:
         """SIGTERM to the group, SIGKILL to what is left of it after `grace_s` seconds."""
         try:
-            if self._process.returncode is None:
-                self._signal_group(signal.SIGTERM)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), grace_s)
+            await self._end(grace_s)
         finally:  # a caller who does not wait leaves nothing behind either
-            self._signal_group(signal.SIGKILL)
+            self.kill()
         await self._process.wait()
         self._forwarder.cancel()
         await asyncio.gather(self._forwarder, return_exceptions=True)
+
+    async def _end(self, grace_s: float) -> None:
+        """Ask the process to end, and wait until it has or the time is over."""
+        self._signal_group(signal.SIGTERM)
+        await self._ended_within(grace_s)
+
+    def kill(self) -> None:
+        """SIGKILL to the group."""
+        self._signal_group(signal.SIGKILL)
+
+    async def _ended_within(self, timeout_s: float) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), timeout_s)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -74,17 +124,75 @@ class ManagedProcess:
     async def _forward(self) -> None:
         stream = self._process.stdout
         assert stream is not None
-        while True:
-            try:
-                line = await stream.readline()
-            except ValueError:  # longer than the limit; asyncio has dropped it
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            self.log_lines.append(text)
-            level, _, rest = text.partition(" ")
-            number = logging.getLevelNamesMapping().get(level)
-            self._logger.log(
-                logging.INFO if number is None else number, "%s", text if number is None else rest
-            )
+        rest = b""
+        while chunk := await stream.read(_MAX_LINE_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._take(line)
+            if b"\r" in rest:  # a progress bar paints over itself
+                self.last_line_at = time.monotonic()
+                rest = rest[rest.rindex(b"\r") :]
+            if len(rest) > _MAX_LINE_BYTES:
+                rest = b""
+        if rest:
+            self._take(rest)
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip().rpartition("\r")[2]
+        if self._noise is not None and self._noise in text:
+            return
+        self.last_line_at = time.monotonic()
+        if self._secrets is not None:
+            text = self._secrets.sub("***", text)
+        self.log_lines.append(text)
+        first, _, message = text.partition(" ")
+        levels = logging.getLevelNamesMapping()
+        if first in levels:  # as Axion's own processes write it
+            self._logger.log(levels[first], "%s", message)
+            return
+        found = _LEVEL.match(text)
+        self._logger.log(levels[found[1]] if found else logging.INFO, "%s", text)
+
+
+class GuardedProcess(ManagedProcess):
+    """A child process that starts others, each of which is ended with it: see `guard`.
+
+    It works in a fresh folder, which is removed at its end.
+
+    Attributes:
+        grace_s: how long it has to end by itself when this process has been killed, in seconds.
+    """
+
+    grace_s = 10.0
+
+    @classmethod
+    async def spawn(
+        cls,
+        command: list[str],
+        *,
+        logger: logging.Logger,
+        env: Mapping[str, str] | None = None,
+        noise: str | None = None,
+    ) -> Self:
+        if sys.platform == "linux":
+            script = [sys.executable, "-I", "-S", guard.__file__]
+            command = [*script, str(os.getpid()), str(cls.grace_s), *command]
+        return await super().spawn(command, logger=logger, env=env, noise=noise)
+
+    async def _end(self, grace_s: float) -> None:
+        for wait_s in (grace_s, _GUARD_S):
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGTERM)
+                await self._ended_within(wait_s)
+
+
+def _secrets_of(env: Mapping[str, str]) -> re.Pattern[str] | None:
+    """What matches the values of variables that hold secrets, by their names."""
+    values = [
+        re.escape(value)
+        for name, value in env.items()
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    ]
+    # The longest first: one may be the beginning of another.
+    return re.compile("|".join(sorted(values, key=len, reverse=True))) if values else None

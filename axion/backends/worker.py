@@ -10,22 +10,24 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
+import psutil
 import zmq
 import zmq.asyncio
 
 from axion.backends.process import ManagedProcess
+from axion.backends.supervisor import Supervisor
 from axion.engine.messages import (
     AbortRequest,
     AddRequest,
     EngineFailed,
     EngineReady,
     LoadProgress,
+    Ping,
     Shutdown,
     Start,
     StepOutputs,
@@ -44,10 +46,9 @@ from axion.types import (
     SequenceOutput,
 )
 
-_FIRST_BACKOFF_S = 0.5
-_MAX_BACKOFF_S = 30.0
-_STABLE_AFTER_S = 60.0
 _EXIT_GRACE_S = 5.0
+# The share of a processor that tells a process at work from one that only looks for messages.
+_COMPUTES = 0.05
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
 
 OutputT = TypeVar("OutputT")
@@ -81,30 +82,38 @@ class Outputs(Generic[OutputT]):
 
 
 class Worker(Generic[OutputT]):
-    """A child process that serves one model, and its supervision. What is said is a subclass's.
+    """A child process that serves one model. What is said to it is a subclass's.
 
-    When the process dies, the requests in it end with `EngineUnavailableError` and the process
-    is started again, after a pause that doubles with every failure.
+    When the process dies, or hangs, the requests in it end with `EngineUnavailableError`, and a
+    `Supervisor` starts it again.
+
+    A process answers between two steps, so a long step and a hang look alike from here. What
+    tells them apart is whether it computes: 2,048 tokens of an 8B model take a slow processor
+    some minutes, and keep it busy.
 
     Attributes:
         module: what the process runs: `python -m MODULE ADDRESS PARENT_PID`.
         title: what the process is called in messages.
+        ping_interval_s: seconds from one ping to the next.
+        idle_limit_s: seconds without an answer after which a process that does not compute
+            either (stopped, or waiting for what will not come) is ended and started again.
+        busy_limit_s: the same for one that computes.
     """
 
     module: ClassVar[str]
     title: ClassVar[str]
     logger: ClassVar[logging.Logger]
+    ping_interval_s: ClassVar[float] = 5.0
+    idle_limit_s: ClassVar[float] = 30.0
+    busy_limit_s: ClassVar[float] = 600.0
 
     def __init__(self) -> None:
-        self.state = BackendState.STARTING
-        self.detail = "The model is loading."
-        self.restarts = 0
+        self.supervisor = Supervisor(self._live, title=self.title, logger=self.logger)
         self._outputs: dict[str, Outputs[OutputT]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._connection: _Connection | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._has_answered = False
 
     def first_message(self) -> msgspec.Struct:
         """What every life of the process begins with."""
@@ -122,6 +131,18 @@ class Worker(Generic[OutputT]):
         """Forget what a process that has ended had told."""
 
     @property
+    def state(self) -> BackendState:
+        return self.supervisor.state
+
+    @property
+    def detail(self) -> str:
+        return self.supervisor.detail
+
+    @property
+    def restarts(self) -> int:
+        return self.supervisor.restarts
+
+    @property
     def pid(self) -> int | None:
         """Id of the process, while there is one."""
         return self._connection.process.pid if self._connection else None
@@ -132,23 +153,18 @@ class Worker(Generic[OutputT]):
         Raises:
             AxionError: it cannot be; the message says why.
         """
-        self._supervisor = asyncio.create_task(self._supervise())
-        try:
-            await asyncio.shield(self._started)
-        except BaseException:
-            await self._end_supervisor(grace_s=0)
-            raise
+        await self.supervisor.start()
 
     async def stop(self, drain_s: float) -> None:
         """Take no more requests, let the running ones finish for `drain_s` seconds, then end."""
-        self.state, self.detail = BackendState.STOPPED, "The server is shutting down."
+        self.supervisor.retire()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_s)
         self._fail_running(self.detail)
         if self._connection is not None:
             self._connection.send(Shutdown())
         # Without a process there is nothing to wait for: it pauses before a restart.
-        await self._end_supervisor(_EXIT_GRACE_S if self._connection is not None else 0)
+        await self.supervisor.end(_EXIT_GRACE_S if self._connection is not None else 0)
 
     @contextlib.contextmanager
     def request(self, request_id: str, message: msgspec.Struct) -> Iterator[Outputs[OutputT]]:
@@ -180,35 +196,10 @@ class Worker(Generic[OutputT]):
 
     def become_ready(self) -> None:
         """The model is loaded."""
-        if self.state is not BackendState.STOPPED:
-            self.state, self.detail = BackendState.READY, ""
-        if not self._started.done():
-            self._started.set_result(None)
+        self.supervisor.ready()
 
-    async def _supervise(self) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            started_at = time.monotonic()
-            try:
-                cause = f"it ended with status {await self._live()}"
-            except Exception as error:  # whatever it is: the next life may be better
-                if not self._started.done():
-                    self._started.set_exception(error)
-                    return
-                cause = f"{type(error).__name__}: {error}"
-            if self.state is BackendState.STOPPED:
-                return
-            if time.monotonic() - started_at > _STABLE_AFTER_S:
-                backoff_s = _FIRST_BACKOFF_S
-            self.logger.error(
-                "the %s is down (%s); restarting it in %.1f s", self.title, cause, backoff_s
-            )
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
-            self.restarts += 1
-
-    async def _live(self) -> int:
-        """One life of the process; returns its exit status.
+    async def _live(self) -> str:
+        """One life of the process; returns how it ended.
 
         Raises:
             AxionError: it could not load the model.
@@ -220,12 +211,16 @@ class Worker(Generic[OutputT]):
             connection.send(self.first_message())
             reader = asyncio.create_task(self._read(connection))
             ended = asyncio.create_task(connection.process.wait())
+            hung = asyncio.create_task(self._watch(connection))
+            tasks = (reader, ended, hung)
             try:
-                await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if reader.done():
                     reader.result()  # raises: it never ends by itself
+                if hung.done():
+                    return hung.result()
                 status = ended.result()
-                if not self._started.done():
+                if not self.supervisor.has_started:
                     last = "\n  ".join(list(connection.process.log_lines)[-20:])
                     guess = " (killed, most likely for want of memory)"
                     raise ModelLoadError(
@@ -233,11 +228,11 @@ class Worker(Generic[OutputT]):
                         f"{guess if status == -signal.SIGKILL else ''} while it loaded the "
                         f"model. Its last lines:\n  {last}"
                     )
-                return status
+                return f"it ended with status {status}"
             finally:
-                reader.cancel()
-                ended.cancel()
-                await asyncio.gather(reader, ended, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 self._connection = None
                 self._go_down()
                 await connection.close()
@@ -246,26 +241,38 @@ class Worker(Generic[OutputT]):
 
     async def _read(self, connection: _Connection) -> None:
         while True:
-            self.take(await connection.receive())
+            frame = await connection.receive()
+            self._has_answered = True
+            self.take(frame)
+
+    async def _watch(self, connection: _Connection) -> str:
+        """Returns when the process hangs, and has been killed."""
+        pid = connection.process.pid
+        # Counted in pings and not by the clock: while this process was stopped, it sent none.
+        silent_s = 0.0
+        computed_s = 0.0
+        while True:
+            self._has_answered = False
+            if self.state is BackendState.READY:
+                connection.send(Ping())
+            await asyncio.sleep(self.ping_interval_s)
+            if self._has_answered or self.state is not BackendState.READY:
+                silent_s, computed_s = 0.0, _cpu_seconds(pid)
+                continue
+            silent_s += self.ping_interval_s
+            computes = _cpu_seconds(pid) - computed_s > _COMPUTES * silent_s
+            if silent_s >= (self.busy_limit_s if computes else self.idle_limit_s):
+                connection.process.kill()
+                return f"it did not answer for {silent_s:g} s and was killed"
 
     def _go_down(self) -> None:
-        if self.state is not BackendState.STOPPED:
-            self.state = BackendState.DOWN
-            self.detail = f"The {self.title} ended and is being restarted."
+        self.supervisor.down()
         self.reset()
         self._fail_running(f"The {self.title} stopped while it computed this request.")
 
     def _fail_running(self, message: str) -> None:
         for outputs in self._outputs.values():
             outputs.put(EngineUnavailableError(message))
-
-    async def _end_supervisor(self, grace_s: float) -> None:
-        if self._supervisor is None:
-            return
-        # It ends by itself when the process exits; a process that does not is ended for it.
-        await asyncio.wait((self._supervisor,), timeout=grace_s)
-        self._supervisor.cancel()
-        await asyncio.gather(self._supervisor, return_exceptions=True)
 
 
 async def spawn_engine(
@@ -408,3 +415,11 @@ class _Connection:
         finally:
             self._socket.close(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Seconds that a process and its ended children have computed."""
+    try:
+        return float(sum(psutil.Process(pid).cpu_times()[:4]))
+    except psutil.NoSuchProcess:
+        return 0.0

@@ -29,6 +29,10 @@ class Shutdown(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Drop what is running and exit."""
 
 
+class Ping(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Send `StepOutputs`, as after every message: a sign of life."""
+
+
 class LoadProgress(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Bytes of weights read so far."""
 
@@ -53,7 +57,7 @@ class StepOutputs(msgspec.Struct, tag=True, array_like=True, frozen=True):
     stats: EngineStats
 
 
-ToEngine = Start | AddRequest | AbortRequest | Shutdown
+ToEngine = Start | AddRequest | AbortRequest | Ping | Shutdown
 FromEngine = LoadProgress | EngineReady | EngineFailed | StepOutputs
 
 encode = msgspec.msgpack.Encoder().encode

@@ -15,6 +15,7 @@ from axion.engine.messages import (
     EngineFailed,
     EngineReady,
     LoadProgress,
+    Ping,
     Shutdown,
     Start,
     StepOutputs,
@@ -60,6 +61,8 @@ class EngineProcess:
                             outputs.append(refusal)
                     case AbortRequest(request_ids):
                         core.abort(request_ids)
+                    case Ping():
+                        pass  # what is sent below answers it
                     case Shutdown():
                         return
             outputs += core.step()

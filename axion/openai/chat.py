@@ -13,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from axion.errors import InternalError, InvalidRequestError
@@ -468,6 +469,10 @@ class ChunkChoice(ResponseModel):
 
 
 class ChatCompletionChunk(ResponseModel):
+    """Attributes:
+    usage_so_far: where the engine tells it; not sent to clients.
+    """
+
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
@@ -475,6 +480,7 @@ class ChatCompletionChunk(ResponseModel):
     system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    usage_so_far: SkipJsonSchema[Usage | None] = Field(None, exclude=True)
 
 
 class AssistantAnswer(ResponseModel):

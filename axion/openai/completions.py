@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from axion.errors import InternalError, InvalidRequestError
 from axion.openai.common import (
@@ -130,6 +131,10 @@ class CompletionChunkChoice(ResponseModel):
 
 
 class CompletionChunk(ResponseModel):
+    """Attributes:
+    usage_so_far: where the engine tells it; not sent to clients.
+    """
+
     id: str
     object: Literal["text_completion"]
     created: int
@@ -137,6 +142,7 @@ class CompletionChunk(ResponseModel):
     system_fingerprint: str | None
     choices: list[CompletionChunkChoice]
     usage: Usage | None = None
+    usage_so_far: SkipJsonSchema[Usage | None] = Field(None, exclude=True)
 
 
 class CompletionChoice(ResponseModel):

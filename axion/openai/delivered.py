@@ -68,7 +68,7 @@ class Delivered:
 
     def take(self, chunk: ChatCompletionChunk | CompletionChunk) -> None:
         """Add what the client is about to get."""
-        self.usage = chunk.usage or self.usage
+        self.usage = chunk.usage or chunk.usage_so_far or self.usage
         if isinstance(chunk, CompletionChunk):
             for text in chunk.choices:
                 choice = self.choices.setdefault(text.index, DeliveredChoice())

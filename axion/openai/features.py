@@ -57,6 +57,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether a field that is set to `value` asks for what is done anyway."""
+    return value in _NEUTRAL.get(name, ())
+
+
 def features(request: GenerationRequest) -> frozenset[str]:
     """What a request asks for, each by the name of its field.
 
@@ -74,7 +79,7 @@ def _features(request: GenerationRequest) -> Iterator[str]:
         # 0 is not False here: `logprobs: 0` asks for the chosen tokens' log probabilities.
         if value is None or (name == "logprobs" and value is False):
             continue
-        if value not in _NEUTRAL.get(name, ()):
+        if not is_neutral(name, value):
             yield name
     if request.seed is not None:
         yield "seed" if request.seed else "seed.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from axion.engine.messages import AbortRequest, Shutdown
+from axion.engine.messages import AbortRequest, Ping, Shutdown
 from axion.types import PoolingConfig, PoolingInfo, PoolingStats
 
 # Truncate to as many tokens as the model takes; vLLM's value.
@@ -105,7 +105,7 @@ class StepOutputs(msgspec.Struct, tag=True, array_like=True, frozen=True):
     stats: PoolingStats
 
 
-ToPooling = Load | EmbedRequest | RerankRequest | AbortRequest | Shutdown
+ToPooling = Load | EmbedRequest | RerankRequest | AbortRequest | Ping | Shutdown
 FromPooling = PoolingReady | LoadFailed | StepOutputs
 
 encode = msgspec.msgpack.Encoder().encode

@@ -15,7 +15,7 @@ import loguru
 import zmq
 
 from axion.engine.child import connected_to_parent
-from axion.engine.messages import AbortRequest, Shutdown
+from axion.engine.messages import AbortRequest, Ping, Shutdown
 from axion.errors import AxionError, ModelNotFoundError
 from axion.pooling.batcher import Batcher
 from axion.pooling.core import PoolingCore
@@ -72,6 +72,8 @@ class PoolingProcess:
                             outputs.append(answer)
                     case AbortRequest(request_ids):
                         core.abort(request_ids)
+                    case Ping():
+                        pass  # what is sent below answers it
                     case Shutdown():
                         return
             outputs += core.step()

@@ -22,6 +22,7 @@ import pytest_asyncio
 
 from axion.backends import worker
 from axion.backends.process import ManagedProcess
+from axion.backends.supervisor import Supervisor
 from axion.backends.worker import WorkerEngine, spawn_engine
 from axion.errors import EngineUnavailableError, InternalError, ModelLoadError
 from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
@@ -93,16 +94,6 @@ async def test_what_the_engine_cannot_take_is_refused_and_it_lives(
     assert len(await collect(engine, "good", [1], SHORT)) == 8
 
 
-async def test_the_socket_is_for_this_user_alone(engine: WorkerEngine):
-    folders = [
-        folder
-        for folder in Path(tempfile.gettempdir()).glob("axion-*")
-        if (folder / "engine.sock").exists() and folder.stat().st_uid == os.getuid()
-    ]
-    assert folders
-    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
-
-
 async def test_a_killed_worker_is_restarted_and_its_streams_end(config: EngineConfig):
     engine = await spawn_engine(config)
     try:
@@ -158,7 +149,10 @@ async def test_a_model_that_does_not_fit_says_need_and_have(config: EngineConfig
         await spawn_engine(msgspec.structs.replace(config, kv_cache_bytes=2**16))
 
 
-async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
+@pytest.mark.parametrize("moment", ["loading", "loaded"])
+async def test_nothing_is_left_when_the_parent_is_killed(
+    tiny_model: Path, tmp_path: Path, moment: str
+):
     code = (
         "import asyncio\n"
         "from axion.backends.worker import spawn_engine\n"
@@ -170,12 +164,19 @@ async def test_no_orphan_is_left_when_the_parent_is_killed(tiny_model: Path):
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as parent:
         assert parent.stdout is not None
-        pid = int(await asyncio.to_thread(parent.stdout.readline))
-        assert psutil.pid_exists(pid)
+        children = psutil.Process(parent.pid).children
+        await until(lambda: list(tmp_path.glob("axion-*")) != [] and children() != [])
+        (child,) = children()
+        if moment == "loaded":
+            assert int(await asyncio.to_thread(parent.stdout.readline)) == child.pid
         parent.kill()
-        await until(lambda: not psutil.pid_exists(pid), timeout_s=10)
+        await until(lambda: not child.is_running() and not list(tmp_path.glob("axion-*")))
 
 
 # An engine without a model: it starts in a moment and does what a test's script says.
@@ -209,7 +210,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], N
         return await spawn([sys.executable, str(path), *command[-2:]], **options)
 
     monkeypatch.setattr(worker.ManagedProcess, "spawn", spawn_fake)
-    monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(Supervisor, "first_backoff_s", 0.05)
 
     def write(body: str) -> None:
         path.write_text(FAKE_ENGINE + body)
@@ -271,7 +272,7 @@ async def test_stop_during_a_restart_ends_it(
     config: EngineConfig, script, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
     if moment == "pause":
-        monkeypatch.setattr(worker, "_FIRST_BACKOFF_S", 600)
+        monkeypatch.setattr(Supervisor, "first_backoff_s", 600)
     engine = await spawn_engine(config)
     script("time.sleep(0.5)\n" + SERVE)
     os.kill(engine.pid, signal.SIGKILL)
@@ -298,6 +299,81 @@ async def test_streams_end_when_the_engine_dies_while_it_is_drained(config: Engi
         with pytest.raises(EngineUnavailableError):
             await stream
         await stopping
+
+
+async def test_the_socket_is_for_this_user_alone(
+    config: EngineConfig, script, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    engine = await spawn_engine(config)
+    (folder,) = tmp_path.glob("axion-*")  # the engine of this script does not remove it
+    assert (folder / "engine.sock").exists()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    await engine.stop(0)
+
+
+# Answers as the real engine does: after every message, and not while it computes a step.
+ANSWER = """
+ready()
+while True:
+    message = decode_to_engine(socket.recv())
+    if isinstance(message, Shutdown):
+        break
+    outputs = []
+    if isinstance(message, AddRequest):
+        until = time.monotonic() + message.params.max_tokens
+        while time.monotonic() < until:
+            pass
+        outputs = [SequenceOutput(message.request_id, [7], finish_reason=FinishReason.STOP)]
+    socket.send(encode(StepOutputs(outputs, EngineStats())))
+"""
+
+
+@pytest.fixture
+def heartbeat(script, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("from axion.types import FinishReason, SequenceOutput\n" + ANSWER)
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.1)
+    monkeypatch.setattr(WorkerEngine, "idle_limit_s", 0.5)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_an_engine_that_hangs_is_killed_and_started_again(config: EngineConfig):
+    engine = await spawn_engine(config)
+    try:
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineUnavailableError):
+                await collect(engine, "a", [1], SamplingParams(max_tokens=1))
+        await until(lambda: engine.health().state is BackendState.READY)
+        assert engine.health().restarts == 1
+        assert not psutil.pid_exists(pid)
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_a_long_step_is_no_hang(config: EngineConfig):
+    engine = await spawn_engine(config)
+    try:
+        assert await collect(engine, "a", [1], SamplingParams(max_tokens=2)) == [7]
+        assert engine.health().restarts == 0
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.usefixtures("heartbeat")
+async def test_a_step_without_end_is_a_hang(config: EngineConfig, monkeypatch):
+    monkeypatch.setattr(WorkerEngine, "busy_limit_s", 1.0)
+    engine = await spawn_engine(config)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineUnavailableError):
+                await collect(engine, "a", [1], SamplingParams(max_tokens=600))
+        await until(lambda: engine.health().restarts == 1)
+    finally:
+        await engine.stop(0)
 
 
 async def test_restarts_leave_nothing_behind(
