@@ -6,13 +6,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axion.backends.base import ModelConfig
+    from axion.backends.library import InferenceRequest, InferenceResult
+    from axion.backends.llama_cpp import LlamaCppBackend
+    from axion.backends.max import MaxBackend
+    from axion.backends.native import NativeBackend
+    from axion.backends.remote import RemoteBackend
+    from axion.backends.sglang import SglangBackend
+    from axion.backends.tensorrt_llm import TensorRTLLMBackend
+    from axion.backends.tgi import TgiBackend
+    from axion.backends.vllm import VllmBackend
     from axion.llm import LLM
     from axion.types import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "InferenceRequest",
+    "InferenceResult",
+    "LlamaCppBackend",
+    "MaxBackend",
+    "ModelConfig",
+    "NativeBackend",
+    "RemoteBackend",
+    "SamplingParams",
+    "SglangBackend",
+    "TensorRTLLMBackend",
+    "TgiBackend",
+    "VllmBackend",
+    "__version__",
+]
 
-_HOMES = {"LLM": "axion.llm", "SamplingParams": "axion.types"}
+_HOMES = {
+    "InferenceRequest": "axion.backends.library",
+    "InferenceResult": "axion.backends.library",
+    "LLM": "axion.llm",
+    "LlamaCppBackend": "axion.backends.llama_cpp",
+    "MaxBackend": "axion.backends.max",
+    "ModelConfig": "axion.backends.base",
+    "NativeBackend": "axion.backends.native",
+    "RemoteBackend": "axion.backends.remote",
+    "SamplingParams": "axion.types",
+    "SglangBackend": "axion.backends.sglang",
+    "TensorRTLLMBackend": "axion.backends.tensorrt_llm",
+    "TgiBackend": "axion.backends.tgi",
+    "VllmBackend": "axion.backends.vllm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
     )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="GPUs that share each of the model's layers; the native engine uses one",
+    )
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KV cache; unset: measured from free memory, in GiB"
     )

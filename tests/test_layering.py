@@ -62,7 +62,8 @@ TORCH_ROOMS = {
     "axion.pooling.native",
 }
 API_PROCESS = ["axion.cli.main", "axion.cli.serve", "axion.server.app", "axion.backends.native",
-               "axion.backends.worker", "axion.router.registry"]  # fmt: skip
+               "axion.backends.worker", "axion.backends.spawned",
+               "axion.router.registry"]  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -25,6 +25,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_name: what clients call it; the model's name when empty.
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
+        tensor_parallel_size: GPUs that share each of the model's layers.
     """
 
     model_name: str
@@ -37,6 +38,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None
     memory_fraction: float = 0.9
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
 
     @property
     def name(self) -> str:

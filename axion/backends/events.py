@@ -33,6 +33,8 @@ class EventReader:
         Raises:
             ValueError: an event is too long.
         """
+        if not data:
+            return []
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
         self._after_cr = data.endswith(b"\r")

@@ -43,12 +43,13 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the model is to run on.
 
     Attributes:
-        free_bytes: of the device's memory; 0 where nobody could tell.
+        free_bytes, total_bytes: of the device's memory; 0 where nobody could tell.
     """
 
     kind: DeviceKind = "cpu"
     name: str = ""
     free_bytes: int = 0
+    total_bytes: int = 0
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,8 +65,10 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
-        memory_factor: by device, memory that it needs as a multiple of the weights' bytes.
+        memory_factor: by device, memory that it needs as a multiple of the bytes of the weights in
+            the format that it computes in.
         min_head_dim: the smallest head size that its attention takes, by device.
+        tensor_parallel: it can share the layers of a model among several GPUs.
     """
 
     engine: str
@@ -82,10 +85,14 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
     min_head_dim: Mapping[str, int] = {}
+    tensor_parallel: bool = False
 
 
-def model_facts(name: str, path: Path) -> ModelFacts:
+def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> ModelFacts:
     """What the files at `path`, a snapshot's folder or a GGUF file, say of the model.
+
+    Args:
+        weight_bytes: of the weights, where these are not in the folder.
 
     Raises:
         ModelLoadError: config.json, or the GGUF file's header, cannot be read.
@@ -108,7 +115,9 @@ def model_facts(name: str, path: Path) -> ModelFacts:
         architectures=tuple(map(str, config.get("architectures") or ())),
         quantization=str(quantization.get("quant_method") or ""),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path)),
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path))
+        if weight_bytes is None
+        else weight_bytes,
         head_dim=_head_dim(text),
         has_remote_code=bool(config.get("auto_map")),
     )
@@ -187,23 +196,28 @@ async def device_facts(device: str) -> DeviceFacts:
     gpus = [] if device == "cpu" else await _gpus()
     if not gpus:
         kind: DeviceKind = "cuda" if device.startswith("cuda") else "cpu"
-        free = psutil.virtual_memory().available if kind == "cpu" else 0
-        return DeviceFacts(kind=kind, name="CPU" if kind == "cpu" else "", free_bytes=free)
+        if kind == "cuda":
+            return DeviceFacts(kind=kind)
+        memory = psutil.virtual_memory()
+        return DeviceFacts(
+            kind=kind, name="CPU", free_bytes=memory.available, total_bytes=memory.total
+        )
     index = int(device.partition(":")[2] or 0)
-    name, free = gpus[min(index, len(gpus) - 1)]
-    return DeviceFacts(kind="cuda", name=name, free_bytes=free)
+    name, free, total = gpus[min(index, len(gpus) - 1)]
+    return DeviceFacts(kind="cuda", name=name, free_bytes=free, total_bytes=total)
 
 
-async def _gpus() -> list[tuple[str, int]]:
-    """Name and free bytes of each NVIDIA GPU."""
-    query = ("--query-gpu=name,memory.free", "--format=csv,noheader,nounits")
+async def _gpus() -> list[tuple[str, int, int]]:
+    """Name, free bytes and all bytes of each NVIDIA GPU."""
+    query = ("--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits")
     try:
         written = await ask(["nvidia-smi", *query], timeout_s=20)
     except AskError:
         return []
     found = []
     for line in written.decode(errors="replace").splitlines():
-        name, comma, mib = line.rpartition(", ")
-        if comma and mib.strip().isdigit():
-            found.append((name, int(mib) * 2**20))
+        name, *mib = line.rsplit(", ", 2)
+        if len(mib) == 2 and all(number.strip().isdigit() for number in mib):
+            free, total = (int(number) * 2**20 for number in mib)
+            found.append((name, free, total))
     return found

@@ -6,11 +6,12 @@ process group. It is a subreaper: whoever loses their parent below it, in whatev
 its child. So it ends when, and only when, there is nothing left to end.
 
 It ends all when the server ends, when Axion does (the kernel then sends it SIGTERM), and on
-SIGTERM: the server first, with `GRACE_S` seconds to do so by itself, then what it left. Another
-SIGTERM ends the wait. The exit status is the server's, 128 + N where signal N ended it.
+SIGTERM: the server first, with `GRACE_S` seconds to do so by itself, then what it left. SIGQUIT
+kills all of it at once. The exit status is the server's, 128 + N where signal N ended it.
 
-The server works in a fresh folder, which is removed at the end: what lies in Axion's own working
-folder, such as a `.env`, is not meant for it.
+The server works in a fresh folder, which is its place for temporary files too and is removed at the
+end: what lies in Axion's own working folder, such as a `.env`, is not meant for it, and a server
+that is killed leaves its sockets.
 
 Of a guard that is killed itself the kernel takes the server along, and Axion the process group;
 what has left that group stays. The file is run as a script and imports nothing of Axion's: it
@@ -31,6 +32,7 @@ import time
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TERM = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_AWAITED = _TERM | {signal.SIGQUIT, signal.SIGCHLD}
 # What a server leaves behind has lost who it works for: it needs no time to finish anything.
 _ORPHAN_GRACE_S = 1.0
 # A process that a driver holds in the kernel cannot be waited for without end.
@@ -63,12 +65,15 @@ class Guard:
         deadline = None
         while self._status is None:
             left_s = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
-            received = signal.sigtimedwait(_TERM | {signal.SIGCHLD}, left_s)
-            if received is not None and received.si_signo == signal.SIGCHLD:
+            received = signal.sigtimedwait(_AWAITED, left_s)
+            if received is None:
+                if deadline is not None:
+                    return False
+            elif received.si_signo == signal.SIGCHLD:
                 self._reap()
-            elif deadline is not None:
+            elif received.si_signo == signal.SIGQUIT:
                 return False
-            elif received is not None:
+            elif deadline is None:
                 _signal([self._pid], signal.SIGTERM)
                 deadline = time.monotonic() + grace_s
         return True
@@ -77,8 +82,8 @@ class Guard:
         _signal(_descendants(), signal.SIGTERM)
         deadline = time.monotonic() + _ORPHAN_GRACE_S
         while self._has_children and (left_s := deadline - time.monotonic()) > 0:
-            received = signal.sigtimedwait(_TERM | {signal.SIGCHLD}, left_s)
-            if received is not None and received.si_signo != signal.SIGCHLD:
+            received = signal.sigtimedwait(_AWAITED, left_s)
+            if received is not None and received.si_signo == signal.SIGQUIT:
                 return
             self._reap()
 
@@ -110,6 +115,7 @@ def _spawn(command: list[str], folder: str) -> int:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.chdir(folder)
+        os.environ["TMPDIR"] = folder
         os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"ERROR {command[0]} cannot be run: {error.strerror}\n".encode())
@@ -148,7 +154,7 @@ def _prctl(option: int, value: int) -> None:
 
 def main() -> int:
     parent_pid, grace_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TERM | {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # it went before the call

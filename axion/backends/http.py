@@ -31,7 +31,7 @@ class HttpClient:
     """Requests to one server, on connections that are kept open; as many as there are requests.
 
     Args:
-        base_url: `http://host:port/path` or the same with https; a request's path follows it.
+        base_url: `http://host:port` or the same with https; a path in it does not count.
         headers: sent with every request.
         verify: whether to check the server's certificate, or the file of the authorities to check
             it by.
@@ -49,7 +49,6 @@ class HttpClient:
         self._host = url.hostname
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = _tls_context(verify) if url.scheme == "https" else None
-        self._path = url.path.rstrip("/")
         given = {
             "host": url.netloc.rpartition("@")[2],
             "user-agent": f"axion/{__version__}",
@@ -71,7 +70,7 @@ class HttpClient:
         Raises:
             OSError: there is no connection, it broke, or what came is not HTTP.
         """
-        head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._headers}"
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}"
         if body is not None:
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         message = head.encode("latin-1") + b"\r\n" + (body or b"")

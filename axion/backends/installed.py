@@ -50,9 +50,13 @@ def interpreter(program: str) -> str | None:
 
 
 async def ask(
-    command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    with_errors: bool = False,
 ) -> bytes:
-    """What a program writes to its standard output.
+    """What a program writes to its standard output, and behind that to the other one if asked for.
 
     Raises:
         AskError: it cannot be run, ends with another status than 0, or takes too long.
@@ -85,7 +89,7 @@ async def ask(
         raise AskError(f"{name} ended with status {process.returncode} when it was asked.")
     if len(written) > _MAX_ANSWER_BYTES:
         raise AskError(f"{name} wrote more than {_MAX_ANSWER_BYTES} bytes.")
-    return written
+    return written + errors if with_errors else written
 
 
 async def ask_once(
@@ -95,6 +99,7 @@ async def ask_once(
     of: str,
     timeout_s: float,
     env: Mapping[str, str] | None = None,
+    with_errors: bool = False,
 ) -> bytes:
     """As `ask`, with the answer kept on disk for as long as the engine's program is the same.
 
@@ -104,7 +109,7 @@ async def ask_once(
     file = _cache_folder() / f"{engine}-{_identity(command, of)}"
     with contextlib.suppress(OSError):
         return file.read_bytes()
-    answer = await ask(command, timeout_s=timeout_s, env=env)
+    answer = await ask(command, timeout_s=timeout_s, env=env, with_errors=with_errors)
     with contextlib.suppress(OSError):  # without a place to keep it, it is asked again
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         part = file.with_suffix(f".{os.getpid()}")

@@ -10,14 +10,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 from cachetools import LRUCache
 
+from axion import __version__
 from axion.backends.answer import Answer, Piece, ShownToken
+from axion.backends.architectures import native_architectures
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
+from axion.backends.facts import EngineFacts
+from axion.backends.library import LibraryBackend
+from axion.backends.worker import spawn_engine
 from axion.engine.client import EngineClient
 from axion.errors import (
     CannotContinueError,
@@ -58,6 +63,7 @@ from axion.openai.completions import (
 )
 from axion.openai.delivered import Delivered
 from axion.openai.structured import StructuredRequest
+from axion.settings import Settings
 from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
@@ -119,21 +125,38 @@ class Engine(EngineClient, Protocol):
 EngineFactory = Callable[[EngineConfig], Awaitable[Engine]]
 
 
-class NativeBackend:
+class NativeBackend(LibraryBackend):
     """Serves one model by an engine that speaks token ids.
 
     Args:
-        engine_factory: starts an engine; returns when it is ready.
+        engine_factory: starts an engine; returns when it is ready. Without it, in a process of its
+            own.
     """
 
     engine = "native"
     # What it does not honour it refuses itself.
     capabilities = Capabilities(engine="native", honours_all=True)
 
-    def __init__(self, engine_factory: EngineFactory) -> None:
+    def __init__(self, engine_factory: EngineFactory = spawn_engine) -> None:
         self._engine_factory = engine_factory
         self._model: _Model | None = None
         self._keys: LRUCache[bytes, tuple[bytes, bool]] = LRUCache(_MAX_KEYS)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, on_progress: Callable[[int, int], None]) -> Self:
+        """One in a process of its own."""
+        return cls(partial(spawn_engine, on_progress=on_progress))
+
+    @classmethod
+    async def facts(cls, settings: Settings) -> EngineFacts:
+        """What is known of the engine; no architectures where plug-ins may have more."""
+        return EngineFacts(
+            engine="native",
+            version=__version__,
+            architectures=await asyncio.to_thread(native_architectures),
+            quantizations=frozenset(),
+            memory_factor={"cpu": 1.0, "cuda": 1.05},
+        )
 
     async def start(self, model: ModelConfig) -> None:
         """Find the model's files, load what the API process needs of them, start the engine.
@@ -142,6 +165,11 @@ class NativeBackend:
             ModelNotFoundError: there is no such model.
             ModelLoadError: it cannot be served; the message says why.
         """
+        if model.tensor_parallel_size > 1:
+            raise ModelLoadError(
+                f"tensor_parallel_size is {model.tensor_parallel_size}; the native engine computes "
+                "on one device."
+            )
         path = (await resolve(model.model_name)).path
         starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
         try:

@@ -18,7 +18,7 @@ from axion.backends import guard
 
 _NUM_LOG_LINES = 200
 _MAX_LINE_BYTES = 64 * 1024
-# A guard that was told twice kills at once; it gives up after ten seconds.
+# A guard that kills what is below it gives up after ten seconds.
 _GUARD_S = 12.0
 # The level stands at the front of a line, behind a time, a name or a process's number.
 _LEVEL = re.compile(r"^.{0,60}?\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
@@ -158,12 +158,7 @@ class GuardedProcess(ManagedProcess):
     """A child process that starts others, each of which is ended with it: see `guard`.
 
     It works in a fresh folder, which is removed at its end.
-
-    Attributes:
-        grace_s: how long it has to end by itself when this process has been killed, in seconds.
     """
-
-    grace_s = 10.0
 
     @classmethod
     async def spawn(
@@ -173,17 +168,25 @@ class GuardedProcess(ManagedProcess):
         logger: logging.Logger,
         env: Mapping[str, str] | None = None,
         noise: str | None = None,
+        grace_s: float = 15.0,
     ) -> Self:
+        """As `ManagedProcess.spawn`.
+
+        Args:
+            grace_s: how long it has to end by itself after SIGTERM, in seconds, whether it is
+                stopped or this process has been killed.
+        """
         if sys.platform == "linux":
             script = [sys.executable, "-I", "-S", guard.__file__]
-            command = [*script, str(os.getpid()), str(cls.grace_s), *command]
+            command = [*script, str(os.getpid()), str(grace_s), *command]
         return await super().spawn(command, logger=logger, env=env, noise=noise)
 
     async def _end(self, grace_s: float) -> None:
-        for wait_s in (grace_s, _GUARD_S):
+        steps = ((signal.SIGTERM, grace_s), (signal.SIGQUIT, _GUARD_S))
+        for number, wait_s in steps if grace_s > 0 else steps[1:]:
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(signal.SIGTERM)
+                    self._process.send_signal(number)
                 await self._ended_within(wait_s)
 
 

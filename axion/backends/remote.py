@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Capabilities, shipped_capabilities
+from axion.backends.facts import EngineFacts
 from axion.backends.http import Verify
 from axion.backends.upstream import Upstream
 from axion.backends.upstream_backend import UpstreamBackend
 from axion.errors import AxionError, ModelLoadError, NotFoundError
+from axion.settings import Settings
 from axion.types import BackendHealth, BackendState
 
 logger = logging.getLogger("axion.backends")
@@ -62,6 +64,26 @@ class RemoteBackend(UpstreamBackend):
         self._structured_outputs = structured_outputs
         self._state = BackendState.STARTING
         self._prober: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, on_progress: Callable[[int, int], None]) -> Self:
+        """The server that the settings name."""
+        return cls(
+            settings.remote_url,
+            api_key=settings.remote_api_key or None,
+            model=settings.remote_model or settings.model_name,
+        )
+
+    @classmethod
+    async def facts(cls, settings: Settings) -> EngineFacts:
+        """Whether the settings name a server. What it can serve, it says when it is started."""
+        return EngineFacts(
+            engine="remote",
+            variable="REMOTE_URL",
+            installed=bool(settings.remote_url),
+            formats=frozenset({"safetensors", "gguf"}),
+            tensor_parallel=True,
+        )
 
     async def start(self, model: ModelConfig) -> None:
         """Returns when the server has said that it serves the model.

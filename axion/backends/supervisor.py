@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
+from axion.errors import EngineUnavailableError
 from axion.types import BackendState
 
 Clock = Callable[[], float]
@@ -73,17 +74,18 @@ class Supervisor:
         self._backoff_s = self.first_backoff_s
         self._given_up = False
         self._ready_at: float | None = None
-        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def has_started(self) -> bool:
         """Whether it was ready once."""
-        return self._started.done()
+        return self._started is not None and self._started.done()
 
     async def start(self) -> None:
         """Returns when the first life is ready; raises what ended it before that."""
-        self._task = asyncio.create_task(self._supervise())
+        self._started = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._supervise(self._started))
         try:
             await asyncio.shield(self._started)
         except BaseException:
@@ -95,7 +97,7 @@ class Supervisor:
         self._ready_at = self._clock()
         if self.state is not BackendState.STOPPED:
             self.state, self.detail = BackendState.READY, ""
-        if not self._started.done():
+        if self._started is not None and not self._started.done():
             self._started.set_result(None)
 
     def down(self) -> None:
@@ -115,15 +117,17 @@ class Supervisor:
         await asyncio.wait((self._task,), timeout=grace_s)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(EngineUnavailableError(self.detail))
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, started: asyncio.Future[None]) -> None:
         while True:
             self._ready_at = None
             try:
                 cause = await self._live()
             except Exception as error:  # whatever it is: the next life may be better
-                if not self._started.done():
-                    self._started.set_exception(error)
+                if not started.done():
+                    started.set_exception(error)
                     return
                 cause = f"{type(error).__name__}: {error}"
             if self.state is BackendState.STOPPED:

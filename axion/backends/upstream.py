@@ -45,9 +45,10 @@ from axion.openai.structured import StructuredRequest
 logger = logging.getLogger("axion.backends")
 
 _DONE = b"[DONE]"
-# Fields that ask an engine for nothing, and that some refuse; and what is said in another way.
+# Fields that are sent in another way; and those that ask for nothing, which some servers refuse.
 _NOT_SENT = frozenset(
     """
+    model stream stream_options
     user metadata safety_identifier prompt_cache_key prompt_cache_retention service_tier store
     modalities best_of structured_outputs guided_json guided_regex guided_choice guided_grammar
     """.split()  # noqa: SIM905
@@ -87,6 +88,7 @@ class Upstream:
 
     Attributes:
         num_running: requests in it.
+        last_data_at: when something of an answer last came, by `time.monotonic`.
         tells_usage: whether each of the server's chunks can have the usage so far, by which another
             engine can go on with the answer exactly.
 
@@ -124,6 +126,7 @@ class Upstream:
         missing = self.capabilities.missing(["stream_options.continuous_usage_stats"])
         self.tells_usage = not missing
         self.num_running = 0
+        self.last_data_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -249,7 +252,7 @@ class Upstream:
         if self.tells_usage:
             options["continuous_usage_stats"] = True
         own = {"model": self.upstream_model, "stream": True, "stream_options": options}
-        return body | own | self._extra_body
+        return own | body | self._extra_body
 
     def name_of(self, field: str) -> str:
         """The server's name of a request's field."""
@@ -289,6 +292,7 @@ class Upstream:
                         error = await response.read_all(_MAX_ANSWER_BYTES)
                         raise self.failure(response.status, error, response.headers)
                     while not answer.is_done and (data := await response.read()):
+                        self.last_data_at = time.monotonic()
                         for event in reader.push(data):
                             for chunk in answer.take(event):
                                 yield chunk
@@ -500,9 +504,12 @@ class _TextChoice(_Choice):
     text: str | None = None
 
 
+_NO_ERROR = msgspec.Raw(b"null")
+
+
 class _Event(msgspec.Struct):
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NO_ERROR
     choices: list[Any] | None = None
 
 
@@ -594,6 +601,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         self._began: set[int] = set()
         self._finished: set[int] = set()
         self._num_delivered = 0
+        self._wants_usage_only = False
         self._exhausted = False  # all tokens are delivered, and nobody has said so
         self.is_done = False
 
@@ -616,7 +624,7 @@ class _Answer(Generic[RequestT, ChunkT]):
             self._num_delivered = delivered.usage.completion_tokens
         if choice.finished:
             self._finished.add(0)
-            return None
+            return self._ask_for_usage(body)
         if not (choice.content or choice.reasoning or choice.calls):
             return body
         if choice.reasoning or choice.calls:
@@ -634,8 +642,18 @@ class _Answer(Generic[RequestT, ChunkT]):
                 body[name] = max(0, body[name] - self._num_delivered)
                 if not body[name] and not name.startswith("min"):
                     self._exhausted = True
-                    return None
+                    self._finished.add(0)
+                    return self._ask_for_usage(self._upstream.body(self._request))
         return body
+
+    def _ask_for_usage(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """What tells how long the prompt is, where that is wanted and not known."""
+        if self._delivered is None or self._delivered.usage or not self._request.include_usage:
+            return None
+        self._wants_usage_only = True
+        for name in ("max_completion_tokens", "min_tokens"):
+            body.pop(self._upstream.name_of(name), None)
+        return body | {self._upstream.name_of("max_tokens"): 1}
 
     def _go_on(self, body: dict[str, Any], choice: DeliveredChoice) -> None:
         """Make `body` ask for what follows the delivered text."""
@@ -659,7 +677,7 @@ class _Answer(Generic[RequestT, ChunkT]):
             message = self._decode(event.data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._upstream.not_understood() from None
-        is_error = message.error is not None and bytes(message.error) != b"null"
+        is_error = message.error is not _NO_ERROR and message.error != _NO_ERROR
         if is_error or event.name == b"error":
             raise self._upstream.error_in_stream(event)
         if message.usage is not None:
@@ -727,6 +745,8 @@ class _Answer(Generic[RequestT, ChunkT]):
     def _whole_usage(self) -> dict[str, Any]:
         """Of the whole answer: what was delivered before is part of it, and not of the prompt."""
         told = self._usage or _Usage()
+        if self._wants_usage_only:
+            told = _Usage(told.prompt_tokens + self._num_delivered, 0, told.prompt_tokens_details)
         num_here = told.completion_tokens
         if num_here is None:
             num_here = self._num_chunks

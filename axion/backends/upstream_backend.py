@@ -9,6 +9,7 @@ import msgspec
 
 from axion.backends.base import PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
+from axion.backends.library import LibraryBackend
 from axion.backends.upstream import Upstream
 from axion.errors import EngineUnavailableError
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
@@ -16,7 +17,7 @@ from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered
 
 
-class UpstreamBackend:
+class UpstreamBackend(LibraryBackend):
     """The part of `InferenceBackend` that is about requests.
 
     A subclass does `start`, `health` and `stop`. It sets `upstream` when its server answers, sets

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -20,6 +19,9 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from axion.backends.engines import spawned_engines
+from axion.backends.installed import find_command
+from axion.backends.spawned import SpawnedBackend
 from axion.settings import SettingsError, config_file, load_settings
 
 REQUIRED_PACKAGES = (
@@ -35,14 +37,6 @@ REQUIRED_PACKAGES = (
 )
 # What decides how fast the native engine computes on CPU.
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-ENGINES = {
-    "MAX": ("max", "AXION_MAX_COMMAND"),
-    "vLLM": ("vllm", "AXION_VLLM_COMMAND"),
-    "SGLang": ("sglang", "AXION_SGLANG_COMMAND"),
-    "TensorRT-LLM": ("trtllm-serve", "AXION_TENSORRT_LLM_COMMAND"),
-    "TGI": ("text-generation-launcher", "AXION_TGI_COMMAND"),
-    "llama.cpp": ("llama-server", "AXION_LLAMA_CPP_COMMAND"),
-}
 # Some engines import torch only to tell their version.
 VERSION_TIMEOUT_S = 60.0
 
@@ -82,7 +76,7 @@ def examine() -> dict[str, Any]:
     """All findings; `problems` holds a sentence for each thing that Axion cannot run without."""
     with ThreadPoolExecutor() as pool:
         torch = pool.submit(_torch)
-        engines = pool.map(lambda item: _engine(*item), ENGINES.items())
+        engines = pool.map(_engine, spawned_engines())
         report: dict[str, Any] = {
             "axion": _version("axion"),
             "python": platform.python_version(),
@@ -159,16 +153,14 @@ def _gpus(torch: dict[str, Any]) -> list[dict[str, Any]]:
     return gpus
 
 
-def _engine(name: str, found_by: tuple[str, str]) -> dict[str, Any]:
-    default, variable = found_by
-    try:
-        command = shlex.split(os.environ.get(variable) or default)
-    except ValueError:
-        command = []
-    path = shutil.which(command[0]) if command else None
-    finding: dict[str, Any] = {"name": name, "command": variable, "path": path, "version": None}
-    if path is not None:
-        out = _run([path, *command[1:], "--version"])
+def _engine(engine: type[SpawnedBackend]) -> dict[str, Any]:
+    variable = engine.command_variable
+    command = find_command(variable, engine.default_command)
+    path = command[0] if command is not None else None
+    finding: dict[str, Any] = {"name": engine.title, "command": variable, "path": path}
+    finding["version"] = None
+    if command is not None:
+        out = _run([*command, "--version"])
         if out.returncode == 0:
             finding["version"] = _version_in(out.stdout) or _version_in(out.stderr)
     return finding

@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from axion.backends.base import InferenceBackend, ModelConfig
-from axion.settings import Settings, shares
+from axion.settings import Settings, load_settings, shares
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -41,6 +39,7 @@ def model_config(settings: Settings) -> ModelConfig:
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
+        tensor_parallel_size=settings.tensor_parallel_size,
     )
 
 
@@ -57,22 +56,10 @@ def routing_policy(settings: Settings) -> RoutingPolicy:
 
 
 def create_backend(show: Show) -> InferenceBackend:
-    """The native engine, reporting how far its model is downloaded and loaded."""
+    """The native engine, reporting how far its model is loaded."""
     from axion.backends.native import NativeBackend
-    from axion.backends.worker import spawn_engine
-    from axion.hub.resolve import resolve
 
-    class Backend(NativeBackend):
-        async def start(self, model: ModelConfig) -> None:
-            download = partial(show, f"Downloading {model.model_name}")
-            snapshot = await resolve(model.model_name, on_progress=download)
-            await super().start(
-                msgspec.structs.replace(
-                    model, model_name=str(snapshot.path), served_name=model.name
-                )
-            )
-
-    return Backend(partial(spawn_engine, on_progress=partial(show, "Loading weights")))
+    return NativeBackend.from_settings(load_settings(), partial(show, "Loading weights"))
 
 
 @contextmanager

@@ -10,13 +10,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import uvloop
 
-from axion.cli.loading import create_backend, model_config, progress, routing_policy
+from axion.cli.loading import model_config, progress, routing_policy
 from axion.errors import AxionError, InvalidRequestError
 from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
 
@@ -114,6 +115,7 @@ def run_server(settings: Settings) -> None:
 
     # Who calls from here on waits for a moment instead of being refused.
     from axion.hub.resolve import DEMO_HINT
+    from axion.router.plan import plan
     from axion.router.registry import ModelRegistry
     from axion.server.app import create_app
     from axion.server.runner import run
@@ -121,7 +123,9 @@ def run_server(settings: Settings) -> None:
     with ExitStack() as until_ready, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         show = until_ready.enter_context(progress())
         registry = ModelRegistry()
-        registry.add(model, create_backend(show), policy=routing_policy(settings))
+        registry.add_planned(
+            model, partial(plan, model, settings, show), policy=routing_policy(settings)
+        )
 
         def on_ready() -> None:
             until_ready.close()

@@ -7,7 +7,7 @@ import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -27,13 +27,19 @@ _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 ProgressCallback = Callable[[int, int], None]
 
 
-async def resolve(model_name: str, *, on_progress: ProgressCallback | None = None) -> Snapshot:
+async def resolve(
+    model_name: str,
+    *,
+    on_progress: ProgressCallback | None = None,
+    formats: Collection[str] = ("safetensors",),
+) -> Snapshot:
     """Find the model's files, downloading them where they are not on this machine.
 
     Args:
         model_name: `axion/demo`; a folder (absolute, `./x` or `~/x`); or a Hugging Face id,
             `org/name` or `org/name@revision`.
         on_progress: called with bytes downloaded and bytes to download.
+        formats: of weights that can be used; with `gguf` the name may be the path of such a file.
 
     Raises:
         ModelNotFoundError: there is no such folder, repository or revision, or the name is none.
@@ -44,7 +50,7 @@ async def resolve(model_name: str, *, on_progress: ProgressCallback | None = Non
         if model_name == DEMO_MODEL:
             return _demo()
         if model_name.startswith(("/", "~")) or model_name.split("/")[0] == ".":
-            return _local(model_name)
+            return _local(model_name, formats)
         repo_id, revision = parse_id(model_name)
         return await _hub(model_name, repo_id, revision, on_progress or (lambda *_: None))
     except AxionError as error:
@@ -78,14 +84,19 @@ def _demo() -> Snapshot:
     return Snapshot(name=DEMO_MODEL, path=path, revision=None, source="demo")
 
 
-def _local(name: str) -> Snapshot:
+def _local(name: str, formats: Collection[str]) -> Snapshot:
     try:
         path = Path(name).expanduser()
     except RuntimeError:
         raise ModelNotFoundError(f"There is no home folder for {name!r}.") from None
     try:
         if path.suffix == ".gguf" and path.is_file():
-            raise ModelLoadError(f"{name} is a GGUF file, which Axion does not load yet.")
+            if "gguf" not in formats:
+                raise ModelLoadError(
+                    f"{name} is a GGUF file, which none of the engines in use loads. The engine "
+                    "llama_cpp does: name it in AXION_BACKENDS."
+                )
+            return Snapshot(name=name, path=path.resolve(), revision=None, source="local")
         if not path.is_dir():
             kind = "is not a folder" if path.exists() else "does not exist"
             raise ModelNotFoundError(f"The model folder {name} {kind}.")

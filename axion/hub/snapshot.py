@@ -28,7 +28,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as it was asked for.
-        path: folder with config.json, tokenizer and safetensors.
+        path: folder with config.json, tokenizer and safetensors, or a GGUF file.
         revision: commit of a Hugging Face repository.
     """
 
@@ -77,9 +77,9 @@ def check_snapshot(path: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of the names, sizes and times of change of the files in the folder `path`."""
+    """Digest of the names, sizes and times of change of the file `path`, or of a folder's files."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(path.rglob("*")):
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.is_file():
             stat = file.stat()
             name = file.relative_to(path)

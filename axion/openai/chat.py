@@ -172,7 +172,8 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ChosenTool(RequestModel):
-    type: Literal["function"]
+    # Hugging Face's own type has no more than the function.
+    type: Literal["function"] = "function"
     function: ChosenFunction
 
 
@@ -195,8 +196,11 @@ class AllowedToolChoice(RequestModel):
 
 
 def _tool_choice_kind(value: Any) -> str | None:
+    """By JSON type before validation; by class when a request is written as JSON again."""
     if isinstance(value, str):
         return "word"
+    if isinstance(value, ChosenTool | AllowedToolChoice):
+        return "function" if isinstance(value, ChosenTool) else "allowed tools"
     if not isinstance(value, dict):
         return None
     return "allowed tools" if "allowed_tools" in value else "function"

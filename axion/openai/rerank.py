@@ -60,7 +60,11 @@ class RerankRequest(RequestModel):
         None, description="cut longer documents to so many tokens, in tokens"
     )
     max_chunks_per_doc: Annotated[None, Refused("documents are not split into chunks")] = None
-    rank_fields: Annotated[None, Refused("a document's text is all that is ranked")] = None
+    rank_fields: (
+        Annotated[list[str], Refused("a document's text is all that is ranked", (["text"],))] | None
+    ) = None
+    relevant_spans: Annotated[None, Refused("documents are scored as a whole")] = None
+    priority: Annotated[int, Refused("texts wait in one queue", (0,))] | None = None
 
     # Extensions, with the names and meanings that vLLM gave them.
     truncate_prompt_tokens: TruncatePromptTokens | None = Field(

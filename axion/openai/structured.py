@@ -72,6 +72,10 @@ class JsonSchema(RequestModel):
 class ResponseFormat(RequestModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, description="only with type json_schema")
+    value: Object | None = Field(
+        None,
+        description="only with type json_object: the schema, as Hugging Face's client sends it",
+    )
 
     @model_validator(mode="after")
     def _has_what_its_type_needs(self) -> ResponseFormat:
@@ -79,13 +83,15 @@ class ResponseFormat(RequestModel):
             raise field_error("json_schema", "is required with type json_schema")
         if self.type != "json_schema" and self.json_schema is not None:
             raise field_error("json_schema", "is only for type json_schema")
+        if self.type != "json_object" and self.value is not None:
+            raise field_error("value", "is only for type json_object")
         return self
 
     @property
     def constraint(self) -> Constraint | None:
         if self.type == "text":
             return None
-        schema = self.json_schema.schema_ if self.json_schema is not None else None
+        schema = self.json_schema.schema_ if self.json_schema is not None else self.value
         return Constraint("response_format", _json_grammar("response_format", schema))
 
 

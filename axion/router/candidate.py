@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from axion.backends.base import InferenceBackend
+from axion.backends.base import InferenceBackend, ModelConfig
 from axion.types import BackendHealth, BackendState
 
 LOADING = "It is being loaded."
@@ -15,12 +15,14 @@ class Candidate:
     """One engine.
 
     Attributes:
+        model: what it is to load.
         starting: its start, from when it was begun.
         failure: why it could not be started.
     """
 
-    def __init__(self, backend: InferenceBackend) -> None:
+    def __init__(self, backend: InferenceBackend, model: ModelConfig) -> None:
         self.backend = backend
+        self.model = model
         self.starting: asyncio.Task[None] | None = None
         self.failure: Exception | None = None
 

@@ -10,6 +10,9 @@ import msgspec
 from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts
 
 _GIB = 2**30
+# Longer lists are not shown: a message is for reading.
+_MAX_SHOWN = 60
+_HALVES = ("bfloat16", "float16")
 
 
 class Reason(enum.StrEnum):
@@ -25,26 +28,37 @@ class Reason(enum.StrEnum):
     UNSUPPORTED_QUANTIZATION = "unsupported_quantization"
     UNSUPPORTED_DEVICE = "unsupported_device"
     UNSUPPORTED_DTYPE = "unsupported_dtype"
+    UNSUPPORTED_PARALLELISM = "unsupported_parallelism"
     KNOWN_FAULT = "known_fault"
     NOT_ENOUGH_MEMORY = "not_enough_memory"
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an engine can serve the model, for machines (`code`) and for people."""
+    """Whether an engine can serve the model, for machines (`code`) and for people.
+
+    Attributes:
+        memory_bytes: that it needs; 0 where that is not known.
+    """
 
     engine: str
     accepted: bool
     code: Reason
     reason: str
     version: str = ""
+    memory_bytes: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The engines in the order in which they are wanted, each with a verdict."""
+    """The engines in the order in which they are wanted, each with a verdict.
+
+    Attributes:
+        standby_fits: the last engine that can serve the model has room beside the first.
+    """
 
     model: str
     device: str
     verdicts: tuple[Verdict, ...]
+    standby_fits: bool = True
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -58,41 +72,50 @@ def decide(
     engines: Mapping[str, EngineFacts],
     order: Sequence[str],
     *,
+    known: Sequence[str] = (),
     dtype: str = "auto",
+    tensor_parallel_size: int = 1,
 ) -> Decision:
     """Judge each engine of `order`.
 
     Args:
         engines: facts by name.
+        known: names of the engines that there are; without it those of `engines`.
         dtype: the number format that the settings ask for, or `auto`.
+        tensor_parallel_size: GPUs that are to share the model.
     """
+    verdicts = tuple(
+        _judge(name, engine, model, device, dtype, tensor_parallel_size)
+        if (engine := engines.get(name)) is not None
+        else _unknown(name, known or list(engines))
+        for name in dict.fromkeys(order)
+    )
+    accepted = [verdict.memory_bytes for verdict in verdicts if verdict.accepted]
+    together = accepted[0] + accepted[-1] if len(accepted) > 1 else 0
     return Decision(
         model=model.name,
         device=device.kind,
-        verdicts=tuple(
-            _judge(name, engines.get(name), engines, model, device, dtype)
-            for name in dict.fromkeys(order)
-        ),
+        verdicts=verdicts,
+        standby_fits=not device.free_bytes or together <= device.free_bytes,
     )
 
 
 def _judge(
     name: str,
-    engine: EngineFacts | None,
-    engines: Mapping[str, EngineFacts],
+    engine: EngineFacts,
     model: ModelFacts,
     device: DeviceFacts,
     dtype: str,
+    tensor_parallel_size: int,
 ) -> Verdict:
-    if engine is None:
-        known = ", ".join(sorted(engines))
-        return _refused(name, Reason.UNKNOWN_ENGINE, f"There is no such engine. Known: {known}.")
+    need = _memory_bytes(engine, model, device, dtype) // tensor_parallel_size
     for code, reason in (
         _installation(engine),
         _files(engine, model),
         _architecture(engine, model, device),
         _device(engine, model, device, dtype),
-        _memory(engine, model, device),
+        _parallelism(engine, tensor_parallel_size),
+        _memory(need, model, device),
     ):
         if code is not Reason.ACCEPTED:
             return _refused(name, code, reason, engine.version)
@@ -100,8 +123,9 @@ def _judge(
         engine=name,
         accepted=True,
         code=Reason.ACCEPTED,
-        reason=_acceptance(engine, model, device),
+        reason=_acceptance(engine, model, device, need),
         version=engine.version,
+        memory_bytes=need,
     )
 
 
@@ -113,10 +137,16 @@ def _refused(engine: str, code: Reason, reason: str, version: str = "") -> Verdi
     return Verdict(engine=engine, accepted=False, code=code, reason=reason, version=version)
 
 
-def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -> str:
+def _unknown(name: str, known: Sequence[str]) -> Verdict:
+    reason = f"There is no such engine. Known: {', '.join(sorted(known))}."
+    return _refused(name, Reason.UNKNOWN_ENGINE, reason)
+
+
+def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, need: int) -> str:
     what = ", ".join(model.architectures) or "the model"
     listed = "lists" if engine.architectures is not None else "is not asked whether it has"
-    return f"It is there, runs on {device.kind} and {listed} {what}."
+    memory = f", and needs some {need / _GIB:.1f} GiB" if need >= _GIB / 10 else ""
+    return f"It is there, runs on {device.kind} and {listed} {what}{memory}."
 
 
 def _installation(engine: EngineFacts) -> _Finding:
@@ -157,10 +187,14 @@ def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -
                 return Reason.KNOWN_FAULT, engine.faults[key]
         if architecture in engine.architectures:
             return _FINE
-    shown = ", ".join(model.architectures) or "which config.json does not name"
+    shown = ", ".join(model.architectures)[:200] or "which config.json does not name"
+    listed = sorted(engine.architectures)
+    names = f": {', '.join(listed)}" if len(listed) <= _MAX_SHOWN else ""
+    code = " The model brings its own Python code (auto_map), which is never run."
     return (
         Reason.UNSUPPORTED_ARCHITECTURE,
-        f"The architecture {shown} is not among the {len(engine.architectures)} that it lists.",
+        f"The architecture {shown} is not among the {len(listed)} that it lists{names}."
+        + (code if model.has_remote_code else ""),
     )
 
 
@@ -187,8 +221,24 @@ def _device(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: 
     return _FINE
 
 
-def _memory(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -> _Finding:
-    need = model.weight_bytes * engine.memory_factor.get(device.kind, 0.0)
+def _parallelism(engine: EngineFacts, tensor_parallel_size: int) -> _Finding:
+    if tensor_parallel_size > 1 and not engine.tensor_parallel:
+        return (
+            Reason.UNSUPPORTED_PARALLELISM,
+            f"TENSOR_PARALLEL_SIZE is {tensor_parallel_size}; it computes on one device.",
+        )
+    return _FINE
+
+
+def _memory_bytes(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: str) -> int:
+    computed = engine.dtypes.get(device.kind)
+    if dtype == "auto" and computed is not None and len(computed) == 1:
+        (dtype,) = computed
+    widened = 2 if dtype == "float32" and model.dtype in _HALVES and not model.quantization else 1
+    return int(model.weight_bytes * widened * engine.memory_factor.get(device.kind, 0.0))
+
+
+def _memory(need: int, model: ModelFacts, device: DeviceFacts) -> _Finding:
     if device.free_bytes and need > device.free_bytes:
         return (
             Reason.NOT_ENOUGH_MEMORY,

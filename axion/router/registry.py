@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import InvalidRequestError, ModelNotFoundError
-from axion.router.served import Plan, RoutingPolicy, ServedModel
+from axion.router.plan import Plan
+from axion.router.served import Planner, RoutingPolicy, ServedModel
 from axion.types import BackendHealth
 
 # How much of a client's string an error repeats.
@@ -25,17 +26,17 @@ class ModelRegistry:
     ) -> ServedModel:
         """Serve `model` by `backends`, the one that is wanted most first; see `add_planned`."""
 
-        async def plan() -> Sequence[InferenceBackend]:
-            return backends
+        async def plan() -> Plan:
+            return Plan([(backend, model) for backend in backends])
 
         return self.add_planned(model, plan, policy)
 
     def add_planned(
-        self, model: ModelConfig, plan: Plan, policy: RoutingPolicy | None = None
+        self, model: ModelConfig, planner: Planner, policy: RoutingPolicy | None = None
     ) -> ServedModel:
-        """Serve `model` by the engines that `plan` gives when it is started."""
+        """Serve `model` by the engines that `planner` gives when it is started."""
         assert model.name not in self._models, f"{model.name} is served already"
-        served = ServedModel(model, plan, policy or RoutingPolicy())
+        served = ServedModel(model, planner, policy or RoutingPolicy())
         self._models[model.name] = served
         return served
 

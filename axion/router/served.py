@@ -6,15 +6,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
-from axion.backends.base import InferenceBackend, ModelConfig
+from axion.backends.base import ModelConfig
 from axion.errors import AxionError, EngineUnavailableError, InvalidRequestError, ModelLoadError
 from axion.router.candidate import LOADING, NOT_LOADED, Candidate
+from axion.router.decide import Decision
+from axion.router.plan import Plan
 from axion.router.shadow import Shadow
 from axion.types import BackendHealth, BackendState, EngineHealth
 
@@ -50,7 +52,7 @@ class RoutingPolicy:
         return frozenset(shadow | self.weights.keys())
 
 
-Plan = Callable[[], Awaitable[Sequence[InferenceBackend]]]
+Planner = Callable[[], Awaitable[Plan]]
 
 
 class ServedModel:
@@ -60,21 +62,23 @@ class ServedModel:
     cannot be loaded has the next one loaded in its place, and so has one that fails later.
 
     Args:
-        plan: gives the engines when the model is started.
+        planner: gives the engines when the model is started.
 
     Attributes:
         created: seconds since the epoch at which the server took the model up.
         candidates: the engines; none before the model is started.
+        decision: why these engines; None before that, or where nobody had to decide.
         shadow: what copies requests to another engine, if the policy says so.
     """
 
-    def __init__(self, model: ModelConfig, plan: Plan, policy: RoutingPolicy) -> None:
+    def __init__(self, model: ModelConfig, planner: Planner, policy: RoutingPolicy) -> None:
         self.model = model
         self.policy = policy
         self.created = int(time.time())
         self.candidates: list[Candidate] = []
+        self.decision: Decision | None = None
         self.shadow: Shadow | None = None
-        self._plan = plan
+        self._planner = planner
         self._is_down = False
         self._is_stopped = False
         self._ending: set[asyncio.Task[None]] = set()
@@ -90,12 +94,14 @@ class ServedModel:
             AxionError: no engine can be had; the state is then down.
         """
         try:
-            self.candidates = [Candidate(backend) for backend in await self._plan()]
+            plan = await self._planner()
+            self.candidates = [Candidate(*backend) for backend in plan.backends]
+            self.decision = plan.decision
             self.shadow = self._create_shadow()
             if not self.candidates:
                 raise ModelLoadError(f"There is no engine that serves {self.name}.")
             self._launch(self.candidates[0])
-            if self.policy.standby != "never":
+            if self.policy.standby != "never" and self._standby_fits:
                 self._launch(self.candidates[-1])
             for candidate in self.candidates:
                 if candidate.engine in self.policy.engines:
@@ -157,6 +163,10 @@ class ServedModel:
         self._is_stopped = True
         await self._end(drain_s)
 
+    @property
+    def _standby_fits(self) -> bool:
+        return self.decision is None or self.decision.standby_fits
+
     def _create_shadow(self) -> Shadow | None:
         if self.policy.shadow is None:
             return None
@@ -210,7 +220,7 @@ class ServedModel:
 
     async def _start(self, candidate: Candidate) -> None:
         try:
-            await candidate.backend.start(self.model)
+            await candidate.backend.start(candidate.model)
         except Exception as error:
             candidate.failure = error
             if len(self.candidates) > 1:

@@ -169,6 +169,12 @@ def load_chat_template(
     return ChatTemplate(templates, tokenizer.special_tokens, TemplateProcess(timeout_s))
 
 
+def template_source(path: Path) -> str:
+    """The chat template that a model folder has for requests with tools; empty if it has none."""
+    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    return templates.get("tool_use") or templates.get("default") or ""
+
+
 def _template_files(path: Path) -> dict[str, str]:
     files = {"default": path / "chat_template.jinja"}
     files |= {file.stem: file for file in path.glob("additional_chat_templates/*.jinja")}

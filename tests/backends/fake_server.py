@@ -26,7 +26,8 @@ max also `/v1/health` and `/ping`.
 - `start_s` (0): seconds before it answers; every 0.1 s it logs `Still compiling model`
 - `exit_at_start` (unset): log some lines, of which one names the cause, and exit with this status
 - `spawn_child` (false): has a child process of its own, whose id is in the stats
-- `ignore_sigterm` (false), `healthy` (true: else `/health` is 503), `model` ("fake-model")
+- `ignore_sigterm` (false), `healthy` (true: else `/health` and `/v1/models`
+  are 503), `model` ("fake-model")
 - `drop` ([]): fields of requests that it ignores, and `usage`, which it then never sends
 - `after` (0): how many tokens are sent before the fault; `times` (-1, without end): how many
   requests the fault meets
@@ -109,6 +110,9 @@ class FakeServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.kill()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -225,7 +229,8 @@ class Engine:
                 status = {"status": "ok"} if self.style == "llama_cpp" else ""
                 reply(writer, 200 if self.healthy else 503, status)
         elif path == "/v1/models":
-            reply(writer, 200, {"object": "list", "data": [{"id": self.model}]})
+            status = 200 if self.healthy else 503
+            reply(writer, status, {"object": "list", "data": [{"id": self.model}]})
         elif path == "/tokenize" and self.style == "vllm":
             text = body.get("prompt") or prompt_text(body)
             tokens = [len(word) for word in text.split()]
@@ -280,12 +285,12 @@ class Engine:
             left = asyncio.ensure_future(reader.read(1))
             await asyncio.wait((answering, left), return_when=asyncio.FIRST_COMPLETED)
             self.num_running -= 1
-            if not answering.done():
-                self.num_aborted += 1
             for task in (answering, left):
                 task.cancel()
-            await asyncio.gather(left, return_exceptions=True)
-            await asyncio.gather(answering)
+            (end, _) = await asyncio.gather(answering, left, return_exceptions=True)
+            if isinstance(end, BaseException):
+                self.num_aborted += 1
+                raise ConnectionError
 
     async def answer(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> None:
         fault = self.fault if self.meets_fault() else ""

@@ -103,13 +103,16 @@ async def test_the_cpu_has_the_memory_that_is_available():
 
 async def test_gpus_are_asked_of_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA A, 1000'\necho 'NVIDIA B, with comma, 2000'\n")
+    program.write_text(
+        "#!/bin/sh\necho 'NVIDIA A, 1000, 1500'\necho 'NVIDIA B, with comma, 2000, 2500'\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     facts = await device_facts("auto")
     assert (facts.kind, facts.name, facts.free_bytes) == ("cuda", "NVIDIA A", 1000 * 2**20)
     facts = await device_facts("cuda:1")
     assert (facts.name, facts.free_bytes) == ("NVIDIA B, with comma", 2000 * 2**20)
+    assert facts.total_bytes == 2500 * 2**20
     assert (await device_facts("cpu")).kind == "cpu"
 
 

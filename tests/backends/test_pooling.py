@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from axion.backends import pooling
-from axion.backends.pooling import PoolingBackend
+from axion.backends.pooling import PoolingBackend, PoolingWorker
 from axion.errors import (
     ContextLengthExceededError,
     EngineUnavailableError,
@@ -23,7 +23,7 @@ from axion.errors import (
 )
 from axion.pooling.messages import MODEL_LIMIT, Pooled
 from axion.settings import Settings
-from axion.types import BackendState, PoolingHealth, PoolingStats
+from axion.types import BackendState, PoolingConfig, PoolingHealth, PoolingKind, PoolingStats
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -286,3 +286,25 @@ async def test_a_broken_folder_is_tried_again_after_a_while_and_its_path_is_not_
 
 def processes_of(backend: PoolingBackend) -> list[int]:
     return [slot.worker.pid for slot in backend._slots.values() if slot.worker.pid is not None]
+
+
+async def test_the_process_answers_pings(cross_encoder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(PoolingWorker, "ping_interval_s", 0.05)
+    worker = PoolingWorker(
+        PoolingConfig(
+            kind=PoolingKind.RERANK,
+            name="r",
+            model=str(cross_encoder),
+            is_folder=True,
+            num_threads=1,
+        )
+    )
+    await worker.start()
+    try:
+        frames: list[bytes] = []
+        monkeypatch.setattr(worker, "take", frames.append)
+        async with asyncio.timeout(30):
+            while len(frames) < 5:  # although nobody asks it for anything
+                await asyncio.sleep(0.01)
+    finally:
+        await worker.stop(0)

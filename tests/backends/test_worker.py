@@ -336,6 +336,17 @@ def heartbeat(script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorkerEngine, "idle_limit_s", 0.5)
 
 
+async def test_the_engine_answers_pings(config: EngineConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.05)
+    engine = await spawn_engine(config)
+    try:
+        frames: list[bytes] = []
+        monkeypatch.setattr(engine, "take", frames.append)
+        await until(lambda: len(frames) >= 5)  # although nobody asks it for anything
+    finally:
+        await engine.stop(0)
+
+
 @pytest.mark.usefixtures("heartbeat")
 async def test_an_engine_that_hangs_is_killed_and_started_again(config: EngineConfig):
     engine = await spawn_engine(config)

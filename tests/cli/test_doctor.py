@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from axion.backends.engines import spawned_engines
 from axion.cli import doctor
 from axion.cli.main import main
 
@@ -20,8 +21,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     bin_folder.mkdir()
     monkeypatch.setenv("PATH", f"{bin_folder}:/bin:/usr/bin")
     monkeypatch.chdir(tmp_path)
-    for _, variable in doctor.ENGINES.values():
-        monkeypatch.delenv(variable, raising=False)
+    for engine in spawned_engines():
+        monkeypatch.delenv(engine.command_variable, raising=False)
     return bin_folder
 
 

@@ -61,6 +61,11 @@ EXTENSIONS = [
         ({"response_format": {"type": "json_object"}}, "response_format", ANY_OBJECT),
         ({"response_format": json_schema()}, "response_format", ANY_OBJECT),
         (
+            {"response_format": {"type": "json_object", "value": SCHEMA}},
+            "response_format",
+            BY_SCHEMA,
+        ),
+        (
             {"response_format": json_schema(schema=SCHEMA, strict=True, description="d")},
             "response_format",
             BY_SCHEMA,
@@ -95,6 +100,9 @@ HUGE = "a" * (MAX_GRAMMAR_CHARS + 1)
             {"response_format": {"type": "json_object", "json_schema": {"name": "n"}}},
             "response_format.json_schema",
         ),
+        ({"response_format": {"type": "text", "value": SCHEMA}}, "response_format.value"),
+        ({"response_format": {**json_schema(), "value": SCHEMA}}, "response_format.value"),
+        ({"response_format": {"type": "json_object", "value": "{}"}}, "response_format.value"),
         ({"response_format": json_schema(name="a b")}, "response_format.json_schema.name"),
         ({"response_format": json_schema(schema=[])}, "response_format.json_schema.schema"),
         (
@@ -142,6 +150,7 @@ def test_what_cannot_be_meant_is_refused_by_name(fields: dict, param: str):
         ("none", [], False, False),
         ("required", ["f", "g", "h"], True, False),
         ({"type": "function", "function": {"name": "g"}}, ["g"], True, True),
+        ({"function": {"name": "g"}}, ["g"], True, True),
         (
             {
                 "type": "allowed_tools",
@@ -166,6 +175,8 @@ def test_tool_choice_says_what_may_and_what_must_be_called(
     assert [tool.function.name for tool in request.callable_tools.values()] == names
     assert request.requires_call == required
     assert request.max_one_call == max_one
+    # Written as JSON again, for the key of the response cache; a warning is an error.
+    assert json.loads(request.model_dump_json(exclude_unset=True))["tool_choice"] == tool_choice
     assert chat(tools=TOOLS, parallel_tool_calls=False).max_one_call
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from axion.backends.base import InferenceBackend
 from axion.backends.native import NativeBackend
-from axion.cli import main, serve
+from axion.cli import main
 from axion.engine.echo import EchoEngine
 from axion.types import EngineConfig
 
@@ -25,10 +25,11 @@ async def start_echo(config: EngineConfig) -> EchoEngine:
     )
 
 
-def create_backend(show: Any) -> InferenceBackend:
+def from_settings(settings: Any, on_progress: Any) -> InferenceBackend:
     return NativeBackend(start_echo)
 
 
 if __name__ == "__main__":
-    serve.create_backend = create_backend
+    os.environ.setdefault("AXION_BACKENDS", "native")
+    setattr(NativeBackend, "from_settings", staticmethod(from_settings))  # noqa: B010
     main.main(["serve", *sys.argv[1:]])

@@ -269,6 +269,11 @@ class TestRerank:
         assert texts == {0: "first document", 1: "a second, longer document", 2: "third"}
         assert len(client.post("/rerank", json={**RERANK, "top_n": 9}).json()["results"]) == 3
 
+    def test_what_cohere_has_by_default_may_be_said(self, client: httpx.Client):
+        said = client.post("/v2/rerank", json={**RERANK, "rank_fields": ["text"], "priority": 0})
+        unsaid = client.post("/v2/rerank", json=RERANK)
+        assert said.json()["results"] == unsaid.json()["results"]
+
     def test_equal_documents_keep_their_order(self, client: httpx.Client):
         body = {"query": "q", "documents": ["same"] * 20}
         results = client.post("/v1/rerank", json=body).json()["results"]
@@ -298,6 +303,9 @@ class TestRerank:
             ({"top_n": 2**63}, "top_n"),
             ({"return_documents": "yes"}, "return_documents"),
             ({"rank_fields": ["title"]}, "rank_fields"),
+            ({"rank_fields": ["text", "title"]}, "rank_fields"),
+            ({"relevant_spans": {"enabled": True}}, "relevant_spans"),
+            ({"priority": 1}, "priority"),
             ({"max_chunks_per_doc": 3}, "max_chunks_per_doc"),
             ({"max_tokens_per_doc": 0}, "max_tokens_per_doc"),
             ({"truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),

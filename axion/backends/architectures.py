@@ -1,0 +1,49 @@
+"""Which architectures the native engine has, read from its files without importing torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib.resources
+from functools import cache
+from importlib.metadata import entry_points
+
+PLUGIN_GROUP = "axion.models"
+_BASE = "CausalLM"
+
+
+@cache
+def native_architectures() -> frozenset[str] | None:
+    """What the classes of `axion.models` that write text declare.
+
+    None where plug-ins may have more.
+    """
+    if entry_points(group=PLUGIN_GROUP):
+        return None
+    classes: dict[str, ast.ClassDef] = {}
+    for file in importlib.resources.files("axion.models").iterdir():
+        if file.name.endswith(".py"):
+            tree = ast.parse(file.read_text())
+            classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found: set[str] = set()
+    for cls in classes.values():
+        if _BASE in _ancestors(cls, classes):
+            found.update(_declared(cls))
+    return frozenset(found)
+
+
+def _ancestors(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """Names of the classes that a class inherits from, and its own."""
+    found = {cls.name}
+    for base in cls.bases:
+        name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
+        found |= _ancestors(classes[name], classes) if name in classes else {name}
+    return found
+
+
+def _declared(cls: ast.ClassDef) -> list[str]:
+    """The strings in `architectures = (...)` of a class."""
+    names: list[str] = []
+    for node in cls.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "architectures":
+            names += ast.literal_eval(node.value)
+    return names

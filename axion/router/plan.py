@@ -1,0 +1,150 @@
+"""From a model and the settings to the backends that are to serve it, and the reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from axion.backends.base import InferenceBackend, ModelConfig
+from axion.backends.engines import Engine, engine_names, load_engine
+from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts, device_facts, model_facts
+from axion.errors import ModelLoadError
+from axion.hub.resolve import resolve
+from axion.router.decide import Decision, decide
+from axion.settings import Settings, listed
+
+logger = logging.getLogger("axion.router")
+
+# Stage, bytes done, bytes in all.
+Show = Callable[[str, int, int], None]
+
+# What of a GPU's memory the cache of an engine that stands by may take.
+_STANDBY_CACHE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The backends of a model, the one that is wanted most first, each with what it is to load.
+
+    Attributes:
+        decision: why these; None where nobody had to decide.
+    """
+
+    backends: Sequence[tuple[InferenceBackend, ModelConfig]]
+    decision: Decision | None = None
+
+
+async def plan(model: ModelConfig, settings: Settings, show: Show) -> Plan:
+    """Find the model's files, ask the engines that the settings name, and decide.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        ModelLoadError: no engine can serve it; the message has the reason of each.
+    """
+    engines = load_engines(listed(settings.axion_backends))
+    device, facts = await asyncio.gather(
+        device_facts(settings.device), engine_facts(engines, settings)
+    )
+    if engines.keys() == {"remote"}:
+        known = ModelFacts(name=model.name)
+    else:
+        snapshot = await resolve(
+            model.model_name,
+            on_progress=partial(show, f"Downloading {model.model_name}"),
+            formats=weight_formats(facts),
+        )
+        known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
+        model = msgspec.structs.replace(
+            model, model_name=str(snapshot.path), served_name=model.name
+        )
+    decision = decide_for(known, device, facts, settings)
+    _tell(decision, settings)
+    if not decision.engines:
+        raise ModelLoadError(no_engine(decision))
+    on_progress = partial(show, "Loading weights")
+    chosen = [engines[name] for name in decision.engines]
+    backends = [engine.from_settings(settings, on_progress) for engine in chosen if engine]
+    configs = _shares(model, device, decision, settings)
+    return Plan(tuple(zip(backends, configs, strict=True)), decision)
+
+
+def load_engines(names: Sequence[str]) -> dict[str, Engine | None]:
+    """The classes of engines by name; None for one that there is not."""
+    return {name: load_engine(name) for name in names}
+
+
+async def engine_facts(
+    engines: Mapping[str, Engine | None], settings: Settings
+) -> dict[str, EngineFacts]:
+    """What is known of each engine; all are asked at once."""
+    found = {name: engine for name, engine in engines.items() if engine is not None}
+    facts = await asyncio.gather(*(engine.facts(settings) for engine in found.values()))
+    return dict(zip(found, facts, strict=True))
+
+
+def weight_formats(facts: Mapping[str, EngineFacts]) -> frozenset[str]:
+    """Formats that one of the engines loads."""
+    return frozenset(name for engine in facts.values() for name in engine.formats)
+
+
+def decide_for(
+    model: ModelFacts,
+    device: DeviceFacts,
+    facts: Mapping[str, EngineFacts],
+    settings: Settings,
+) -> Decision:
+    """The decision that the settings lead to."""
+    return decide(
+        model,
+        device,
+        facts,
+        listed(settings.axion_backends),
+        known=engine_names(),
+        dtype=settings.dtype,
+        tensor_parallel_size=settings.tensor_parallel_size,
+    )
+
+
+def no_engine(decision: Decision) -> str:
+    """Why no engine serves a model, for people."""
+    reasons = [f"{verdict.engine}: {verdict.reason}" for verdict in decision.verdicts]
+    if len(reasons) == 1:
+        return f"{decision.model} cannot be served. {decision.verdicts[0].reason}"
+    return "\n  ".join([f"No engine can serve {decision.model}:", *reasons])
+
+
+def _tell(decision: Decision, settings: Settings) -> None:
+    for verdict in decision.verdicts:
+        word = "can" if verdict.accepted else "cannot"
+        logger.info("%s %s serve %s: %s", verdict.engine, word, decision.model, verdict.reason)
+    if not decision.standby_fits and settings.standby != "never":
+        logger.info(
+            "%s does not stand by: there is no memory for it beside %s",
+            decision.engines[-1],
+            decision.engines[0],
+        )
+
+
+def _shares(
+    model: ModelConfig, device: DeviceFacts, decision: Decision, settings: Settings
+) -> list[ModelConfig]:
+    """The model as each engine is to load it.
+
+    Engines take most of a GPU's memory for their caches when they start. Where one stands by
+    beside another, it gets a small cache, and the other one what is left.
+    """
+    accepted = [verdict for verdict in decision.verdicts if verdict.accepted]
+    configs = [model] * len(accepted)
+    together = len(accepted) > 1 and settings.standby != "never" and decision.standby_fits
+    if together and device.kind == "cuda" and device.total_bytes:
+        cache = model.kv_cache_bytes or int(device.total_bytes * _STANDBY_CACHE_SHARE)
+        taken = (accepted[-1].memory_bytes + cache) / device.total_bytes
+        left = max(0.1, model.memory_fraction - taken)
+        configs[0] = msgspec.structs.replace(model, memory_fraction=left)
+        configs[-1] = msgspec.structs.replace(model, kv_cache_bytes=cache)
+    return configs
