@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import shipped_capabilities
+from axion.backends.capabilities import capabilities_of, shipped_capabilities
 from axion.backends.facts import EngineFacts, device_facts
 from axion.backends.installed import AskError, ask_once, find_command
 from axion.backends.process import GuardedProcess
@@ -107,6 +107,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
         """What is known of the engine on this machine; its answers are kept on disk."""
+        return await cls._facts()
+
+    @classmethod
+    async def _facts(cls) -> EngineFacts:
         facts = msgspec.structs.replace(
             cls.known,
             engine=cls.engine,
@@ -196,6 +200,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             model = msgspec.structs.replace(model, device=device.kind)
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
+        self.capabilities = capabilities_of(self.engine, (await self._facts()).version)
         await self._supervisor.start()
 
     async def health(self) -> BackendHealth:

@@ -1,0 +1,27 @@
+"""What cannot be seen from outside, and is known of an engine from its source."""
+
+from __future__ import annotations
+
+# By engine and feature: why a field that was accepted is honoured.
+KNOWN: dict[str, dict[str, str]] = {
+    "native": {
+        "priority": "it is the order of Axion's scheduler",
+        "cache_salt": "it is part of the block hashes of Axion's prefix cache",
+        "messages.name": "Axion gives it to the chat template",
+        "messages.reasoning_content": "Axion gives it to the chat template",
+        "reasoning_effort": "Axion refuses what the chat template does not read",
+        "chat_template_kwargs": "Axion gives them to the chat template",
+        "add_special_tokens": "Axion's tokenizer has the switch",
+        "parallel_tool_calls": "Axion ends the answer with the first call",
+        "tools.strict": "Axion holds such calls to their schema by a grammar",
+        "tool_choice.none": "Axion leaves the tools out of the prompt",
+    },
+    "vllm": {
+        "cache_salt": "it is part of the block hashes (vllm/v1/core/kv_cache_utils.py)",
+        "add_special_tokens": "it is an argument of the tokenizer (vllm/entrypoints/openai)",
+        "chat_template_kwargs": "they are given to the template (vllm/entrypoints/chat_utils.py)",
+        "messages.name": "it is given to the template (vllm/entrypoints/chat_utils.py)",
+        "priority": "it orders the scheduler's queue; without --scheduling-policy priority "
+        "it is refused (vllm/v1/engine/processor.py)",
+    },
+}
