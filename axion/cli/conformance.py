@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from axion.errors import InvalidRequestError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from axion.conformance.server import Server
     from axion.conformance.targets import SpawnedServer
 
+_MAX_SEQ_LEN = 2048
 _COLOURS = {"honoured": "green", "refused": "yellow", "dropped": "red", "cannot tell": "dim"}
 
 Backend = Annotated[
@@ -151,6 +153,8 @@ class _Run:
         cls = AxionServer if engine == "native" else _engine_class(engine)
         settings = load_settings(device=self._device, model_name=self._model or DEMO_MODEL)
         config = model_config(settings)
+        # No check needs more, and a model may have less than the default.
+        config = msgspec.structs.replace(config, max_seq_len=min(config.max_seq_len, _MAX_SEQ_LEN))
         backend: SpawnedBackend = cls()
         spawned = SpawnedServer(backend, config)
         version = __version__ if engine == "native" else (await cls.facts(settings)).version

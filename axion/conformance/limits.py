@@ -9,6 +9,7 @@ from axion.conformance.probe import CannotTellError, Probe
 @check("max_tokens")
 async def max_tokens(probe: Probe) -> Finding:
     names = ("max_tokens", "max_completion_tokens") if probe.kind == "chat" else ("max_tokens",)
+    await probe.ask(max_tokens=3)
     await probe.greedy()
     most = (await probe.given()).num_tokens
     if most < 7:

@@ -27,9 +27,11 @@ async def logprobs(probe: Probe) -> Finding:
         if fault:
             return dropped(f"{fault}, {'streamed' if stream else 'whole'}")
     bare = await probe.ask(logprobs=True if probe.kind == "chat" else 0, max_tokens=_LIMIT)
-    name = "content" if probe.kind == "chat" else "tokens"
-    if not (bare.first.logprobs or {}).get(name):
+    lists = bare.first.logprobs or {}
+    if not (lists.get("content") or lists.get("tokens")):
         return dropped("without alternatives there are none")
+    if probe.kind == "text" and "content" in lists:
+        return honoured("as they should be, in chat's form")
     return honoured("one entry a token, the chosen one among the likeliest, sums at most 1")
 
 
@@ -86,6 +88,8 @@ def _may_be(token: str, data: bytes) -> bool:
 
 def _fault_of_text(answer: Answer) -> str:
     lists = answer.first.logprobs or {}
+    if "content" in lists:  # as some servers have it, in chat's form
+        return _fault_of_chat(answer)
     tokens, chosen, top, offsets = (
         lists.get(name) or []
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")

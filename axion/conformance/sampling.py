@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 from axion.conformance.check import Finding, check, dropped, found, honoured
 from axion.conformance.probe import NUM_SAMPLES, NUM_TOKENS, CannotTellError, Probe
+from axion.conformance.server import RefusedError
 
 _SEED = 20_171_129
 _OTHER_SEEDS = (7, 421, 90_001)
@@ -16,6 +18,7 @@ _SOME_IDS = (101, 202, 300, 77)
 
 @check("temperature")
 async def temperature(probe: Probe) -> Finding:
+    await probe.ask(temperature=2, max_tokens=2)
     try:
         prompt = await probe.wide()
     except CannotTellError as error:
@@ -102,26 +105,32 @@ async def logit_bias(probe: Probe) -> Finding:
 
 
 async def _changes(probe: Probe, **fields: Any) -> Finding:
-    """Whether a penalty changes the likeliest answer, or one that a seed fixes.
+    """Whether a penalty changes an answer that is the same every time without it.
 
-    Where a model is too sure of itself for the first, the second still shows it.
+    Where a model is too sure of itself for its likeliest answer to change, it may choose among
+    letters only, or by a seed.
     """
     [(name, value)] = fields.items()
-    limit = 2 * NUM_TOKENS
+    await probe.ask(**fields)
     await probe.steady()
-    for prompt in (None, _REPETITIVE):
-        plain = (await probe.given(prompt, max_tokens=limit)).text
-        if (await probe.ask(prompt, max_tokens=limit, **fields)).text != plain:
-            return honoured(f"{value:g} changes the likeliest answer")
-    sample = {"seed": _SEED, "max_tokens": limit}
-    plain = await probe.hot(**sample)
-    if await probe.hot(**sample) != plain:
-        return dropped(f"{value:g} does not change the likeliest answer")
-    return found(
-        await probe.hot(**sample, **fields) != plain,
-        f"{value:g} changes a seeded answer",
-        f"{name}: {value:g} changes neither the likeliest nor a seeded answer",
-    )
+    wide = await probe.wide()
+    letters = {str(ids[0]): 100 for letter in string.ascii_letters
+               if len(ids := await probe.tokens.encode(letter)) == 1}  # fmt: skip
+    settings: list[tuple[str | None, dict[str, Any]]] = [(None, {}), (_REPETITIVE, {})]
+    settings += [(wide, {"logit_bias": letters})] if letters else []
+    settings += [(wide, {"temperature": 2, "seed": seed}) for seed in _OTHER_SEEDS]
+    for prompt, setting in settings:
+        asked = {"max_tokens": 2 * NUM_TOKENS, **setting}
+        try:
+            plain = await probe.ask(prompt, **asked)
+            again = await probe.ask(prompt, **asked)
+        except RefusedError:
+            continue
+        penalised = await probe.ask(prompt, **asked, **fields)
+        if plain.text == again.text != penalised.text:
+            of = "a seeded" if "seed" in setting else "the likeliest"
+            return honoured(f"{value:g} changes {of} answer")
+    return dropped(f"{name}: {value:g} changes no answer")
 
 
 @check("presence_penalty")

@@ -46,7 +46,7 @@ def follows_schema(text: str, is_cut: bool) -> bool:
     return bool(jsonschema.Draft202012Validator(SCHEMA).is_valid(value))
 
 
-def _is_object(text: str, is_cut: bool) -> bool:
+def is_object(text: str, is_cut: bool) -> bool:
     if not text.lstrip().startswith("{"):
         return False
     try:
@@ -79,7 +79,7 @@ async def _held(probe: Probe, judge: Judge, **fields: Any) -> Finding:
 async def json_object(probe: Probe) -> Finding:
     return await _held(
         probe,
-        _is_object,
+        is_object,
         response_format={"type": "json_object"},
         messages=[{"role": "user", "content": "Answer with a JSON object."}],
     )
@@ -100,7 +100,7 @@ async def structured_json(probe: Probe) -> Finding:
 
 @check("structured_outputs.json_object")
 async def structured_json_object(probe: Probe) -> Finding:
-    return await _held(probe, _is_object, structured_outputs={"json_object": True})
+    return await _held(probe, is_object, structured_outputs={"json_object": True})
 
 
 @check("structured_outputs.regex")

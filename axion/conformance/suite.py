@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
 
@@ -67,16 +68,23 @@ class Suite:
         """
         for kind, probe in self._probes.items():
             try:
-                await probe.ask(max_tokens=2, temperature=None)
-                await probe.greedy()
-            except CannotTellError:
-                pass  # some checks do without
+                await self._greet(probe)
             except (RefusedError, FaultError) as error:
                 self._why_not[kind] = str(error)
         if len(self._why_not) == len(self._probes):
             raise UnreachableError(
                 f"The server does not answer as {self._server.model}: {self._why_not['chat']}."
             )
+
+    async def _greet(self, probe: Probe) -> None:
+        try:
+            await probe.ask(max_tokens=2, temperature=None)
+        except RefusedError as error:
+            if not _names("max_tokens", error):
+                raise
+            await probe.ask(max_tokens=None, temperature=None)
+        with contextlib.suppress(CannotTellError):  # some checks do without
+            await probe.greedy()
 
     async def run(self, only: Collection[str] | None = None) -> AsyncIterator[Row]:
         """Each check's result as soon as it is known.
@@ -121,7 +129,12 @@ class Suite:
         except CannotTellError as error:
             return Finding(None, str(error))
         except RefusedError as error:
-            return Finding(Support.REFUSED, _refusal(check.feature, error))
+            names = _names(check.feature, error)
+            if not names and not await _answers(probe):
+                return Finding(None, f"other requests are refused as well ({error})"[:120])
+            named = "" if names else ", without its name"
+            said = " ".join(error.message.split())[:80]
+            return Finding(Support.REFUSED, f"{error.status}{named}: {said}")
         except FaultError as error:
             died = isinstance(error, GoneError) and not await self._server.is_there()
             what = "the server died" if died else f"fails: {error}"
@@ -144,8 +157,15 @@ def _worst(by_kind: Mapping[str, Finding]) -> Finding:
     return worst._replace(evidence=f"{kind}: {worst.evidence} ({', '.join(others)})")
 
 
-def _refusal(feature: str, error: RefusedError) -> str:
+def _names(feature: str, error: RefusedError) -> bool:
     said = f"{error.param} {error.message}".lower()
-    names = any(part in said for part in feature.lower().split("."))
-    named = "" if names else ", without its name"
-    return f"{error.status}{named}: {' '.join(error.message.split())[:80]}"
+    return any(part in said for part in feature.lower().split("."))
+
+
+async def _answers(probe: Probe) -> bool:
+    """Whether a request that asks for nothing much is answered."""
+    try:
+        await probe.ask(max_tokens=2)
+    except (RefusedError, FaultError):
+        return False
+    return True

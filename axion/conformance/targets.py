@@ -143,7 +143,7 @@ async def _stream(server: Server, began: asyncio.Event) -> str:
     }
     last = ""
     try:
-        async for event in server.events("/v1/completions", body):
+        async for event in server.events("/v1/completions", {**body, "ignore_eos": True}):
             last = event
             began.set()
     except (FaultError, RefusedError) as error:

@@ -72,6 +72,6 @@ class Tokens:
             with contextlib.suppress(FaultError, ValueError, TypeError, KeyError):
                 response = await self._server.post("/tokenize", form)
                 tokens = response.json()["tokens"]
-                if response.is_success and isinstance(tokens, list):
+                if response.is_success and tokens:  # one form may be taken and read as nothing
                     return [int(token) for token in tokens]
         return []

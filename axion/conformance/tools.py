@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from axion.conformance.check import Finding, accepted, check, dropped, found, honoured
 from axion.conformance.probe import Probe
 from axion.conformance.server import Answer, RefusedError
-from axion.conformance.structured import SCHEMA, follows_schema
+from axion.conformance.structured import SCHEMA, Judge, follows_schema, is_object
 
 _QUESTION = [{"role": "user", "content": "What is the weather in Paris? Call a tool."}]
 _NAMES = ("get_weather", "set_alarm")
@@ -25,7 +26,7 @@ async def _ask(probe: Probe, **fields: Any) -> Answer:
     return await probe.ask(messages=_QUESTION, **{"max_tokens": _LIMIT, **fields})
 
 
-def _fault_of_calls(answer: Answer, names: tuple[str, ...]) -> str:
+def _fault_of_calls(answer: Answer, names: tuple[str, ...], judge: Judge) -> str:
     """What is wrong with an answer that must be calls of one of `names`."""
     calls = answer.first.calls
     if not calls:
@@ -34,17 +35,21 @@ def _fault_of_calls(answer: Answer, names: tuple[str, ...]) -> str:
     for i, (name, arguments) in enumerate(calls):
         if name not in names:
             return f"a call of {name!r}"
-        if not follows_schema(arguments, is_cut and i == len(calls) - 1):
-            return f"arguments that do not match the schema: {arguments[:40]!r}"
+        if not judge(arguments, is_cut and i == len(calls) - 1):
+            return f"arguments that are wrong: {arguments[:40]!r}"
     return ""
 
 
 async def _calls(probe: Probe, names: tuple[str, ...], choice: Any) -> Finding:
+    """Whether there are calls. That their arguments match the schema only `strict` promises."""
+    matches = True
     for more in ({}, {"temperature": 1}, {"stream": True}):
         answer = await _ask(probe, tools=_tools(), tool_choice=choice, **more)
-        if fault := _fault_of_calls(answer, names):
+        if fault := _fault_of_calls(answer, names, is_object):
             return dropped(f"{fault}{', streamed' if more.get('stream') else ''}")
-    return honoured("calls, whose arguments match their schema, streamed and whole")
+        matches &= not _fault_of_calls(answer, names, follows_schema)
+    schema = "match their schema" if matches else "are objects, and do not match their schema"
+    return honoured(f"calls, streamed and whole, whose arguments {schema}")
 
 
 @check("tools", "chat")
@@ -135,23 +140,35 @@ async def parallel_tool_calls(probe: Probe) -> Finding:
 
 @check("tools.strict", "chat")
 async def tools_strict(probe: Probe) -> Finding:
-    loose = [await _ask(probe, tools=_tools(), temperature=t) for t in (0, 1, 1)]
-    strict = [await _ask(probe, tools=_tools(strict=True), temperature=t) for t in (0, 1, 1)]
-    for answer in strict:
-        if answer.first.calls and (fault := _fault_of_calls(answer, _NAMES)):
-            return dropped(fault)
-    if any(answer.first.calls and _fault_of_calls(answer, _NAMES) for answer in loose) and any(
-        answer.first.calls for answer in strict
-    ):
-        return honoured("calls match their schema, without it they do not")
+    matched = {}
+    num_calls = 0
+    for strict in (False, True):
+        matched[strict] = True
+        for choice, temperature in itertools.product(("auto", "required"), (0, 1, 1)):
+            tools = _tools(strict=True) if strict else _tools()
+            asked = {"tool_choice": choice, "temperature": temperature}
+            try:
+                answer = await _ask(probe, tools=tools, **asked)
+            except RefusedError:
+                if strict and choice == "auto":
+                    raise
+                break
+            if not answer.first.calls:
+                continue
+            num_calls += strict
+            fault = _fault_of_calls(answer, _NAMES, follows_schema)
+            if strict and fault:
+                return dropped(fault)
+            matched[strict] &= not fault
+    if num_calls and not matched[False]:
+        return honoured("arguments match their schema, without it they do not")
     impossible = {"type": "object", "properties": {"a": {"allOf": [{"type": "string"}, False]}}}
-    impossible["required"] = ["a"]
-    function = {"name": _NAMES[0], "parameters": impossible}
+    function = {"name": _NAMES[0], "parameters": {**impossible, "required": ["a"]}}
     await _ask(probe, tools=[{"type": "function", "function": function}])
     try:
         await _ask(probe, tools=[{"type": "function", "function": {**function, "strict": True}}])
     except RefusedError:
         return honoured("a schema that nothing satisfies is refused with it, and taken without")
-    if all(answer.first.calls for answer in strict):
-        return accepted("calls match their schema without it too")
+    if num_calls:
+        return accepted("arguments match their schema without it too")
     return accepted("the model calls no tool by itself")
