@@ -3,9 +3,9 @@
     python benchmarks/structured.py [--model axion/demo]
 
 Every sequence generates the same number of tokens, with a grammar that is never complete or with
-none. The two alternate, and each figure is the median of the rounds. `mask` is the time that a
-mask takes in its thread, for a whole batch; `waited` is what the step still has to wait for it
-once the model has run.
+none. The two alternate, and each figure is the median of the rounds. `a step` are the tokens that
+each sequence gets in a step, the forced ones with the sampled one, and `mask` is the time that the
+mask of a step takes, for the whole batch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import asyncio
 import json
 import statistics
 import time
-from concurrent.futures import Future
 
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
+from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.hub.resolve import resolve
 from axion.types import EngineConfig, Grammar, SamplingParams
@@ -45,53 +45,40 @@ PROMPT_TOKENS = list(range(5, 37))
 
 
 class Clock:
-    """Times what the engine's steps wait for masks, and how long those take."""
+    """Times the masks of an engine's steps."""
 
     def __init__(self, core: EngineCore) -> None:
         self.masks: list[float] = []
-        self.waits: list[float] = []
-        compute, start = core.structured._compute, core.structured.start
+        compute = core.structured.mask
 
-        def timed_compute(constrained: dict) -> TokenMask:
+        def timed(sequences: list[Sequence]) -> TokenMask | None:
             began = time.perf_counter()
-            mask = compute(constrained)
-            self.masks.append(time.perf_counter() - began)
+            mask = compute(sequences)
+            if mask is not None:
+                self.masks.append(time.perf_counter() - began)
             return mask
 
-        def timed_start(sequences: list) -> Future[TokenMask] | None:
-            future = start(sequences)
-            return future and _TimedFuture(future, self.waits)
-
-        core.structured._compute, core.structured.start = timed_compute, timed_start
-
-
-class _TimedFuture:
-    def __init__(self, future: Future[TokenMask], waits: list[float]) -> None:
-        self._future = future
-        self._waits = waits
-
-    def result(self) -> TokenMask:
-        began = time.perf_counter()
-        mask = self._future.result()
-        self._waits.append(time.perf_counter() - began)
-        return mask
+        core.structured.mask = timed
 
 
 def tokens_per_second(
     core: EngineCore, grammar: Grammar | None, batch: int, num_tokens: int
-) -> float:
+) -> tuple[float, float]:
+    """Output tokens a second, and those that each sequence gets in a step."""
     for i in range(batch):
         params = SamplingParams(
             temperature=0.8, seed=i, max_tokens=num_tokens, ignore_eos=True, grammar=grammar
         )
         core.add(AddRequest(str(i), PROMPT_TOKENS, params))
-    while core.stats.num_running < batch:
+    while core.stats.num_waiting:
         core.step()  # compile, prefill and first token
     began = time.perf_counter()
-    count = 0
+    count = num_outputs = 0
     while core.has_unfinished:
-        count += sum(len(output.token_ids) for output in core.step())
-    return count / (time.perf_counter() - began)
+        outputs = core.step()
+        num_outputs += len(outputs)
+        count += sum(len(output.token_ids) for output in outputs)
+    return count / (time.perf_counter() - began), count / num_outputs
 
 
 def main() -> None:
@@ -113,26 +100,26 @@ def main() -> None:
         )
     )
     clock = Clock(core)
-    print(f"{'batch':>5} {'grammar':>9} {'tokens/s':>9} {'of free':>8} {'mask':>9} {'waited':>9}")
+    print(f"{'batch':>5} {'grammar':>9} {'tokens/s':>9} {'of free':>8} {'a step':>7} {'mask':>9}")
     for batch in args.batches:
-        rates: dict[str, list[float]] = {name: [] for name in GRAMMARS}
-        times: dict[str, tuple[list[float], list[float]]] = {}
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in GRAMMARS}
+        masks: dict[str, str] = {}
         for grammar in GRAMMARS.values():
             tokens_per_second(core, grammar, batch, 20)  # warm
         for _ in range(args.rounds):
             for name, grammar in GRAMMARS.items():
                 clock.masks.clear()
-                clock.waits.clear()
                 rates[name].append(tokens_per_second(core, grammar, batch, args.num_tokens))
-                times[name] = clock.masks[:], clock.waits[:]
-        free = statistics.median(rates["free"])
+                masks[name] = (
+                    f"{1e6 * statistics.fmean(clock.masks):.0f} µs" if clock.masks else "-"
+                )
+        free = statistics.median(rate for rate, _ in rates["free"])
         for name in GRAMMARS:
-            rate = statistics.median(rates[name])
-            masks, waits = (
-                f"{1e6 * statistics.fmean(values):.0f} µs" if values else "-"
-                for values in times[name]
+            rate = statistics.median(rate for rate, _ in rates[name])
+            a_step = statistics.fmean(num_tokens for _, num_tokens in rates[name])
+            print(
+                f"{batch:5} {name:>9} {rate:9.0f} {rate / free:8.1%} {a_step:7.2f} {masks[name]:>9}"
             )
-            print(f"{batch:5} {name:>9} {rate:9.0f} {rate / free:8.1%} {masks:>9} {waits:>9}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ TORCH_ROOMS = {
 }
 API_PROCESS = ["axion.cli.main", "axion.cli.serve", "axion.server.app", "axion.backends.native",
                "axion.backends.worker", "axion.backends.spawned",
-               "axion.router.registry"]  # fmt: skip
+               "axion.router.registry", "axion.router.plan", "axion.backends.engines",
+               "axion.backends.vllm", "axion.cli.explain"]  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from axion.errors import EngineUnavailableError, InternalError
+from axion.backends.taken_over import Debt
+from axion.errors import CannotContinueError, EngineUnavailableError, InternalError
+from axion.openai.delivered import DeliveredChoice
 from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.events import CallEnd, Event, TextDelta, append
 from axion.text.stop import StopStrings
@@ -61,6 +63,8 @@ class Answer:
         num_tokens: generated so far.
         num_reasoning_tokens: those of them that are reasoning.
         num_cached_tokens: prompt tokens that the prefix cache supplied.
+        generated_before: tokens of what was taken over.
+        first: what comes before anything that the engine gives, if the answer was taken over.
         prompt_logprobs: of the prompt's tokens from the second on, when asked for; complete
             when the first token is generated.
     """
@@ -82,6 +86,7 @@ class Answer:
         self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
             skip_special_tokens=skip_special_tokens,
@@ -91,10 +96,42 @@ class Answer:
         self._stop = StopStrings(params.stop, params.include_stop_str_in_output)
         self._parser = parser
         self._single_call = single_call
+        self.generated_before: list[int] = []
+        self.first: Piece | None = None
+        self._debt: Debt | None = None
+        self._num_chars_before = 0  # that other engines wrote
         self._num_chars = 0  # of decoded text
         self._num_shown_chars = 0  # of what is left of it after stop strings
         self._incomplete: list[ShownToken] = []  # tokens of a character that is not whole yet
         self._waiting: deque[tuple[ShownToken, int]] = deque()  # and where their text ends
+
+    def take_over(self, choice: DeliveredChoice, text: str) -> None:
+        """Go on with an answer that another engine began; the first thing, if done at all.
+
+        Args:
+            choice: what the client has of it.
+            text: what the model would have written for that, in its own format.
+
+        Raises:
+            CannotContinueError: what is read in `text` is not what the client has.
+        """
+        # White space at the end is left to the model: most have it in one token with what follows.
+        token_ids = self._tokenizer.encode_continuation(text.rstrip())
+        if token_ids is None:
+            raise CannotContinueError("This model has no tokens for the text of the answer so far.")
+        events, tokens, finish_reason, stop_reason = self.take(SequenceOutput("", token_ids))
+        try:
+            self._debt = Debt(choice, events, self._num_chars - self._num_out)
+        except ValueError:
+            raise CannotContinueError(
+                "This model would have written the answer so far in another way."
+            ) from None
+        self.generated_before = token_ids
+        self._num_chars_before = len(text)
+        self.first = Piece(self._debt.first, tokens, finish_reason, stop_reason)
+        if finish_reason is None and 0 < (self.params.max_tokens or 0) <= self.num_tokens:
+            last = self.take(SequenceOutput("", [], finish_reason=FinishReason.LENGTH))
+            self.first = last._replace(events=self._debt.first + last.events)
 
     def take(self, output: SequenceOutput) -> Piece:
         """Add one step's output.
@@ -118,6 +155,8 @@ class Answer:
         if ended or stop is not None:
             finish_reason = FinishReason.STOP
         tokens = self._shown_tokens(finish_reason is not None)
+        if self._debt is not None:
+            events = self._debt.settle(events)
         return Piece(events, tokens, finish_reason, stop_reason)
 
     def _decode(self, output: SequenceOutput, events: list[Event]) -> tuple[bool, str | None]:
@@ -155,12 +194,18 @@ class Answer:
     def _place(self, new: str) -> None:
         """The tokens that waited for it end with this text."""
         self._num_chars += len(new)
-        self._waiting.extend((token, self._num_chars) for token in self._incomplete)
+        if self._num_chars > self._num_chars_before:
+            self._waiting.extend((token, self._num_chars) for token in self._incomplete)
         self._incomplete.clear()
 
     @property
     def _reasoning(self) -> bool:
         return self._parser is not None and self._parser.reasoning
+
+    @property
+    def _num_out(self) -> int:
+        """Characters that have been read for good."""
+        return self._num_shown_chars - (self._parser.num_held if self._parser is not None else 0)
 
     def _parse(self, text: str, events: list[Event], *, final: bool) -> bool:
         """Add what the text says; returns whether that is the one call that is wanted."""
@@ -181,9 +226,7 @@ class Answer:
 
     def _shown_tokens(self, final: bool) -> list[ShownToken]:
         """The tokens whose text is out; at the end also the one that a stop string cuts."""
-        num_out = self._num_shown_chars
-        if self._parser is not None:
-            num_out -= self._parser.num_held
+        num_out = self._num_out
         tokens = []
         while self._waiting:
             token, end = self._waiting[0]

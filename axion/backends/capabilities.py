@@ -6,7 +6,7 @@ import enum
 import logging
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +46,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         if self.honours_all:
             return []
         return sorted(name for name in features if self.features.get(name) is not Support.HONOURED)
+
+    def replaced(self, features: Mapping[str, Support]) -> Capabilities:
+        """These capabilities, but for `features`."""
+        return msgspec.structs.replace(self, features={**self.features, **features})
 
 
 @cache

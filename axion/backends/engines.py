@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -81,13 +82,12 @@ def load_engine(name: str) -> Engine | None:
 
 
 def spawned_engines() -> list[type[SpawnedBackend]]:
-    """Those whose server Axion spawns.
-
-    Raises:
-        ModelLoadError: as `load_engine`.
-    """
-    engines: list[Any] = [load_engine(name) for name in engine_names()]
-    return [x for x in engines if isinstance(x, type) and issubclass(x, SpawnedBackend)]
+    """Those whose server Axion spawns; a plug-in that cannot be loaded is left out."""
+    found: list[Any] = []
+    for name in engine_names():
+        with contextlib.suppress(ModelLoadError):
+            found.append(load_engine(name))
+    return [x for x in found if isinstance(x, type) and issubclass(x, SpawnedBackend)]
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -67,7 +67,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
             fail.
         memory_factor: by device, memory that it needs as a multiple of the bytes of the weights in
             the format that it computes in.
-        min_head_dim: the smallest head size that its attention takes, by device.
+        head_dims: the head sizes that its attention takes, by device; any, where a device is not
+            named.
         tensor_parallel: it can share the layers of a model among several GPUs.
     """
 
@@ -84,7 +85,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
-    min_head_dim: Mapping[str, int] = {}
+    head_dims: Mapping[str, frozenset[int]] = {}
     tensor_parallel: bool = False
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from axion.backends.base import ModelConfig
+from axion.backends.capabilities import Capabilities, Support
 from axion.backends.facts import EngineFacts
 from axion.backends.installed import AskError, ask_once
 from axion.backends.spawned import SpawnedBackend
@@ -103,6 +104,13 @@ class MaxBackend(SpawnedBackend):
             if model.dtype != "auto":
                 options["--quantization-encoding"] = model.dtype
         return ["serve", *(str(word) for pair in options.items() for word in pair), *flags]
+
+    def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
+        known = super().capabilities_for(model, path)
+        if model.device == "cpu":
+            return known
+        # By its documentation; it has been measured on CPU, where it has no grammars.
+        return known.replaced({"response_format.json_schema": Support.HONOURED})
 
     def environment(self, model: ModelConfig, path: str, port: int) -> dict[str, str]:
         return _QUIET

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
-from axion.openai.delivered import Delivered
+from axion.openai.delivered import Delivered, DeliveredChoice
 from axion.openai.structured import StructuredRequest
 from axion.settings import Settings
 from axion.text.answer_format import AnswerFormat, answer_format
@@ -70,7 +71,7 @@ from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
-from axion.text.tool_calls import ToolCallParser
+from axion.text.tool_calls import WrittenCall
 from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
     MAX_GRAMMAR_CHARS,
@@ -217,9 +218,7 @@ class NativeBackend(LibraryBackend):
         *,
         delivered: Delivered | None = None,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
-        if delivered is not None:
-            raise CannotContinueError("The native engine began no such answer.")
-        return _chat(self._loaded(), request, request_id)
+        return _chat(self._loaded(), request, request_id, delivered=delivered)
 
     def complete(
         self,
@@ -228,9 +227,7 @@ class NativeBackend(LibraryBackend):
         *,
         delivered: Delivered | None = None,
     ) -> AsyncGenerator[CompletionChunk, None]:
-        if delivered is not None:
-            raise CannotContinueError("The native engine began no such answer.")
-        return _complete(self._loaded(), request, request_id)
+        return _complete(self._loaded(), request, request_id, delivered=delivered)
 
     async def tokenize(
         self,
@@ -368,7 +365,9 @@ async def _chat(
     request_id: str,
     *,
     prompt: _Prompt | None = None,
+    delivered: Delivered | None = None,
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
+    before = {} if delivered is None else delivered.choices
     prompt_token_ids, params = prompt or await _prepare_chat(model, request)
     assert model.chat_template is not None
     written = answer_format(model.chat_template.source(with_tools=request.uses_tools))
@@ -387,6 +386,10 @@ async def _chat(
         )
         for i in range(request.num_choices)
     ]
+    for i, choice in before.items():
+        calls = [WrittenCall(call.name, call.arguments, call.offset) for call in choice.calls]
+        text = written.write(choice.reasoning, choice.content, calls, opened=opened)
+        await _take_over(model, answers[i], choice, text)
     shared = _shared(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
@@ -406,9 +409,10 @@ async def _chat(
         )
         return ChatCompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
-    began: set[int] = set()
-    called: set[int] = set()
-    async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
+    began = set(before)
+    called = {i for i, choice in before.items() if choice.calls}
+    unfinished = _unfinished(answers, before)
+    async with aclosing(_run(model.engine, request, request_id, unfinished)) as pieces:
         async for index, piece in pieces:
             if index not in began:
                 began.add(index)
@@ -434,10 +438,15 @@ async def _chat(
 
 
 async def _complete(
-    model: _Model, request: CompletionRequest, request_id: str
+    model: _Model,
+    request: CompletionRequest,
+    request_id: str,
+    *,
+    delivered: Delivered | None = None,
 ) -> AsyncGenerator[CompletionChunk, None]:
+    before = {} if delivered is None else delivered.choices
     grammar = await _grammar(model, request)
-    answers = []
+    answers: list[Answer] = []
     echoes = []
     is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
     encoded = (
@@ -454,15 +463,23 @@ async def _complete(
         if request.echo:
             echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
         for i in range(request.num_choices):
-            answers.append(
-                Answer(
-                    model.tokenizer,
-                    prompt_token_ids,
-                    _seeded(params, i),
-                    skip_special_tokens=params.skip_special_tokens,
-                )
+            choice = before.get(len(answers))
+            own_params = _seeded(params, i)
+            if choice is not None:  # it came with the echo
+                own_params = msgspec.structs.replace(own_params, prompt_logprobs=None)
+            answer = Answer(
+                model.tokenizer,
+                prompt_token_ids,
+                own_params,
+                skip_special_tokens=params.skip_special_tokens,
             )
+            answers.append(answer)
             echoes.append(echo)
+            if choice is not None:
+                text = choice.content.removeprefix(echo)
+                if len(text) + len(echo) != len(choice.content):
+                    raise CannotContinueError("The answer so far does not begin with the prompt.")
+                await _take_over(model, answer, dataclasses.replace(choice, content=text), text)
     shared = _shared(model, request, f"cmpl-{request_id}", "text_completion")
 
     def chunk(
@@ -481,8 +498,9 @@ async def _complete(
         )
         return CompletionChunk(**shared | _usage_so_far(request, answers), choices=[choice])
 
-    to_echo = set(range(len(answers))) if request.echo else set()
-    async with aclosing(_run(model.engine, request, request_id, answers)) as pieces:
+    to_echo = set(range(len(answers))) - set(before) if request.echo else set()
+    unfinished = _unfinished(answers, before)
+    async with aclosing(_run(model.engine, request, request_id, unfinished)) as pieces:
         async for index, piece in pieces:
             answer, echo = answers[index], echoes[index]
             if not answer.num_tokens and piece.finish_reason is None:
@@ -723,14 +741,6 @@ async def _grammar(model: _Model, request: StructuredRequest) -> Grammar | None:
     return request.constraint.grammar
 
 
-def _enforceable_calls(model: _Model) -> type[ToolCallParser] | None:
-    """How the model writes calls, if a grammar can hold it to that."""
-    if model.chat_template is None:
-        return None
-    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
-    return written if written.json_arguments and written.call_begin else None
-
-
 async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Grammar | None:
     """What the answer must match: its text, its calls, or either.
 
@@ -747,29 +757,26 @@ async def _chat_grammar(model: _Model, request: ChatCompletionRequest) -> Gramma
     is_strict = any(function.strict for function in functions.values())
     if not functions or not (required or restricted or is_strict or request.max_one_call or answer):
         return answer
-    written = _enforceable_calls(model)
-    if written is None:
-        if required or is_strict:
-            raise InvalidRequestError(
-                "Calls cannot be enforced: how this model writes them is not known. "
-                "Use tool_choice 'auto', without strict functions.",
-                param="tool_choice" if required else "tools",
-            )
-        return answer
-    grammar = tool_grammar(
-        written,
-        list(functions.values()),
-        model.tokenizer,
-        required=required,
-        parallel=not request.max_one_call,
-        answer=answer,
-    )
+    assert model.chat_template is not None
+    written = answer_format(model.chat_template.source(with_tools=True)).tool_calls
     try:
+        grammar = tool_grammar(
+            written,
+            list(functions.values()),
+            model.tokenizer,
+            required=required,
+            parallel=not request.max_one_call,
+            answer=answer,
+        )
         await _check_grammar(model, "tools", grammar)
     except InvalidRequestError:
         for i, function in functions.items():  # one of them is at fault, or all together
             param = f"tools[{i}].function.parameters"
-            await _check_grammar(model, param, arguments_grammar(function, required=required))
+            try:
+                alone = arguments_grammar(written, function, model.tokenizer, required=required)
+            except InvalidRequestError as error:
+                raise _unenforceable(param, error) from None
+            await _check_grammar(model, param, alone)
         raise
     return grammar
 
@@ -783,9 +790,11 @@ async def _check_grammar(model: _Model, param: str, grammar: Grammar) -> None:
     try:
         await asyncio.wrap_future(model.grammars.submit(grammar))
     except InvalidRequestError as error:
-        raise InvalidRequestError(
-            f"{param} cannot be enforced: {error.message}", param=param
-        ) from None
+        raise _unenforceable(param, error) from None
+
+
+def _unenforceable(param: str, error: InvalidRequestError) -> InvalidRequestError:
+    return InvalidRequestError(f"{param} cannot be enforced: {error.message}", param=param)
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:
@@ -796,20 +805,44 @@ def _seeded(params: SamplingParams, index: int) -> SamplingParams:
     return msgspec.structs.replace(params, seed=seed)
 
 
+async def _take_over(model: _Model, answer: Answer, choice: DeliveredChoice, text: str) -> None:
+    """Let an answer go on where another engine's has broken off.
+
+    Args:
+        text: what `choice` is as this model writes it.
+
+    Raises:
+        CannotContinueError: it cannot.
+    """
+    if choice.finished:  # only its length counts, in the usage
+        answer.num_tokens = len(model.tokenizer.encode_continuation(text) or ())
+        return
+    answer.take_over(choice, text)
+    if answer.params.grammar is not None:
+        matcher = await asyncio.wrap_future(model.grammars.submit(answer.params.grammar))
+        if not matcher.consume_tokens(answer.generated_before):
+            raise CannotContinueError("The answer so far does not match what was asked for.")
+
+
+def _unfinished(
+    answers: list[Answer], before: Mapping[int, DeliveredChoice]
+) -> list[tuple[int, Answer]]:
+    return [(i, a) for i, a in enumerate(answers) if i not in before or not before[i].finished]
+
+
 async def _run(
-    engine: Engine, request: GenerationRequest, request_id: str, answers: list[Answer]
+    engine: Engine, request: GenerationRequest, request_id: str, answers: list[tuple[int, Answer]]
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """The pieces of all answers as they come, each with its answer's index.
 
     Closing this aborts what is still running.
     """
-    streams = [
-        _pieces(engine, request, f"{request_id}-{i}", answer) for i, answer in enumerate(answers)
-    ]
+    streams = [(i, _pieces(engine, request, f"{request_id}-{i}", answer)) for i, answer in answers]
     if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
+        [(index, stream)] = streams
+        async with aclosing(stream):
             async for piece in stream:
-                yield 0, piece
+                yield index, piece
         return
     arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
 
@@ -821,7 +854,7 @@ async def _run(
         except Exception as error:
             arrived.put_nowait(error)
 
-    tasks = [asyncio.create_task(forward(i, stream)) for i, stream in enumerate(streams)]
+    tasks = [asyncio.create_task(forward(i, stream)) for i, stream in streams]
     num_open = len(tasks)
     try:
         while num_open:
@@ -839,12 +872,17 @@ async def _run(
 async def _pieces(
     engine: Engine, request: GenerationRequest, request_id: str, answer: Answer
 ) -> AsyncGenerator[Piece, None]:
+    if answer.first is not None:
+        yield answer.first
+        if answer.first.finish_reason is not None:
+            return
     outputs = engine.generate(
         request_id,
-        answer.prompt_token_ids,
+        answer.prompt_token_ids + answer.generated_before,
         answer.params,
         cache_salt=request.cache_salt or "",
         priority=request.priority or 0,
+        num_generated=len(answer.generated_before),
     )
     async with aclosing(outputs):
         async for output in outputs:

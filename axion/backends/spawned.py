@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import capabilities_of, shipped_capabilities
+from axion.backends.capabilities import Capabilities, capabilities_of, shipped_capabilities
 from axion.backends.facts import EngineFacts, device_facts
 from axion.backends.installed import AskError, ask_once, find_command
 from axion.backends.process import GuardedProcess
@@ -47,7 +47,8 @@ _ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception)\b: .+")
 _PATH = re.compile(r"(?<![\w/])~?/(?:[\w.@+~-]+/)*[\w.@+~-]+")
 _MAX_CAUSE_CHARS = 500
 _ASK_TIMEOUT_S = 60.0
-_VERSION = re.compile(r"\d+\.\d+[\w.+-]*|(?<=version: )\d+")
+# What follows the word, else the last number with a point in it: warnings may stand before it.
+_VERSIONS = (re.compile(r"\bversion:? v?(\d[\w.+-]*)"), re.compile(r"\d+\.\d+[\w.+-]*"))
 # Engines count who uses them, and would look for newer files of a model that is there.
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
@@ -91,6 +92,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
 
     def __init__(self, *, on_given_up: Callable[[str], None] | None = None) -> None:
         self.capabilities = shipped_capabilities(self.engine)
+        self.engine_version = ""
         self.logger = logging.getLogger(f"axion.{self.engine}")
         self._supervisor = Supervisor(
             self._live, title=f"{self.engine} server", logger=self.logger, on_given_up=on_given_up
@@ -147,8 +149,8 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             )
         except AskError:
             return ""
-        found = _VERSION.findall(said.decode(errors="replace"))
-        return found[-1] if found else ""
+        text = said.decode(errors="replace")
+        return next((found[-1] for form in _VERSIONS if (found := form.findall(text))), "")
 
     @abc.abstractmethod
     def arguments(self, model: ModelConfig, path: str, port: int) -> list[str]:
@@ -162,6 +164,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     def environment(self, model: ModelConfig, path: str, port: int) -> dict[str, str]:
         """Variables that the server gets beside those of this process."""
         return {}
+
+    def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
+        """What the server does with requests when it serves this model."""
+        return capabilities_of(self.engine, self.engine_version)
 
     def upstream_model(self, model: ModelConfig, path: str) -> str:
         """What the server calls the model."""
@@ -200,7 +206,8 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             model = msgspec.structs.replace(model, device=device.kind)
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
-        self.capabilities = capabilities_of(self.engine, (await self._facts()).version)
+        self.engine_version = (await self._facts()).version
+        self.capabilities = self.capabilities_for(model, self._path)
         await self._supervisor.start()
 
     async def health(self) -> BackendHealth:

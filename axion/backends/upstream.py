@@ -389,7 +389,8 @@ class Upstream:
         """A server's words without its addresses, paths, traceback and key."""
         if self._api_key:
             message = message.replace(self._api_key, "…")
-        message = message.partition("Traceback (most recent call last)")[0]
+        for noise in ("Traceback (most recent call last)", "For further information visit"):
+            message = message.partition(noise)[0]
         message = message.replace(self.upstream_model, self.served_name)
         kept = message.split(self.served_name) if "/" in self.served_name else [message]
         clean = [_PATH.sub("…", _URL.sub("…", part)) for part in kept]
@@ -549,13 +550,13 @@ def _told(body: bytes) -> _Told:
     place = data.get("loc")
     param = data.get("param") or (place[-1] if isinstance(place, list) and place else None)
     code = data.get("code")
-    status = code if isinstance(code, int) else None
+    status = int(str(code)) if str(code).isdecimal() else None
     kind = str(data.get("type") or "")
     if status is None and "invalid_request" in kind:
         status = 400
     return _Told(
         str(data.get("message") or data.get("msg") or ""),
-        param if isinstance(param, str) and _PATH.search(param) is None else None,
+        param if isinstance(param, str) and param and not _PATH.search(param) else None,
         str(code or ""),
         kind,
         status,
@@ -887,7 +888,9 @@ class _TextAnswer(_Answer[CompletionRequest, CompletionChunk]):
     def _parts(self, choice: _TextChoice) -> Iterator[dict[str, Any]]:
         text = choice.text or ""
         given = choice.logprobs
-        if not text and (given is None or not (given.tokens or given.content)):
+        if given is not None and not (given.tokens or given.content):
+            given = None  # MAX sends empty lists to whoever has not asked for any
+        if not text and given is None:
             return
         self._num_chunks += 1
         offset = self._num_chars.get(choice.index, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import psutil
 
 from axion.backends.base import ModelConfig
+from axion.backends.capabilities import Capabilities, Support
 from axion.backends.facts import EngineFacts
 from axion.backends.installed import AskError, ask_once, interpreter
 from axion.backends.parsers import Parsers, parsers_of
@@ -85,7 +87,7 @@ class VllmBackend(SpawnedBackend):
             """.split()  # noqa: SIM905
         ),
         memory_factor={"cpu": 1.3, "cuda": 1.2},
-        min_head_dim={"cpu": 32},
+        head_dims={"cpu": frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})},
         tensor_parallel=True,
     )
 
@@ -134,6 +136,26 @@ class VllmBackend(SpawnedBackend):
         if parsers.reasoning is not None:
             options["--reasoning-parser"] = parsers.reasoning
         return ["serve", path, *(str(word) for pair in options.items() for word in pair), *flags]
+
+    def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
+        known = super().capabilities_for(model, path)
+        if parsers_of(Path(path), _PARSERS).tools is not None:
+            return known
+        return known.replaced({name: Support.REFUSED for name in known.features if "tool" in name})
+
+    def cause(self, log_lines: Sequence[str]) -> str:
+        """Of a wrong configuration the line above the last error, else the first error.
+
+        The last one only says that a process below has ended.
+        """
+        for marker in ("Value error, ", "Error: "):
+            for line in log_lines:
+                before, found, after = line.partition(marker)
+                if found and "root cause" not in after:
+                    return (
+                        (before.rpartition(" ")[2] if marker == "Error: " else "") + found + after
+                    )
+        return super().cause(log_lines)
 
     def environment(self, model: ModelConfig, path: str, port: int) -> dict[str, str]:
         quiet = {"VLLM_NO_USAGE_STATS": "1"}

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -49,6 +51,8 @@ from axion.types import (
 _EXIT_GRACE_S = 5.0
 # The share of a processor that tells a process at work from one that only looks for messages.
 _COMPUTES = 0.05
+# A sequence that has got so much further is not what ended the process before.
+_PROVEN_TOKENS = 4
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
 
 OutputT = TypeVar("OutputT")
@@ -112,6 +116,7 @@ class Worker(Generic[OutputT]):
         self._outputs: dict[str, Outputs[OutputT]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._settled = asyncio.Event()  # it is ready, or will never be again
         self._connection: _Connection | None = None
         self._has_answered = False
 
@@ -158,6 +163,7 @@ class Worker(Generic[OutputT]):
     async def stop(self, drain_s: float) -> None:
         """Take no more requests, let the running ones finish for `drain_s` seconds, then end."""
         self.supervisor.retire()
+        self._settled.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_s)
         self._fail_running(self.detail)
@@ -197,6 +203,7 @@ class Worker(Generic[OutputT]):
     def become_ready(self) -> None:
         """The model is loaded."""
         self.supervisor.ready()
+        self._settled.set()
 
     async def _live(self) -> str:
         """One life of the process; returns how it ended.
@@ -267,6 +274,8 @@ class Worker(Generic[OutputT]):
 
     def _go_down(self) -> None:
         self.supervisor.down()
+        if self.state is not BackendState.STOPPED:
+            self._settled.clear()
         self.reset()
         self._fail_running(f"The {self.title} stopped while it computed this request.")
 
@@ -292,7 +301,15 @@ async def spawn_engine(
 
 
 class WorkerEngine(Worker[SequenceOutput]):
-    """An `EngineClient` whose engine lives in a child process."""
+    """An `EngineClient` whose engine lives in a child process.
+
+    Attributes:
+        MAX_PAUSE_S: how long a sequence waits for a new process to go on in.
+        MAX_RESUMES: new processes that a sequence is given without getting further.
+    """
+
+    MAX_PAUSE_S: ClassVar[float] = 60.0
+    MAX_RESUMES: ClassVar[int] = 2
 
     module = "axion.engine.process"
     title = "engine process"
@@ -305,6 +322,7 @@ class WorkerEngine(Worker[SequenceOutput]):
         self._config = config
         self._on_progress = on_progress or (lambda done, total: None)
         self._info: EngineInfo | None = None
+        self._turn = asyncio.Lock()
         self._stats = EngineStats()
 
     @property
@@ -329,20 +347,75 @@ class WorkerEngine(Worker[SequenceOutput]):
     async def generate(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        token_ids: list[int],
         params: SamplingParams,
         *,
         cache_salt: str = "",
         priority: int = 0,
+        num_generated: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
-        message = AddRequest(request_id, prompt_token_ids, params, cache_salt, priority)
-        with self.request(request_id, message) as outputs:
-            while not outputs.finished:
-                output = await outputs.next()
-                outputs.finished = output.finish_reason is not None
-                if output.finish_reason is FinishReason.ERROR:
-                    raise InternalError(output.error or "The engine could not go on.")
-                yield output
+        """As `EngineClient` says; a sequence that outlives the process goes on in the next one.
+
+        What ended the process may be one of the sequences in it. So none is taken up more than
+        `MAX_RESUMES` times without getting further, and the last time only one by one: that
+        tells those that were beside the guilty one from itself.
+        """
+        if params.seed is None:  # drawn here, so that every life goes on with the same stream
+            params = msgspec.structs.replace(params, seed=secrets.randbits(63))
+        sequence = _Progress(list(token_ids), num_generated)
+        num_deaths = 0
+        while True:
+            sequence.begin_life()
+            async with AsyncExitStack() as turn:
+                if num_deaths:
+                    await self._come_back(turn, alone=num_deaths == self.MAX_RESUMES)
+                message = AddRequest(
+                    request_id,
+                    sequence.token_ids,
+                    params,
+                    cache_salt,
+                    priority,
+                    sequence.num_generated,
+                )
+                with self.request(request_id, message) as outputs:
+                    while not outputs.finished:
+                        try:
+                            output = await outputs.next()
+                        except EngineUnavailableError:
+                            break
+                        outputs.finished = output.finish_reason is not None
+                        if output.finish_reason is FinishReason.ERROR:
+                            raise InternalError(output.error or "The engine could not go on.")
+                        sequence.take(output)
+                        if sequence.is_proven:
+                            await turn.aclose()
+                        yield output
+                        if outputs.finished:
+                            return
+            num_deaths = 1 if sequence.is_proven else num_deaths + 1
+            if num_deaths > self.MAX_RESUMES and self.state is not BackendState.STOPPED:
+                raise EngineUnavailableError(
+                    f"The {self.title} ended {num_deaths} times while it computed this request."
+                )
+
+    async def _come_back(self, turn: AsyncExitStack, *, alone: bool) -> None:
+        """Wait for the next process.
+
+        Args:
+            alone: wait also until no other sequence that asks for this has the turn; then have
+                it, until `turn` is closed.
+
+        Raises:
+            EngineUnavailableError: it took too long.
+        """
+        try:
+            async with asyncio.timeout(self.MAX_PAUSE_S):
+                if alone:
+                    await turn.enter_async_context(self._turn)
+                while self.state not in (BackendState.READY, BackendState.STOPPED):
+                    await self._settled.wait()
+        except TimeoutError:
+            raise EngineUnavailableError(self.detail, headers={"Retry-After": "5"}) from None
 
     def first_message(self) -> Start:
         return Start(self._config)
@@ -363,6 +436,45 @@ class WorkerEngine(Worker[SequenceOutput]):
 
     def reset(self) -> None:
         self._stats = EngineStats()
+
+
+class _Progress:
+    """A sequence that may need several processes, and what its client has been told of it.
+
+    Args:
+        token_ids: prompt and output; what is generated is added.
+        num_generated: tokens of the output.
+    """
+
+    def __init__(self, token_ids: list[int], num_generated: int) -> None:
+        self.token_ids = token_ids
+        self.num_generated = num_generated
+        self._num_cached_tokens: int | None = None
+        self._num_scores_told = 0  # log probabilities of the prompt
+        self.begin_life()
+
+    def begin_life(self) -> None:
+        """From here on it is another process that computes the sequence."""
+        self._num_before = self.num_generated
+        self._num_scores = 0
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether this process has got so far with it that it is not to blame if it ends."""
+        return self.num_generated - self._num_before >= _PROVEN_TOKENS
+
+    def take(self, output: SequenceOutput) -> None:
+        """Note an output, and take from it what has been told before."""
+        self.token_ids += output.token_ids
+        self.num_generated += len(output.token_ids)
+        scores = output.prompt_logprobs or []
+        output.prompt_logprobs = scores[max(0, self._num_scores_told - self._num_scores) :] or None
+        self._num_scores += len(scores)
+        self._num_scores_told = max(self._num_scores_told, self._num_scores)
+        if output.token_ids and self._num_cached_tokens is None:
+            self._num_cached_tokens = output.num_cached_tokens
+        if self._num_cached_tokens is not None:
+            output.num_cached_tokens = self._num_cached_tokens
 
 
 class _Connection:

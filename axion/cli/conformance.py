@@ -94,15 +94,25 @@ def conformance(
         for path in report.write(output):
             console.print(f"wrote {path}", style="dim")
         if save:
-            console.print(f"saved {_save(report)}", style="dim")
+            console.print(f"saved {save_report(report)}", style="dim")
     if as_json:
         sys.stdout.write(report.to_json().decode() + "\n")
 
 
-def _save(report: Report) -> Path:
+def save_report(report: Report) -> Path:
+    """Put what was found where the router looks for it.
+
+    Raises:
+        InvalidRequestError: nobody knows of which version it is.
+    """
     from axion.backends.capabilities import file_name, measured_folder
     from axion.conformance.report import encode
 
+    if not report.version:
+        raise InvalidRequestError(
+            "The server does not tell its version, so the router could not tell for which engine "
+            "this was found. Nothing was saved."
+        )
     path = measured_folder() / file_name(report.engine, report.version)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(report.capabilities))

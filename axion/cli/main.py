@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP, with the OpenAI API.",
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, on stdout.",
+    "explain": "Show which engines can serve a model here, and why the others cannot.",
     "conformance": "Find out which fields of a request a server honours, refuses or drops.",
     "doctor": "Show what this machine has: devices, memory, engines, cache.",
 }

@@ -17,11 +17,18 @@ KNOWN: dict[str, dict[str, str]] = {
         "tool_choice.none": "Axion leaves the tools out of the prompt",
     },
     "vllm": {
-        "cache_salt": "it is part of the block hashes (vllm/v1/core/kv_cache_utils.py)",
-        "add_special_tokens": "it is an argument of the tokenizer (vllm/entrypoints/openai)",
-        "chat_template_kwargs": "they are given to the template (vllm/entrypoints/chat_utils.py)",
-        "messages.name": "it is given to the template (vllm/entrypoints/chat_utils.py)",
-        "priority": "it orders the scheduler's queue; without --scheduling-policy priority "
-        "it is refused (vllm/v1/engine/processor.py)",
+        "add_special_tokens": "it is an argument of its tokenizer",
+        "chat_template_kwargs": "they are given to the template (vllm/renderers)",
+        "messages.name": "it is given to the template (vllm/renderers/chat_utils.py)",
+        "messages.reasoning_content": "it is given to the template (vllm/renderers/chat_utils.py)",
+        "parallel_tool_calls": "false keeps the first call (serve/utils/tool_calls_utils.py)",
+        "priority": "it is the order of its scheduler, with --scheduling-policy priority",
+        "reasoning_effort": "it is given to the template (chat_completion/protocol.py)",
+    },
+    "max": {
+        "reasoning_effort": "it is given to the template (max/serve/schemas/openai.py)",
+    },
+    "llama_cpp": {
+        "chat_template_kwargs": "they are given to the template (tools/server/server-common.cpp)",
     },
 }

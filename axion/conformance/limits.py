@@ -100,6 +100,8 @@ async def stop_token_ids(probe: Probe) -> Finding:
             "a forced token does not end the answer",
         )
     answer = await probe.ask(stop_token_ids=ids)
+    if answer.num_tokens <= 1 and answer.text:
+        return dropped("the token that ends the answer is in its text")
     return found(
         answer.finish_reason == "stop" and answer.num_tokens < num_tokens,
         f"the answer ends after {answer.num_tokens} of {num_tokens} tokens",

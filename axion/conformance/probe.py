@@ -58,15 +58,18 @@ class Probe:
 
     Attributes:
         tokens: token ids of texts, where they can be had.
+        loose: what a sampled answer needs beside its temperature: some servers take a model whose
+            files prefer the likeliest token at its word.
     """
 
     def __init__(self, server: Server, kind: Literal["chat", "text"], tokens: Tokens) -> None:
         self.server = server
         self.kind = kind
         self.tokens = tokens
+        self.loose: dict[str, Any] = {}
         self._prompt = ""
         self._greedy: Answer | None = None
-        self._wide = ""
+        self._wide: str | None = None
         self._ending: Ending | CannotTellError | None = None
 
     @property
@@ -109,7 +112,8 @@ class Probe:
         Raises:
             CannotTellError: as `wide`.
         """
-        return (await self.ask(await self.wide(), **{"temperature": HOT, **fields})).text
+        prompt = await self.wide()
+        return (await self.ask(prompt, **{**self.loose, "temperature": HOT, **fields})).text
 
     async def wide(self) -> str:
         """A prompt whose sampled answers differ from one another.
@@ -117,15 +121,24 @@ class Probe:
         Raises:
             CannotTellError: the server samples nothing, or the model is always sure.
         """
+        if self._wide is None:
+            self._wide = await self._find_wide()
         if not self._wide:
-            for prompt in (*_OPEN_PROMPTS, *_LONG_PROMPTS):
-                answers = [await self.given(prompt, temperature=HOT) for _ in range(NUM_SAMPLES)]
-                if len({answer.text for answer in answers}) == NUM_SAMPLES:
-                    self._wide = prompt
-                    break
-            else:
-                raise CannotTellError("sampled answers do not differ from one another")
+            raise CannotTellError("sampled answers do not differ from one another")
         return self._wide
+
+    async def _find_wide(self) -> str:
+        for loose in ({}, {"top_k": -1}):
+            for prompt in (*_OPEN_PROMPTS, *_LONG_PROMPTS):
+                fields = {**loose, "temperature": HOT}
+                try:
+                    answers = [await self.ask(prompt, **fields) for _ in range(NUM_SAMPLES)]
+                except RefusedError:
+                    break
+                if len({answer.text for answer in answers}) == NUM_SAMPLES:
+                    self.loose = loose
+                    return prompt
+        return ""
 
     async def greedy(self) -> Answer:
         """A long answer at temperature 0, streamed.

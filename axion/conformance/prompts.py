@@ -139,7 +139,6 @@ async def continue_final_message(probe: Probe) -> Finding:
     cut = len(whole) // 2
     opening = probe.body()["messages"]
     begun = [*opening, {"role": "assistant", "content": whole[:cut]}]
-    closed = await probe.given(messages=begun, add_generation_prompt=False)
     answer = await probe.ask(
         messages=begun, continue_final_message=True, add_generation_prompt=False
     )
@@ -147,6 +146,7 @@ async def continue_final_message(probe: Probe) -> Finding:
         return dropped("the answer repeats the last message")
     if answer.text[:8] == whole[cut:][:8]:
         return honoured("the answer goes on with the last message")
+    closed = await probe.given(messages=begun, add_generation_prompt=False)
     return found(
         answer.num_prompt_tokens < closed.num_prompt_tokens,
         "the prompt ends within the last message",

@@ -55,7 +55,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """Write the table and the data into a folder; returns the files."""
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / file_name(self.engine, self.version)
-        table = data.with_suffix(".md")
+        # Not with_suffix: a version has dots of its own.
+        table = data.with_name(data.name.removesuffix("json") + "md")
         table.write_text(self.to_markdown())
         data.write_bytes(encode(self.capabilities))
         return [table, data]

@@ -23,6 +23,8 @@ async def temperature(probe: Probe) -> Finding:
         prompt = await probe.wide()
     except CannotTellError as error:
         return dropped(f"at 2 {error}")
+    if probe.loose:
+        return dropped("it has no effect without top_k: the model's files ask for the likeliest")
     cold = {(await probe.ask(prompt, temperature=0)).text for _ in range(NUM_SAMPLES)}
     hot = {(await probe.ask(prompt, temperature=2)).text for _ in range(NUM_SAMPLES)}
     return found(
@@ -118,7 +120,7 @@ async def _changes(probe: Probe, **fields: Any) -> Finding:
                if len(ids := await probe.tokens.encode(letter)) == 1}  # fmt: skip
     settings: list[tuple[str | None, dict[str, Any]]] = [(None, {}), (_REPETITIVE, {})]
     settings += [(wide, {"logit_bias": letters})] if letters else []
-    settings += [(wide, {"temperature": 2, "seed": seed}) for seed in _OTHER_SEEDS]
+    settings += [(wide, {**probe.loose, "temperature": 2, "seed": seed}) for seed in _OTHER_SEEDS]
     for prompt, setting in settings:
         asked = {"max_tokens": 2 * NUM_TOKENS, **setting}
         try:
@@ -152,7 +154,7 @@ async def repetition_penalty(probe: Probe) -> Finding:
 async def n(probe: Probe) -> Finding:
     prompt = await probe.wide()
     for stream in (None, True):
-        answer = await probe.ask(prompt, n=3, temperature=2, stream=stream)
+        answer = await probe.ask(prompt, **probe.loose, n=3, temperature=2, stream=stream)
         if sorted(answer.choices) != [0, 1, 2]:
             how = "streamed" if stream else "whole"
             return dropped(f"n: 3 gives {len(answer.choices)} choice(s), {how}")

@@ -175,6 +175,9 @@ class Server:
         url: with or without the `/v1` of the API.
         model: what the server calls the model.
         transport: in place of the network, for tests.
+
+    Raises:
+        UnreachableError: the URL is none.
     """
 
     def __init__(
@@ -185,6 +188,8 @@ class Server:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UnreachableError(f"{url!r} is not a server's URL. Expected http://host:port/v1.")
         root = url.rstrip("/").removesuffix("/v1")
         headers = _HEADERS | ({"authorization": f"Bearer {api_key}"} if api_key else {})
         self.model = model

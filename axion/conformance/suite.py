@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from axion.conformance.known import KNOWN
 from axion.conformance.probe import CannotTellError, Probe
 from axion.conformance.server import (
     FaultError,
-    GoneError,
     RefusedError,
     Server,
     UnreachableError,
@@ -25,6 +25,7 @@ from axion.conformance.tokens import Tokens
 _MODULES = (sampling, limits, logprobs, structured, tools, prompts)
 # Kills one server: it comes when everything else is known.
 _LAST = "echo.logprobs"
+_LOOK_AGAIN_S = 0.5
 _WORST_FIRST = (Support.DROPPED, Support.REFUSED, Support.HONOURED, None)
 
 
@@ -136,9 +137,16 @@ class Suite:
             said = " ".join(error.message.split())[:80]
             return Finding(Support.REFUSED, f"{error.status}{named}: {said}")
         except FaultError as error:
-            died = isinstance(error, GoneError) and not await self._server.is_there()
-            what = "the server died" if died else f"fails: {error}"
+            what = f"fails: {error}" if await self._survives() else f"the server dies ({error})"
             return Finding(Support.DROPPED, what[:120])
+
+    async def _survives(self) -> bool:
+        """Whether the server is still there, also in a moment."""
+        for _ in range(4):
+            if not await self._server.is_there():
+                return False
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        return True
 
     def _with_source(self, feature: str, finding: Finding) -> Finding:
         source = KNOWN.get(self._engine, {}).get(feature)

@@ -35,6 +35,8 @@ logger = logging.getLogger("axion.engine")
 
 _STEP_FAILED = "The engine could not compute this request. The server's log has the cause."
 
+_NO_MATCH = "What was generated of this answer before does not match its grammar."
+
 _COMPILE_WAIT_S = 0.01
 
 
@@ -108,7 +110,11 @@ class EngineCore:
             "eos_token_ids": self.info.eos_token_ids,
         }
         self.grammars = GrammarCompiler(partial(load_tokenizer, path), **vocabulary)
-        self.structured = StructuredOutput(max_num_seqs=config.max_num_seqs, **vocabulary)
+        self.structured = StructuredOutput(
+            max_num_seqs=config.max_num_seqs,
+            num_threads=1 if self.device.type == "cpu" else os.cpu_count() or 1,
+            **vocabulary,
+        )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -141,21 +147,23 @@ class EngineCore:
         params = request.params
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
         # Keys rotated for another length must not be shared.
-        rope_key = self.model.rope_cache_key(len(request.prompt_token_ids))
+        num_prompt_tokens = len(request.token_ids) - request.num_generated
+        rope_key = self.model.rope_cache_key(num_prompt_tokens)
         sequence = Sequence(
             request.request_id,
-            request.prompt_token_ids,
+            request.token_ids,
             params,
             seed=seed,
             eos_token_ids=self.info.eos_token_ids,
             cache_salt=f"{rope_key}:{request.cache_salt}",
             priority=request.priority,
+            num_generated=request.num_generated,
         )
         if params.grammar is None:
             self.scheduler.add(sequence)
         else:
             self._compiling[request.request_id] = sequence, self.grammars.submit(params.grammar)
-        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._num_prompt_tokens += num_prompt_tokens
         return None
 
     def abort(self, request_ids: list[str]) -> None:
@@ -173,7 +181,7 @@ class EngineCore:
         self._num_steps += 1
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.start(sampling))
+            sampled = self.runner.execute(scheduled, self.structured.mask)
             sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
@@ -196,10 +204,17 @@ class EngineCore:
                 continue
             del self._compiling[request_id]
             if (error := future.exception()) is None:
-                sequence.matcher = future.result()
-                self.scheduler.add(sequence)
-                continue
-            if isinstance(error, AxionError):
+                matcher = future.result()
+                if not matcher.consume_tokens(sequence.output_token_ids):
+                    message = _NO_MATCH
+                elif sequence.num_output_tokens and matcher.is_stopped():
+                    refused.append(SequenceOutput(request_id, [], finish_reason=FinishReason.STOP))
+                    continue
+                else:
+                    sequence.matcher = matcher
+                    self.scheduler.add(sequence)
+                    continue
+            elif isinstance(error, AxionError):
                 message = f"The grammar cannot be used: {error.message}"
             else:
                 logger.error("a grammar could not be compiled", exc_info=error)
@@ -210,13 +225,18 @@ class EngineCore:
         return refused
 
     def _fault(self, request: AddRequest) -> str | None:
-        num_tokens = len(request.prompt_token_ids)
+        num_tokens, num_generated = len(request.token_ids), request.num_generated
         longest = self.info.max_model_len - (request.params.max_tokens != 0)
         if not 0 < num_tokens <= longest:
             return f"The prompt must have 1 to {longest} tokens, it has {num_tokens}."
+        if not 0 <= num_generated < num_tokens:
+            return f"Of {num_tokens} tokens, {num_generated} cannot have been generated."
+        limit = request.params.max_tokens
+        if num_generated and limit is not None and num_generated >= limit:
+            return f"All {limit} tokens that this request may have were generated before."
         vocab_size = self.info.vocab_size
         for name, token_ids in (
-            ("The prompt", request.prompt_token_ids),
+            ("The prompt", request.token_ids),
             ("logit_bias", list(request.params.logit_bias)),
         ):
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:

@@ -85,18 +85,23 @@ class EchoEngine:
     async def generate(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        token_ids: list[int],
         params: SamplingParams,
         *,
         cache_salt: str = "",
         priority: int = 0,
+        num_generated: int = 0,
     ) -> AsyncGenerator[SequenceOutput, None]:
         if self._stopped:
             raise EngineUnavailableError("The engine is stopped.")
         assert request_id not in self._running, "request ids are unique"
+        prompt_token_ids = token_ids[: len(token_ids) - num_generated]
         room = self.info.max_model_len - len(prompt_token_ids)
         assert room > 0 or params.max_tokens == 0, "the prompt leaves room for an answer"
-        sequence = _Running(self._outputs(request_id, prompt_token_ids, params, room))
+        outputs = self._outputs(request_id, prompt_token_ids, params, room)
+        while num_generated > 0:
+            num_generated -= len(next(outputs).token_ids)
+        sequence = _Running(outputs)
         self._running[request_id] = sequence
         self._num_prompt_tokens += len(prompt_token_ids)
         self._idle.clear()

@@ -14,11 +14,19 @@ class Start(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class AddRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Compute a sequence.
+
+    Attributes:
+        token_ids: the prompt, and the tokens that were generated for it before.
+        num_generated: how many of them those are.
+    """
+
     request_id: str
-    prompt_token_ids: list[int]
+    token_ids: list[int]
     params: SamplingParams
     cache_salt: str = ""
     priority: int = 0
+    num_generated: int = 0
 
 
 class AbortRequest(msgspec.Struct, tag=True, array_like=True, frozen=True):

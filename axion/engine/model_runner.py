@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
+from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
@@ -36,12 +37,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(
-        self, scheduled: list[ScheduledSequence], mask: Future[TokenMask] | None = None
+        self,
+        scheduled: list[ScheduledSequence],
+        mask: Callable[[list[Sequence]], TokenMask | None] = lambda _: None,
     ) -> list[SampledToken]:
         """Compute one step; log probabilities of a prompt that wants them go to its sequence.
 
         Args:
-            mask: of the sequences that sample; waited for once the model has run.
+            mask: computes that of the sequences that sample, while a GPU runs the model.
 
         Returns:
             One token for each scheduled sequence whose end the step reaches, in order.
@@ -55,7 +58,7 @@ class ModelRunner:
         last_rows = np.cumsum(context.query_lens) - 1
         samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
         logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
-        return self.sampler(logits, sampling, None if mask is None else mask.result())
+        return self.sampler(logits, sampling, mask(sampling))
 
     def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)

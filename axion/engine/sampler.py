@@ -69,7 +69,8 @@ class Sampler:
     def __init__(self, device: torch.device, vocab_size: int) -> None:
         self.device = device
         self.vocab_size = vocab_size
-        self._bits = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=device)
+        bits = torch.arange(256).unsqueeze(-1) >> torch.arange(8) & 1
+        self._is_unset = (bits == 0).to(device)  # [256, 8]: the bits of every byte
         self._sequences: list[Sequence] = []
         self._batch: _Batch | None = None
 
@@ -92,8 +93,7 @@ class Sampler:
         is_usable = torch.isfinite(raw.amax(-1))
         logits = self._transform(raw, batch, sequences)
         if mask is not None:
-            logits = logits.clone() if logits is raw else logits
-            self._mask(logits, mask)
+            logits = self._mask(logits, mask)
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences)
@@ -181,14 +181,14 @@ class Sampler:
             logits[rows, token_ids] = -torch.inf
         return logits
 
-    def _mask(self, logits: Tensor, mask: TokenMask) -> None:
-        bits = torch.from_numpy(mask.bits).to(self.device)
-        forbidden = (bits.unsqueeze(-1) & self._bits == 0).flatten(1)[:, : self.vocab_size]
-        if len(mask.rows) == len(logits):
-            logits.masked_fill_(forbidden, -torch.inf)
-        else:
-            rows = torch.tensor(mask.rows, device=self.device)
-            logits[rows] = logits[rows].masked_fill(forbidden, -torch.inf)
+    def _mask(self, logits: Tensor, mask: TokenMask) -> Tensor:
+        octets = torch.from_numpy(mask.bits).to(self.device)
+        forbidden = self._is_unset.index_select(0, octets.flatten().int())
+        forbidden = forbidden.view(len(octets), -1)[:, : self.vocab_size]
+        if len(octets) == len(logits):
+            return logits.masked_fill(forbidden, -torch.inf)
+        rows = torch.tensor(mask.rows, device=self.device)
+        return logits.index_copy(0, rows, logits[rows].masked_fill(forbidden, -torch.inf))
 
     def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
         rows = torch.tensor([row for row, _ in penalised], device=self.device)

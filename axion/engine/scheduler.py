@@ -35,12 +35,15 @@ class SampledToken(msgspec.Struct, frozen=True):
     """The sampler's result for one sequence; `error` when there is none.
 
     Attributes:
-        is_final: the sequence's grammar lets nothing follow.
+        forced: the only tokens that the sequence's grammar lets follow. They are not sampled, and
+            the next step computes them all.
+        is_final: the grammar lets nothing follow these.
     """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    forced: list[int] = []
     is_final: bool = False
 
 
@@ -129,7 +132,9 @@ class Scheduler:
             self.running.append(sequence)
             # What a preempted sequence finds again in the cache it had computed itself.
             if sequence.status is SequenceStatus.WAITING:
-                sequence.num_cached_tokens = sequence.num_computed_tokens
+                sequence.num_cached_tokens = min(
+                    sequence.num_computed_tokens, sequence.num_prompt_tokens
+                )
                 self.num_cached_tokens += sequence.num_cached_tokens
             sequence.status = SequenceStatus.RUNNING
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
@@ -176,13 +181,17 @@ class Scheduler:
                 sequence.finish_reason = output.finish_reason = FinishReason.LENGTH
                 finished.append(sequence)
                 continue
-            sequence.append(token.token_id, self.max_model_len, is_final=token.is_final)
-            output.token_ids = [token.token_id]
             output.logprobs = None if token.logprobs is None else [token.logprobs]
+            pending = [token.token_id, *token.forced]
+            while pending and sequence.finish_reason is None:
+                token_id = pending.pop(0)
+                is_final = token.is_final and not pending
+                sequence.append(token_id, self.max_model_len, is_final=is_final)
+                output.token_ids.append(token_id)
             if sequence.finish_reason is not None:
                 output.finish_reason = sequence.finish_reason
-                if sequence.finish_reason is FinishReason.STOP and not token.is_final:
-                    output.stop_token_id = token.token_id
+                if sequence.finish_reason is FinishReason.STOP and not is_final:
+                    output.stop_token_id = token_id
                 finished.append(sequence)
         for sequence in finished:
             assert sequence.finish_reason is not None

@@ -26,6 +26,10 @@ class Sequence:
     A sequence has no phase. Tokens `[0, num_computed_tokens)` are in the KV cache, and each
     step computes some of the rest; when the two counts meet, the next token is sampled.
 
+    Args:
+        token_ids: the prompt, and what was generated for it before.
+        num_generated: tokens at the end of `token_ids` that were.
+
     Attributes:
         token_ids: prompt, then output.
         num_computed_tokens: tokens whose keys and values are in the KV cache.
@@ -66,25 +70,27 @@ class Sequence:
     def __init__(
         self,
         request_id: str,
-        prompt_token_ids: list[int],
+        token_ids: list[int],
         params: SamplingParams,
         *,
         seed: int,
         eos_token_ids: tuple[int, ...] = (),
         cache_salt: str = "",
         priority: int = 0,
+        num_generated: int = 0,
     ) -> None:
-        assert prompt_token_ids, "a sequence has at least one prompt token"
+        assert len(token_ids) > num_generated, "a sequence has at least one prompt token"
         self.request_id = request_id
         self.params = params
         self.seed = seed
         self.priority = priority
         self.arrival = 0
-        self.token_ids = list(prompt_token_ids)
-        self.num_prompt_tokens = len(prompt_token_ids)
+        self.token_ids = list(token_ids)
+        self.num_prompt_tokens = len(token_ids) - num_generated
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
-        self.num_prompt_logprobs = 0
+        # They are out before the first token is.
+        self.num_prompt_logprobs = self.num_prompt_tokens - 1 if num_generated else 0
         self.prompt_logprobs: list[TokenLogprobs] = []
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []
@@ -135,7 +141,7 @@ class Sequence:
             self.block_hashes.append(previous)
 
     def append(self, token_id: int, max_model_len: int, *, is_final: bool = False) -> None:
-        """Add a sampled token and decide whether it ends the sequence.
+        """Add an output token and decide whether it ends the sequence.
 
         Args:
             is_final: the sequence's grammar lets nothing follow.

@@ -1,9 +1,8 @@
-"""Token masks of sequences that must follow a grammar, computed while the model runs."""
+"""Keeps sequences to their grammars: masks for the sampler, and tokens that need no sampling."""
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
 
@@ -40,43 +39,52 @@ class StructuredOutput:
 
     Args:
         eos_token_ids: the model's own; without one, masks have a column more than the logits.
+        num_threads: that compute masks; more than one pays only where the model computes
+            elsewhere.
     """
 
     def __init__(
-        self, *, vocab_size: int, eos_token_ids: tuple[int, ...], max_num_seqs: int
+        self,
+        *,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        max_num_seqs: int,
+        num_threads: int = 1,
     ) -> None:
         self._eos_token_ids = eos_token_ids
         num_tokens = vocab_size + (not eos_token_ids)
         self._words = np.zeros((max_num_seqs, -(-num_tokens // 32)), np.uint32)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="token-masks")
+        self._num_threads = num_threads
 
     @cached_property
     def _executor(self) -> LLExecutor:
-        return LLExecutor()
+        return LLExecutor(self._num_threads)
 
-    def start(self, sequences: list[Sequence]) -> Future[TokenMask] | None:
-        """Begin to compute the mask of a step, while the model runs; None if none is needed."""
-        constrained = {row: s for row, s in enumerate(sequences) if s.matcher is not None}
-        return self._thread.submit(self._compute, constrained) if constrained else None
-
-    def _compute(self, constrained: dict[int, Sequence]) -> TokenMask:
+    def mask(self, sequences: list[Sequence]) -> TokenMask | None:
+        """The mask of a step; None if none is needed."""
+        constrained = [(row, s, s.matcher) for row, s in enumerate(sequences) if s.matcher]
+        if not constrained:
+            return None
         words = self._words[: len(constrained)]
-        matchers = [(s.matcher, i) for i, s in enumerate(constrained.values()) if s.matcher]
-        self._executor.unsafe_compute_mask_ptr(
-            matchers, words.ctypes.data, words.strides[0], len(matchers)
-        )
-        for i, sequence in enumerate(constrained.values()):
+        address, num_bytes = words.ctypes.data, words.strides[0]
+        matchers = [(matcher, i) for i, (_, _, matcher) in enumerate(constrained)]
+        if self._num_threads > 1:
+            self._executor.unsafe_compute_mask_ptr(matchers, address, num_bytes, len(matchers))
+        else:
+            for matcher, i in matchers:
+                matcher.unsafe_compute_mask_ptr(address + i * num_bytes, num_bytes)
+        for i, (_, sequence, _) in enumerate(constrained):
             if sequence.params.ignore_eos:
                 for token_id in self._eos_token_ids:
                     words[i, token_id // 32] &= ~np.uint32(1 << token_id % 32)
-        return TokenMask(list(constrained), words.view(np.uint8))
+        return TokenMask([row for row, _, _ in constrained], words.view(np.uint8))
 
     def advance(self, sequences: list[Sequence], sampled: list[SampledToken]) -> list[SampledToken]:
         """Book the sampled tokens with the matchers.
 
         Returns:
-            `sampled`, where a token that the grammar lets nothing follow `is_final`, and one
-            whose matcher has failed carries an error.
+            `sampled`, with the tokens that the grammar lets follow alone; a token that it lets
+            nothing follow `is_final`, and one whose matcher has failed carries an error.
         """
         return [
             token if sequence.matcher is None else _advance(sequence, sequence.matcher, token)
@@ -95,7 +103,12 @@ def _advance(sequence: Sequence, matcher: LLMatcher, token: SampledToken) -> Sam
     elif token_id in sequence.stop_token_ids:
         return token
     elif matcher.consume_token(token_id):
-        return msgspec.structs.replace(token, is_final=True) if matcher.is_stopped() else token
+        # Log probabilities are those of a choice, so who wants them has every token sampled.
+        forced = matcher.compute_ff_tokens() if token.logprobs is None else []
+        if not forced or matcher.consume_tokens(forced):
+            if not forced and not matcher.is_stopped():
+                return token
+            return msgspec.structs.replace(token, forced=forced, is_final=matcher.is_stopped())
     error = matcher.get_error().partition("\n")[0]
     logger.warning("a grammar failed: %s", error)
     is_dead_end = error.startswith("NoExtension")

@@ -60,7 +60,7 @@ def download(repo_id: str, revision: str, report: Report) -> Path:
     except AxionError:
         raise
     except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
-        cached = _cached(repo_id, revision)
+        cached = cached_snapshot(repo_id, revision)
         if cached is None:
             raise explain(error, repo_id, revision) from error
         path = cached
@@ -107,7 +107,7 @@ def _fetch(repo_id: str, revision: str, report: Report) -> Path:
     return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar))
 
 
-def _cached(repo_id: str, revision: str) -> Path | None:
+def cached_snapshot(repo_id: str, revision: str) -> Path | None:
     """A complete snapshot in the cache, found without the network."""
     try:
         path = Path(

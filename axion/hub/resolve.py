@@ -15,7 +15,7 @@ import msgspec
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.messages import Downloaded, Failed, Message, Progress
 from axion.hub.snapshot import Snapshot, check_snapshot
-from axion.settings import DEMO_MODEL
+from axion.settings import DEMO_MODEL, is_folder
 
 MAX_NAME_LENGTH = 1024
 DEFAULT_REVISION = "main"
@@ -49,7 +49,7 @@ async def resolve(
         _check_name(model_name)
         if model_name == DEMO_MODEL:
             return _demo()
-        if model_name.startswith(("/", "~")) or model_name.split("/")[0] == ".":
+        if is_folder(model_name):
             return _local(model_name, formats)
         repo_id, revision = parse_id(model_name)
         return await _hub(model_name, repo_id, revision, on_progress or (lambda *_: None))
@@ -116,11 +116,11 @@ def parse_id(name: str) -> tuple[str, str]:
     """
     repo_id, at, revision = name.partition("@")
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        is_folder = os.path.isdir(name)
+        folder_is_here = os.path.isdir(name)
         raise ModelNotFoundError(
             f"{name[:80]!r} is not a model's name. Expected a Hugging Face id such as "
             "meta-llama/Llama-3.2-3B-Instruct, or a folder: absolute, ./x or ~/x."
-            + (f" The folder here is ./{name}." if is_folder else "")
+            + (f" The folder here is ./{name}." if folder_is_here else "")
         )
     if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         raise ModelNotFoundError(

@@ -12,11 +12,16 @@ from axion.openai.completions import CompletionChunk
 
 @dataclass
 class DeliveredCall:
-    """A tool call, of which the last one of a choice may lack the end of its arguments."""
+    """A tool call, of which the last one of a choice may lack the end of its arguments.
+
+    Attributes:
+        offset: characters of content before it.
+    """
 
     id: str
     name: str
     arguments: str = ""
+    offset: int = 0
 
 
 @dataclass
@@ -83,7 +88,8 @@ class Delivered:
             choice.content += delta.content or ""
             for call in delta.tool_calls or ():
                 if call.id is not None:
-                    choice.calls.append(DeliveredCall(call.id, call.function.name or ""))
+                    name = call.function.name or ""
+                    choice.calls.append(DeliveredCall(call.id, name, offset=len(choice.content)))
                 choice.calls[-1].arguments += call.function.arguments
             choice.num_chunks += bool(delta.reasoning_content or delta.content or delta.tool_calls)
             choice.finished |= part.finish_reason is not None

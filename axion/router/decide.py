@@ -211,12 +211,12 @@ def _device(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: 
             Reason.UNSUPPORTED_DTYPE,
             f"DTYPE is {dtype}; on {device.kind} it computes in {' or '.join(sorted(dtypes))}.",
         )
-    smallest = engine.min_head_dim.get(device.kind, 0)
-    if model.head_dim and model.head_dim < smallest:
+    head_dims = engine.head_dims.get(device.kind)
+    if model.head_dim and head_dims is not None and model.head_dim not in head_dims:
         return (
             Reason.KNOWN_FAULT,
             f"The attention heads have size {model.head_dim}; on {device.kind} it takes "
-            f"{smallest} and more.",
+            f"{', '.join(map(str, sorted(head_dims)))}.",
         )
     return _FINE
 

@@ -15,6 +15,7 @@ from axion.server.chat import ChatCompletions
 from axion.server.completions import Completions
 from axion.server.embeddings import Embeddings
 from axion.server.errors import ErrorMiddleware, json_response, on_http_exception
+from axion.server.explain import Explain
 from axion.server.health import health, live, ready, version
 from axion.server.messages import CountTokens, Messages
 from axion.server.metrics import metrics
@@ -54,6 +55,7 @@ ROUTES: list[Route] = [
     Route("/v1/tokenize", Tokenize(), methods=["POST"]),
     Route("/detokenize", Detokenize(), methods=["POST"]),
     Route("/v1/detokenize", Detokenize(), methods=["POST"]),
+    Route("/v1/route/explain", Explain(), methods=["POST"]),
     Route("/v1/models", list_models),
     Route("/v1/models/{id:path}", get_model),
     Route("/health", health),

@@ -34,7 +34,9 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
             body = await self.whole(call, self.generate(call))
             answer = CachedAnswer(body, CacheResult.BYPASS)
         else:
-            prepared = await call.backend.prepare_chat(call.request)
+            route = call.backend
+            prepared = await route.prepare_chat(call.request)
+            engine = route.engine
 
             async def compute() -> bytes:
                 return await self.whole(call, prepared.run(call.id))
@@ -44,6 +46,7 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
                 compute,
                 is_deterministic=prepared.is_deterministic,
                 directives=directives,
+                keep=lambda: route.engine == engine,  # another one may have had to answer
             )
         state.metrics.cache_requests.labels(answer.result).inc()
         headers = {"X-Axion-Cache": answer.result.value}

@@ -27,6 +27,7 @@ from axion.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from axion.openai.common import ErrorBody
 from axion.openai.completions import Completion, CompletionChunk, CompletionRequest
 from axion.openai.embeddings import EmbeddingList, EmbeddingRequest
+from axion.openai.explain import ExplainRequest, Explanation
 from axion.openai.models import Model, ModelList
 from axion.openai.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest
 from axion.openai.response_events import (
@@ -201,6 +202,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/tokenize"): _TOKENIZE,
     ("post", "/detokenize"): _DETOKENIZE,
     ("post", "/v1/detokenize"): _DETOKENIZE,
+    ("post", "/v1/route/explain"): Operation(
+        "models",
+        "The engines of a model, and which of them would answer a request",
+        Explanation,
+        ExplainRequest,
+        example={"request": {"messages": _MESSAGES, "n": 2}},
+    ),
     ("get", "/v1/models"): Operation("models", "The models being served", ModelList),
     ("get", "/v1/models/{id}"): Operation("models", "One of them", Model),
     ("get", "/health"): Operation("server", "State of models, backends and machine", _Object),

@@ -86,6 +86,7 @@ class ResponseCache:
         *,
         is_deterministic: bool,
         directives: Iterable[str] = (),
+        keep: Callable[[], bool] = lambda: True,
     ) -> CachedAnswer:
         """The answer under `key`: kept, on its way for another request, or computed now.
 
@@ -96,22 +97,23 @@ class ResponseCache:
             compute: called at most once; what it raises is raised here, and nothing is kept.
             directives: of the request's Cache-Control. `no-store` keeps out of the cache
                 altogether, `no-cache` computes anew and keeps the result.
+            keep: asked when the answer is there, whether it is what `key` stands for.
         """
         eligible = self.is_on and (is_deterministic or self._policy == "all")
         if not eligible or "no-store" in directives:
             return CachedAnswer(await compute(), CacheResult.BYPASS)
         if "no-cache" in directives:
-            return CachedAnswer(await self._compute(key, compute), CacheResult.BYPASS)
+            return CachedAnswer(await self._compute(key, compute, keep), CacheResult.BYPASS)
         entry = self._entries.get(key)
         if entry is not None:
             age_s = int(self._clock() - entry.stored_at)
             return CachedAnswer(entry.body, CacheResult.HIT, age_s)
         if not is_deterministic:
-            return CachedAnswer(await self._compute(key, compute), CacheResult.MISS)
+            return CachedAnswer(await self._compute(key, compute, keep), CacheResult.MISS)
         run = self._runs.get(key)
         if run is not None:
             return CachedAnswer(await self._wait(key, run), CacheResult.HIT)
-        self._runs[key] = run = _Run(asyncio.create_task(self._compute(key, compute)))
+        self._runs[key] = run = _Run(asyncio.create_task(self._compute(key, compute, keep)))
         return CachedAnswer(await self._wait(key, run), CacheResult.MISS)
 
     async def _wait(self, key: bytes, run: _Run) -> bytes:
@@ -125,10 +127,12 @@ class ResponseCache:
                 if self._runs.get(key) is run:
                     del self._runs[key]
 
-    async def _compute(self, key: bytes, compute: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def _compute(
+        self, key: bytes, compute: Callable[[], Awaitable[bytes]], keep: Callable[[], bool]
+    ) -> bytes:
         body = await compute()
         entry = _Entry(body, self._clock())
-        if self._entries.getsizeof(entry) <= self._entries.maxsize:
+        if keep() and self._entries.getsizeof(entry) <= self._entries.maxsize:
             self._entries[key] = entry
             while len(self._entries) > self._capacity:
                 self._entries.popitem()

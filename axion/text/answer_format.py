@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from axion.errors import CannotContinueError
 from axion.text.reasoning import ReasoningParser, ReasoningTags, reasoning_tags
 from axion.text.stream_parser import AnswerParser, Chain
-from axion.text.tool_calls import Functions, ToolCallParser, tool_call_format
+from axion.text.tool_calls import Functions, ToolCallParser, WrittenCall, tool_call_format
 from axion.text.tool_calls.harmony import Harmony
 
 
@@ -43,6 +46,27 @@ class AnswerFormat(msgspec.Struct, frozen=True):
             return calls
         reasoning = ReasoningParser(self.reasoning, opened=opened)
         return reasoning if calls is None else Chain(reasoning, calls)
+
+    def write(
+        self, reasoning: str, content: str, calls: Sequence[WrittenCall], *, opened: bool
+    ) -> str:
+        """What the model has written when it has come so far: `parser` reads it back.
+
+        Args:
+            calls: in order; what is there of the last one's arguments may be a part.
+            opened: the answer begins inside the reasoning.
+
+        Raises:
+            CannotContinueError: the model does not write reasoning.
+        """
+        if reasoning and not self.reasons:
+            raise CannotContinueError("This model does not write its reasoning.")
+        if self.tool_calls is Harmony:
+            return Harmony.write_messages(reasoning, content, calls)
+        answer = self.tool_calls.write(content, calls)
+        if self.reasoning is None:
+            return answer
+        return self.reasoning.write(reasoning, answer, opened=opened)
 
     def _reads_calls(self, functions: Functions | None) -> bool:
         return functions is not None or self.tool_calls is Harmony

@@ -15,16 +15,36 @@ class ReasoningTags(msgspec.Struct, frozen=True):
 
     Attributes:
         answer_begin: with `answer_end`, what the model writes around the answer, if anything.
+        lead: with the next two, the white space that it writes: between `begin` and the
+            reasoning, between that and `end`, and before the answer.
     """
 
     begin: str
     end: str
     answer_begin: str = ""
     answer_end: str = ""
+    lead: str = "\n"
+    trail: str = "\n"
+    gap: str = "\n\n"
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return tuple(filter(None, msgspec.structs.astuple(self)))
+        tags = (self.begin, self.end, self.answer_begin, self.answer_end)
+        return tuple(filter(None, tags))
+
+    def write(self, reasoning: str, answer: str, *, opened: bool) -> str:
+        """What the model has written when it has come so far.
+
+        Args:
+            opened: `begin` is in the prompt.
+        """
+        if not reasoning and not opened:
+            return answer
+        begun = reasoning if opened else f"{self.begin}{self.lead}{reasoning}"
+        if not answer:
+            return begun
+        gap = "" if answer[0].isspace() else self.gap
+        return f"{begun}{self.trail}{self.end}{gap}{self.answer_begin}{answer}"
 
     def opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends with the tag, so that the answer begins inside the reasoning."""
@@ -37,16 +57,26 @@ class ReasoningTags(msgspec.Struct, frozen=True):
 
 # What a chat template says of its model's reasoning; the first that is in it counts.
 REASONING: tuple[tuple[str, ReasoningTags], ...] = (
-    ("<seed:think>", ReasoningTags("<seed:think>", "</seed:think>")),  # Seed-OSS
-    ("[THINK]", ReasoningTags("[THINK]", "[/THINK]")),  # Magistral, Ministral 3
-    ("<|channel>", ReasoningTags("<|channel>thought", "<channel|>")),  # Gemma 4
+    (
+        "<seed:think>",
+        ReasoningTags("<seed:think>", "</seed:think>", lead="", trail="", gap=""),
+    ),  # Seed-OSS
+    (
+        "[THINK]",
+        ReasoningTags("[THINK]", "[/THINK]", lead="", trail="", gap=""),
+    ),  # Magistral, Ministral 3
+    ("<|channel>", ReasoningTags("<|channel>thought", "<channel|>", gap="")),  # Gemma 4
     (
         "Here is my thought process:",  # Granite 3.2
-        ReasoningTags("Here is my thought process:", "Here is my response:"),
+        ReasoningTags(
+            "Here is my thought process:", "Here is my response:", lead=" ", trail="\n\n", gap=" "
+        ),
     ),
     (
         "<response></response>",  # Granite 3.3
-        ReasoningTags("<think>", "</think>", "<response>", "</response>"),
+        ReasoningTags(
+            "<think>", "</think>", "<response>", "</response>", lead="", trail="", gap="\n"
+        ),
     ),
     ("</think>", ReasoningTags("<think>", "</think>")),  # Qwen3, DeepSeek, GLM-4.5 and most
 )

@@ -92,6 +92,22 @@ class Tokenizer:
         """Token ids of a rendered chat template, which has written every special token itself."""
         return self.encode(rendered, add_special_tokens=False)
 
+    def encode_continuation(self, text: str) -> list[int] | None:
+        """Token ids that add exactly `text` to a text before it; None if there are none.
+
+        Some tokenizers begin a text with a space of their own: behind another character they do
+        not.
+        """
+        for before in ("", "\n", "x"):
+            start = self.encode(before, add_special_tokens=False)
+            ids = self.encode(before + text, add_special_tokens=False)
+            added = ids[len(start) :]
+            if ids[: len(start)] == start and text.encode() == self.bytes_of(
+                added, skip_special_tokens=False
+            ):
+                return added
+        return None
+
     def fewest_tokens(self, text: str) -> int:
         """A lower bound of a text's number of tokens, without encoding it."""
         return -(-len(text) // self._most_chars) if self._most_chars else 0

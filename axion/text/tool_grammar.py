@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from axion.errors import InvalidRequestError
 from axion.text.grammar import json_grammar, source
 from axion.text.tokenizer import Tokenizer
+from axion.text.tool_arguments import argument_rules
+from axion.text.tool_calls import ToolCallParser
 from axion.types import Grammar
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -19,15 +21,18 @@ class ToolFormat(Protocol):
     """How a model family writes calls.
 
     `calls_begin (call_begin NAME arguments_begin ARGUMENTS call_end)+ calls_end`, with
-    `call_separator` between two calls. ARGUMENTS is a JSON object.
+    `call_separator` between two calls.
 
     Attributes:
+        json_arguments: whether ARGUMENTS is a JSON object.
         openings: what calls begin with, wherever they are in the answer; a format that begins
             with none of them has calls only at the beginning of an answer.
     """
 
     @property
     def openings(self) -> tuple[str, ...]: ...
+    @property
+    def json_arguments(self) -> bool: ...
     @property
     def calls_begin(self) -> str: ...
     @property
@@ -79,8 +84,7 @@ def tool_grammar(
     """
     lark = _Lark(format, functions, tokenizer, parallel=parallel)
     for i, function in enumerate(functions):
-        schema = _arguments_schema(function, required)
-        lark.rules.append(f"arguments_{i}: %json {json.dumps(schema)}")
+        lark.add_arguments(f"arguments_{i}", function, required)
     grammars: list[dict[str, Any]] = [{}]
     if required:
         lark.rules.append(f"start: {lark.calls()}")
@@ -99,18 +103,19 @@ def tool_grammar(
     return Grammar("llguidance", json.dumps({"grammars": grammars}))
 
 
-def arguments_grammar(function: Function, *, required: bool) -> Grammar:
-    """What the arguments of a call are held to."""
-    schema = _arguments_schema(function, required)
-    return Grammar("llguidance", json.dumps({"grammars": [{"json_schema": schema}]}))
+def arguments_grammar(
+    format: ToolFormat, function: Function, tokenizer: Tokenizer, *, required: bool
+) -> Grammar:
+    """What the arguments of a call are held to.
 
-
-def _arguments_schema(function: Function, required: bool) -> dict[str, Any]:
-    schema: dict[str, Any] = _ANY_PARAMETERS
-    if function.strict or required:
-        schema = _NO_PARAMETERS if function.parameters is None else function.parameters
-    # Arguments are an object, also where the schema does not say so.
-    return json_grammar({**schema, "type": "object"}, lenient=not function.strict)
+    Raises:
+        InvalidRequestError: the schema has what the format cannot be held to.
+    """
+    lark = _Lark(format, [function], tokenizer, parallel=False)
+    lark.add_arguments("start", function, required)
+    return Grammar(
+        "llguidance", json.dumps({"grammars": [{"lark_grammar": "\n".join(lark.rules)}]})
+    )
 
 
 class _Lark:
@@ -134,6 +139,23 @@ class _Lark:
         }
         longest_first = sorted(filter(None, self._special), key=len, reverse=True)
         self._split = re.compile("(%s)" % ("|".join(map(re.escape, longest_first)) or "(?!)"))
+
+    def add_arguments(self, name: str, function: Function, required: bool) -> None:
+        """The rule `name`: the arguments of a function."""
+        schema: dict[str, Any] = _ANY_PARAMETERS
+        if function.strict or required:
+            schema = _NO_PARAMETERS if function.parameters is None else function.parameters
+        # Arguments are an object, also where the schema does not say so.
+        schema, lenient = {**schema, "type": "object"}, not function.strict
+        if self._format.json_arguments:
+            schema = json_grammar(schema, lenient=lenient)
+            self.rules.append(f"{name}: %json {json.dumps(schema)}")
+        else:
+            assert isinstance(self._format, type)
+            assert issubclass(self._format, ToolCallParser)
+            self.rules += argument_rules(
+                self._format, schema, self._text, name=name, lenient=lenient
+            )
 
     def calls(self, opening: str = "") -> str:
         """All calls of an answer, of which `opening` is there already."""

@@ -13,9 +13,10 @@ by itself after the token `num_tokens - 1`. Honoured: `max_tokens`, `max_complet
 `tool_choice: required` calls the first tool with `{"a": 1}`. A token is a number or a word, in
 prompts too.
 
-The styles differ as the engines do. vllm: the role has a chunk of its own, and the last text comes
-together with `finish_reason`. max: the role is in every chunk, lines end with CRLF, comments come
-between events, unknown fields are refused. llama_cpp: it listens at once and answers 503 while it
+The styles differ as the engines do (recorded of vLLM 0.32 and MAX 26.7; llama_cpp from its
+source). vllm: the role has a chunk of its own. max: the role is in every chunk, what is null is
+left out, `logprobs` of completions are empty lists, unknown fields are refused. In both the last
+text comes together with `finish_reason`. llama_cpp: it listens at once and answers 503 while it
 loads; `content: null` comes with the role, `timings` with the usage. Health is `/health`, in style
 max also `/v1/health` and `/ping`.
 
@@ -246,6 +247,10 @@ class Engine:
         if self.style == "llama_cpp":
             kind = "invalid_request_error" if status == 400 else "server_error"
             return {"error": {"code": status, "message": message, "type": kind}}
+        if self.style == "max":
+            kind = "invalid_request_error" if status == 400 else "server_error"
+            told = {"code": str(status), "message": message, "param": param or "", "type": kind}
+            return {"error": told}
         kind = "BadRequestError" if status == 400 else "InternalServerError"
         return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
@@ -358,10 +363,7 @@ class Engine:
 
     def send(self, writer: asyncio.StreamWriter, event: Any) -> None:
         text = event if isinstance(event, str) else json.dumps(event)
-        if self.style == "max":
-            chunk(writer, f": ping\r\n\r\ndata: {text}\r\n\r\n".encode())
-        else:
-            chunk(writer, f"data: {text}\n\n".encode())
+        chunk(writer, f"data: {text}\n\n".encode())
 
     async def whole(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> None:
         """An answer that is not streamed; enough of it for a probe."""
@@ -395,7 +397,7 @@ class Engine:
             if self.style == "llama_cpp":
                 shared["system_fingerprint"] = "b1-fake"
             if self.style == "max":
-                shared |= {"service_tier": None, "usage": None}
+                shared |= {"service_tier": None} | ({} if is_chat else {"usage": None})
             if self.style == "vllm" and options.get("continuous_usage_stats"):
                 shared["usage"] = usage()
             return shared
@@ -411,11 +413,15 @@ class Engine:
                 lists = {"tokens": [text], "token_logprobs": [-0.5], "text_offset": [0]}
                 shared["logprobs"] = lists | {"top_logprobs": [{text: -0.5}]}
             if not is_chat:
+                if self.style == "max" and not shared["logprobs"]:
+                    empty = {"text_offset": None, "tokens": None}
+                    shared["logprobs"] = empty | {"token_logprobs": [], "top_logprobs": []}
                 return shared | {"text": text}
             if text:
                 delta["content"] = text
             if self.style == "max":
-                delta["role"] = "assistant"
+                shared = {name: value for name, value in shared.items() if value is not None}
+                delta = {"content": text, "role": "assistant", **delta}
             return shared | {"delta": delta}
 
         await asyncio.sleep(self.first_token_s)
@@ -466,7 +472,7 @@ class Engine:
                             finish, keep = "length", 0
                         text, held = held[: len(held) - keep], held[len(held) - keep :]
                     await asyncio.sleep(self.token_s)
-                if finish and self.style == "vllm":
+                if finish and self.style != "llama_cpp":
                     yield event([choice(number, text, finish)]), 1
                 else:
                     if text:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from axion.backends.http import HttpClient
 
@@ -164,3 +165,23 @@ def test_a_wrong_url_is_refused(url: str):
 def test_a_key_with_a_line_break_is_refused():
     with pytest.raises(ValueError, match="one line"):
         HttpClient("http://host", headers={"authorization": "Bearer a\r\nx: y"})
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_a_connection_is_kept_for_the_next_request,
+        test_a_kept_connection_that_the_server_has_closed_is_replaced,
+        test_a_new_connection_that_is_closed_is_an_error,
+        test_a_body_without_length_ends_with_the_connection,
+        test_leaving_closes_the_connection,
+        test_a_slow_reader_holds_the_server_up,
+        test_nobody_there_is_an_error,
+    ],
+)
+def test_it_is_the_same_on_the_servers_event_loop(scenario: Callable[[], Awaitable[None]]):
+    async def run() -> None:
+        await scenario()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

@@ -483,8 +483,8 @@ async def test_salt_and_priority_go_to_the_engine(start: Start):
     await chat(backend, cache_salt="tenant 7", priority=-3)
     await complete(backend)
     assert engine.options == [
-        {"cache_salt": "tenant 7", "priority": -3},
-        {"cache_salt": "", "priority": 0},
+        {"cache_salt": "tenant 7", "priority": -3, "num_generated": 0},
+        {"cache_salt": "", "priority": 0, "num_generated": 0},
     ]
 
 

@@ -164,7 +164,7 @@ async def client(axion_url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """Of an Axion that serves the other one's model as its own."""
     backend = RemoteBackend(axion_url, model="axion/demo", capabilities=HONOURS_ALL)
     registry = ModelRegistry()
-    served = registry.add(MODEL, backend, engine="remote")
+    served = registry.add(MODEL, backend)
     await served.start()
     transport = httpx2.ASGITransport(create_app(Settings(), registry))
     yield openai.AsyncOpenAI(

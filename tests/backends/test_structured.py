@@ -20,6 +20,7 @@ from axion.openai.chat import ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
 from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.text.tool_calls import FORMATS
 from axion.types import EngineConfig, Grammar, SamplingParams, SequenceOutput
 
 WEATHER = {
@@ -202,20 +203,33 @@ async def test_calls_are_bound_only_where_something_is_promised(
         assert ('"f\\' in grammar.text) != ("function" in str(fields.get("tool_choice")))
 
 
-async def test_calls_in_a_format_without_a_grammar_cannot_be_promised(
+@pytest.mark.parametrize("marker", [marker for marker, _ in FORMATS])
+async def test_calls_in_every_format_can_be_promised(
+    marker: str, start: Start, tiny_model: Path, tmp_path: Path
+):
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{# " + marker + " #}{{ tools }}{{ messages }}")
+    model = await start(tmp_path)
+    grammar = await model.chat(tools=[function("f", WEATHER)], tool_choice="required")
+    assert grammar is not None
+    assert "city" in grammar.text
+
+
+async def test_a_keyword_that_a_format_has_no_grammar_for_is_named(
     start: Start, tiny_model: Path, tmp_path: Path
 ):
     for file in tiny_model.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "chat_template.jinja").unlink()
-    template = "<start_function_call>{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "chat_template.jinja").write_text("<start_function_call>{{ tools }}")
     model = await start(tmp_path)
-    tools = [function("f", WEATHER)]
-    assert await model.chat(tools=tools, parallel_tool_calls=False) is None
-    with pytest.raises(InvalidRequestError, match="not known") as caught:
-        await model.chat(tools=tools, tool_choice="required")
-    assert caught.value.param == "tool_choice"
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^a"}}}
+    with pytest.raises(InvalidRequestError, match='"pattern" is not supported') as caught:
+        await model.chat(tools=[function("g"), function("f", schema, strict=True)])
+    assert caught.value.param == "tools[1].function.parameters"
+    assert await model.chat(tools=[function("f", schema)], tool_choice="required") is not None
 
 
 async def test_answers_that_must_match_something_else_are_cached_apart(start: Start):

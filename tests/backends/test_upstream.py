@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -405,6 +407,11 @@ async def test_an_error_in_the_stream_may_be_the_requests(fake, upstream):
         (b'{"object": "error", "message": "no", "code": 400}', "no", None),
         (b"no", "no", None),
         (b"\xff[]", "\ufffd[]", None),
+        (
+            b'{"error": {"message": "1 error\\n a For further information visit x", "param": ""}}',
+            "1 error a",
+            None,
+        ),
         (b"[]", "The request was refused.", None),
         (b'{"error": {"message": "/models/llama-3 is wrong"}}', "m is wrong", None),
         (b'{"error": {"message": "see https://h:1/a?b=secret"}}', "see …", None),
@@ -457,6 +464,19 @@ async def test_many_streams_at_once_share_connections_in_turn(fake, upstream):
         assert all(error is None and len(chunks) == 53 for chunks, error in answers)
     assert server.stats()["num_requests"] == 200
     assert len(up._client._open) <= 100
+
+
+def test_streams_that_break_off_on_the_servers_event_loop(fake):
+    server = fake(num_tokens=30, fault="close", after=7, times=20)
+
+    async def run() -> None:
+        up = Upstream(server.url, engine="fake", upstream_model="fake-model", served_name="m")
+        answers = await asyncio.gather(*(take(up.chat(chat_request(), str(i))) for i in range(50)))
+        assert sorted(len(chunks) for chunks, _ in answers) == [8] * 20 + [33] * 30
+        await up.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_draining_waits_for_requests_and_ends_those_that_take_too_long(fake, upstream):
@@ -647,3 +667,40 @@ def test_an_answer_is_the_same_however_its_bytes_come(cuts: list[int]):
         ({"content": "!"}, None),
         ({}, "stop"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "chat", "completion", "num_tokens"),
+    [
+        ("vllm", "ic responseeutsory", "CHeren chatauseM accept", (22, 8, 7, 8)),
+        ("max", "user\nHello, wh", "Once upon a time", (22, 8, 7, 7)),
+    ],
+)
+async def test_recorded_answers_of_real_engines(
+    engine: str, chat: str, completion: str, num_tokens: tuple[int, ...]
+):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        kind = "chat" if b"/chat/" in head else "completion"
+        data = (Path(__file__).parent / "data" / f"{engine}-{kind}.http").read_bytes()
+        for start in range(0, len(data), 100):
+            writer.write(data[start : start + 100])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    up = Upstream(url, engine=engine, upstream_model="tiny", served_name="m")
+    options = {"stream": None, "stream_options": None}
+    whole = await collect_chat(up.chat(chat_request(**options), "1"))
+    text = await collect_completion(up.complete(text_request(**options), "1"))
+    await up.close()
+    server.close()
+    await server.wait_closed()
+    assert (whole.choices[0].message.content or "").startswith(chat)
+    assert text.choices[0].text.startswith(completion)
+    assert text.choices[0].logprobs is None
+    assert (
+        *(whole.usage.prompt_tokens, whole.usage.completion_tokens),
+        *(text.usage.prompt_tokens, text.usage.completion_tokens),
+    ) == num_tokens

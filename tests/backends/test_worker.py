@@ -30,6 +30,7 @@ from axion.types import BackendState, EngineConfig, FinishReason, SamplingParams
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)
+PROMPT = list(range(5, 25))
 SHORT = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
@@ -94,23 +95,43 @@ async def test_what_the_engine_cannot_take_is_refused_and_it_lives(
     assert len(await collect(engine, "good", [1], SHORT)) == 8
 
 
-async def test_a_killed_worker_is_restarted_and_its_streams_end(config: EngineConfig):
+async def test_a_killed_worker_is_restarted_and_its_streams_go_on(config: EngineConfig):
     engine = await spawn_engine(config)
+    sampled = {"temperature": 1.0, "max_tokens": 120, "ignore_eos": True}
+    kinds = {
+        "greedy": SamplingParams(**{**sampled, "temperature": 0}),
+        "seeded": SamplingParams(**sampled, seed=5, frequency_penalty=0.5),
+        "scored": SamplingParams(**sampled, seed=6, prompt_logprobs=1, logprobs=0),
+    }
     try:
-        assert engine.pid is not None
-        stream = engine.generate("doomed", [1, 2, 3], LONG)
-        await anext(stream)
-        os.kill(engine.pid, signal.SIGKILL)
-        with pytest.raises(EngineUnavailableError):
-            async with asyncio.timeout(5):
-                async for _ in stream:
-                    pass
-        assert engine.health().state is BackendState.DOWN
+        expected = {name: await collect(engine, name, PROMPT, p) for name, p in kinds.items()}
+        streams = {
+            f"{name}-{i}": engine.generate(f"{name}-{i}", PROMPT, params)
+            for name, params in kinds.items()
+            for i in range(4)
+        }
+        begun = {name: [await anext(stream)] for name, stream in streams.items()}
+        pid = engine.pid
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.health().state is BackendState.DOWN)
         with pytest.raises(EngineUnavailableError):
             await collect(engine, "too soon", [1], SHORT)
-        await until(lambda: engine.health().state is BackendState.READY)
+
+        async def rest(name: str) -> None:
+            begun[name] += [output async for output in streams[name]]
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*map(rest, streams))
+        for name, outputs in begun.items():
+            tokens = [token for output in outputs for token in output.token_ids]
+            assert tokens == expected[name.partition("-")[0]], name
+            assert outputs[-1].finish_reason is FinishReason.LENGTH
+            scores = [score for output in outputs for score in output.prompt_logprobs or ()]
+            assert len(scores) == (len(PROMPT) - 1 if "scored" in name else 0)
+            assert len({output.num_cached_tokens for output in outputs}) == 1
         assert engine.health().restarts == 1
-        assert len(await collect(engine, "after", [1, 2, 3], SHORT)) == 8
+        assert engine.pid != pid
+        assert engine.stats.num_running == 0
     finally:
         await engine.stop(0)
 
@@ -184,7 +205,7 @@ FAKE_ENGINE = """
 import os, sys, time
 import zmq
 from axion.engine.messages import *
-from axion.types import EngineInfo, EngineStats
+from axion.types import EngineInfo, EngineStats, FinishReason, SequenceOutput
 
 socket = zmq.Context().socket(zmq.PAIR)
 socket.connect(sys.argv[1])
@@ -198,6 +219,36 @@ def ready():
     socket.send(encode(EngineReady(info)))
 """
 SERVE = "ready()\nwhile not isinstance(decode_to_engine(socket.recv()), Shutdown): pass\n"
+
+# Each sequence gets its tokens in one step: the number of each, from 0 on.
+ANSWER = """
+ready()
+while not isinstance(message := decode_to_engine(socket.recv()), Shutdown):
+    if isinstance(message, AddRequest):
+        assert message.params.seed is not None, "the next process needs the same one"
+        token_ids = list(range(message.num_generated, 8))
+        output = SequenceOutput(message.request_id, token_ids, finish_reason=FinishReason.LENGTH)
+        socket.send(encode(StepOutputs([output], EngineStats())))
+"""
+
+# The same for the sequences that come together; one whose prompt is 9 ends the process.
+DIE_TOGETHER = """
+ready()
+messages = []
+while not isinstance(message := decode_to_engine(socket.recv()), Shutdown):
+    if isinstance(message, AddRequest):
+        messages.append(message)
+    while socket.poll(200):
+        messages.append(decode_to_engine(socket.recv()))
+    if any(9 in message.token_ids for message in messages):
+        os._exit(1)
+    outputs = [
+        SequenceOutput(m.request_id, list(range(8)), finish_reason=FinishReason.LENGTH)
+        for m in messages
+    ]
+    socket.send(encode(StepOutputs(outputs, EngineStats())))
+    messages = []
+"""
 
 
 @pytest.fixture
@@ -234,12 +285,10 @@ async def test_a_message_that_cannot_be_read_restarts_the_engine(config: EngineC
     script("ready()\nsocket.recv()\nsocket.send(b'?')\ntime.sleep(600)\n")
     engine = await spawn_engine(config)
     try:
-        script(SERVE)
+        script(ANSWER)
         async with asyncio.timeout(10):
-            with pytest.raises(EngineUnavailableError):
-                await collect(engine, "a", [1], SHORT)
-        await until(lambda: engine.health().restarts == 1)
-        await until(lambda: engine.health().state is BackendState.READY)
+            assert await collect(engine, "a", [1], SHORT) == list(range(8))
+        assert engine.health().restarts == 1
     finally:
         await engine.stop(0)
 
@@ -265,6 +314,61 @@ async def test_restarting_goes_on_until_the_engine_can_be_started(
         await until(lambda: engine.health().state is BackendState.READY)
     finally:
         await engine.stop(0)
+
+
+async def test_a_sequence_that_ends_every_process_fails_and_takes_no_other_with_it(
+    config: EngineConfig, script
+):
+    script(DIE_TOGETHER)
+    engine = await spawn_engine(config)
+    prompts = {f"good-{i}": [1] for i in range(6)} | {"deadly": [9]}
+    try:
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(
+                *(collect(engine, name, prompt, SHORT) for name, prompt in prompts.items()),
+                return_exceptions=True,
+            )
+        *good, deadly = answers
+        assert good == [list(range(8))] * 6
+        assert isinstance(deadly, EngineUnavailableError)
+        assert "3 times" in deadly.message
+        await until(lambda: engine.health().state is BackendState.READY)
+        assert engine.health().restarts == 3
+        assert await collect(engine, "after", [1], SHORT) == list(range(8))
+    finally:
+        await engine.stop(0)
+
+
+async def test_a_sequence_does_not_wait_for_ever_for_a_new_process(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    engine = await spawn_engine(config)
+    monkeypatch.setattr(engine, "MAX_PAUSE_S", 0.3)
+    stream = asyncio.create_task(collect(engine, "a", [1], SHORT))
+    await until(lambda: not engine._idle.is_set())
+    try:
+        script("socket.send(encode(EngineFailed('no memory')))\n")
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineUnavailableError, match="restarted"):
+                await stream
+    finally:
+        await engine.stop(0)
+
+
+async def test_stop_ends_sequences_that_wait_for_a_new_process(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Supervisor, "first_backoff_s", 600)
+    engine = await spawn_engine(config)
+    streams = [asyncio.create_task(collect(engine, str(i), [1], SHORT)) for i in range(3)]
+    await until(lambda: not engine._idle.is_set())
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine.health().state is BackendState.DOWN)
+    async with asyncio.timeout(10):
+        await engine.stop(60)
+        ends = await asyncio.gather(*streams, return_exceptions=True)
+    assert {str(end) for end in ends} == {"The server is shutting down."}
 
 
 @pytest.mark.parametrize("moment", ["pause", "load"])
@@ -313,7 +417,7 @@ async def test_the_socket_is_for_this_user_alone(
 
 
 # Answers as the real engine does: after every message, and not while it computes a step.
-ANSWER = """
+ONE_STEP = """
 ready()
 while True:
     message = decode_to_engine(socket.recv())
@@ -331,7 +435,7 @@ while True:
 
 @pytest.fixture
 def heartbeat(script, monkeypatch: pytest.MonkeyPatch) -> None:
-    script("from axion.types import FinishReason, SequenceOutput\n" + ANSWER)
+    script("from axion.types import FinishReason, SequenceOutput\n" + ONE_STEP)
     monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.1)
     monkeypatch.setattr(WorkerEngine, "idle_limit_s", 0.5)
 
@@ -355,9 +459,7 @@ async def test_an_engine_that_hangs_is_killed_and_started_again(config: EngineCo
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         async with asyncio.timeout(20):
-            with pytest.raises(EngineUnavailableError):
-                await collect(engine, "a", [1], SamplingParams(max_tokens=1))
-        await until(lambda: engine.health().state is BackendState.READY)
+            assert await collect(engine, "a", [1], SamplingParams(max_tokens=1)) == [7]
         assert engine.health().restarts == 1
         assert not psutil.pid_exists(pid)
     finally:
@@ -382,7 +484,7 @@ async def test_a_step_without_end_is_a_hang(config: EngineConfig, monkeypatch):
         async with asyncio.timeout(20):
             with pytest.raises(EngineUnavailableError):
                 await collect(engine, "a", [1], SamplingParams(max_tokens=600))
-        await until(lambda: engine.health().restarts == 1)
+        assert engine.health().restarts == WorkerEngine.MAX_RESUMES
     finally:
         await engine.stop(0)
 

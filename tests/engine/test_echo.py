@@ -101,3 +101,13 @@ async def test_what_does_not_finish_in_time_is_ended():
 async def test_the_null_engine_ends_at_once_without_a_token():
     (output,) = await collect(NullEngine(), [1, 2, 3])
     assert (output.token_ids, output.finish_reason) == ([], FinishReason.STOP)
+
+
+@pytest.mark.parametrize("num_generated", range(5))
+async def test_a_sequence_that_was_begun_goes_on(num_generated: int):
+    params = SamplingParams(max_tokens=5, ignore_eos=True, prompt_logprobs=0, min_tokens=4)
+    answer = [5, 6, 7, 5, 6]
+    token_ids = [5, 6, 7, *answer[:num_generated]]
+    outputs = EchoEngine().generate("r", token_ids, params, num_generated=num_generated)
+    async with aclosing(outputs):
+        assert tokens([output async for output in outputs]) == answer[num_generated:]

@@ -221,7 +221,7 @@ def tokens_of(outputs: list[SequenceOutput]) -> list[int]:
 
 
 def test_preemption_does_not_change_an_answer(tiny_model: Path):
-    grammar = Grammar("regex", "[a-z ]{60}")
+    grammar = Grammar("regex", "([a-z ]{6}, then, ){6}")
     requests = {str(i): SamplingParams(seed=i, grammar=grammar) for i in range(8)}
     roomy = make_core(tiny_model)
     expected = run(roomy, requests)
@@ -231,6 +231,28 @@ def test_preemption_does_not_change_an_answer(tiny_model: Path):
     for name in requests:
         assert tokens_of(found[name]) == tokens_of(expected[name])
         assert found[name][-1].finish_reason is FinishReason.STOP
+
+
+def test_what_a_grammar_forces_costs_one_step_and_counts_as_output(tiny_model: Path):
+    core = make_core(tiny_model)
+    grammar = Grammar("regex", "(yes|no), that is what I said")
+    whole = run(core, {"a": SamplingParams(grammar=grammar)})["a"]
+    assert core.stats.num_generated_tokens == len(tokens_of(whole))
+    assert len(whole) < 5 < len(tokens_of(whole))
+    assert (whole[-1].finish_reason, whole[-1].stop_token_id) == (FinishReason.STOP, None)
+    cut = run(core, {"a": SamplingParams(grammar=grammar, max_tokens=6)})["a"]
+    assert len(tokens_of(cut)) == 6
+    assert cut[-1].finish_reason is FinishReason.LENGTH
+    stop = tokens_of(whole)[-2]
+    stopped = run(core, {"a": SamplingParams(grammar=grammar, stop_token_ids=(stop,))})["a"]
+    assert tokens_of(stopped)[-1] == stopped[-1].stop_token_id == stop
+
+
+def test_who_wants_log_probabilities_has_every_token_sampled(tiny_model: Path):
+    core = make_core(tiny_model)
+    params = SamplingParams(grammar=Grammar("regex", "yes, that is what I said"), logprobs=1)
+    outputs = run(core, {"a": params})["a"]
+    assert all(len(o.token_ids) == len(o.logprobs or ()) == 1 for o in outputs)
 
 
 def test_a_grammar_that_leads_nowhere_fails_only_its_own_request(tiny_model: Path):
@@ -301,6 +323,6 @@ def test_others_run_while_a_grammar_is_compiled_and_who_leaves_is_dropped(
     assert {output.request_id for output in outputs} == {"free", "stays"}
 
 
-def test_a_mask_is_only_computed_where_one_is_needed(monkeypatch: pytest.MonkeyPatch):
+def test_a_mask_is_only_computed_where_one_is_needed():
     structured = StructuredOutput(vocab_size=320, eos_token_ids=(0,), max_num_seqs=2)
-    assert structured.start([]) is None
+    assert structured.mask([]) is None

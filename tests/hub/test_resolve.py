@@ -11,6 +11,7 @@ import uvloop
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.resolve import resolve
+from axion.hub.snapshot import fingerprint
 
 from .conftest import COMMIT, Hub, Repo
 
@@ -316,3 +317,12 @@ async def test_unusable_folder_says_what_is_missing(
 async def test_gguf_file_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "GGUF file" in (await refused(str(tmp_path / "m.gguf"))).message
+
+
+async def test_gguf_file_is_for_those_who_load_it(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    assert (await resolve(str(file), formats={"gguf"})).path == file
+    before = fingerprint(file)
+    file.write_bytes(b"GGUF2")
+    assert fingerprint(file) != before

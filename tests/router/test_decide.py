@@ -27,7 +27,7 @@ ENGINE = EngineFacts(
     dtypes={"cpu": frozenset({"float32"})},
     faults={"Qwen3ForCausalLM/cpu": "It ends while it compiles this architecture on CPU."},
     memory_factor={"cpu": 2.5},
-    min_head_dim={"cpu": 32},
+    head_dims={"cpu": frozenset({32, 64})},
 )
 
 
@@ -87,6 +87,23 @@ def judge(
         ({"model": {"head_dim": 16}}, Reason.KNOWN_FAULT, "size 16"),
         ({"device": {"free_bytes": 8 * 2**30}}, Reason.NOT_ENOUGH_MEMORY, "10.0 GiB"),
         ({"device": {"free_bytes": 0}}, Reason.ACCEPTED, ""),
+        # Computed in float32 alone, 16-bit weights take twice their room.
+        (
+            {"model": {"dtype": "bfloat16"}, "device": {"free_bytes": 19 * 2**30}},
+            Reason.NOT_ENOUGH_MEMORY,
+            "20.0 GiB",
+        ),
+        (
+            {"model": {"dtype": "bfloat16"}, "device": {"free_bytes": 21 * 2**30}},
+            Reason.ACCEPTED,
+            "20.0 GiB",
+        ),
+        ({"tensor_parallel_size": 2}, Reason.UNSUPPORTED_PARALLELISM, "TENSOR_PARALLEL_SIZE is 2"),
+        (
+            {"tensor_parallel_size": 2, "engine": {"tensor_parallel": True}},
+            Reason.ACCEPTED,
+            "5.0 GiB",
+        ),
     ],
     ids=str,
 )

@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from axion.backends.base import ModelConfig
 from axion.errors import EngineUnavailableError
 from axion.router.registry import ModelRegistry
+from axion.server.app import create_app
 from axion.server.response_cache import (
     ENTRY_BYTES,
     CachedAnswer,
@@ -365,3 +367,20 @@ def test_the_run_of_the_only_client_ends_when_it_leaves(
             httpx.post(url, json=body | {"temperature": 0}, timeout=0.3)
         server.wait_for(lambda: backend.running == 0)
     assert metric(server, "axion_response_cache_entries") == 0
+
+
+async def test_the_answer_of_an_engine_that_stepped_in_is_not_kept(settings: Settings):
+    first, second = ScriptedBackend("a"), ScriptedBackend("b")
+    registry = ModelRegistry()
+    registry.add(ModelConfig(model_name=MODEL), first, second)
+    await registry.start()
+    transport = httpx.ASGITransport(create_app(settings, registry))
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+    first.fail_at = (1, EngineUnavailableError("It fell over."))
+    told = []
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for _ in range(3):
+            headers = (await client.post("/v1/chat/completions", json=body)).headers
+            told.append((headers["x-axion-backend"], headers["x-axion-cache"]))
+            first.fail_at = None
+    assert told == [("b", "miss"), ("a", "miss"), ("a", "hit")]

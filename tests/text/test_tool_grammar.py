@@ -36,6 +36,7 @@ class Format(NamedTuple):
     call_end: str = ""
     call_separator: str = ""
     calls_end: str = ""
+    json_arguments: bool = True
 
     def write(self, *calls: tuple[str, str]) -> str:
         written = self.call_separator.join(
@@ -167,9 +168,9 @@ def test_only_strict_functions_have_schemas_refused(
             assert matches(matcher, tokenizer, HERMES.write(("f", '{"x": [1]}')))
             assert not matches(matcher, tokenizer, HERMES.write(("f", '{"x": 1}')))
             assert not matches(matcher, tokenizer, HERMES.write(("f", "[]"))), "not an object"
-            compiler.compile(arguments_grammar(function, required=True))
+            compiler.compile(arguments_grammar(format, function, tokenizer, required=True))
             continue
-        for refused in (grammar, arguments_grammar(function, required=False)):
+        for refused in (grammar, arguments_grammar(format, function, tokenizer, required=False)):
             with pytest.raises(InvalidRequestError, match='"uniqueItems"'):
                 compiler.compile(refused)
 

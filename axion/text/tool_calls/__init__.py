@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from axion.text.tool_calls.base import Functions, ToolCallParser
+from axion.text.tool_calls.base import Functions, ToolCallParser, WrittenCall
 from axion.text.tool_calls.deepseek import DeepSeek, DeepSeekV3
 from axion.text.tool_calls.gemma import FunctionGemma, Gemma3, Gemma4
 from axion.text.tool_calls.glm4 import Glm4, Glm45
@@ -13,7 +13,7 @@ from axion.text.tool_calls.llama3 import JsonObject, Llama3
 from axion.text.tool_calls.mistral import Mistral, MistralArgs
 from axion.text.tool_calls.qwen3_coder import Qwen3Coder, SeedOss
 
-__all__ = ["FORMATS", "Functions", "ToolCallParser", "tool_call_format"]
+__all__ = ["FORMATS", "Functions", "ToolCallParser", "WrittenCall", "tool_call_format"]
 
 # What a chat template says of its model's format; the first that is in it counts.
 FORMATS: tuple[tuple[str, type[ToolCallParser]], ...] = (

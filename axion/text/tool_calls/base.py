@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from axion.text.events import ArgumentsDelta, CallEnd, CallStart
 from axion.text.json_scanner import JsonScanner, State
@@ -14,7 +14,27 @@ from axion.text.stream_parser import CutError, MalformedError, Steps, StreamPars
 
 Functions = Mapping[str, Mapping[str, Any]]
 
+_LONGEST_ESCAPE = len(r"\ud83d\ude00") + 1
 _ARGUMENTS_KEYS = ("arguments", "parameters")
+
+
+class WrittenCall(NamedTuple):
+    """A call of an answer that is begun.
+
+    Attributes:
+        arguments: JSON, as far as it is there.
+        offset: characters of text before the call.
+    """
+
+    name: str
+    arguments: str
+    offset: int
+
+    @property
+    def is_whole(self) -> bool:
+        scanner = JsonScanner()
+        scanner.scan(self.arguments, 0)
+        return scanner.state is State.DONE
 
 
 class ToolCallParser(StreamParser):
@@ -71,6 +91,34 @@ class ToolCallParser(StreamParser):
     def template_messages(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages as templates of this format take them."""
         return messages
+
+    @classmethod
+    def write(cls, content: str, calls: Sequence[WrittenCall]) -> str:
+        """Text and calls as the model writes them, up to where its answer has come."""
+        written, at, is_open = "", 0, False
+        for i, call in enumerate(calls):
+            text, at = content[at : call.offset], call.offset
+            if text.strip() and is_open:
+                written += cls.calls_end
+                is_open = False
+            written += text
+            if is_open:
+                written += cls.call_separator
+            else:
+                written += cls.calls_begin or (cls.call_separator if written else "")
+            is_open = True
+            written += cls.call_begin + call.name + cls.arguments_begin
+            written += cls.write_arguments(call.arguments)
+            if i + 1 < len(calls) or content[at:] or call.is_whole:
+                written += cls.call_end
+        if calls and content[at:]:
+            written += cls.calls_end
+        return written + content[at:]
+
+    @classmethod
+    def write_arguments(cls, arguments: str) -> str:
+        """Arguments as the model writes them; a part of a JSON object gives a part."""
+        return arguments
 
     def calls(self, opening: str) -> Steps[None]:
         """Read what follows `opening`, as far as it is calls.
@@ -275,3 +323,16 @@ def _checked_arguments(text: str) -> str:
     if not text.startswith("{"):
         raise MalformedError
     return text
+
+
+def string_so_far(text: str) -> str:
+    """The content of a JSON string whose end may lack, less an escape that is not whole."""
+    for end in range(len(text), max(0, len(text) - _LONGEST_ESCAPE), -1):
+        for closing in ("", '"'):
+            try:
+                content: str = json.loads(text[:end] + closing, strict=False)
+                content.encode()
+            except ValueError:
+                continue
+            return content
+    return ""

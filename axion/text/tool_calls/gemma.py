@@ -9,8 +9,11 @@ from typing import ClassVar
 from axion.text.json_scanner import MAX_DEPTH
 from axion.text.stream_parser import MalformedError, Steps
 from axion.text.tool_calls.arguments import value_as_json
-from axion.text.tool_calls.base import ToolCallParser
+from axion.text.tool_calls.base import ToolCallParser, string_so_far
 from axion.text.tool_calls.llama3 import JsonObject
+
+# A string, whose end may lack, or a character.
+_JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*(?P<end>"|\\?\Z)|.', re.DOTALL)
 
 
 class FunctionGemma(ToolCallParser):
@@ -27,6 +30,25 @@ class FunctionGemma(ToolCallParser):
     markers = ("<start_function_call>", "<end_function_call>", "<escape>")
     call_begin = "<start_function_call>call:"
     call_end = "<end_function_call>"
+
+    @classmethod
+    def write_arguments(cls, arguments: str) -> str:
+        written, is_key = "", False
+        brackets: list[str] = []
+        for piece in _JSON_PIECE.finditer(arguments):
+            text = piece[0]
+            if text.startswith('"'):
+                quote = "" if is_key else cls.quote
+                written += quote + string_so_far(text) + (quote if piece["end"] == '"' else "")
+                is_key = False
+            elif not text.isspace():
+                written += text
+                if text in "{[":
+                    brackets.append(text)
+                elif text in "}]" and brackets:
+                    brackets.pop()
+                is_key = text in "{," and brackets[-1:] == ["{"]
+        return written
 
     def calls(self, opening: str) -> Steps[None]:
         yield from self.skip_space()

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from axion.text.events import ReasoningDelta
 from axion.text.stream_parser import CutError, MalformedError, Steps
-from axion.text.tool_calls.base import Functions, ToolCallParser
+from axion.text.tool_calls.base import Functions, ToolCallParser, WrittenCall
 
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_NEXT = "<|start|>assistant"
 _BEGINNINGS = ("<|start|>", "<|channel|>", " to=functions.")
 _RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
@@ -26,6 +28,21 @@ class Harmony(ToolCallParser):
     call_begin = "<|start|>assistant<|channel|>commentary to=functions."
     arguments_begin = " <|constrain|>json<|message|>"
     call_end = "<|call|>"
+
+    @classmethod
+    def write_messages(cls, reasoning: str, content: str, calls: Sequence[WrittenCall]) -> str:
+        """An answer as the model writes it, up to where it has come."""
+        messages = [f"<|channel|>analysis<|message|>{reasoning}"] if reasoning else []
+        at = 0
+        for call in calls:
+            if text := content[at : call.offset]:
+                messages.append(f"<|channel|>commentary<|message|>{text}")
+                at = call.offset
+            header = cls.call_begin.removeprefix(_NEXT) + call.name + cls.arguments_begin
+            messages.append(header + call.arguments)
+        if content[at:]:
+            messages.append(f"<|channel|>final<|message|>{content[at:]}")
+        return f"<|end|>{_NEXT}".join(messages)
 
     def __init__(self, functions: Functions) -> None:
         self._thinks = False

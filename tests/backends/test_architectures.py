@@ -1,0 +1,36 @@
+"""The native engine's architectures are known without importing what computes them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from axion.backends import architectures
+from axion.backends.architectures import native_architectures
+from axion.models.registry import model_classes
+
+
+def test_they_are_those_of_the_registry():
+    assert native_architectures() == model_classes().keys()
+
+
+def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.MonkeyPatch):
+    def entry_points(group: str) -> Any:
+        assert group == "axion.models"
+        return [importlib.metadata.EntryPoint("x", "x:Y", group)]
+
+    monkeypatch.setattr(architectures, "entry_points", entry_points)
+    assert native_architectures.__wrapped__() is None
+
+
+def test_torch_is_not_imported_for_it():
+    program = (
+        "import sys; from axion.backends.architectures import native_architectures as f; "
+        "assert f(); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr

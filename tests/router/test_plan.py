@@ -1,0 +1,182 @@
+"""From the settings and a model's files to the backends, each with what it is to load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axion.backends.base import ModelConfig
+from axion.backends.engines import spawned_engines
+from axion.backends.facts import DeviceFacts
+from axion.errors import ModelLoadError, ModelNotFoundError
+from axion.router import plan as plan_module
+from axion.router.decide import Reason
+from axion.router.plan import Plan, plan
+from axion.settings import Settings
+from tests.backends.engine_models import write_gguf, write_model, write_program
+
+MAX = """#!/bin/sh
+[ "$*" = "list --json" ] && echo '{"architectures": {"LlamaForCausalLM":
+  {"supported_encodings": ["float32"]}}}' || echo "MAX 26.7.0"
+"""
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for engine in spawned_engines():
+        monkeypatch.delenv(engine.command_variable, raising=False)
+    return folder
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the machine have a device."""
+
+    def make(**fields: Any) -> None:
+        async def device_facts(device: str) -> DeviceFacts:
+            return DeviceFacts(**fields)
+
+        monkeypatch.setattr(plan_module, "device_facts", device_facts)
+
+    return make
+
+
+async def made(model: Path | str, *, shown: list[str] | None = None, **settings: Any) -> Plan:
+    found = Settings(model_name=str(model), **settings)
+
+    def show(stage: str, done: int, total: int) -> None:
+        if shown is not None:
+            shown.append(stage)
+
+    config = ModelConfig(model_name=str(model), served_name="", memory_fraction=0.9)
+    return await plan(config, found, show)
+
+
+def engines(plan: Plan) -> list[str]:
+    return [backend.engine for backend, _ in plan.backends]
+
+
+async def test_the_engines_come_in_order_with_the_files_that_were_found(
+    folder: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "axion.router")
+    write_program(folder / "max", MAX)
+    model = write_model(folder.parent / "model")
+    found = await made(model)
+    assert engines(found) == ["max", "native"]
+    assert found.decision is not None
+    assert [v.code for v in found.decision.verdicts] == [
+        *(Reason.ACCEPTED, Reason.NOT_INSTALLED, Reason.ACCEPTED)
+    ]
+    for _, config in found.backends:
+        assert config.model_name == str(model)
+        assert config.name == str(model)
+    told = [message for message in caplog.messages if "serve" in message]
+    assert len(told) == 3
+    assert "AXION_VLLM_COMMAND" in told[1]
+
+
+async def test_a_model_that_no_engine_serves_has_the_reason_of_each(folder: Path):
+    write_program(folder / "max", MAX)
+    model = write_model(folder.parent / "model", architectures=["NopeForCausalLM"])
+    with pytest.raises(ModelLoadError) as caught:
+        await made(model)
+    lines = caught.value.message.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["max", "vllm", "native"]
+    assert "NopeForCausalLM" in lines[1]
+    assert "AXION_VLLM_COMMAND" in lines[2]
+    assert "LlamaForCausalLM" in lines[3]  # what there is
+
+
+async def test_python_that_comes_with_a_model_is_told(folder: Path):
+    model = write_model(
+        folder.parent / "m", architectures=["Own"], auto_map={"AutoModel": "own.Own"}
+    )
+    with pytest.raises(ModelLoadError, match=r"auto_map.*never run"):
+        await made(model, axion_backends="native")
+
+
+async def test_a_gguf_file_goes_to_the_engine_that_loads_it(folder: Path):
+    path = write_gguf(folder.parent / "m.gguf")
+    with pytest.raises(ModelLoadError, match="llama_cpp"):
+        await made(path)
+    with pytest.raises(ModelLoadError, match="AXION_LLAMA_CPP_COMMAND"):
+        await made(path, axion_backends="llama_cpp,native")
+    write_program(folder / "llama-server", "#!/bin/sh\necho 'version: 1 (a)' >&2\n")
+    found = await made(path, axion_backends="native,llama_cpp")
+    assert engines(found) == ["llama_cpp"]
+    assert found.backends[0][1].model_name == str(path)
+
+
+async def test_a_remote_server_alone_needs_no_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    settings = {"axion_backends": "remote", "remote_url": "http://127.0.0.1:9/v1"}
+    found = await made("some-org/not-here", **settings)
+    assert engines(found) == ["remote"]
+    assert found.backends[0][1].model_name == "some-org/not-here"
+    with pytest.raises(ModelLoadError, match="REMOTE_URL"):
+        await made("some-org/not-here", axion_backends="remote")
+
+
+async def test_a_model_that_is_not_there_is_not_found(tmp_path: Path):
+    with pytest.raises(ModelNotFoundError):
+        await made(tmp_path / "nothing")
+
+
+async def test_several_gpus_are_for_engines_that_can(folder: Path, device: Callable[..., None]):
+    device(kind="cuda", free_bytes=80 * GIB, total_bytes=80 * GIB)
+    write_program(folder / "max", MAX)
+    found = await made(write_model(folder.parent / "m"), tensor_parallel_size=2)
+    assert engines(found) == ["max"]
+    assert found.decision is not None
+    assert found.decision.verdicts[-1].code is Reason.UNSUPPORTED_PARALLELISM
+
+
+async def test_an_engine_without_room_does_not_stand_by(folder: Path, device: Callable[..., None]):
+    write_program(folder / "max", MAX)
+    # 2.5 GiB for MAX, which computes 16-bit weights in 32 bits: 5; and 1 for the native engine.
+    model = write_model(folder.parent / "m", num_bytes=GIB, dtype="bfloat16")
+    for free, standby_fits in ((7, True), (5.5, False)):
+        device(kind="cpu", free_bytes=int(free * GIB))
+        found = await made(model)
+        assert engines(found) == ["max", "native"]
+        assert found.decision is not None
+        assert found.decision.standby_fits is standby_fits
+    device(kind="cpu", free_bytes=4 * GIB)
+    assert engines(await made(model)) == ["native"]
+
+
+async def test_engines_that_run_side_by_side_share_a_gpu(folder: Path, device: Callable[..., None]):
+    device(kind="cuda", free_bytes=20 * GIB, total_bytes=20 * GIB)
+    write_program(folder / "max", MAX)
+    model = write_model(folder.parent / "m", num_bytes=2 * GIB)
+    (_, first), (_, last) = (await made(model)).backends
+    assert last.kv_cache_bytes == GIB
+    assert first.kv_cache_bytes is None
+    # 2.1 GiB of weights and 1 GiB of cache are the other's.
+    assert first.memory_fraction == pytest.approx(0.9 - 3.1 / 20, abs=0.01)
+    (_, first), (_, last) = (await made(model, standby="never")).backends
+    assert (first.memory_fraction, last.kv_cache_bytes) == (0.9, None)
+
+
+async def test_what_is_downloaded_is_shown(monkeypatch: pytest.MonkeyPatch, folder: Path):
+    model = write_model(folder.parent / "m")
+
+    async def resolve(name: str, *, on_progress: Any, formats: Any) -> Any:
+        on_progress(1, 2)
+        return await real_resolve(str(model), formats=formats)
+
+    real_resolve = plan_module.resolve
+    monkeypatch.setattr(plan_module, "resolve", resolve)
+    shown: list[str] = []
+    await made("org/model", shown=shown)
+    assert shown == ["Downloading org/model"]
