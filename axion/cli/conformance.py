@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -156,11 +157,11 @@ class _Run:
         from axion.backends.spawned import SpawnedBackend
         from axion.cli.loading import model_config
         from axion.conformance.identify import device_name
-        from axion.conformance.targets import AxionServer, SpawnedServer
+        from axion.conformance.targets import AxionServer, SpawnedServer, unattended
         from axion.hub.resolve import resolve
         from axion.settings import DEMO_MODEL, load_settings
 
-        cls = AxionServer if engine == "native" else _engine_class(engine)
+        cls = unattended(AxionServer if engine == "native" else _engine_class(engine))
         settings = load_settings(device=self._device, model_name=self._model or DEMO_MODEL)
         config = model_config(settings)
         # No check needs more, and a model may have less than the default.
@@ -175,6 +176,8 @@ class _Run:
             stack.push_async_callback(spawned.stop)
             with self._console.status(f"Starting {engine} with {config.name}"):
                 await spawned.start()
+            # From here on what it writes is about requests that are meant to be strange.
+            logging.getLogger("axion").setLevel(logging.CRITICAL)
             async with spawned.connect() as server:
                 return await self._report(
                     engine, version, Path(config.name).name, where, server, spawned

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 from axion.conformance.server import Answer, FaultError, RefusedError, Server
 from axion.conformance.tokens import Tokens
 
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 HOT = 2.0
-NUM_SAMPLES = 6
+NUM_SAMPLES = 5
 _END_WITHIN = 64
 _LONG_PROMPTS = (
     "Tell me a long story about a fox and a river.",

@@ -47,6 +47,11 @@ class AxionServer(SpawnedBackend):
         return ["serve", path, *(str(word) for pair in options.items() for word in pair)]
 
 
+def unattended(cls: type[SpawnedBackend]) -> type[SpawnedBackend]:
+    """The class whose server is not killed when it hangs: that it does is to be seen."""
+    return type(cls.__name__, (cls,), {"max_missed_probes": sys.maxsize})
+
+
 class SpawnedServer:
     """A server of its own for the checks.
 
@@ -126,7 +131,9 @@ class SpawnedServer:
     async def _upstream(self) -> Upstream:
         deadline = time.monotonic() + _READY_WITHIN_S
         while time.monotonic() < deadline:
-            if (upstream := self._backend.upstream) is not None:
+            upstream = self._backend.upstream
+            # One that has just died of a check may not be known to be dead.
+            if upstream is not None and await upstream.is_healthy(self._backend.health_path):
                 return upstream
             await asyncio.sleep(_POLL_S)
         raise UnreachableError("The server did not come back after its end.")
@@ -141,18 +148,16 @@ async def _stream(server: Server, began: asyncio.Event) -> str:
         "max_tokens": 1500,
         "temperature": 1,
     }
-    last = ""
+    last, failed = "", ""
     try:
         async for event in server.events("/v1/completions", {**body, "ignore_eos": True}):
-            last = event
+            last, failed = event, failed or (" an error and" if '"error"' in event else "")
             began.set()
     except (FaultError, RefusedError) as error:
         return f"the stream breaks ({error})"
     if last == "[DONE]":
-        return "the stream ends with [DONE]"
-    return (
-        "the stream ends with an error" if '"error"' in last else "the stream ends without [DONE]"
-    )
+        return f"the stream ends with{failed} [DONE]"
+    return f"the stream ends with{failed} no [DONE]"
 
 
 def _ended(seconds: float | None, more: str) -> Observation:

@@ -39,6 +39,12 @@ TEMPLATE = (
 # What nobody can see from outside with this model.
 UNSEEN = {"priority", "add_special_tokens"}
 
+SHOWN_BY_THE_ANSWER = {
+    *("temperature", "top_k", "top_p", "min_p", "seed", "seed.0", "n", "logit_bias", "stop"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens", "ignore_eos"),
+    *("stop_token_ids", "logprobs", "continue_final_message", "tools", "tool_choice.none"),
+}
+
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
@@ -61,6 +67,11 @@ def _serve(model_name: str) -> Iterator[LiveServer]:
     registry.add(model, NativeBackend())
     with LiveServer(Settings(model_name=model_name), registry) as server:
         yield server
+
+
+@pytest.fixture
+def demo() -> Iterator[LiveServer]:
+    yield from _serve("axion/demo")
 
 
 @asynccontextmanager
@@ -115,6 +126,16 @@ async def test_the_native_engine_drops_nothing(live: LiveServer):
         "metrics": "Prometheus",
         "disconnect frees the engine": "yes",
     }
+
+
+async def test_a_model_that_is_sure_of_itself_is_no_reason_to_call_a_field_dropped(
+    demo: LiveServer,
+):
+    async with suite_of(demo, engine="native") as suite:
+        [_ async for _ in suite.run(SHOWN_BY_THE_ANSWER)]
+    assert {name: f.support for name, f in suite.findings.items()} == dict.fromkeys(
+        SHOWN_BY_THE_ANSWER, Support.HONOURED
+    )
 
 
 @pytest.mark.parametrize("feature", sorted(FEATURES))
