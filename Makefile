@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format fuzz bench setup clean
+.PHONY: help demo test check format fuzz test-backends bench setup clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMP)  ## serve the bundled model at http://localhost:3000
 	MODEL_NAME=axion/demo $(BIN)/python -m axion
@@ -30,6 +30,11 @@ format: $(STAMP)  ## format the code and mend what lint can mend
 fuzz: $(STAMP)  ## send thousands of random requests that /openapi.json allows, and others
 	FUZZ_CASES=500 $(BIN)/python -m pytest -q --timeout 1800 tests/server/test_fuzz.py
 
+test-backends: $(STAMP)  ## install MAX, vLLM and llama.cpp beside, and test with the real ones
+	AXION_PYTHON=$(BIN)/python tests/engines/install.sh
+	AXION_ENGINES_DIR=$${AXION_ENGINES_DIR:-$$HOME/.cache/axion/engines} \
+		$(BIN)/python -m pytest -v tests/engines
+
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
@@ -38,6 +43,10 @@ bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/proxy.py
+	$(BIN)/python benchmarks/proxy.py --streams 100 --burst
+	$(BIN)/python benchmarks/failover.py
+	$(BIN)/python benchmarks/cold_start.py
 
 setup: $(STAMP)  ## make the virtual environment and install
 

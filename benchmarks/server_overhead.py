@@ -95,15 +95,15 @@ class Client(asyncio.Protocol):
         if self.data.endswith((b"0\r\n\r\n", b"}]}", b"}}}")):
             self.done.set_result(None)
 
-    async def post(self, body: dict[str, Any]) -> bytes:
+    async def post(self, body: dict[str, Any], path: str = "/v1/completions") -> bytes:
         self.data.clear()
         self.arrivals.clear()
         self._position = 0
         self.done = asyncio.get_running_loop().create_future()
         content = json.dumps(body).encode()
         self.transport.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % (path.encode(), len(content)) + content
         )
         await self.done
         return bytes(self.data)

@@ -27,6 +27,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         quantization: `quant_method` of config.json's `quantization_config`; empty for none.
         weight_bytes: of the files.
         head_dim: 0 where config.json does not tell.
+        max_length: longest sequence that the model is meant for, in tokens; 0 where that is not
+            told.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     weight_bytes: int = 0
     head_dim: int = 0
+    max_length: int = 0
     has_remote_code: bool = False
 
 
@@ -120,6 +123,7 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         if weight_bytes is None
         else weight_bytes,
         head_dim=_head_dim(text),
+        max_length=_max_length(text),
         has_remote_code=bool(config.get("auto_map")),
     )
 
@@ -131,6 +135,23 @@ def _head_dim(config: dict[str, Any]) -> int:
     if isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0:
         return hidden_size // num_heads
     return 0
+
+
+def _max_length(config: dict[str, Any]) -> int:
+    length = config.get("max_position_embeddings")
+    if not isinstance(length, int):
+        return 0
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, dict) else {}
+    factor = rope.get("factor")
+    # The other kinds of scaling are within max_position_embeddings already.
+    if rope.get("rope_type", rope.get("type")) in ("linear", "dynamic", "yarn") and isinstance(
+        factor, int | float
+    ):
+        original = rope.get("original_max_position_embeddings")
+        base = original if isinstance(original, int) else length
+        return max(length, int(base * factor))
+    return length
 
 
 # Bytes of each type of a value, by its number in the file: the three that have a length, a string,

@@ -90,6 +90,7 @@ class Supervisor:
             await asyncio.shield(self._started)
         except BaseException:
             await self.end(grace_s=0)
+            self._started.exception()  # who cancelled this does not ask for it
             raise
 
     def ready(self) -> None:

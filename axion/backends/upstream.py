@@ -35,6 +35,7 @@ from axion.errors import (
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import (
     GenerationRequest,
+    UsageSoFar,
     stop_reason_field,
 )
 from axion.openai.completions import DEFAULT_MAX_TOKENS, CompletionChunk, CompletionRequest
@@ -730,7 +731,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         if self._with_usage:
             chunk["usage"] = self._whole_usage()
         elif self._tells_usage and self._usage is not None:
-            chunk["usage_so_far"] = self._whole_usage()
+            chunk["usage_so_far"] = self._counts()
         return self._validate(chunk)
 
     def _last(self, choice: _Choice) -> ChunkT:
@@ -744,7 +745,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         fields = self._finish(choice.index, reason)
         return self._chunk(choice.index, fields | stop_reason_field(choice.stop_reason))
 
-    def _whole_usage(self) -> dict[str, Any]:
+    def _counts(self) -> UsageSoFar:
         """Of the whole answer: what was delivered before is part of it, and not of the prompt."""
         told = self._usage or _Usage()
         if self._wants_usage_only:
@@ -757,13 +758,16 @@ class _Answer(Generic[RequestT, ChunkT]):
         if self._delivered is not None and self._delivered.usage is not None:
             before = self._delivered.usage
             num_prompt = before.prompt_tokens
-            num_cached = before.prompt_tokens_details.cached_tokens
-        num_completion = self._num_delivered + num_here
+            num_cached = before.cached_tokens
+        return UsageSoFar(num_prompt, num_cached, self._num_delivered + num_here)
+
+    def _whole_usage(self) -> dict[str, Any]:
+        counts = self._counts()
         return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": num_cached},
+            "prompt_tokens": counts.prompt_tokens,
+            "completion_tokens": counts.completion_tokens,
+            "total_tokens": counts.prompt_tokens + counts.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
         }
 
 

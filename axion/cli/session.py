@@ -107,7 +107,7 @@ class LocalModel:
 
     def __init__(self, loop: LoopThread, backend: InferenceBackend, snapshot: Snapshot) -> None:
         self.name = snapshot.name
-        self.has_chat_template = _has_chat_template(snapshot.path)
+        self.has_chat_template = has_chat_template(snapshot.path)
         self._loop = loop
         self._backend = backend
 
@@ -159,7 +159,8 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
             loop.call(backend.stop(0))
 
 
-def _has_chat_template(path: Path) -> bool:
+def has_chat_template(path: Path) -> bool:
+    """Whether the model in a folder takes conversations."""
     return (
         (path / "chat_template.jinja").is_file()
         or any(path.glob("additional_chat_templates/*.jinja"))

@@ -93,7 +93,8 @@ def load_embedding_model(
     stored = _stored_tensors(weight_files(path), model_class)
     if isinstance(model, CausalLM):
         del model.lm_head
-        stored.pop("lm_head.weight", None)
+        for name in [name for name in stored if name.startswith("lm_head.")]:
+            del stored[name]
     _fill(model, stored, device, resolve_dtype(dtype, config, device))
     return model
 

@@ -23,14 +23,11 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class PackedLinear(Linear):
-    """Several projections of one input, computed as one matrix product.
-
-    A checkpoint stores them apart, beside each other in the module tree (`q_proj.weight`,
-    `k_proj.weight`, ...); `shards` says where each goes.
+class FusedLinear(Linear):
+    """Several projections of one input, stored and computed as one.
 
     Args:
-        shards: checkpoint name of each projection to its number of output features.
+        shards: name of each projection to its number of output features.
     """
 
     def __init__(self, in_features: int, shards: dict[str, int], *, bias: bool = False) -> None:
@@ -40,6 +37,14 @@ class PackedLinear(Linear):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """`[..., in_features]` to one `[..., out_features]` for each shard, in order."""
         return super().forward(x).split(tuple(self.shards.values()), dim=-1)
+
+
+class PackedLinear(FusedLinear):
+    """Several projections of one input that a checkpoint stores apart, computed as one.
+
+    They are stored beside each other in the module tree (`q_proj.weight`, `k_proj.weight`, ...),
+    under the names that `shards` has.
+    """
 
     def shard_views(self) -> dict[str, Tensor]:
         """`q_proj.weight` and the like to the rows of the packed parameter that hold it."""

@@ -53,14 +53,19 @@ class RopeParameters:
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any], *, max_position_embeddings: int, rope_theta: float
+        cls,
+        config: dict[str, Any],
+        *,
+        max_position_embeddings: int,
+        rope_theta: float,
+        partial_rotary_factor: float = 1.0,
     ) -> RopeParameters:
         """Read transformers 5's `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
         Args:
             config: config.json.
             max_position_embeddings: the model's.
-            rope_theta: the family's default.
+            rope_theta, partial_rotary_factor: the family's defaults.
 
         Raises:
             ModelLoadError: an unknown rope type, or a key that is missing, has the wrong kind
@@ -85,7 +90,8 @@ class RopeParameters:
                 f"config.json: rope type {rope_type} does not use {_join(unused)}. "
                 "Ignoring it could give wrong answers, so the model is refused."
             )
-        for name, default in (("rope_theta", rope_theta), ("partial_rotary_factor", 1.0)):
+        defaults = {"rope_theta": rope_theta, "partial_rotary_factor": partial_rotary_factor}
+        for name, default in defaults.items():
             if name not in rope:
                 rope[name] = default if config.get(name) is None else config[name]
         # Phi-3 writes it beside rope_scaling, and means that one.
@@ -142,6 +148,15 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     num_pairs = cos.shape[-1]
     a, b, rest = x.tensor_split((num_pairs, 2 * num_pairs), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+
+
+def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same with neighbours as pairs (GPT-J style)."""
+    num_pairs = cos.shape[-1]
+    rotated, rest = x.tensor_split((2 * num_pairs,), dim=-1)
+    a, b = rotated.unflatten(-1, (num_pairs, 2)).unbind(-1)
+    rotated = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated, rest), dim=-1)
 
 
 class RotaryEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -12,19 +13,29 @@ from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
-from axion.layers.norm import RMSNorm
 from axion.layers.rotary import apply_rotary, rotary_embedding
 from axion.models.config import DecoderConfig
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped key-value heads."""
+    """Causal self-attention with rotary positions and grouped key-value heads.
+
+    Attributes:
+        scale, window, softcap, sinks: as `axion.layers.attention.paged_attention` takes them.
+        apply_rotary: which dimensions of a head are rotated as pairs.
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None
+    apply_rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
+        self.window = config.window(layer_idx)
+        self.register_parameter("sinks", None)
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
@@ -35,17 +46,32 @@ class Attention(nn.Module):
             {"q_proj": query_size, "k_proj": key_size, "v_proj": key_size},
             bias=config.attention_bias,
         )
-        self.o_proj = Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.rotary_emb = rotary_embedding(config.rope_parameters, config.head_dim)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=config.output_bias)
+        self.rotary_emb = rotary_embedding(config.rope(layer_idx), config.head_dim)
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj(hidden_states))
+        q, k, v = self.project_qkv(hidden_states)
         q, k = self.normalize_qk(q, k)
         q, k = self.rotate_qk(q, k, context)
-        cache = context.kv_caches[self.layer_idx]
-        out = paged_attention(q, k, v, cache, context, scale=self.scale)
+        out = paged_attention(
+            q,
+            k,
+            v,
+            context.kv_caches[self.layer_idx],
+            context,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
         return self.o_proj(out.flatten(1))
+
+    def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[num_tokens, hidden_size]` to queries, keys and values, each
+        `[num_tokens, num_heads, head_dim]`."""
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj(hidden_states))
+        return q, k, v
 
     def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """What happens to queries and keys `[num_tokens, num_heads, head_dim]` before rotation."""
@@ -54,7 +80,7 @@ class Attention(nn.Module):
     def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         """Give queries and keys `[num_tokens, num_heads, head_dim]` their positions."""
         cos, sin = self.rotary_emb(context, q.dtype)
-        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        return self.apply_rotary(q, cos, sin), self.apply_rotary(k, cos, sin)
 
 
 class MLP(nn.Module):
@@ -77,6 +103,21 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(gate) * up)
 
 
+class PlainMLP(nn.Module):
+    """Feed-forward network without a gate."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=config.mlp_bias)
+        self.activation = get_activation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+
+
 class DecoderLayer(nn.Module):
     """Attention, then MLP, each behind a norm and beside a residual connection."""
 
@@ -86,13 +127,27 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = self_attn
         self.mlp = mlp
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = config.norm()
+        self.post_attention_layernorm = config.norm()
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), context)
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class ParallelDecoderLayer(DecoderLayer):
+    """Attention and MLP beside each other, behind one norm (GPT-J)."""
+
+    def __init__(
+        self, config: DecoderConfig, layer_idx: int, self_attn: nn.Module, mlp: nn.Module
+    ) -> None:
+        super().__init__(config, layer_idx, self_attn, mlp)
+        del self.post_attention_layernorm
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        normalized = self.input_layernorm(hidden_states)
+        return hidden_states + self.self_attn(normalized, context) + self.mlp(normalized)
 
 
 class Decoder(nn.Module):
@@ -102,13 +157,17 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = config.norm()
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        hidden_states = self.embed_tokens(input_ids)
+        hidden_states = self.embed(input_ids, context)
         for layer in self.layers:
             hidden_states = layer(hidden_states, context)
         return self.norm(hidden_states)
+
+    def embed(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens]` to what the first layer reads, `[num_tokens, hidden_size]`."""
+        return self.embed_tokens(input_ids)
 
 
 class CausalLM(nn.Module):
@@ -136,12 +195,14 @@ class CausalLM(nn.Module):
     attention_cls: ClassVar[type[Attention]] = Attention
     mlp_cls: ClassVar[type[nn.Module]] = MLP
     layer_cls: ClassVar[type[DecoderLayer]] = DecoderLayer
+    decoder_cls: ClassVar[type[Decoder]] = Decoder
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, [self.layer(i) for i in range(config.num_hidden_layers)])
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        layers: list[nn.Module] = [self.layer(i) for i in range(config.num_hidden_layers)]
+        self.model = self.decoder_cls(config, layers)
+        self.lm_head = self.head()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -154,6 +215,10 @@ class CausalLM(nn.Module):
             self.attention_cls(config, layer_idx),
             self.mlp_cls(config, layer_idx),
         )
+
+    def head(self) -> Linear:
+        """Build the projection onto the vocabulary."""
+        return Linear(self.config.hidden_size, self.config.vocab_size)
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
         """One step over the flat batch; keys and values go to `context.kv_caches`.
@@ -191,3 +256,16 @@ class CausalLM(nn.Module):
         return max(
             layer.self_attn.rotary_emb.cache_key(num_prompt_tokens) for layer in self.model.layers
         )
+
+
+class TextPart(CausalLM):
+    """Of a model that also sees, what reads and writes text; in front of the text model's class."""
+
+    renamed_tensors = (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+    )
+    ignored_tensors = (
+        *CausalLM.ignored_tensors,
+        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+    )

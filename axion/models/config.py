@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
+from torch import nn
 
 from axion.errors import ModelLoadError
+from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, RopeParameters
 
 logger = logging.getLogger("axion.models")
@@ -44,9 +46,10 @@ _HARMLESS = frozenset(
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
+    reorder_and_upcast_attn n_ctx init_std layerdrop
     """.split()  # noqa: SIM905
 )
-_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|pooler_.*")
+_HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
@@ -59,6 +62,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_causal": (None, True),
     "use_bidirectional_attention": (None, False),
     "sliding_window": (None,),
+    "sliding_window_pattern": (None, 1),
     "use_sliding_window": (None, False),
     "attention_chunk_size": (None,),
     "layer_types": (None,),
@@ -99,7 +103,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """A dataclass of the fields that a family honours."""
+    """A dataclass of the fields that a family honours.
+
+    Attributes:
+        renamed_fields: what config.json calls a field, and its name here.
+    """
+
+    renamed_fields: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
     def from_dict(cls: type[ConfigT], config: dict[str, Any]) -> ConfigT:
@@ -113,6 +123,10 @@ class BaseConfig:
                 something that this architecture does not compute here; the message names it.
         """
         declared = {field.name for field in fields(cls)}
+        renamed = {new: config[name] for name, new in cls.renamed_fields if name in config}
+        config = {
+            name: value for name, value in config.items() if name not in dict(cls.renamed_fields)
+        } | renamed
         derived, sources = cls._derive(config)
         for name, value in config.items():
             if name not in declared | sources:
@@ -158,6 +172,7 @@ class DecoderConfig(BaseConfig):
     """
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    default_partial_rotary_factor: ClassVar[float] = 1.0
 
     vocab_size: Size
     hidden_size: Size
@@ -187,6 +202,23 @@ class DecoderConfig(BaseConfig):
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
 
+    @property
+    def output_bias(self) -> bool:
+        """Whether attention's output projection is biased; its input is if `attention_bias`."""
+        return self.attention_bias
+
+    def norm(self) -> nn.Module:
+        """A norm over the hidden size, of the kind that the family has around its blocks."""
+        return RMSNorm(self.hidden_size, self.rms_norm_eps)
+
+    def window(self, layer_idx: int) -> int | None:
+        """How many tokens a token of this layer attends to, itself included; None: all."""
+        return None
+
+    def rope(self, layer_idx: int) -> RopeParameters:
+        """The layer's rotary embedding."""
+        return self.rope_parameters
+
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         rope_parameters = RopeParameters.from_config(
@@ -195,5 +227,107 @@ class DecoderConfig(BaseConfig):
                 "max_position_embeddings", cls.max_position_embeddings
             ),
             rope_theta=cls.default_rope_theta,
+            partial_rotary_factor=cls.default_partial_rotary_factor,
         )
         return {"rope_parameters": rope_parameters}, _ROPE_FIELDS
+
+
+@dataclass(kw_only=True)
+class WindowConfig(DecoderConfig):
+    """A decoder some of whose layers, or all, attend to a window; the windowed ones are called
+    `sliding_attention`, the others `full_attention`.
+
+    Attributes:
+        sliding_window: tokens in the window; None: no layer has one.
+        sliding_window_pattern: without `layer_types` every so many-th layer attends to all tokens;
+            None: none does.
+        layer_types: the kind of each layer.
+    """
+
+    sliding_window: Size | None = 4096
+    sliding_window_pattern: Size | None = None
+    layer_types: list[Literal["sliding_attention", "full_attention"]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types must name {self.num_hidden_layers} layers, not "
+                f"{len(self.layer_types)}"
+            )
+
+    def is_sliding(self, layer_idx: int) -> bool:
+        """Whether the layer is of the kind that attends to a window."""
+        if self.layer_types is not None:
+            return self.layer_types[layer_idx] == "sliding_attention"
+        return not self.sliding_window_pattern or (layer_idx + 1) % self.sliding_window_pattern > 0
+
+    def window(self, layer_idx: int) -> int | None:
+        return self.sliding_window if self.is_sliding(layer_idx) else None
+
+
+@dataclass(kw_only=True)
+class SwitchedWindowConfig(WindowConfig):
+    """The windows have a switch, and without `layer_types` the first layers have none (Qwen2)."""
+
+    use_sliding_window: bool | None = False
+    max_window_layers: Index = 28
+
+    def is_sliding(self, layer_idx: int) -> bool:
+        if self.layer_types is not None:
+            return super().is_sliding(layer_idx)
+        return layer_idx >= self.max_window_layers
+
+    def window(self, layer_idx: int) -> int | None:
+        return super().window(layer_idx) if self.use_sliding_window else None
+
+
+@dataclass(kw_only=True)
+class LocalRopeConfig(WindowConfig):
+    """The windowed layers have a rotary embedding of their own: no scaling for long contexts.
+
+    transformers 5 writes both into `rope_parameters`, under the layers' kinds. Older checkpoints
+    have `rope_theta` and `rope_scaling` for the others, and may have `rope_local_base_freq`.
+    """
+
+    default_local_rope_theta: ClassVar[float | None] = None
+
+    local_rope_parameters: RopeParameters
+
+    def rope(self, layer_idx: int) -> RopeParameters:
+        return self.local_rope_parameters if self.is_sliding(layer_idx) else self.rope_parameters
+
+    @classmethod
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        kinds = {"sliding_attention", "full_attention"}
+        rope = config.get("rope_parameters") or {}
+        if not isinstance(rope, dict) or not rope.keys() <= kinds:
+            raise ModelLoadError(
+                f"config.json: rope_parameters must hold {' and '.join(sorted(kinds))}, "
+                f"got {str(rope)[:200]}."
+            )
+        derived, sources = super()._derive(config | {"rope_parameters": rope.get("full_attention")})
+        full = derived["rope_parameters"]
+        local = RopeParameters.from_config(
+            {"rope_parameters": rope.get("sliding_attention")},
+            max_position_embeddings=full.max_position_embeddings,
+            rope_theta=config.get("rope_local_base_freq")
+            or cls.default_local_rope_theta
+            or full.rope_theta,
+        )
+        return derived | {"local_rope_parameters": local}, sources | {"rope_local_base_freq"}
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the text part of a model that also sees; the rest is about images.
+
+    Raises:
+        ModelLoadError: there is none.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
+    return text | {
+        "tie_word_embeddings": config.get("tie_word_embeddings", True),
+        "quantization_config": config.get("quantization_config"),
+    }

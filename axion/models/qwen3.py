@@ -9,11 +9,11 @@ from torch import Tensor
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM
-from axion.models.config import DecoderConfig, Size
+from axion.models.config import Size, SwitchedWindowConfig
 
 
 @dataclass(kw_only=True)
-class Qwen3Config(DecoderConfig):
+class Qwen3Config(SwitchedWindowConfig):
     head_dim: Size | None = 128
     max_position_embeddings: Length = 32768
 

@@ -9,6 +9,7 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    SkipValidation,
     Tag,
     field_validator,
     model_validator,
@@ -26,6 +27,7 @@ from axion.openai.common import (
     ResponseModel,
     TokenCount,
     Usage,
+    UsageSoFar,
     at_most,
     check_numbers,
     field_error,
@@ -484,7 +486,7 @@ class ChatCompletionChunk(ResponseModel):
     system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: Usage | None = None
-    usage_so_far: SkipJsonSchema[Usage | None] = Field(None, exclude=True)
+    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
 
 
 class AssistantAnswer(ResponseModel):

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -387,6 +387,14 @@ class Usage(ResponseModel):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class UsageSoFar(NamedTuple):
+    """What an engine tells with each chunk of an answer. Made for every token, so not validated."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
 
 
 class ErrorDetail(ResponseModel):

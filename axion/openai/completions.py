@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SkipValidation, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from axion.errors import InternalError, InvalidRequestError
@@ -18,6 +18,7 @@ from axion.openai.common import (
     ResponseModel,
     TokenId,
     Usage,
+    UsageSoFar,
     at_most,
     stop_reason_field,
 )
@@ -142,7 +143,7 @@ class CompletionChunk(ResponseModel):
     system_fingerprint: str | None
     choices: list[CompletionChunkChoice]
     usage: Usage | None = None
-    usage_so_far: SkipJsonSchema[Usage | None] = Field(None, exclude=True)
+    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
 
 
 class CompletionChoice(ResponseModel):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from axion.openai.chat import ChatCompletionChunk
-from axion.openai.common import Usage
+from axion.openai.common import UsageSoFar
 from axion.openai.completions import CompletionChunk
 
 
@@ -50,7 +50,7 @@ class Delivered:
     """
 
     choices: dict[int, DeliveredChoice] = field(default_factory=dict)
-    usage: Usage | None = None
+    usage: UsageSoFar | None = None
 
     @property
     def started(self) -> bool:
@@ -73,7 +73,12 @@ class Delivered:
 
     def take(self, chunk: ChatCompletionChunk | CompletionChunk) -> None:
         """Add what the client is about to get."""
-        self.usage = chunk.usage or chunk.usage_so_far or self.usage
+        if chunk.usage_so_far is not None:
+            self.usage = chunk.usage_so_far
+        elif chunk.usage is not None:
+            told = chunk.usage
+            cached = told.prompt_tokens_details.cached_tokens
+            self.usage = UsageSoFar(told.prompt_tokens, cached, told.completion_tokens)
         if isinstance(chunk, CompletionChunk):
             for text in chunk.choices:
                 choice = self.choices.setdefault(text.index, DeliveredChoice())

@@ -60,7 +60,11 @@ async def plan(model: ModelConfig, settings: Settings, show: Show) -> Plan:
         )
         known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
         model = msgspec.structs.replace(
-            model, model_name=str(snapshot.path), served_name=model.name
+            model,
+            model_name=str(snapshot.path),
+            served_name=model.name,
+            # Some engines refuse more than the model is meant for.
+            max_seq_len=min(model.max_seq_len, known.max_length or model.max_seq_len),
         )
     decision = decide_for(known, device, facts, settings)
     _tell(decision, settings)

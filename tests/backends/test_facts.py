@@ -49,6 +49,26 @@ async def test_a_snapshot_tells_what_it_is():
         ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
         ({"architectures": None}, {"architectures": ()}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
+        ({"max_position_embeddings": 2048}, {"max_length": 2048}),
+        (
+            {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"max_length": 128},
+        ),
+        (
+            {
+                "max_position_embeddings": 256,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                },
+            },
+            {"max_length": 256},
+        ),
+        (
+            {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "llama3", "factor": 8}},
+            {"max_length": 256},
+        ),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.engine import loader
-from axion.engine.loader import eos_token_ids, load_model, resolve_dtype
+from axion.engine.loader import eos_token_ids, load_embedding_model, load_model, resolve_dtype
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from tests.parity.checkpoints import build_tiny, save_tiny
@@ -91,6 +91,32 @@ def test_every_parameter_is_where_transformers_has_it(folder: Path) -> None:
     torch.testing.assert_close(model.lm_head.weight, expected["lm_head.weight"], rtol=0, atol=0)
     assert not any(p.requires_grad or p.is_meta for p in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize("projection", ["self_attn.qkv_proj", "mlp.gate_up_proj"])
+def test_projections_stored_as_one_must_be_there_and_whole(projection: str, tmp_path: Path) -> None:
+    name = f"model.layers.0.{projection}.weight"
+    folder = save_tiny("phi3", tmp_path)
+    load(folder)
+    change_weights(folder, lambda t: t.update({name: t[name][1:].clone()}))
+    with pytest.raises(ModelLoadError, match=f"{name} has shape"):
+        load(folder)
+    change_weights(folder, lambda t: t.pop(name))
+    with pytest.raises(ModelLoadError, match=f"{name} is missing"):
+        load(folder)
+
+
+@pytest.mark.parametrize("case", ["phi", "gpt-neox", "falcon", "gptj", "opt-projected"])
+def test_a_decoder_saved_without_its_head_is_an_embedding_model(case: str, tmp_path: Path) -> None:
+    for part in ("whole", "headless"):
+        model = build_tiny(case)
+        (model if part == "whole" else model.base_model).save_pretrained(tmp_path / part)
+    whole, headless = (
+        load_embedding_model(tmp_path / part, device=CPU).state_dict()
+        for part in ("whole", "headless")
+    )
+    assert whole.keys() == headless.keys()
+    assert all(torch.equal(headless[name], whole[name]) for name in whole)
 
 
 def test_progress_ends_at_the_total(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from axion.layers.attention import paged_attention
+from axion.layers.attention import paged_attention, reference
 from axion.layers.context import ForwardContext, KVCache
 
 HEAD_DIM, V_HEAD_DIM = 8, 6
@@ -66,7 +67,7 @@ class Sequences:
         """The rows of this step, flat."""
         return torch.cat([x[-n:] for x, n in zip(tensors, self.query_lens, strict=True)])
 
-    def attend(self) -> list[Tensor]:
+    def attend(self, **options: Any) -> list[Tensor]:
         positions = [
             torch.arange(length - n, length)
             for n, length in zip(self.query_lens, self.context_lens, strict=True)
@@ -83,31 +84,47 @@ class Sequences:
             kv_caches=[self.cache],
             block_size=self.block_size,
         )
-        out = paged_attention(
-            self.new(self.q), self.new(self.k), self.new(self.v), self.cache, context, scale=0.3
-        )
+        new = (self.new(self.q), self.new(self.k), self.new(self.v))
+        out = paged_attention(*new, self.cache, context, scale=0.3, **options)
+        # The next layer, of another kind, finds nothing of this one in the context.
+        paged_attention(*new, self.cache, context, scale=0.3)
+        again = paged_attention(*new, self.cache, context, scale=0.3, **options)
+        assert torch.equal(again.nan_to_num(), out.nan_to_num())
         return list(out.split(self.query_lens))
 
-    def expected(self, seq: int) -> Tensor:
+    def expected(
+        self,
+        seq: int,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = (x[seq].double() for x in (self.q, self.k, self.v))
         group = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * 0.3
-        future = torch.ones(len(k), len(k), dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        seen = torch.ones(len(k), len(k), dtype=torch.bool).tril()
+        if window is not None:
+            seen &= torch.ones_like(seen).triu(1 - window)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(k), 1)), dim=-1)
+        weights = scores.softmax(-1)[..., : len(k)]
         return torch.einsum("hqk,khd->qhd", weights, v)[-self.query_lens[seq] :]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    lengths=st.lists(
-        st.tuples(st.integers(1, 7), st.integers(0, 20)) | st.tuples(st.just(1), st.integers(0, 9)),
-        min_size=1,
-        max_size=6,
-    ),
-    heads=st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
-    block_size=st.sampled_from([1, 4, 16]),
+any_lengths = st.lists(
+    st.tuples(st.integers(1, 7), st.integers(0, 20)) | st.tuples(st.just(1), st.integers(0, 9)),
+    min_size=1,
+    max_size=6,
 )
+any_heads = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)])
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=any_lengths, heads=any_heads, block_size=st.sampled_from([1, 4, 16]))
 def test_equals_plain_causal_attention(
     lengths: list[tuple[int, int]], heads: tuple[int, int], block_size: int
 ) -> None:
@@ -116,12 +133,56 @@ def test_equals_plain_causal_attention(
         torch.testing.assert_close(out.double(), sequences.expected(seq), rtol=1e-4, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=any_lengths,
+    heads=any_heads,
+    window=st.none() | st.integers(1, 28),
+    softcap=st.none() | st.just(0.7),
+    has_sinks=st.booleans(),
+    max_rows=st.integers(1, 8),
+)
+def test_windows_soft_caps_and_sinks(
+    lengths: list[tuple[int, int]],
+    heads: tuple[int, int],
+    window: int | None,
+    softcap: float | None,
+    has_sinks: bool,
+    max_rows: int,
+) -> None:
+    sequences = Sequences(lengths, *heads, block_size=4)
+    sinks = torch.linspace(-2, 2, heads[0]) if has_sinks else None
+    options = {"window": window, "softcap": softcap, "sinks": sinks}
+    with pytest.MonkeyPatch.context() as patch:
+        # Chunks of a few tokens are cut as long ones are.
+        patch.setattr(reference, "_MIN_ROWS", max_rows)
+        patch.setattr(reference, "_MAX_SCORES", max_rows * heads[0] * 10)
+        outputs = sequences.attend(**options)
+    for seq, out in enumerate(outputs):
+        expected = sequences.expected(seq, **options)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_keys_before_the_window_are_not_read() -> None:
+    sequences = Sequences([(1, 30), (3, 20)], 4, 2, 4)
+    for seq, (query_len, cached) in enumerate([(1, 30), (3, 20)]):
+        before = sequences.slots(seq, torch.arange(query_len + cached - (query_len - 1) - 8))
+        for cache in sequences.cache:
+            cache.view(-1, *cache.shape[2:])[before] = torch.nan
+    for seq, out in enumerate(sequences.attend(window=8)):
+        torch.testing.assert_close(
+            out.double(), sequences.expected(seq, window=8), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"softcap": 0.7}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_close(dtype: torch.dtype) -> None:
+def test_half_precision_is_close(dtype: torch.dtype, options: dict[str, Any]) -> None:
     sequences = Sequences([(1, 30), (5, 0), (3, 8)], 4, 2, 4, dtype)
-    for seq, out in enumerate(sequences.attend()):
+    for seq, out in enumerate(sequences.attend(**options)):
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), sequences.expected(seq), rtol=0.02, atol=0.02)
+        expected = sequences.expected(seq, **options)
+        torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("sick", range(4))

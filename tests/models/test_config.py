@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
 import pytest
+import transformers
 from transformers import LlamaConfig
 
 from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
+from axion.models.gemma import GemmaConfig
+from axion.models.gemma2 import Gemma2Config
+from axion.models.gemma3 import Gemma3Config, Gemma3TextConfig
+from axion.models.registry import model_classes
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,6 +38,96 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
     for name in ("max_position_embeddings", "attention_bias", "tie_word_embeddings"):
         assert getattr(config, name) == getattr(expected, name), name
     assert config.rope_parameters.rope_theta == expected.rope_parameters["rope_theta"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> None:
+    fields = CONFIG | {"hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 40}
+    config_class = getattr(transformers, architecture).config_class
+    if "text_config" in config_class.sub_configs:
+        fields = {"text_config": fields, "vision_config": {}}
+    config = model_classes()[architecture].config_cls.from_dict(fields)
+    whole = config_class.from_dict(fields)
+    expected = whole.get_text_config()
+    expected.tie_word_embeddings = whole.tie_word_embeddings
+    for field in dataclasses.fields(config):
+        value = getattr(expected, field.name, None)
+        if field.name not in ("rope_parameters", "layer_types") and value is not None:
+            assert getattr(config, field.name) == value, field.name
+    for i, kind in enumerate(getattr(expected, "layer_types", None) or ()):
+        is_sliding = kind == "sliding_attention"
+        assert config.window(i) == (expected.sliding_window if is_sliding else None)
+    rope = {"partial_rotary_factor": 1.0, **(getattr(expected, "rope_parameters", None) or {})}
+    if "rope_theta" in rope:  # neither learned positions nor a rope for each kind of layer
+        assert config.rope_parameters.rope_theta == rope["rope_theta"]
+        assert config.rope_parameters.partial_rotary_factor == rope["partial_rotary_factor"]
+
+
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("Gemma3ForCausalLM", {"rope_theta": 5e5, "rope_local_base_freq": 5e3}),
+        ("Gemma3ForCausalLM", {"rope_theta": 5e5}),
+        ("Gemma3ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        ("Gemma3ForCausalLM", {"sliding_window": 512, "sliding_window_pattern": 3}),
+        ("Olmo3ForCausalLM", {"rope_theta": 5e5, "rope_scaling": _YARN}),
+    ],
+)
+def test_windows_and_ropes_of_older_checkpoints(architecture: str, fields: dict[str, Any]) -> None:
+    fields = CONFIG | {"num_hidden_layers": 12} | fields
+    config = model_classes()[architecture].config_cls.from_dict(dict(fields))
+    expected = getattr(transformers, architecture).config_class.from_dict(dict(fields))
+    for i, kind in enumerate(expected.layer_types):
+        is_sliding = kind == "sliding_attention"
+        assert config.window(i) == (expected.sliding_window if is_sliding else None)
+        for name, value in expected.rope_parameters[kind].items():
+            assert getattr(config.rope(i), name) == value, name
+
+
+def test_an_older_gemma_means_the_approximation_by_gelu() -> None:
+    config = CONFIG | {"hidden_act": "gelu", "num_key_value_heads": 2}
+    assert GemmaConfig.from_dict(config).hidden_act == "gelu_pytorch_tanh"
+    exact = CONFIG | {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu"}
+    assert Gemma2Config.from_dict(exact).hidden_act == "gelu"
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"rope_parameters": {"rope_type": "default"}}, "full_attention and sliding_attention"),
+        ({"layer_types": ["full_attention"]}, "layer_types must name 2 layers, not 1"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"final_logit_softcapping": 0.0}, "final_logit_softcapping"),
+    ],
+)
+def test_gemma_3_refuses_what_it_does_not_compute(fields: dict[str, Any], names: str) -> None:
+    with pytest.raises(ModelLoadError, match=names):
+        Gemma3TextConfig.from_dict(CONFIG | fields)
+
+
+def test_what_is_beside_the_text_of_a_model_that_sees() -> None:
+    assert (
+        Gemma3Config.from_dict({"text_config": {"model_type": "gemma3_text"}}).hidden_size == 2304
+    )
+    with pytest.raises(ModelLoadError, match="text_config must be an object"):
+        Gemma3Config.from_dict({"text_config": None})
+    with pytest.raises(ModelLoadError, match="quantized"):
+        Gemma3Config.from_dict({"text_config": {}, "quantization_config": {"quant_method": "awq"}})
+
+
+@pytest.mark.parametrize("architecture", sorted(model_classes()))
+def test_what_transformers_writes_of_a_family_is_read_without_a_word(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config_class = getattr(transformers, architecture).config_class
+    written = config_class(**CONFIG | {"hidden_size": 2048, "num_attention_heads": 32}).to_dict()
+    model_classes()[architecture].config_cls.from_dict(written)
     assert not caplog.records
 
 

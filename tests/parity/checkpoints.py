@@ -28,7 +28,9 @@ _TINY = {
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
+_MHA = {"num_key_value_heads": 4}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
 
@@ -40,11 +42,13 @@ class Case:
         config: fields of the transformers config, over the tiny ones.
         neutral: fields that take the row's knob away; the reference must then answer something
             else. Empty where the knob is a shape, which the strict loader checks.
+        beside: fields around `text_config`, of which `config` then is.
     """
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -80,6 +84,99 @@ def _longrope(neutral: dict[str, Any] | None = None, **parameters: Any) -> Case:
         original_max_position_embeddings=ORIGINAL_LENGTH,
         **parameters,
     )
+
+
+def _knob(architecture: str, name: str, value: Any, neutral: Any, **config: Any) -> Case:
+    """A row for one field of one architecture."""
+    return Case(architecture, {**config, name: value}, {name: neutral})
+
+
+_GRANITE = {"attention_multiplier": 0.25}
+
+
+def _granite(name: str, value: Any, neutral: Any = 1.0) -> Case:
+    return _knob("GraniteForCausalLM", name, value, neutral, **_GRANITE)
+
+
+def _partial(factor: float) -> dict[str, Any]:
+    """A plain rope over this part of a head."""
+    return {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": factor}
+
+
+def _phi3_longrope(partial_rotary_factor: float = 1.0) -> dict[str, Any]:
+    factors = _FACTORS[: int(8 * partial_rotary_factor)]
+    return _partial(partial_rotary_factor) | {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": [2 * factor + 1 for factor in factors],
+    }
+
+
+_WINDOW = 16
+"""Prompts are shorter and longer than this window."""
+_KINDS = ["sliding_attention", "full_attention"]
+_GEMMA = {"head_dim": 24, "num_key_value_heads": 2}
+_PLAIN_ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in _KINDS}
+
+
+def _gemma2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW}
+    return Case("Gemma2ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _gemma3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Gemma3ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
+
+
+def _olmo3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Olmo3ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _cohere2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    return Case("Cohere2ForCausalLM", {**window, **config}, neutral or {})
+
+
+def _switched(architecture: str, neutral: dict[str, Any], **config: Any) -> Case:
+    """A window with a switch, over all layers."""
+    window = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 0}
+    return Case(architecture, {**window, **config}, neutral)
+
+
+def _ropes(**parameters: Any) -> dict[str, Any]:
+    """Ropes of their own for layers with a window and for those without."""
+    full = {**_PLAIN_ROPES["full_attention"], **parameters}
+    return {"rope_parameters": {**_PLAIN_ROPES, "full_attention": full}}
+
+
+def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": ORIGINAL_LENGTH // 4,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": beta,
+    }
+    return {"head_dim": 16, **config, "rope_parameters": rope}
+
+
+_PLAIN = {"rope_parameters": _PLAIN_ROPES}
+_SEEING = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 198,
+}
 
 
 CASES: dict[str, Case] = {
@@ -122,11 +219,272 @@ CASES: dict[str, Case] = {
     "llama-rope-longrope-attention-factor": _longrope(
         {"attention_factor": None}, attention_factor=1.5
     ),
+    "qwen2": Case("Qwen2ForCausalLM"),
+    "qwen2-tied": Case(
+        "Qwen2ForCausalLM", {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+    ),
     "qwen3": Case("Qwen3ForCausalLM", {"head_dim": 24}),
     "qwen3-tied": Case(
         "Qwen3ForCausalLM",
         {"head_dim": 16, "tie_word_embeddings": True},
         {"tie_word_embeddings": False},
+    ),
+    "glm": Case("GlmForCausalLM", {"head_dim": 16}),
+    "glm-attention-bias": _knob("GlmForCausalLM", "attention_bias", False, True, head_dim=16),
+    "glm-partial-rotary-factor": Case(
+        "GlmForCausalLM",
+        {"head_dim": 16, "rope_parameters": _partial(0.25)},
+        {"rope_parameters": _partial(0.5)},
+    ),
+    "glm4": Case("Glm4ForCausalLM", {"head_dim": 24}),
+    "glm4-attention-bias": _knob("Glm4ForCausalLM", "attention_bias", False, True, head_dim=24),
+    "granite": Case("GraniteForCausalLM", _GRANITE),
+    "granite-embedding-multiplier": _granite("embedding_multiplier", 12.0),
+    "granite-attention-multiplier": _granite("attention_multiplier", 0.02),
+    "granite-residual-multiplier": _granite("residual_multiplier", 0.22),
+    "granite-logits-scaling": _granite("logits_scaling", 8.0),
+    "granite-attention-bias": _granite("attention_bias", True, False),
+    "granite-mlp-bias": _granite("mlp_bias", True, False),
+    "olmo": Case("OlmoForCausalLM"),
+    "olmo-clip-qkv": _knob("OlmoForCausalLM", "clip_qkv", 0.5, None),
+    "olmo-attention-bias": _knob("OlmoForCausalLM", "attention_bias", True, False),
+    "olmo2": Case("Olmo2ForCausalLM"),
+    "olmo2-norm-eps": _knob("Olmo2ForCausalLM", "rms_norm_eps", 0.1, 1e-5),
+    "olmo2-attention-bias": _knob("Olmo2ForCausalLM", "attention_bias", True, False),
+    "phi": Case("PhiForCausalLM", _MHA),
+    "phi-gqa": Case("PhiForCausalLM"),
+    "phi-qk-layernorm": _knob("PhiForCausalLM", "qk_layernorm", True, False),
+    "phi-norm-eps": _knob("PhiForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "phi-partial-rotary-factor": _knob(
+        "PhiForCausalLM", "rope_parameters", _partial(0.25), _partial(0.5)
+    ),
+    "phi-tied": _knob("PhiForCausalLM", "tie_word_embeddings", True, False),
+    "phi3": Case("Phi3ForCausalLM"),
+    "phi3-partial-rotary-factor": _knob(
+        "Phi3ForCausalLM", "rope_parameters", _partial(0.75), _partial(1.0)
+    ),
+    "phi3-longrope": _knob(
+        "Phi3ForCausalLM",
+        "rope_parameters",
+        _phi3_longrope(),
+        _partial(1.0),
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+    ),
+    "phi3-longrope-partial": _knob(
+        "Phi3ForCausalLM",
+        "rope_parameters",
+        _phi3_longrope(0.75),
+        _partial(0.75),
+        original_max_position_embeddings=ORIGINAL_LENGTH,
+    ),
+    "smollm3": Case("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}),
+    "smollm3-no-rope-layer-interval": _knob(
+        "SmolLM3ForCausalLM", "no_rope_layer_interval", 2, 3, no_rope_layers=None
+    ),
+    "smollm3-no-rope-layers": _knob("SmolLM3ForCausalLM", "no_rope_layers", [0, 1], [1, 1]),
+    "smollm3-untied": _knob("SmolLM3ForCausalLM", "tie_word_embeddings", False, True),
+    "smollm3-attention-bias": _knob("SmolLM3ForCausalLM", "attention_bias", True, False),
+    "smollm3-mlp-bias": _knob("SmolLM3ForCausalLM", "mlp_bias", True, False),
+    "stablelm": Case("StableLmForCausalLM"),
+    "stablelm-qkv-bias": _knob("StableLmForCausalLM", "use_qkv_bias", True, False),
+    "stablelm-qk-layernorm": _knob("StableLmForCausalLM", "qk_layernorm", True, False),
+    "stablelm-parallel-residual": _knob(
+        "StableLmForCausalLM", "use_parallel_residual", True, False
+    ),
+    "stablelm-partial-rotary-factor": _knob(
+        "StableLmForCausalLM", "rope_parameters", _partial(0.5), _partial(0.25)
+    ),
+    "stablelm-norm-eps": _knob("StableLmForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "starcoder2": Case("Starcoder2ForCausalLM"),
+    "starcoder2-untied": _knob("Starcoder2ForCausalLM", "tie_word_embeddings", False, True),
+    "starcoder2-no-bias": _knob("Starcoder2ForCausalLM", "use_bias", False, True),
+    "starcoder2-norm-epsilon": _knob("Starcoder2ForCausalLM", "norm_epsilon", 0.1, 1e-5),
+    "nemotron": Case("NemotronForCausalLM", {"head_dim": 24}),
+    "nemotron-partial-rotary-factor": _knob(
+        "NemotronForCausalLM", "rope_parameters", _partial(0.25), _partial(0.5)
+    ),
+    "nemotron-attention-bias": _knob("NemotronForCausalLM", "attention_bias", True, False),
+    "nemotron-mlp-bias": _knob("NemotronForCausalLM", "mlp_bias", True, False),
+    "nemotron-norm-eps": _knob("NemotronForCausalLM", "norm_eps", 0.1, 1e-5),
+    "gpt-neox": Case("GPTNeoXForCausalLM", _MHA),
+    "gpt-neox-no-bias": _knob("GPTNeoXForCausalLM", "attention_bias", False, True, **_MHA),
+    "gpt-neox-sequential": _knob(
+        "GPTNeoXForCausalLM", "use_parallel_residual", False, True, **_MHA
+    ),
+    "gpt-neox-partial-rotary-factor": _knob(
+        "GPTNeoXForCausalLM", "rope_parameters", _partial(0.5), _partial(0.25), **_MHA
+    ),
+    "gpt-neox-norm-eps": _knob("GPTNeoXForCausalLM", "layer_norm_eps", 0.1, 1e-5, **_MHA),
+    "gpt-neox-tied": _knob("GPTNeoXForCausalLM", "tie_word_embeddings", True, False, **_MHA),
+    "gpt2": Case("GPT2LMHeadModel", _MHA),
+    "gpt2-inner": Case("GPT2LMHeadModel", {"n_inner": 96, **_MHA}),
+    "gpt2-untied": _knob("GPT2LMHeadModel", "tie_word_embeddings", False, True, **_MHA),
+    "gpt2-unscaled": _knob("GPT2LMHeadModel", "scale_attn_weights", False, True, **_MHA),
+    "gpt2-scaled-by-layer": _knob(
+        "GPT2LMHeadModel", "scale_attn_by_inverse_layer_idx", True, False, **_MHA
+    ),
+    "gpt2-norm-epsilon": _knob("GPT2LMHeadModel", "layer_norm_epsilon", 0.1, 1e-5, **_MHA),
+    "gpt2-activation": _knob("GPT2LMHeadModel", "activation_function", "relu", "gelu", **_MHA),
+    "gptj": Case("GPTJForCausalLM", {"rotary_dim": 16, **_MHA}),
+    "gptj-rotary-dim": _knob("GPTJForCausalLM", "rotary_dim", 6, 8, **_MHA),
+    "gptj-norm-epsilon": _knob(
+        "GPTJForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, **_MHA
+    ),
+    "falcon": Case("FalconForCausalLM"),
+    "falcon-mha": _knob("FalconForCausalLM", "multi_query", False, True),
+    "falcon-bias": _knob("FalconForCausalLM", "bias", True, False),
+    "falcon-sequential": _knob("FalconForCausalLM", "parallel_attn", False, True),
+    "falcon-untied": _knob("FalconForCausalLM", "tie_word_embeddings", False, True),
+    "falcon-norm-epsilon": _knob("FalconForCausalLM", "layer_norm_epsilon", 0.1, 1e-5),
+    "falcon-activation": _knob("FalconForCausalLM", "activation", "relu", "gelu"),
+    "falcon-new": Case("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-new-one-norm": _knob(
+        "FalconForCausalLM",
+        "num_ln_in_parallel_attn",
+        1,
+        2,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+    ),
+    "opt": Case("OPTForCausalLM", {"ffn_dim": 96, **_MHA}),
+    "opt-post-norm": _knob("OPTForCausalLM", "do_layer_norm_before", False, True, **_MHA),
+    "opt-no-final-norm": _knob(
+        # Small, because logits that nothing normalises are large, and so is their rounding.
+        "OPTForCausalLM",
+        "_remove_final_layer_norm",
+        True,
+        False,
+        hidden_size=16,
+        **_MHA,
+    ),
+    "opt-no-bias": _knob("OPTForCausalLM", "enable_bias", False, True, **_MHA),
+    "opt-no-norm-weights": _knob(
+        "OPTForCausalLM", "layer_norm_elementwise_affine", False, True, **_MHA
+    ),
+    "opt-projected": Case("OPTForCausalLM", {"word_embed_proj_dim": 32, **_MHA}),
+    "opt-untied": _knob("OPTForCausalLM", "tie_word_embeddings", False, True, **_MHA),
+    "opt-activation": _knob("OPTForCausalLM", "activation_function", "gelu", "relu", **_MHA),
+    "cohere": Case("CohereForCausalLM"),
+    "cohere-logit-scale": _knob("CohereForCausalLM", "logit_scale", 0.25, 1.0),
+    "cohere-qk-norm": _knob("CohereForCausalLM", "use_qk_norm", True, False),
+    "cohere-attention-bias": _knob("CohereForCausalLM", "attention_bias", True, False),
+    "cohere-norm-eps": _knob("CohereForCausalLM", "layer_norm_eps", 0.1, 1e-5),
+    "cohere-untied": _knob("CohereForCausalLM", "tie_word_embeddings", False, True),
+    "mistral": Case(
+        "MistralForCausalLM", {"sliding_window": _WINDOW}, {"sliding_window": _WINDOW + 1}
+    ),
+    "mistral-no-window": Case(
+        "MistralForCausalLM", {"sliding_window": None}, {"sliding_window": _WINDOW}
+    ),
+    "mistral-head-dim": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 24}),
+    "ministral": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": _WINDOW + 1},
+    ),
+    "ministral-layer-types": Case(
+        "MinistralForCausalLM",
+        {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"layer_types": _KINDS[::-1]},
+    ),
+    "ministral3": Case("Ministral3ForCausalLM", _ministral3(0.5), _ministral3(0.0)),
+    "ministral3-window": Case(
+        "Ministral3ForCausalLM",
+        _ministral3(0.5, head_dim=24, sliding_window=_WINDOW),
+        {"sliding_window": None},
+    ),
+    "mistral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral", "head_dim": 24, "sliding_window": _WINDOW},
+        {"sliding_window": None},
+        _SEEING,
+    ),
+    "mistral3-ministral3": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "ministral3", **_ministral3(0.5)},
+        _ministral3(0.0),
+        _SEEING | {"tie_word_embeddings": False},
+    ),
+    "gemma": Case("GemmaForCausalLM", _GEMMA),
+    "gemma-untied": Case(
+        "GemmaForCausalLM",
+        {**_GEMMA, "tie_word_embeddings": False},
+        {"tie_word_embeddings": True},
+    ),
+    "gemma-act": Case(
+        "GemmaForCausalLM", {**_GEMMA, "hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"}
+    ),
+    "gemma2": _gemma2({"sliding_window": _WINDOW + 1}),
+    "gemma2-layer-types": _gemma2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma2-query-scalar": _gemma2({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma2-act": _gemma2(
+        {"hidden_activation": "gelu_pytorch_tanh"}, hidden_activation="gelu", num_key_value_heads=1
+    ),
+    "gemma2-caps": _gemma2(
+        {"attn_logit_softcapping": 50.0},
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma2-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
+    "gemma2-no-attention-cap": _gemma2(
+        {"attn_logit_softcapping": 50.0}, attn_logit_softcapping=None
+    ),
+    "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
+    "vaultgemma": Case(
+        "VaultGemmaForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "attn_logit_softcapping": 2.0},
+        {"sliding_window": _WINDOW + 1},
+    ),
+    "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
+    "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gemma3-pattern": Case(
+        "Gemma3ForCausalLM",
+        {**_GEMMA, "sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 6},
+    ),
+    "gemma3-theta": _gemma3(_PLAIN),
+    "gemma3-rope-linear": _gemma3(
+        _ropes(rope_theta=1e6), **_ropes(rope_type="linear", factor=8.0, rope_theta=1e6)
+    ),
+    "gemma3-query-scalar": _gemma3({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
+    "gemma3-final-cap": _gemma3({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "olmo3": _olmo3({"sliding_window": _WINDOW + 1}),
+    "olmo3-layer-types": _olmo3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "olmo3-yarn": _olmo3(
+        _PLAIN,
+        **_ropes(rope_type="yarn", factor=8.0, original_max_position_embeddings=ORIGINAL_LENGTH),
+    ),
+    "olmo3-theta": _olmo3(_PLAIN, **_ropes(rope_theta=500_000.0)),
+    "cohere2": _cohere2({"sliding_window": _WINDOW + 1}),
+    "cohere2-layer-types": _cohere2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "cohere2-pattern": Case(
+        "Cohere2ForCausalLM",
+        {"sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window_pattern": 4},
+    ),
+    "cohere2-logit-scale": _cohere2({"logit_scale": 0.0625}, logit_scale=0.5),
+    "cohere2-bias": _cohere2({"attention_bias": False}, attention_bias=True),
+    "qwen2-window": _switched("Qwen2ForCausalLM", {"use_sliding_window": False}),
+    "qwen2-window-layers": _switched(
+        "Qwen2ForCausalLM", {"max_window_layers": 0}, max_window_layers=1
+    ),
+    "qwen2-window-off": _switched(
+        "Qwen2ForCausalLM", {"use_sliding_window": True}, use_sliding_window=False
+    ),
+    "qwen3-window": _switched("Qwen3ForCausalLM", {"sliding_window": _WINDOW + 1}, head_dim=24),
+    "qwen3-layer-types": _switched(
+        "Qwen3ForCausalLM", {"layer_types": _KINDS}, head_dim=24, layer_types=_KINDS[::-1]
+    ),
+    "smollm3-window": _switched(
+        "SmolLM3ForCausalLM", {"use_sliding_window": False}, no_rope_layers=[0, 1]
+    ),
+    "phi3-window": _knob("Phi3ForCausalLM", "sliding_window", _WINDOW, None),
+    "starcoder2-window": _knob("Starcoder2ForCausalLM", "sliding_window", _WINDOW, None),
+    "gemma3-seeing": Case(
+        "Gemma3ForConditionalGeneration",
+        {**_GEMMA, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"sliding_window": _WINDOW + 1},
+        _SEEING,
     ),
 }
 
@@ -138,7 +496,10 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     """
     row = CASES[case]
     model_class = getattr(transformers, row.architecture)
-    config = model_class.config_class(**{**_TINY, **row.config, **changes})
+    config = {**_TINY, **row.config, **changes}
+    if row.beside:
+        config = {"text_config": config, **row.beside}
+    config = model_class.config_class(**config)
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():

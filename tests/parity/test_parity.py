@@ -34,7 +34,9 @@ class Answer(NamedTuple):
 def transformers_answer(model: PreTrainedModel, prompt: list[int]) -> Answer:
     """What transformers generates for this request alone."""
     # A dynamic rope keeps the longest length it has seen; a new one has seen none.
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    decoder = model.get_decoder()
+    if hasattr(decoder, "rotary_emb"):
+        decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
     cache, logits, token_ids = DynamicCache(config=model.config), [], []
     input_ids = prompt
     with torch.inference_mode():

@@ -1,21 +1,30 @@
 """Paged attention in plain torch, for any device.
 
 The step's sequences fall into groups, one attention call each: all sequences with a single new
-token together, padded to the longest, and every longer chunk on its own. What the calls need
-besides q, k and v (rows, slots, masks) depends on the step alone, so it is built once and
-shared by the layers. Padding repeats a sequence's own tokens, never another sequence's: a NaN
-in one sequence stays there.
+token together, padded to the longest, and every longer chunk on its own, or piece by piece. What
+the calls need besides q, k and v (rows, slots, masks) depends on the step and on the layer's
+window, so it is built once and shared by the layers that are alike. Keys before the window are not
+read. Padding repeats a sequence's own tokens, never another sequence's: a NaN in one sequence
+stays there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+
+# A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
+# not into smaller ones.
+_MIN_ROWS = 128
+# What torch's own attention does not compute is cut to so many scores a piece (64 MiB).
+_MAX_SCORES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +33,7 @@ class _Decode:
 
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
-        slots: `[batch, length]`, where their tokens lie in the KV cache.
+        slots: `[batch, length]`, where the tokens that they see lie in the KV cache.
         mask: `[batch, 1, 1, length]`, additive.
     """
 
@@ -38,7 +47,7 @@ class _Chunk:
     """Several new tokens of one sequence.
 
     Attributes:
-        slots: `[length]`, where all its tokens lie in the KV cache.
+        slots: `[length]`, where the tokens that they see lie in the KV cache.
         mask: `[query_len, length]`, additive; None where the chunk is the whole sequence, which
             is plain causal attention.
     """
@@ -48,8 +57,30 @@ class _Chunk:
     mask: Tensor | None
 
 
+class _Scores(NamedTuple):
+    """What becomes of the products of queries and keys; see `paged_attention`."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch's own attention computes it."""
+        return self.softcap is None and self.sinks is None
+
+
 def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, context: ForwardContext, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: KVCache,
+    context: ForwardContext,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
@@ -58,6 +89,10 @@ def paged_attention(
         k: `[num_tokens, num_kv_heads, head_dim]`.
         v: `[num_tokens, num_kv_heads, v_head_dim]`.
         scale: factor on the scores, usually `head_dim ** -0.5`.
+        window: a token attends to itself and the `window - 1` before it; None: to all of them.
+        softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv:2408.00118).
+        sinks: `[num_heads]`, the score of one more key, without a value, that all tokens attend
+            to (gpt-oss, arXiv:2508.10925).
 
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
@@ -65,43 +100,80 @@ def paged_attention(
     keys, values = (x.view(-1, *x.shape[2:]) for x in cache)
     keys.index_copy_(0, context.slot_mapping, k)
     values.index_copy_(0, context.slot_mapping, v)
-    groups = context.once(_groups, _groups)
+    scores = _Scores(scale, softcap, sinks)
+    max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
+    groups = context.once(
+        (_groups, window, max_scores), partial(_groups, window=window, max_scores=max_scores)
+    )
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     for group in groups:
         if isinstance(group, _Chunk):
-            out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scale)
+            out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
         elif group.rows is None:
-            return _attend_decode(q, keys, values, group, scale)
+            return _attend_decode(q, keys, values, group, scores)
         else:
-            out[group.rows] = _attend_decode(q[group.rows], keys, values, group, scale)
+            out[group.rows] = _attend_decode(q[group.rows], keys, values, group, scores)
     return out
 
 
-def _attend_decode(q: Tensor, keys: Tensor, values: Tensor, group: _Decode, scale: float) -> Tensor:
+def _attend_decode(
+    q: Tensor, keys: Tensor, values: Tensor, group: _Decode, scores: _Scores
+) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
-    out = F.scaled_dot_product_attention(
-        q.unflatten(1, (keys.shape[1], -1)),
-        _gather(keys, group.slots).transpose(1, 2),
-        _gather(values, group.slots).transpose(1, 2),
-        attn_mask=group.mask,
-        scale=scale,
-    )
+    q = q.unflatten(1, (keys.shape[1], -1))
+    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
+    if scores.is_plain:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
+    else:
+        out = _attend(q[..., None, :], k, v, group.mask[..., None, :], scores).squeeze(-2)
     return out.flatten(1, 2)
 
 
-def _attend_chunk(q: Tensor, keys: Tensor, values: Tensor, chunk: _Chunk, scale: float) -> Tensor:
-    num_heads, num_kv_heads = q.shape[1], keys.shape[1]
+def _attend_chunk(
+    q: Tensor, keys: Tensor, values: Tensor, chunk: _Chunk, scores: _Scores
+) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    shape = (num_kv_heads, num_heads // num_kv_heads, -1, -1)
-    out = F.scaled_dot_product_attention(
-        q.transpose(0, 1).unflatten(0, (num_kv_heads, -1)),
-        _gather(keys, chunk.slots).transpose(0, 1)[:, None].expand(shape),
-        _gather(values, chunk.slots).transpose(0, 1)[:, None].expand(shape),
-        attn_mask=chunk.mask,
-        is_causal=chunk.mask is None,
-        scale=scale,
-    )
+    q = q.transpose(0, 1).unflatten(0, (keys.shape[1], -1))
+    k, v = (_gather(cache, chunk.slots).transpose(0, 1) for cache in (keys, values))
+    if scores.is_plain:
+        out = F.scaled_dot_product_attention(
+            q,
+            k[:, None].expand(-1, q.shape[1], -1, -1),
+            v[:, None].expand(-1, q.shape[1], -1, -1),
+            attn_mask=chunk.mask,
+            is_causal=chunk.mask is None,
+            scale=scores.scale,
+        )
+    else:
+        out = _attend(q, k, v, chunk.mask, scores)
     return out.flatten(0, 1).transpose(0, 1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Scores) -> Tensor:
+    """Attention with all that `scores` asks for, in float32.
+
+    Args:
+        q: `[..., num_kv_heads, heads_per_kv_head, query_len, head_dim]`.
+        k: `[..., num_kv_heads, length, head_dim]`.
+        v: `[..., num_kv_heads, length, v_head_dim]`.
+        mask: additive, of the shape `[..., query_len, length]`; None: causal.
+
+    Returns:
+        `[..., num_kv_heads, heads_per_kv_head, query_len, v_head_dim]`.
+    """
+    rows = q.shape[-3:-1]
+    x = (q.flatten(-3, -2) @ k.transpose(-1, -2)).float().unflatten(-2, rows) * scores.scale
+    if scores.softcap is not None:
+        x = scores.softcap * torch.tanh(x / scores.softcap)
+    if mask is None:
+        mask = x.new_full(x.shape[-2:], float("-inf")).triu(1)
+    x = x + mask
+    out = (x.softmax(-1).to(v.dtype).flatten(-3, -2) @ v).unflatten(-2, rows)
+    if scores.sinks is not None:
+        # The share of the softmax's sum that is not the sink's.
+        sinks = scores.sinks.float().view(*q.shape[-4:-2], 1, 1)
+        out = out * torch.sigmoid(x.logsumexp(-1, keepdim=True) - sinks).to(out.dtype)
+    return out
 
 
 def _gather(cache: Tensor, slots: Tensor) -> Tensor:
@@ -110,7 +182,9 @@ def _gather(cache: Tensor, slots: Tensor) -> Tensor:
     return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
 
 
-def _groups(context: ForwardContext) -> list[_Decode | _Chunk]:
+def _groups(
+    context: ForwardContext, *, window: int | None, max_scores: int | None
+) -> list[_Decode | _Chunk]:
     groups: list[_Decode | _Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
@@ -120,22 +194,36 @@ def _groups(context: ForwardContext) -> list[_Decode | _Chunk]:
             decodes.append(seq)
             decode_rows.append(row)
         else:
-            groups.append(_chunk(context, seq, row, query_len))
+            context_len = context.context_lens_list[seq]
+            max_rows = query_len if window is None else max(window, _MIN_ROWS)
+            if max_scores is not None:
+                length = context_len if window is None else min(context_len, max_rows + window)
+                max_rows = min(max_rows, max(1, max_scores // length))
+            first = context_len - query_len
+            for start in range(first, context_len, max_rows):
+                end = min(start + max_rows, context_len)
+                groups.append(_chunk(context, seq, row + start - first, start, end, window))
         row += query_len
     if decodes:
-        groups.append(_decode(context, decodes, decode_rows if groups else None))
+        groups.append(_decode(context, decodes, decode_rows if groups else None, window))
     return groups
 
 
-def _decode(context: ForwardContext, seqs: list[int], rows: list[int] | None) -> _Decode:
+def _decode(
+    context: ForwardContext, seqs: list[int], rows: list[int] | None, window: int | None
+) -> _Decode:
     device = context.positions.device
     tables, context_lens = context.block_tables, context.context_lens
     if rows is not None:
         index = torch.tensor(seqs, device=device)
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
-    tokens = torch.arange(max(context.context_lens_list[seq] for seq in seqs), device=device)
-    mask = torch.zeros(len(seqs), len(tokens), dtype=_dtype(context), device=device)
+    longest = max(context.context_lens_list[seq] for seq in seqs)
+    if window is None or window >= longest:
+        tokens = torch.arange(longest, device=device)
+    else:
+        tokens = torch.arange(window, device=device) + (lengths - window).clamp(min=0)
+    mask = torch.zeros(len(seqs), tokens.shape[-1], dtype=_dtype(context), device=device)
     mask.masked_fill_(tokens >= lengths, float("-inf"))
     return _Decode(
         rows=None if rows is None else torch.tensor(rows, device=device),
@@ -144,15 +232,22 @@ def _decode(context: ForwardContext, seqs: list[int], rows: list[int] | None) ->
     )
 
 
-def _chunk(context: ForwardContext, seq: int, row: int, query_len: int) -> _Chunk:
+def _chunk(
+    context: ForwardContext, seq: int, row: int, start: int, end: int, window: int | None
+) -> _Chunk:
+    """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`."""
     device = context.positions.device
-    context_len = context.context_lens_list[seq]
-    rows = slice(row, row + query_len)
-    tokens = torch.arange(context_len, device=device)
+    rows = slice(row, row + end - start)
+    first = 0 if window is None else max(0, start - window + 1)
+    tokens = torch.arange(first, end, device=device)
     mask = None
-    if context_len > query_len:
-        mask = torch.zeros(query_len, context_len, dtype=_dtype(context), device=device)
-        mask.masked_fill_(tokens > context.positions[rows, None], float("-inf"))
+    if start > 0 or (window is not None and end > window):
+        positions = context.positions[rows, None]
+        hidden = tokens > positions
+        if window is not None:
+            hidden |= tokens <= positions - window
+        mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
+        mask.masked_fill_(hidden, float("-inf"))
     slots = _slots(context.block_tables[seq : seq + 1], tokens[None], context.block_size)
     return _Chunk(rows, slots[0], mask)
 
