@@ -25,7 +25,7 @@ class Support(enum.StrEnum):
     DROPPED = "dropped"
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine does with requests.
 
     Attributes:

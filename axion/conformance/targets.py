@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -91,7 +89,9 @@ class SpawnedServer:
     async def sigterm(self) -> Observation:
         """SIGTERM while nothing runs."""
         await self._upstream()
-        took = await self._terminate()
+        server = self._server()
+        took = await _terminate(server)
+        _kill(server)
         return _ended(took, "")
 
     async def sigterm_in_stream(self) -> Observation:
@@ -108,25 +108,20 @@ class SpawnedServer:
             if not began.is_set() or stream.done():
                 stream.cancel()
                 return Observation("not seen", "no stream was open for long enough")
-            took = await self._terminate()
-            await asyncio.wait([stream], timeout=1)
+            process = self._server()
+            took = await _terminate(process)
+            await asyncio.wait([stream], timeout=_POLL_S)
             how = stream.result() if stream.done() else "the stream does not end"
+            _kill(process)
             stream.cancel()
             await asyncio.gather(stream, return_exceptions=True)
         return _ended(took, f"; {how}")
 
-    async def _terminate(self) -> float | None:
-        """Seconds from SIGTERM to the end of its process; None if it goes on."""
-        pid = self._backend.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGTERM)
-        began = time.monotonic()
-        while psutil.pid_exists(pid):
-            if time.monotonic() - began > _END_WITHIN_S:
-                os.kill(pid, signal.SIGKILL)
-                return None
-            await asyncio.sleep(_POLL_S)
-        return time.monotonic() - began
+    def _server(self) -> psutil.Process:
+        """The server's own process: the first child of the guard, which would kill it in time."""
+        guard = self._backend.pid
+        assert guard is not None
+        return psutil.Process(guard).children()[0]
 
     async def _upstream(self) -> Upstream:
         deadline = time.monotonic() + _READY_WITHIN_S
@@ -137,6 +132,22 @@ class SpawnedServer:
                 return upstream
             await asyncio.sleep(_POLL_S)
         raise UnreachableError("The server did not come back after its end.")
+
+
+async def _terminate(process: psutil.Process) -> float | None:
+    """Seconds from SIGTERM to the end of a process; None if it goes on."""
+    process.terminate()
+    began = time.monotonic()
+    while process.is_running():
+        if time.monotonic() - began > _END_WITHIN_S:
+            return None
+        await asyncio.sleep(_POLL_S)
+    return time.monotonic() - began
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 async def _stream(server: Server, began: asyncio.Event) -> str:
