@@ -53,8 +53,7 @@ def _cgroup_headroom(
 
 def block_bytes(specs: list[KVCacheSpec], block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers."""
-    num_elements = sum(spec.num_kv_heads * (spec.k_head_dim + spec.v_head_dim) for spec in specs)
-    return num_elements * block_size * dtype.itemsize
+    return sum(spec.num_elements for spec in specs) * block_size * dtype.itemsize
 
 
 def num_blocks_that_fit(
@@ -96,12 +95,13 @@ def allocate(
 ) -> list[KVCache]:
     """One key and one value tensor a layer: [num_blocks, block_size, num_kv_heads, head_dim]."""
 
-    def tensor(num_heads: int, head_dim: int) -> Tensor:
-        return torch.empty(num_blocks, block_size, num_heads, head_dim, dtype=dtype, device=device)
+    def layer(spec: KVCacheSpec) -> KVCache:
+        def tensor(head_dim: int) -> Tensor:
+            shape = (num_blocks, block_size, spec.num_kv_heads, head_dim)
+            return torch.empty(shape, dtype=dtype, device=device)
 
-    return [
-        KVCache(
-            tensor(spec.num_kv_heads, spec.k_head_dim), tensor(spec.num_kv_heads, spec.v_head_dim)
-        )
-        for spec in specs
-    ]
+        k = tensor(spec.k_head_dim)
+        values_in_keys = k[..., : spec.v_head_dim]
+        return KVCache(k, values_in_keys if spec.values_in_keys else tensor(spec.v_head_dim))
+
+    return [layer(spec) for spec in specs]

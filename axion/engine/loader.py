@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_config, load_json
 from axion.hub.snapshot import weight_files
 from axion.layers.linear import PackedLinear
+from axion.layers.moe import ExpertLinear
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
@@ -109,16 +110,21 @@ def _build(model_class: type[ModelT], config: Any) -> ModelT:
 
 
 def _fill(
-    model: nn.Module,
+    model: CausalLM | Encoder,
     stored: dict[str, _StoredTensor],
     device: torch.device,
     dtype: torch.dtype,
     on_progress: Progress | None = None,
 ) -> None:
-    _check(stored, dict(_destinations(model)))
+    stored = {
+        name: tensor
+        for name, tensor in stored.items()
+        if not any(re.fullmatch(pattern, name) for pattern in model.ignored_tensors)
+    }
+    _check(stored, dict(_destinations(model, stored)))
     _check_memory(model, device, dtype)
     _allocate(model, device, dtype)
-    _copy(stored, dict(_destinations(model)), on_progress)
+    _copy(stored, dict(_destinations(model, stored)), on_progress)
     model.eval()
 
 
@@ -210,15 +216,13 @@ class _StoredTensor:
 def _stored_tensors(
     files: Iterable[Path], model_class: type[CausalLM] | type[Encoder]
 ) -> dict[str, _StoredTensor]:
-    """What is stored and read, by the names that the model's own parameters have."""
+    """What is stored, by the names that the model's own parameters have."""
     stored: dict[str, _StoredTensor] = {}
     for file in files:
         for tensor in _read_header(file):
             name = tensor.name
             for pattern, replacement in model_class.renamed_tensors:
                 name = re.sub(pattern, replacement, name)
-            if any(re.fullmatch(pattern, name) for pattern in model_class.ignored_tensors):
-                continue
             if name in stored:
                 raise ModelLoadError(
                     f"The tensor {name} is stored twice: in {stored[name].file.name} and in "
@@ -265,18 +269,30 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
         names.add(name)
 
 
-def _destinations(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a checkpoint of `model` must hold, and where it goes."""
-    seen: set[nn.Parameter] = set()
+def _destinations(model: nn.Module, stored: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a checkpoint of `model` must hold, and where it goes.
+
+    What is packed in the model may be stored apart, as is expected, or packed.
+    """
+    seen: set[Tensor] = set()
     for path, module in model.named_modules():
-        if isinstance(module, PackedLinear):
+        own = {f"{path}.{name}": tensor for name, tensor in _stored_part(module)}
+        if isinstance(module, PackedLinear | ExpertLinear) and own.keys().isdisjoint(stored):
             parent = path.rpartition(".")[0]
             yield from ((f"{parent}.{name}", view) for name, view in module.shard_views().items())
             continue
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter not in seen:  # a tied head is its embedding
-                seen.add(parameter)
-                yield f"{path}.{name}", parameter
+        for name, tensor in own.items():
+            if tensor not in seen:  # a tied head is its embedding
+                seen.add(tensor)
+                yield name, tensor
+
+
+def _stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own parameters, and its buffers that are not computed from config.json."""
+    yield from module.named_parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield name, buffer
 
 
 def _check(stored: dict[str, _StoredTensor], expected: dict[str, Tensor]) -> None:
@@ -312,7 +328,10 @@ def _check_memory(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give every parameter memory, uninitialised, and keep those that are shared shared."""
+    """Give every parameter memory, uninitialised, and keep those that are shared shared.
+
+    Buffers keep their own number format.
+    """
     placed: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -321,7 +340,10 @@ def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
                 placed[parameter] = nn.Parameter(empty, requires_grad=False)
             module.register_parameter(name, placed[parameter])
         for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)
+            if buffer.is_meta:
+                module.register_buffer(name, torch.empty_like(buffer, device=device))
+            else:
+                module.register_buffer(name, buffer.to(device), persistent=False)
 
 
 def _copy(

@@ -12,11 +12,22 @@ T = TypeVar("T")
 
 
 class KVCacheSpec(NamedTuple):
-    """Shape of one layer's entry in the KV cache, per token."""
+    """Shape of one layer's entry in the KV cache, per token.
+
+    Attributes:
+        values_in_keys: a value is the beginning of its key, and is not kept again.
+    """
 
     num_kv_heads: int
     k_head_dim: int
     v_head_dim: int
+    values_in_keys: bool = False
+
+    @property
+    def num_elements(self) -> int:
+        """Numbers that are kept for one token."""
+        head_dim = self.k_head_dim + (0 if self.values_in_keys else self.v_head_dim)
+        return self.num_kv_heads * head_dim
 
 
 class KVCache(NamedTuple):
@@ -24,7 +35,8 @@ class KVCache(NamedTuple):
 
     Attributes:
         k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, contiguous.
-        v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, contiguous.
+        v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, contiguous, or the beginning of
+            each key in `k`.
     """
 
     k: Tensor

@@ -267,10 +267,10 @@ class YarnRope(RotaryEmbedding):
         if rope.attention_factor is not None:
             return rope.attention_factor
         if rope.mscale and rope.mscale_all_dim:
-            return self._mscale(rope.mscale) / self._mscale(rope.mscale_all_dim)
-        return self._mscale(1.0)
+            return self.mscale(rope.mscale) / self.mscale(rope.mscale_all_dim)
+        return self.mscale(1.0)
 
-    def _mscale(self, mscale: float) -> float:
+    def mscale(self, mscale: float) -> float:
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
     def frequencies(self) -> Tensor:

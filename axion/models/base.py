@@ -188,7 +188,7 @@ class CausalLM(nn.Module):
     renamed_tensors: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^(?=(embed_tokens|layers|norm)\.)", "model."),
     )
-    ignored_tensors: ClassVar[tuple[str, ...]] = (r".*\.rotary_emb\.inv_freq",)
+    ignored_tensors: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     default_pooling: ClassVar[str] = "lasttoken"
 
     config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig

@@ -21,6 +21,7 @@ logger = logging.getLogger("axion.models")
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=2**24)]
 NumLayers = Annotated[int, msgspec.Meta(gt=0, le=2**10)]
+NumExperts = Annotated[int, msgspec.Meta(gt=0, le=2**11)]
 Epsilon = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 ConfigT = TypeVar("ConfigT", bound="BaseConfig")
@@ -47,6 +48,7 @@ _HARMLESS = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
     reorder_and_upcast_attn n_ctx init_std layerdrop
+    output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
 )
 _HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")

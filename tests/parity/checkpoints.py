@@ -179,6 +179,62 @@ _SEEING = {
 }
 
 
+def _mixtral(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("MixtralForCausalLM", {"num_local_experts": 4, **config}, neutral or {})
+
+
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+def _qwen2_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {**_EXPERTS, "shared_expert_intermediate_size": 48, **config}
+    return Case("Qwen2MoeForCausalLM", config, neutral or {})
+
+
+def _qwen3_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("Qwen3MoeForCausalLM", {**_EXPERTS, **config}, neutral or {})
+
+
+def _olmoe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_experts": 6, "num_experts_per_tok": 2, **config}
+    return Case("OlmoeForCausalLM", config, neutral or {})
+
+
+def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Case("Glm4MoeForCausalLM", {**experts, **config}, neutral or {})
+
+
+def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
+    return Case("GptOssForCausalLM", {**sizes, "sliding_window": _WINDOW, **config}, neutral or {})
+
+
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": ORIGINAL_LENGTH,
+    "mscale": 1.4,
+    "mscale_all_dim": 0.7,
+}
+
+
+def _deepseek(version: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"first_k_dense_replace": 1, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1},
+        **{"q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+    }
+    return Case(f"Deepseek{version}ForCausalLM", {**sizes, **config}, neutral or {})
+
+
+def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
+    return Case(f"{name}ForCausalLM", config, neutral or {})
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -486,6 +542,97 @@ CASES: dict[str, Case] = {
         {"sliding_window": _WINDOW + 1},
         _SEEING,
     ),
+    "mixtral": _mixtral(),
+    "mixtral-top-1": _mixtral({"num_experts_per_tok": 2}, num_experts_per_tok=1),
+    "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=_WINDOW),
+    "mixtral-head-dim": _mixtral(head_dim=24),
+    "qwen2-moe": _qwen2_moe(),
+    "qwen2-moe-norm": _qwen2_moe({"norm_topk_prob": False}, norm_topk_prob=True),
+    "qwen2-moe-no-bias": _qwen2_moe({"qkv_bias": True}, qkv_bias=False),
+    "qwen2-moe-sparse-step": _qwen2_moe(decoder_sparse_step=2),
+    "qwen2-moe-window": _qwen2_moe(
+        {"sliding_window": _WINDOW + 1},
+        use_sliding_window=True,
+        sliding_window=_WINDOW,
+        max_window_layers=1,
+    ),
+    "qwen2-moe-window-off": _qwen2_moe(use_sliding_window=False, sliding_window=_WINDOW),
+    "qwen3-moe": _qwen3_moe(head_dim=24),
+    "qwen3-moe-norm": _qwen3_moe(
+        {"norm_topk_prob": False}, norm_topk_prob=True, mlp_only_layers=[0], attention_bias=True
+    ),
+    "qwen3-moe-window": _qwen3_moe(
+        {"use_sliding_window": False}, use_sliding_window=True, sliding_window=_WINDOW
+    ),
+    "olmoe": _olmoe(),
+    "olmoe-norm": _olmoe({"norm_topk_prob": False}, norm_topk_prob=True, attention_bias=True),
+    "olmoe-clip": _olmoe({"clip_qkv": None}, clip_qkv=0.5),
+    "glm4-moe": _glm4_moe(),
+    "glm4-moe-groups": _glm4_moe({"topk_group": 2}, n_group=3, topk_group=1),
+    "glm4-moe-knobs": _glm4_moe(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        use_qk_norm=True,
+        head_dim=24,
+        n_shared_experts=2,
+    ),
+    "deepseek-v2": _deepseek("V2"),
+    "deepseek-v2-groups": _deepseek(
+        "V2",
+        {"topk_method": "greedy"},
+        topk_method="group_limited_greedy",
+        n_group=3,
+        topk_group=1,
+        q_lora_rank=None,
+        attention_bias=True,
+    ),
+    "deepseek-v2-scaling": _deepseek(
+        "V2", {"routed_scaling_factor": 1.0}, routed_scaling_factor=1.7, rms_norm_eps=0.1
+    ),
+    "deepseek-v2-yarn": _deepseek(
+        "V2", {"rope_parameters": {**_DEEPSEEK_YARN, "mscale": 0.7}}, rope_parameters=_DEEPSEEK_YARN
+    ),
+    "deepseek-v3": _deepseek("V3"),
+    "deepseek-v3-groups": _deepseek("V3", {"topk_group": 2}, n_group=3, topk_group=1),
+    "deepseek-v3-half-split": _deepseek(
+        "V3", {"rope_interleave": True}, rope_interleave=False, q_lora_rank=None
+    ),
+    "deepseek-v3-norm": _deepseek(
+        "V3",
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.3,
+        attention_bias=True,
+        rms_norm_eps=0.1,
+    ),
+    "deepseek-v3-yarn": _deepseek(
+        "V3",
+        {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "gpt-oss": _gpt_oss({"sliding_window": _WINDOW + 1}),
+    "gpt-oss-layer-types": _gpt_oss({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "gpt-oss-swiglu-limit": _gpt_oss({"swiglu_limit": 7.0}, swiglu_limit=0.5),
+    "gpt-oss-swiglu-alpha": _gpt_oss({"swiglu_alpha": 1.702}, swiglu_alpha=0.9),
+    "gpt-oss-no-bias": _gpt_oss({"attention_bias": True}, attention_bias=False),
+    "granite-moe": _granite_moe("GraniteMoe"),
+    "granite-moe-multipliers": _granite_moe(
+        "GraniteMoe",
+        {"embedding_multiplier": 1.0},
+        embedding_multiplier=3.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.7,
+        logits_scaling=4.0,
+    ),
+    "granite-moe-shared": _granite_moe("GraniteMoeShared", shared_intermediate_size=40),
+    "granite-moe-shared-none": _granite_moe(
+        "GraniteMoeShared",
+        {"attention_bias": False},
+        shared_intermediate_size=0,
+        attention_bias=True,
+    ),
 }
 
 
@@ -503,7 +650,11 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+        for name, parameter in (
+            *model.named_parameters(),
+            *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
+        ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith("norm.weight"):

@@ -8,10 +8,12 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from axion.layers.context import ForwardContext, KVCache
+from axion.engine.kv_cache import allocate
+from axion.layers.context import ForwardContext
 from axion.models.base import CausalLM
 
 BLOCK_SIZE = 4
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -42,15 +44,12 @@ class Harness:
 
     def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
         self.model = model
-        self.kv_caches = [
-            KVCache(
-                *(
-                    torch.full((num_blocks, BLOCK_SIZE, spec.num_kv_heads, dim), float("nan"))
-                    for dim in (spec.k_head_dim, spec.v_head_dim)
-                )
-            )
-            for spec in model.kv_cache_specs()
-        ]
+        self.kv_caches = allocate(
+            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=torch.float32, device=CPU
+        )
+        for cache in self.kv_caches:
+            for tensor in cache:
+                tensor.fill_(torch.nan)
         # 197 is prime: every block once, never two neighbours in a row.
         self._free_blocks = (197 * i % num_blocks for i in count())
 

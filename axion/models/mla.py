@@ -1,0 +1,123 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from axion.layers.attention import paged_attention
+from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.linear import Linear
+from axion.layers.norm import RMSNorm
+from axion.layers.rotary import YarnRope, apply_rotary, apply_rotary_interleaved, rotary_embedding
+from axion.models.config import Size
+from axion.models.moe import SharedMoEConfig
+
+# Of the norms of the latents, whatever rms_norm_eps says.
+_LATENT_EPS = 1e-6
+
+
+@dataclass(kw_only=True)
+class MLAConfig(SharedMoEConfig):
+    """The fields of multi-head latent attention.
+
+    Attributes:
+        kv_lora_rank: size of the latent that keys and values of a token are made of.
+        q_lora_rank: of the one that queries are made of; None: of the hidden states.
+        qk_rope_head_dim, qk_nope_head_dim: the rotated part of a head of queries and keys, and the
+            rest.
+        rope_interleave: neighbours are rotated as pairs, not the two halves.
+        moe_layer_freq: always 1: layers from `first_k_dense_replace` on all have experts.
+    """
+
+    kv_lora_rank: Size = 512
+    q_lora_rank: Size | None = 1536
+    qk_nope_head_dim: Size = 128
+    qk_rope_head_dim: Size = 64
+    v_head_dim: Size = 128
+    rope_interleave: bool = True
+    moe_layer_freq: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                f"num_key_value_heads ({self.num_key_value_heads}) must be num_attention_heads "
+                f"({self.num_attention_heads}): all heads share one latent"
+            )
+
+    @classmethod
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        derived, sources = super()._derive(config)
+        return derived, sources | {"qk_head_dim"}
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention.
+
+    A token's keys and values are linear in one small latent, so the cache keeps that and one
+    rotated key for all heads. The projection to keys is applied to the queries instead, and the one
+    to values to what attention returns: to attention it is one key-value head.
+    """
+
+    def __init__(self, config: MLAConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        hidden_size, num_heads = config.hidden_size, config.num_attention_heads
+        self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.v_dim, self.latent_dim = config.v_head_dim, config.kv_lora_rank
+        self.head_dim = self.nope_dim + self.rope_dim
+        self.kv_cache_spec = KVCacheSpec(
+            1, self.latent_dim + self.rope_dim, self.latent_dim, values_in_keys=True
+        )
+        self.is_interleaved = config.rope_interleave
+        bias = config.attention_bias
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(hidden_size, num_heads * self.head_dim)
+        else:
+            self.q_a_proj = Linear(hidden_size, config.q_lora_rank, bias=bias)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, _LATENT_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, num_heads * self.head_dim)
+        self.kv_a_proj_with_mqa = Linear(hidden_size, self.latent_dim + self.rope_dim, bias=bias)
+        self.kv_a_layernorm = RMSNorm(self.latent_dim, _LATENT_EPS)
+        self.kv_b_proj = Linear(self.latent_dim, num_heads * (self.nope_dim + self.v_dim))
+        self.o_proj = Linear(num_heads * self.v_dim, hidden_size, bias=bias)
+        self.rotary_emb = rotary_embedding(config.rope(layer_idx), self.rope_dim)
+        self.scale = self.head_dim**-0.5
+        mscale = config.rope_parameters.mscale_all_dim
+        if isinstance(self.rotary_emb, YarnRope) and mscale:
+            self.scale *= self.rotary_emb.mscale(mscale) ** 2
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        q = self.project_q(hidden_states).unflatten(-1, (-1, self.head_dim))
+        q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
+            (self.latent_dim, self.rope_dim), dim=-1
+        )
+        latent = self.kv_a_layernorm(latent)
+        cos, sin = self.rotary_emb(context, q.dtype)
+        rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
+        # [num_heads, nope_dim, latent_dim] and [num_heads, v_dim, latent_dim].
+        to_keys, to_values = (
+            self.kv_b_proj.weight.unflatten(0, (-1, self.nope_dim + self.v_dim))
+        ).split((self.nope_dim, self.v_dim), dim=1)
+        q_latent = torch.einsum("thn,hnl->thl", q_nope, to_keys)
+        out = paged_attention(
+            torch.cat((q_latent, rotate(q_rope, cos, sin)), dim=-1),
+            torch.cat((latent, rotate(k_rope, cos, sin)), dim=-1),
+            latent,
+            context.kv_caches[self.layer_idx],
+            context,
+            scale=self.scale,
+        )
+        return self.o_proj(torch.einsum("thl,hvl->thv", out, to_values).flatten(1))
+
+    def project_q(self, hidden_states: Tensor) -> Tensor:
+        """`[num_tokens, hidden_size]` to `[num_tokens, num_heads * head_dim]`."""
+        if hasattr(self, "q_proj"):
+            return self.q_proj(hidden_states)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
