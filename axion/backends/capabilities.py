@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import enum
+import logging
+import os
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
 import msgspec
+
+logger = logging.getLogger("axion.backends")
 
 _FOLDER = Path(__file__).parent / "measured"
 
@@ -20,7 +25,7 @@ class Support(enum.StrEnum):
     DROPPED = "dropped"
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine does with requests.
 
     Attributes:
@@ -54,3 +59,27 @@ def shipped_capabilities(engine: str) -> Capabilities:
     if not path.is_file():
         return Capabilities(engine=engine)
     return msgspec.json.decode(path.read_bytes(), type=Capabilities)
+
+
+def capabilities_of(engine: str, version: str) -> Capabilities:
+    """What is known of an engine of this version: what was measured here, else what is shipped."""
+    if version:
+        try:
+            data = (measured_folder() / file_name(engine, version)).read_bytes()
+            return msgspec.json.decode(data, type=Capabilities)
+        except OSError:
+            pass
+        except msgspec.DecodeError as error:
+            logger.warning("what was measured of %s %s cannot be read: %s", engine, version, error)
+    return shipped_capabilities(engine)
+
+
+def measured_folder() -> Path:
+    """Where `axion conformance --save` leaves what it found on this machine."""
+    root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(root).expanduser() / "axion" / "measured"
+
+
+def file_name(engine: str, version: str) -> str:
+    """The file of an engine's version."""
+    return re.sub(r"[^\w.+-]", "_", f"{engine}-{version or 'unknown'}") + ".json"

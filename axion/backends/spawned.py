@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import Capabilities, shipped_capabilities
+from axion.backends.capabilities import Capabilities, capabilities_of, shipped_capabilities
 from axion.backends.facts import EngineFacts, device_facts
 from axion.backends.installed import AskError, ask_once, find_command
 from axion.backends.process import GuardedProcess
@@ -92,6 +92,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
 
     def __init__(self, *, on_given_up: Callable[[str], None] | None = None) -> None:
         self.capabilities = shipped_capabilities(self.engine)
+        self.engine_version = ""
         self.logger = logging.getLogger(f"axion.{self.engine}")
         self._supervisor = Supervisor(
             self._live, title=f"{self.engine} server", logger=self.logger, on_given_up=on_given_up
@@ -108,6 +109,10 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
         """What is known of the engine on this machine; its answers are kept on disk."""
+        return await cls._facts()
+
+    @classmethod
+    async def _facts(cls) -> EngineFacts:
         facts = msgspec.structs.replace(
             cls.known,
             engine=cls.engine,
@@ -162,7 +167,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
 
     def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
         """What the server does with requests when it serves this model."""
-        return shipped_capabilities(self.engine)
+        return capabilities_of(self.engine, self.engine_version)
 
     def upstream_model(self, model: ModelConfig, path: str) -> str:
         """What the server calls the model."""
@@ -201,6 +206,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             model = msgspec.structs.replace(model, device=device.kind)
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
+        self.engine_version = (await self._facts()).version
         self.capabilities = self.capabilities_for(model, self._path)
         await self._supervisor.start()
 

@@ -116,6 +116,7 @@ class Upstream:
         path = urlsplit(base_url).path.rstrip("/")
         self._api = path or "/v1"
         self._root = path.removesuffix("/v1")
+        self.url = base_url
         self.engine = engine
         self.upstream_model = upstream_model
         self.served_name = served_name

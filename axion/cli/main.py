@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, on stdout.",
     "explain": "Show which engines can serve a model here, and why the others cannot.",
+    "conformance": "Find out which fields of a request a server honours, refuses or drops.",
     "compare": "Ask several engines the same: how fast they are, and whether they agree.",
     "doctor": "Show what this machine has: devices, memory, engines, cache.",
 }

@@ -30,6 +30,21 @@ _SPECIAL = frozenset(
     guided_grammar seed max_completion_tokens
     """.split()  # noqa: SIM905
 )
+# Every name that `features` can give.
+FEATURES = (
+    frozenset({*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields})
+    - WITHOUT_FEATURE
+    - _SPECIAL
+) | frozenset(
+    """
+    seed seed.0 best_of echo.logprobs prompt.token_ids prompt.list
+    stream_options.continuous_usage_stats messages.name messages.reasoning_content
+    tools tools.strict tool_choice.none tool_choice.required tool_choice.named
+    tool_choice.allowed_tools response_format.json_object response_format.json_schema
+    structured_outputs.json structured_outputs.json_object structured_outputs.regex
+    structured_outputs.choice structured_outputs.grammar
+    """.split()  # noqa: SIM905
+)
 # A value that asks for what is done anyway.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "temperature": (1,),

@@ -1,0 +1,1 @@
+"""What an OpenAI-compatible server does with each field of a request, found out over HTTP."""
