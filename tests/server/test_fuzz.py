@@ -74,7 +74,8 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):
             case.body |= {"model": MODELS.get(path, NAME), **STEADY.get(path, {})}
-            if path.endswith("/tokenize") and isinstance(case.body.get("prompt"), str):
+            if path.endswith("/tokenize") and statuses.total() % 2:
+                case.body["prompt"] = str(case.body.get("prompt"))
                 for name in OF_CONVERSATIONS & case.body.keys():
                     del case.body[name]
             if path in STEADY and statuses.total() % 3 == 0:
