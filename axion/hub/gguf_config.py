@@ -157,6 +157,7 @@ class _Architecture:
 
     def factors(self, tensor: str) -> list[float]:
         """The numbers in a short tensor."""
+        self.shape(tensor)
         stored = self.gguf.tensors[tensor]
         if stored.type_name != "F32" or stored.num_elements > _MAX_FACTORS:
             raise ModelLoadError(f"{tensor} must hold at most {_MAX_FACTORS} numbers as F32.")
@@ -186,10 +187,10 @@ class _Architecture:
         """`rope_parameters`."""
         rope: dict[str, Any] = {"rope_theta": self.number("rope.freq_base", 10_000.0)}
         rotated = self.integer("rope.dimension_count", head_dim)
-        # So that the number, which is rounded down, comes out of it.
-        rope["partial_rotary_factor"] = (
-            1.0 if rotated == head_dim else math.nextafter(rotated / head_dim, 2)
-        )
+        part = rotated / head_dim
+        if int(part * head_dim) != rotated:  # as it is read; rounding took it below
+            part = math.nextafter(part, 2)
+        rope["partial_rotary_factor"] = part
         return rope | self.scaling()
 
     def scaling(self) -> dict[str, Any]:
