@@ -22,8 +22,9 @@ from axion.text.tokenizer_formats.common import (
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
+_TEXT = {_NORMAL, _USER_DEFINED}
+_NEVER = -1e6  # a score
 _SPACE = "▁"
-_MAX_CHARSMAP_BYTES = 16 * 2**20
 
 
 def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Converted:
@@ -49,45 +50,37 @@ def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Conve
         raise ModelLoadError(f"{name} treats spaces in a way that is not supported.")
 
     added = added_tokens(path, config)
-    scores = [piece.score for piece in model.pieces]
     for id, token in sorted(added.items()):
         while len(pieces) < id:  # ids that nothing has
             pieces.append(f"<unused {len(pieces)}>")
         if id == len(pieces):
             pieces.append(token.content)
-    scores += [min(scores)] * (len(pieces) - len(scores))
 
     types = {piece.piece: piece.type for piece in model.pieces}
-    defined = [piece for piece, type in types.items() if type == _USER_DEFINED]
-    library = tokenizers.Tokenizer(_model(name, model, pieces, scores, types))
+    library = tokenizers.Tokenizer(_model(name, model, pieces, types))
     prefix = rules.add_dummy_prefix and config.get("add_prefix_space") is not False
+    # A text then gets its space at its very beginning only, and not before another space.
     once = prefix and config.get("legacy") is False
     library.normalizer = _normalizer(name, rules, prefix=prefix and not once)
+    cuts: list[Any] = []
     if once:
-        # A text gets its space at its very beginning only, and not before another space.
-        library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    steps = [decoders.Replace(_SPACE, " ")]
+        cuts.append(pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
+    symbols = [piece for piece, type in types.items() if type == _USER_DEFINED]
+    if symbols:
+        symbols.sort(key=len, reverse=True)
+        pattern = Regex("|".join(map(re.escape, symbols)))
+        cuts.append(pre_tokenizers.Split(pattern, "isolated"))
+    library.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts else None
+    steps: list[Any] = [decoders.Replace(_SPACE, " ")]
     steps += [decoders.ByteFallback()] * trainer.byte_fallback + [decoders.Fuse()]
     steps += [decoders.Strip(" ", 1, 0)] * prefix
     library.decoder = decoders.Sequence(steps)
-
-    special = {token.content for token in added.values()}
-    symbols = [piece for piece in defined if piece not in special]
-    if prefix and symbols:
-        # The text behind such a piece must not get a space, as it would behind an added token.
-        symbols.sort(key=len, reverse=True)
-        split = pre_tokenizers.Split(Regex("|".join(map(re.escape, symbols))), "isolated")
-        before = [library.pre_tokenizer] if once else []
-        library.pre_tokenizer = pre_tokenizers.Sequence([*before, split])
-        symbols = []
-    control = [piece for piece, type in types.items() if type == _CONTROL and piece not in special]
-    library.add_tokens(
-        [
-            *(AddedToken(piece, normalized=False, special=True) for piece in control),
-            *(AddedToken(piece, normalized=False, special=False) for piece in symbols),
-            *(token for _, token in sorted(added.items())),
-        ]
-    )
+    control = {
+        id: AddedToken(piece, normalized=False, special=True)
+        for id, piece in enumerate(pieces)
+        if types.get(piece) == _CONTROL
+    }
+    library.add_tokens([token for _, token in sorted((control | added).items())])
     return _with_ends(library, trainer, pieces, config)
 
 
@@ -98,11 +91,14 @@ def _parse(name: str, data: bytes) -> Any:
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(data)
+        whole = model.HasField("trainer_spec") and model.HasField("normalizer_spec")
     except (DecodeError, RecursionError):
+        whole = False
+    if not whole:
         raise ModelLoadError(
             f"{name} is neither a sentencepiece model nor a list of tiktoken's ranks, or it is "
             "damaged. Download the model again."
-        ) from None
+        )
     return model
 
 
@@ -110,13 +106,13 @@ def _is_piece(piece: str) -> bool:
     return 0 < len(piece) <= MAX_TOKEN_LENGTH
 
 
-def _model(
-    name: str, model: Any, pieces: list[str], scores: list[float], types: dict[str, int]
-) -> Any:
+def _model(name: str, model: Any, pieces: list[str], types: dict[str, int]) -> Any:
     trainer = model.trainer_spec
+    scores = {piece.piece: piece.score for piece in model.pieces}
     if trainer.model_type == _UNIGRAM:
+        # Of what is not text (control, bytes, unknown) no text becomes.
         return models.Unigram(
-            list(zip(pieces, scores, strict=True)),
+            [(piece, scores[piece] if types.get(piece) in _TEXT else _NEVER) for piece in pieces],
             unk_id=trainer.unk_id,
             byte_fallback=trainer.byte_fallback,
         )
@@ -124,28 +120,23 @@ def _model(
         raise ModelLoadError(
             f"{name} is a sentencepiece model of words or characters, which is not supported."
         )
-    ids = {piece: id for id, piece in enumerate(pieces)}
-    ranks = {
-        piece: -score
-        for piece, score in zip(pieces, scores, strict=True)
-        if types.get(piece) == _NORMAL
-    }
     return models.BPE(
-        ids,
-        merges_of(ranks),
+        {piece: id for id, piece in enumerate(pieces)},
+        merges_of({piece: -scores[piece] for piece in pieces if types.get(piece) == _NORMAL}),
         unk_token=pieces[trainer.unk_id],
         fuse_unk=True,
         byte_fallback=trainer.byte_fallback,
-        ignore_merges=_USER_DEFINED in types.values(),
+        ignore_merges=_USER_DEFINED in types.values(),  # no merges lead to these
     )
 
 
 def _normalizer(name: str, rules: Any, *, prefix: bool) -> Any:
     steps: list[Any] = []
     if rules.precompiled_charsmap:
-        if len(rules.precompiled_charsmap) > _MAX_CHARSMAP_BYTES:
-            raise ModelLoadError(f"{name} is damaged: its table of characters is too large.")
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+        try:
+            steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
+        except Exception:  # the library raises nothing narrower
+            raise ModelLoadError(f"{name} is damaged: its table of characters is none.") from None
     if rules.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex("^ +| +$| +(?= )"), ""))
     if prefix:
