@@ -12,6 +12,8 @@ from typing import Any
 import tokenizers
 
 from axion.errors import InvalidRequestError, ModelLoadError
+from axion.text.byte_alphabet import BYTE_ALPHABET, from_alphabet
+from axion.text.tokenizer_formats import convert
 
 # Parallelism only helps batches, and the library warns about it at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -139,22 +141,25 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder.
+    """The tokenizer of a model folder: `tokenizer.json`, or one of `tokenizer_formats`.
 
     Raises:
-        ModelLoadError: there is no `tokenizer.json`, or a file of the tokenizer is damaged.
+        ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
+    config = read_tokenizer_config(path)
+    special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
     file = path / "tokenizer.json"
-    if not file.is_file():
+    if file.is_file():
+        try:
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelLoadError(
+                f"tokenizer.json cannot be read by the tokenizers library: {error}"
+            ) from None
+    converted = convert(path, config)
+    if converted is None:
         raise ModelLoadError(_missing_tokenizer(path))
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelLoadError(
-            f"tokenizer.json cannot be read by the tokenizers library: {error}"
-        ) from None
-    named = read_json(path / "special_tokens_map.json") | read_tokenizer_config(path)
-    return Tokenizer(tokenizer, _named_special_tokens(named))
+    return Tokenizer(converted.tokenizer, converted.special_tokens | special_tokens)
 
 
 def read_tokenizer_config(path: Path) -> dict[str, Any]:
@@ -180,15 +185,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _missing_tokenizer(path: Path) -> str:
-    other = [
-        name
-        for pattern in ("*.model", "tekken.json", "*.tiktoken", "vocab.json", "vocab.txt")
-        for name in sorted(file.name for file in path.glob(pattern))
-    ]
-    found = f" ({', '.join(other)} cannot be used yet)" if other else ""
+    other = [name for name in ("vocab.json", "vocab.txt") if (path / name).is_file()]
+    found = f" ({other[0]} alone does not say how texts are cut)" if other else ""
     return (
-        f"The model has no tokenizer.json{found}. A tokenizer in the format of the Hugging Face "
-        "tokenizers library is needed: use a repository that has one, or write it with "
+        f"The model has no tokenizer{found}: expected tokenizer.json, tokenizer.model, tekken.json "
+        "or a file of tiktoken. Use a repository that has one, or write it with "
         "AutoTokenizer.from_pretrained(model).save_pretrained(folder)."
     )
 
@@ -279,7 +280,7 @@ def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
         return 0
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if "ByteLevel" in kinds:
-        byte_tokens = set(_BYTE_ALPHABET)
+        byte_tokens = set(BYTE_ALPHABET)
     elif getattr(tokenizer.model, "byte_fallback", False):
         byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
     else:
@@ -287,22 +288,12 @@ def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
     return shrinks * max(map(len, vocabulary)) if byte_tokens <= vocabulary.keys() else 0
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (github.com/openai/gpt-2, `encoder.py`)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
-
-
-_BYTE_ALPHABET = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_bytes(token: str) -> bytes:
     try:
-        return bytes(_BYTE_ALPHABET[char] for char in token)
+        return from_alphabet(token)
     except KeyError:
         return token.encode()
 

@@ -1,0 +1,38 @@
+"""Tokenizers that come without `tokenizer.json`: one file for each format they come in.
+
+Each is turned once, at load, into a tokenizer of the `tokenizers` library, so that everything
+behind it (streaming, grammars, lengths) has one kind to work with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axion.text.tokenizer_formats import sentencepiece, tekken, tiktoken
+from axion.text.tokenizer_formats.common import Converted, read_file
+
+__all__ = ["TEKKEN_FILE", "Converted", "convert"]
+
+TEKKEN_FILE = tekken.FILE
+
+
+def convert(path: Path, config: dict[str, Any]) -> Converted | None:
+    """The tokenizer of a model folder without `tokenizer.json`; None if none is known there.
+
+    Args:
+        config: `tokenizer_config.json`.
+
+    Raises:
+        ModelLoadError: the file is damaged, or has what cannot be computed; names the file.
+    """
+    if (path / tekken.FILE).is_file():
+        return tekken.convert(path / tekken.FILE)
+    files = sorted(file for pattern in ("*.model", "*.tiktoken") for file in path.glob(pattern))
+    for file in files:
+        data = read_file(file)
+        if tiktoken.is_ranks(data):
+            return tiktoken.convert(file.name, data, path, config)
+        if file.suffix == ".model":
+            return sentencepiece.convert(file.name, data, path, config)
+    return None
