@@ -26,6 +26,7 @@ MAX_TENSORS = 2**17
 MAX_ELEMENTS = 2**48
 MAX_FILES = 1000
 _MAX_ALIGNMENT = 2**16
+_MAX_DEPTH = 4
 _VERSIONS = (2, 3)
 
 
@@ -291,7 +292,7 @@ class _Header:
             metadata[key] = self._value(self._number(_U32))
         return metadata
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         self._count(1)
         if kind == _STRING:
             return self._string()
@@ -300,6 +301,8 @@ class _Header:
             self._count(count)
             if inner == _STRING:
                 return self._strings(count)
+            if inner == _ARRAY and depth < _MAX_DEPTH:
+                return [self._value(_ARRAY, depth + 1) for _ in range(count)]
             return list(self._numbers(self._scalar(inner), count))
         return self._number(self._scalar(kind))
 

@@ -39,6 +39,50 @@ def gguf_config(gguf: GGUF) -> dict[str, Any]:
     return _architecture(gguf)(gguf).config()
 
 
+def gguf_generation_config(gguf: GGUF) -> dict[str, Any]:
+    """The content of generation_config.json: sampling defaults, and all ids that end an answer.
+
+    A file has one of each role; llama.cpp knows those of other names by their names, and so do
+    its users.
+    """
+    metadata = gguf.metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    types = metadata.get("tokenizer.ggml.token_type")
+    ids = {
+        token: id
+        for id, (token, kind) in enumerate(zip(tokens or (), types or (), strict=False))
+        if kind in _MARKED and token in _ENDS
+    }
+    if {"<|return|>", "<|call|>"} <= ids.keys():
+        ids.pop("<|end|>", None)  # of a message, after which the answer goes on
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    named = [metadata.get(f"tokenizer.ggml.{key}") for key in keys]
+    ends = {*ids.values(), *(id for id in named if type(id) is int)}
+    sampling = {
+        field: _shortest(value) if isinstance(value, float) else value
+        for key, field in _SAMPLING.items()
+        if (value := metadata.get(f"general.sampling.{key}")) is not None
+    }
+    return sampling | {"eos_token_id": sorted(ends)}
+
+
+_MARKED = (3, 4)  # of `token_type`: control and user-defined
+_ENDS = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"),
+        *("<|endoftext|>", "<|eom_id|>", "<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+        "<｜end▁of▁sentence｜>",
+    }
+)
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
 def gguf_architecture(gguf: GGUF) -> str:
     """The name that config.json has for the architecture, or the file's own for an unknown one."""
     cls = _ARCHITECTURES.get(gguf.architecture)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from axion.errors import InvalidRequestError, ModelLoadError
+from axion.hub.gguf import is_gguf, read_gguf
 from axion.text.template_process import DEFAULT_TIMEOUT_S, TemplateProcess
 from axion.text.tokenizer import Tokenizer, read_tokenizer_config
 
@@ -147,7 +148,7 @@ class ChatTemplate:
 def load_chat_template(
     path: Path, tokenizer: Tokenizer, *, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> ChatTemplate | None:
-    """The chat template of a Hugging Face model folder; None if it has none.
+    """The chat template of a Hugging Face model folder or GGUF file; None if it has none.
 
     `chat_template.jinja` and `additional_chat_templates/` come before the `chat_template` of
     `tokenizer_config.json`.
@@ -158,7 +159,7 @@ def load_chat_template(
     Raises:
         ModelLoadError: a template has a syntax error, or there are several and no default.
     """
-    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    templates = _templates(path)
     if not templates:
         return None
     if "default" not in templates:
@@ -171,8 +172,31 @@ def load_chat_template(
 
 def template_source(path: Path) -> str:
     """The chat template that a model folder has for requests with tools; empty if it has none."""
-    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    templates = _templates(path)
     return templates.get("tool_use") or templates.get("default") or ""
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether the model in a folder or GGUF file takes conversations."""
+    return bool(_templates(path))
+
+
+def _templates(path: Path) -> dict[str, str]:
+    if is_gguf(path):
+        return _gguf_templates(read_gguf(path).metadata)
+    return _template_files(path) or _config_templates(read_tokenizer_config(path))
+
+
+def _gguf_templates(metadata: dict[str, Any]) -> dict[str, str]:
+    key = "tokenizer.chat_template"
+    templates = {
+        "default" if name == key else name.removeprefix(f"{key}."): template
+        for name, template in metadata.items()
+        if name == key or name.startswith(f"{key}.")
+    }
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise ModelLoadError("A chat template of the GGUF file is not a text.")
+    return templates
 
 
 def _template_files(path: Path) -> dict[str, str]:
