@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,38 +37,62 @@ def expected_output(prompt: list[int], params: SamplingParams, max_model_len: in
 
 
 class PagedMemory:
-    """Keeps, slot by slot, which token a real KV cache would hold, so that sharing is checked."""
+    """Keeps, slot by slot, which prefix a real KV cache would hold, so that sharing is checked.
 
-    def __init__(self, block_size: int) -> None:
+    All groups of a sequence that the step sees are looked at, and no more than their windows.
+    """
+
+    def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.block_size = block_size
-        self.slots: dict[int, int] = {}
+        self.windows = windows
+        self.slots: dict[int, tuple[int, bytes]] = {}
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
+        for sequence, num_scheduled_tokens in scheduled:
+            start = sequence.num_computed_tokens
+            for slot, entry in self.entries(sequence, start, start, num_scheduled_tokens):
+                self.slots[slot] = entry
         sampled = []
         for sequence, num_scheduled_tokens in scheduled:
             start = sequence.num_computed_tokens
-            end = start + num_scheduled_tokens
-            for position in range(start, end):
-                self.slots[self.slot(sequence, position)] = sequence.token_ids[position]
-            context = [self.slots[self.slot(sequence, p)] for p in range(end)]
-            assert context == sequence.token_ids[:end], "the cache holds another prefix"
-            if end == sequence.num_tokens:
-                sampled.append(SampledToken(next_token(context)))
+            for slot, entry in self.entries(sequence, 0, start, num_scheduled_tokens):
+                assert self.slots.get(slot) == entry, "the cache holds another prefix"
+            if start + num_scheduled_tokens == sequence.num_tokens:
+                sampled.append(SampledToken(next_token(sequence.token_ids)))
         return sampled
 
-    def slot(self, sequence: Sequence, position: int) -> int:
-        block, offset = divmod(position, self.block_size)
-        return sequence.block_table[block] * self.block_size + offset
+    def entries(
+        self, sequence: Sequence, first: int, start: int, num_tokens: int
+    ) -> Iterator[tuple[int, tuple[int, bytes]]]:
+        """What `num_tokens` tokens from `start` on see from `first` on: its slot, and itself."""
+        for group, window in enumerate(self.windows):
+            seen = first if window is None else max(first, start - window + 1)
+            for position in range(seen, start + num_tokens):
+                block, offset = divmod(position, self.block_size)
+                block_id = sequence.block_tables[group][block]
+                entry = group, bytes(sequence.token_ids[: position + 1])
+                yield block_id * self.block_size + offset, entry
 
 
 def make_scheduler(
-    num_blocks: int = 16, block_size: int = 4, *, budget: int = 16, max_num_seqs: int = 4, **kwargs
+    num_blocks: int = 16,
+    block_size: int = 4,
+    *,
+    budget: int = 16,
+    max_num_seqs: int = 4,
+    windows: tuple[int | None, ...] = (None,),
+    **kwargs,
 ) -> Scheduler:
+    """For sequences as long as fit, but not longer than 64 tokens under a window."""
+    manager = BlockManager(num_blocks, block_size, windows=windows, max_chunk=budget, **kwargs)
+    longest = num_blocks * block_size if windows == (None,) else 64
     return Scheduler(
-        BlockManager(num_blocks, block_size, **kwargs),
+        manager,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
-        max_model_len=num_blocks * block_size,
+        max_model_len=max(
+            n for n in range(longest + 1) if manager.max_blocks_held(n) <= num_blocks
+        ),
     )
 
 
@@ -101,16 +126,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         extra_budget=st.integers(0, 12),
         prefix_caching=st.booleans(),
+        windows=st.sampled_from(
+            [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
+        ),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching):
+    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching, windows):
         self.scheduler = make_scheduler(
-            num_blocks,
+            num_blocks * len(windows),
             block_size,
             budget=max_num_seqs + extra_budget,
             max_num_seqs=max_num_seqs,
+            windows=windows,
             enable_prefix_caching=prefix_caching,
         )
-        self.memory = PagedMemory(block_size)
+        self.memory = PagedMemory(block_size, windows)
         self.sequences: dict[str, Sequence] = {}
         self.outputs: dict[str, list[int]] = {}
 
@@ -182,7 +211,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -383,7 +412,7 @@ def test_least_recently_used_blocks_are_evicted_first():
         sequence = make_sequence(request_id, prompt)
         assert manager.admit(sequence)
         sequence.num_computed_tokens = 2
-        manager.register(sequence)
+        manager.advance(sequence)
         manager.free(sequence)
     filler = make_sequence("c", [3] * 5)  # takes the two unused blocks and the one of "a"
     assert manager.admit(filler)
