@@ -117,6 +117,25 @@ def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
     return outputs
 
 
+def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
+    """Blocks of the longest prefix of which every group has what a next token would see."""
+    block_size = manager.block_size
+
+    def sees(num_blocks: int, window: int | None) -> range:
+        first = 0 if window is None else max(0, num_blocks * block_size - window + 1)
+        return range(first // block_size, num_blocks)
+
+    return max(
+        num_blocks
+        for num_blocks in range((sequence.num_tokens - 1) // block_size + 1)
+        if all(
+            sequence.block_hashes[index] in cached
+            for window, cached in zip(manager.windows, manager._cached, strict=True)
+            for index in sees(num_blocks, window)
+        )
+    )
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of adding, stepping and aborting leaves every block accounted for."""
 
@@ -172,6 +191,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             if output.finish_reason is not None:
                 self.check_output(output.request_id)
 
+    @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=30))
+    def look_for_a_prefix(self, prompt):
+        manager = self.scheduler.block_manager
+        sequence = make_sequence("probe", prompt)
+        found = manager._match_prefix(sequence)
+        if found is not None and manager.enable_prefix_caching:
+            assert found == longest_hit(manager, sequence)
+
     @rule(data=st.data())
     def abort(self, data):
         if self.sequences:
@@ -218,14 +245,17 @@ TestSchedulerMachine.settings = settings(
 )
 
 
-def test_preempted_sequences_give_the_same_tokens():
+@pytest.mark.parametrize(
+    ("windows", "num_blocks"), [((None,), 8), ((6,), 10), ((None, 6), 18)], ids=str
+)
+def test_preempted_sequences_give_the_same_tokens(windows: tuple[int | None, ...], num_blocks: int):
     prompts = {str(i): [i, i + 1, i + 2] for i in range(4)}
-    roomy, tight = make_scheduler(num_blocks=64), make_scheduler(num_blocks=8)
+    roomy, tight = (make_scheduler(n, budget=4, windows=windows) for n in (64, num_blocks))
     results = []
     for scheduler in (roomy, tight):
         for request_id, prompt in prompts.items():
             scheduler.add(make_sequence(request_id, prompt, max_tokens=20, ignore_eos=True))
-        results.append(run(scheduler, PagedMemory(4)))
+        results.append(run(scheduler, PagedMemory(4, windows)))
     assert results[0] == results[1]
     assert roomy.num_preemptions == 0
     assert tight.num_preemptions > 0
@@ -283,8 +313,9 @@ def test_the_last_in_priority_is_preempted_even_where_it_came_first():
     assert low.output_token_ids[:1] == [next_token([1, 2, 3, 4])]
 
 
-def test_sequences_of_one_prompt_compute_it_once():
-    scheduler, memory = make_scheduler(num_blocks=64, budget=8), PagedMemory(4)
+@pytest.mark.parametrize("windows", [(None,), (None, 3), (9,)], ids=str)
+def test_sequences_of_one_prompt_compute_it_once(windows: tuple[int | None, ...]):
+    scheduler, memory = make_scheduler(64, budget=8, windows=windows), PagedMemory(4, windows)
     prompt = list(range(18))
     for i in range(4):
         scheduler.add(make_sequence(str(i), prompt, max_tokens=3, ignore_eos=True))
@@ -393,8 +424,9 @@ def test_different_salts_share_nothing():
         assert sequence.num_cached_tokens == 0
 
 
-def test_equal_hashes_with_other_tokens_are_no_hit():
-    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+@pytest.mark.parametrize("windows", [(None,), (4,)], ids=str)
+def test_equal_hashes_with_other_tokens_are_no_hit(windows: tuple[int | None, ...]):
+    scheduler, memory = make_scheduler(32, windows=windows), PagedMemory(4, windows)
     scheduler.add(make_sequence("first", list(range(9)), max_tokens=1))
     run(scheduler, memory)
     forged = make_sequence("forged", [9] * 9, max_tokens=1)
@@ -422,6 +454,60 @@ def test_least_recently_used_blocks_are_evicted_first():
         assert manager.admit(sequence)
         assert sequence.num_computed_tokens == num_cached
         manager.free(sequence)
+
+
+@pytest.mark.parametrize("windows", [(8,), (None, 8), (None, 9, 9, 2)], ids=str)
+@pytest.mark.parametrize("prompt_length", [3, 50])
+def test_a_sequence_holds_no_more_than_its_windows(
+    windows: tuple[int | None, ...], prompt_length: int
+):
+    scheduler, memory = make_scheduler(80, budget=8, windows=windows), PagedMemory(4, windows)
+    manager = scheduler.block_manager
+    sequence = make_sequence("s", [1] * prompt_length, ignore_eos=True)
+    scheduler.add(sequence)
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        num_blocks = -(-sequence.num_tokens // 4)
+        # The largest chunk needs three blocks, and a generated token one.
+        num_ahead = 1 if sequence.num_output_tokens else 3
+        held = [
+            num_blocks if window is None else min(num_blocks, -(-(window - 1) // 4) + num_ahead)
+            for window in windows
+        ]
+        assert manager.num_used_blocks <= sum(held)
+        scheduler.update(scheduled, memory.execute(scheduled))
+    assert sequence.num_tokens == 64
+
+
+def test_with_windows_alone_a_sequence_may_be_longer_than_the_cache():
+    scheduler, memory = make_scheduler(5, budget=8, windows=(8,)), PagedMemory(4, (8,))
+    scheduler.add(make_sequence("long", [3] * 40, max_tokens=20, ignore_eos=True))
+    assert len(run(scheduler, memory)["long"]) == 20
+    assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "is_overwritten", "num_cached"),
+    [(33, False, 32), (33, True, 32), (17, False, 16), (17, True, 0)],
+)
+def test_a_prefix_needs_no_block_behind_its_last_window(
+    length: int, is_overwritten: bool, num_cached: int
+):
+    windows = (None, 6)
+    scheduler, memory = make_scheduler(20, budget=8, windows=windows), PagedMemory(4, windows)
+    prompt = list(range(33))
+    scheduler.add(make_sequence("first", prompt, max_tokens=1))
+    run(scheduler, memory)
+    if is_overwritten:
+        # 10 blocks: the 4 that hold nothing, and the 6 that the first had behind its window.
+        scheduler.add(make_sequence("other", [40] * 17, max_tokens=1))
+        scheduler.schedule()
+        assert scheduler.block_manager.num_used_blocks == 10
+        scheduler.abort(["other"])
+    again = make_sequence("again", prompt[:length], max_tokens=1)
+    scheduler.add(again)
+    assert run(scheduler, memory)["again"] == [next_token(prompt[:length])]
+    assert again.num_cached_tokens == num_cached
 
 
 def test_a_row_of_unusable_logits_ends_only_its_own_sequence():
