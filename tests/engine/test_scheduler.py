@@ -117,6 +117,15 @@ def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
     return outputs
 
 
+def prompts(longest: int) -> st.SearchStrategy[list[int]]:
+    """Short ones of few distinct tokens and long ones of few kinds, so that many begin alike."""
+    return st.lists(st.integers(0, 2), min_size=1, max_size=longest) | st.builds(
+        lambda length, period: [i // period % 3 for i in range(length)],
+        st.integers(1, longest),
+        st.sampled_from([1, 9, 100]),
+    )
+
+
 def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
     """Blocks of the longest prefix of which every group has what a next token would see."""
     block_size = manager.block_size
@@ -170,8 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, data, max_tokens, min_tokens, priority):
         longest = self.scheduler.max_model_len - 1
-        # Few distinct tokens, so that prefixes are often shared.
-        prompt = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=longest))
+        prompt = data.draw(prompts(longest))
         request_id = str(len(self.sequences))
         sequence = make_sequence(
             request_id, prompt, max_tokens=max_tokens, min_tokens=min_tokens, priority=priority
@@ -191,7 +199,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if output.finish_reason is not None:
                 self.check_output(output.request_id)
 
-    @rule(prompt=st.lists(st.integers(0, 2), min_size=1, max_size=30))
+    @rule(prompt=prompts(40))
     def look_for_a_prefix(self, prompt):
         manager = self.scheduler.block_manager
         sequence = make_sequence("probe", prompt)
@@ -461,7 +469,8 @@ def test_least_recently_used_blocks_are_evicted_first():
 def test_a_sequence_holds_no_more_than_its_windows(
     windows: tuple[int | None, ...], prompt_length: int
 ):
-    scheduler, memory = make_scheduler(80, budget=8, windows=windows), PagedMemory(4, windows)
+    # Chunks of 7 tokens begin anywhere in a block.
+    scheduler, memory = make_scheduler(80, budget=7, windows=windows), PagedMemory(4, windows)
     manager = scheduler.block_manager
     sequence = make_sequence("s", [1] * prompt_length, ignore_eos=True)
     scheduler.add(sequence)
