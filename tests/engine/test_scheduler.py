@@ -323,7 +323,7 @@ def test_the_last_in_priority_is_preempted_even_where_it_came_first():
 
 @pytest.mark.parametrize("windows", [(None,), (None, 3), (9,)], ids=str)
 def test_sequences_of_one_prompt_compute_it_once(windows: tuple[int | None, ...]):
-    scheduler, memory = make_scheduler(64, budget=8, windows=windows), PagedMemory(4, windows)
+    scheduler, memory = make_scheduler(64, budget=64, windows=windows), PagedMemory(4, windows)
     prompt = list(range(18))
     for i in range(4):
         scheduler.add(make_sequence(str(i), prompt, max_tokens=3, ignore_eos=True))
