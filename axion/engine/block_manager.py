@@ -11,6 +11,7 @@ keeps what its next token can see, and gives the rest back while it goes on.
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -148,12 +149,10 @@ class BlockManager:
                 if block.ref_count == 0:
                     del self._free[block_id]
                 block.ref_count += 1
-        sequence.block_tables = [
-            [0] * (num_hits - len(row))
-            + row
-            + [self._take_free_block() for _ in range(num_hits, end)]
-            for row, end in zip(hits, ends, strict=True)
-        ]
+        for row, end in zip(hits, ends, strict=True):
+            table = array("q", [0] * (num_hits - len(row)) + row)
+            table.extend([self._take_free_block() for _ in range(num_hits, end)])
+            sequence.block_tables.append(table)
         sequence.num_computed_tokens = num_hits * self.block_size
         sequence.num_full_blocks = num_hits
         for block_hash in sequence.block_hashes[num_hits:]:
@@ -183,11 +182,15 @@ class BlockManager:
         if self.enable_prefix_caching:
             self._register(sequence, start, end)
         if end > self._window_blocks[-1]:
-            for index in range(start, end):
-                for table, num_seen in zip(sequence.block_tables, self._window_blocks, strict=True):
-                    if index >= num_seen:
-                        self._release(table[index - num_seen])
-                        table[index - num_seen] = 0
+            behind = [
+                (table, index - num_seen)
+                for index in range(start, end)
+                for table, num_seen in zip(sequence.block_tables, self._window_blocks, strict=True)
+                if index >= num_seen
+            ]
+            self._release([table[index] for table, index in behind])
+            for table, index in behind:
+                table[index] = 0
         sequence.num_full_blocks = end
 
     def free(self, sequence: Sequence) -> None:
@@ -195,12 +198,17 @@ class BlockManager:
         for block_hash in sequence.block_hashes[sequence.num_full_blocks :]:
             self._settle(block_hash, sequence)
         starts = self._starts(sequence.num_full_blocks)
+        held = list(zip(starts, sequence.block_tables, strict=True))
         # Last block first: a prefix is worth more than what follows it, so it is evicted later.
         # And the groups in turn: a prefix that one of them has lost is worth nothing in the others.
-        for index in reversed(range(max(map(len, sequence.block_tables), default=0))):
-            for table, start in zip(sequence.block_tables, starts, strict=True):
-                if start <= index < len(table):
-                    self._release(table[index])
+        self._release(
+            [
+                table[index]
+                for index in reversed(range(len(sequence.block_tables[0])))
+                for start, table in held
+                if start <= index < len(table)
+            ]
+        )
         sequence.block_tables = []
         sequence.num_computed_tokens = 0
         sequence.num_full_blocks = 0
@@ -278,30 +286,32 @@ class BlockManager:
     def _register(self, sequence: Sequence, start: int, end: int) -> None:
         """Let others find the sequence's blocks from `start` up to `end`."""
         sequence.extend_block_hashes(self.block_size)
+        blocks: list[tuple[bytes, list[int]]] = []
         for index in range(start, end):
-            block_hash = sequence.block_hashes[index]
+            block_hash, first = sequence.block_hashes[index], index * self.block_size
             self._settle(block_hash, sequence)
-            first = index * self.block_size
-            token_ids = sequence.token_ids[first : first + self.block_size]
-            for table, cached in zip(sequence.block_tables, self._cached, strict=True):
+            blocks.append((block_hash, sequence.token_ids[first : first + self.block_size]))
+        for table, cached in zip(sequence.block_tables, self._cached, strict=True):
+            for block_id, (block_hash, token_ids) in zip(table[start:end], blocks, strict=True):
                 # Another sequence may have computed the same block first: one copy is enough.
                 if block_hash not in cached:
-                    block = self._blocks[table[index]]
+                    block = self._blocks[block_id]
                     block.block_hash, block.token_ids, block.cached = block_hash, token_ids, cached
-                    cached[block_hash] = block.block_id
+                    cached[block_hash] = block_id
 
     def _settle(self, block_hash: bytes, sequence: Sequence) -> None:
         """The sequence does not compute this block any more."""
         if self._pending.get(block_hash) is sequence:
             del self._pending[block_hash]
 
-    def _release(self, block_id: int) -> None:
-        block = self._blocks[block_id]
-        block.ref_count -= 1
-        if block.ref_count == 0:
-            self._free[block_id] = None
-            if block.block_hash is None:
-                self._free.move_to_end(block_id, last=False)
+    def _release(self, block_ids: list[int]) -> None:
+        for block_id in block_ids:
+            block = self._blocks[block_id]
+            block.ref_count -= 1
+            if block.ref_count == 0:
+                self._free[block_id] = None
+                if block.block_hash is None:
+                    self._free.move_to_end(block_id, last=False)
 
     def _take_free_block(self) -> int:
         block_id, _ = self._free.popitem(last=False)

@@ -35,7 +35,7 @@ class Sequence:
         num_computed_tokens: tokens whose keys and values are in the KV cache.
         num_cached_tokens: prompt tokens that the prefix cache supplied at first admission.
         block_tables: ids of the blocks that hold the sequence, in order, for each group of layers;
-            0 for one behind the group's window, which was given back.
+            0 for one behind the group's window. Arrays, because numpy copies these fast.
         block_hashes: chained hash of every full block, each covering all tokens before it.
         num_full_blocks: how many blocks are computed as far as the block manager knows.
         seed: start of the sequence's own random stream.
@@ -94,7 +94,7 @@ class Sequence:
         # They are out before the first token is.
         self.num_prompt_logprobs = self.num_prompt_tokens - 1 if num_generated else 0
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.block_tables: list[list[int]] = []
+        self.block_tables: list[array[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_full_blocks = 0
         self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()

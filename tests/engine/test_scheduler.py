@@ -456,8 +456,8 @@ def test_least_recently_used_blocks_are_evicted_first():
         manager.free(sequence)
     filler = make_sequence("c", [3] * 5)  # takes the two unused blocks and the one of "a"
     assert manager.admit(filler)
+    manager.free(filler)
     for request_id, prompt, num_cached in (("a", [1, 1, 0], 0), ("b", [2, 2, 0], 2)):
-        manager.free(filler)
         sequence = make_sequence(request_id, prompt)
         assert manager.admit(sequence)
         assert sequence.num_computed_tokens == num_cached
