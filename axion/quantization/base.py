@@ -87,9 +87,13 @@ class DenseKernel(Kernel):
 
 class WeightFormat(ABC):
     """How the weight of a linear layer is stored. A frozen dataclass: where those of q, k and v are
-    equal, the three become one kernel."""
+    equal, the three become one kernel.
 
-    joinable: ClassVar[bool] = True
+    Attributes:
+        joinable: whether they may.
+    """
+
+    joinable: bool = True
 
     @abstractmethod
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
