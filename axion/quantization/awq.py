@@ -30,6 +30,9 @@ _CODES = 8
 # Where each of eight columns is.
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 _VERSIONS = ("gemm", "gemv")
+# Smaller groups have no room in its rows.
+_GEMV_GROUPS = (32, 64)
+_GEMV_MIN_GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class AwqGemvFormat(AwqFormat):
     """As `gemv`."""
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        multiple = max(128 // self.group_size, 1)
+        multiple = max(_GEMV_MIN_GROUP // self.group_size, 1)
         words = -(-(in_features // self.group_size) // _CODES)
         words = -(-words // multiple) * multiple
         return {
@@ -146,6 +149,12 @@ class AwqMethod(StoredQuantized):
             raise ModelLoadError(
                 f"{name} has {in_features} inputs and {out_features} outputs, which AWQ cannot "
                 f"pack in groups of {group_size} and words of {_CODES}."
+            )
+        is_gemv = self._format is AwqGemvFormat
+        if is_gemv and group_size < _GEMV_MIN_GROUP and group_size not in _GEMV_GROUPS:
+            raise ModelLoadError(
+                f"AWQ as gemv with groups of {group_size} is not supported: expected 32, 64, or at "
+                "least 128."
             )
         scales = tensors.get("scales")
         kind = scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
