@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from math import gcd, isfinite, prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
@@ -31,7 +30,7 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
-from axion.quantization.rows import RowKernel
+from axion.quantization.rows import RowKernel, look_up, pair_table
 
 _STATE = "weight.quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
@@ -118,16 +117,15 @@ class FourBitKernel(RowKernel):
             self.register_parameter(
                 name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=False)
             )
-        pairs = torch.stack([numbers.repeat_interleave(16), numbers.repeat(16)], 1)
-        self.register_buffer("pairs", pairs.to(codes.device), persistent=False)
+        table = pair_table(numbers.repeat_interleave(16), numbers.repeat(16))
+        self.register_buffer("table", table.to(codes.device), persistent=False)
         if nested_numbers is not None:
             nested_numbers = nested_numbers.to(codes.device)
         self.register_buffer("nested_numbers", nested_numbers, persistent=False)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         first, last = start * self.in_features, end * self.in_features
-        pairs = F.embedding(self.codes[first // 2 : -(-last // 2)].int(), self.pairs)
-        numbers = pairs.flatten()[: last - first]
+        numbers = look_up(self.table, self.codes[first // 2 : -(-last // 2)])[: last - first]
         scales = self._scales(first // self.block_size, -(-last // self.block_size))
         if len(numbers) % self.block_size:
             scales = scales.repeat_interleave(self.block_size)[: len(numbers)]
@@ -142,7 +140,7 @@ class FourBitKernel(RowKernel):
         if self.nested_scales is None:
             return scales
         blocks = torch.arange(start, end, device=scales.device) // self.nested_block_size
-        numbers = F.embedding(scales.int(), self.nested_numbers[:, None])[:, 0]
+        numbers = self.nested_numbers.index_select(0, scales.int())
         return numbers.mul_(self.nested_scales[blocks]).add_(self.offsets[blocks])
 
 

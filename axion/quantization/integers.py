@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from axion.quantization.base import Kernel
-from axion.quantization.rows import MAX_PIECE, RowKernel
+from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 
 # The groups that ATen's kernel takes, and the multiple that the number of outputs must be.
 _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
 # It packs so many rows at once.
 _ATEN_BLOCK = 64
+_NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
@@ -119,14 +120,21 @@ class IntegerKernel(RowKernel):
         self.register_parameter(
             "groups", None if groups is None else nn.Parameter(groups.int(), requires_grad=False)
         )
+        table = _NIBBLES.to(codes.device) if bits == 4 else None
+        self.register_buffer("table", table, persistent=False)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        codes = unpack(self.codes[start:end], self.bits).float()
+        codes = self._codes(self.codes[start:end])
         scales, zeros = self.scales[start:end].float(), self.zeros[start:end]
         if self.groups is None:
             codes = codes.unflatten(1, (scales.shape[1], -1))
             return codes.sub_(zeros[..., None]).mul_(scales[..., None]).flatten(1).to(dtype)
         return codes.sub_(zeros[:, self.groups]).mul_(scales[:, self.groups]).to(dtype)
+
+    def _codes(self, packed: Tensor) -> Tensor:
+        if self.table is not None:
+            return look_up(self.table, packed)
+        return unpack(packed, self.bits).float()
 
 
 class AtenInt4Kernel(Kernel):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
@@ -22,13 +21,12 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
-from axion.quantization.rows import RowKernel
+from axion.quantization.rows import RowKernel, look_up, pair_table
 
 _BLOCK = 32
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 _NUMBERS = torch.tensor(_POSITIVE + [-number for number in _POSITIVE])
-# Both numbers of each byte.
-_PAIRS = torch.stack([_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16)], 1)
+_TABLE = pair_table(_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16))
 
 
 class Mxfp4Kernel(RowKernel):
@@ -43,13 +41,12 @@ class Mxfp4Kernel(RowKernel):
         super().__init__(scales.shape[1] * _BLOCK, len(scales))
         self.blocks = nn.Parameter(blocks.clone(), requires_grad=False)
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
-        self.register_buffer("pairs", _PAIRS.to(blocks.device), persistent=False)
+        self.register_buffer("table", _TABLE.to(blocks.device), persistent=False)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        numbers = F.embedding(self.blocks[start:end].int(), self.pairs.to(dtype)).flatten(2)
-        # A power of two in bfloat16, and times it: both exact.
-        powers = self.scales[start:end].view(torch.float8_e8m0fnu).to(torch.bfloat16)
-        return numbers.mul_(powers[..., None]).flatten(1)
+        numbers = look_up(self.table, self.blocks[start:end])
+        powers = self.scales[start:end].view(torch.float8_e8m0fnu).float()
+        return numbers.mul_(powers[..., None]).flatten(1).to(dtype)
 
 
 @dataclass(frozen=True)

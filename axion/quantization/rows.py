@@ -15,6 +15,24 @@ MAX_PIECE = 2**22
 """Most numbers of a weight that are dequantized at once: 16 MiB of float32."""
 
 
+def pair_table(first: Tensor, second: Tensor) -> Tensor:
+    """What `look_up` reads: for each byte, two float32 as one integer.
+
+    Args:
+        first, second: `[256]`.
+    """
+    return torch.stack([first, second], 1).float().view(torch.int64).flatten()
+
+
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """Bytes `[..., n]` to the float32 `[..., 2 * n]` that they stand for.
+
+    Several times faster than an embedding is, which reads rows.
+    """
+    found = table.index_select(0, codes.flatten().int())
+    return found.view(torch.float32).view(*codes.shape[:-1], -1)
+
+
 class RowKernel(Kernel):
     """To override: `rows`.
 

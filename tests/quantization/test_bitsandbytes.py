@@ -1,9 +1,9 @@
 """What bitsandbytes stores, packed here and, in `data/bitsandbytes.safetensors`, by itself.
 
 That file has a weight of 4 rows and 48 columns, quantized by bitsandbytes 0.50.2 on the CPU
-(`quantize_4bit` with blocks of 64, and `int8_vectorwise_quant`), and as `expected` what the portable
-version of its `dequantize_4bit`, and `int8_vectorwise_dequant`, made of that. (Its own version for
-the CPU is wrong where a row ends within a block.)
+(`quantize_4bit` with blocks of 64, and `int8_vectorwise_quant`), and as `expected` what the
+portable version of its `dequantize_4bit`, and `int8_vectorwise_dequant`, made of that. (Its own
+version for the CPU is wrong where a row ends within a block.)
 """
 
 from __future__ import annotations
