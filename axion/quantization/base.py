@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers.linear import DenseLinear, FusedLinear, Linear, PackedLinear
-from axion.layers.moe import ExpertLinear, Groups
+from axion.layers.moe import ExpertLinear, Groups, Router
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -317,6 +317,8 @@ class StoredQuantized(QuantizationMethod):
         for path, module in list(model.named_modules()):
             if isinstance(module, ExpertLinear):
                 quantized = self._experts(path, module, parts)
+            elif type(module) in (DenseLinear, Router):
+                quantized = self._dequantized(path, module, parts)
             elif isinstance(module, Linear):
                 quantized = self._linear(path, module, parts)
             else:
@@ -328,12 +330,7 @@ class StoredQuantized(QuantizationMethod):
         if not isinstance(module, QuantizedLinear):
             return module
         module.load(device, dtype)
-        if not isinstance(module, _Dequantized):
-            return module
-        linear = DenseLinear(0, 0)
-        linear.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
-        linear.bias = module.bias
-        return linear
+        return module.dequantized(dtype) if isinstance(module, _Dequantized) else module
 
     def _linear(self, path: str, linear: Linear, parts: _Parts) -> QuantizedLinear | None:
         shards = {path: linear.out_features}
@@ -346,10 +343,15 @@ class StoredQuantized(QuantizationMethod):
         ]
         if _is_dense(sources):
             return None
-        if isinstance(linear, DenseLinear):
-            return _Dequantized(linear, sources)
         cls = QuantizedPackedLinear if isinstance(linear, PackedLinear) else QuantizedLinear
         return cls(linear, sources)
+
+    def _dequantized(
+        self, path: str, layer: DenseLinear | Router, parts: _Parts
+    ) -> QuantizedLinear | None:
+        out_features, in_features = layer.weight.shape
+        source = self._source(path, parts.get(path, {}), in_features, out_features)
+        return None if _is_dense([source]) else _Dequantized(layer, source)
 
     def _experts(
         self, path: str, linear: ExpertLinear, parts: _Parts
@@ -387,7 +389,20 @@ class StoredQuantized(QuantizationMethod):
 
 
 class _Dequantized(QuantizedLinear):
-    """Only while a model loads: a `DenseLinear` whose weight is stored quantized."""
+    """Only while a model loads: a layer that needs its weight as it is, which is stored
+    quantized."""
+
+    def __init__(self, layer: DenseLinear | Router, source: Source) -> None:
+        template = Linear(source.in_features, source.out_features)
+        template.bias = layer.bias
+        super().__init__(template, [source])
+        self._layer = (layer,)  # not a part of this one
+
+    def dequantized(self, dtype: torch.dtype) -> nn.Module:
+        [layer] = self._layer
+        layer.weight = nn.Parameter(self.dequantize(dtype), requires_grad=False)
+        layer.bias = self.bias
+        return layer
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         return self.in_features * self.out_features * dtype.itemsize

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.errors import ModelLoadError
+from axion.layers.moe import Router
 from axion.quantization import rows
 from axion.quantization.base import QuantizedLinear, Source, StoredTensor
 from axion.quantization.bitsandbytes import BitsAndBytesMethod
@@ -173,6 +174,23 @@ def test_each_way_to_pack_is_read_as_it_was_meant(
     layer = model.model.layers[-1].self_attn.qkv_proj
     assert isinstance(layer, QuantizedLinear)
     assert len(layer.kernels) == num_kernels
+    assert_same(model, load(plain))
+
+
+def test_a_router_that_is_quantized_is_dequantized_once(tmp_path: Path) -> None:
+    pack = FourBit()
+    quantized, plain = save_pair("mixtral", tmp_path, pack, pack.config)
+    tensors, weights = (load_file(path / "model.safetensors") for path in (quantized, plain))
+    for name in [name for name in weights if name.endswith(".gate.weight")]:
+        packed = pack(name, tensors.pop(name))
+        assert packed is not None
+        layer = name.removesuffix(".weight")
+        tensors |= {f"{layer}.{key}": tensor for key, tensor in packed.tensors.items()}
+        weights[name] = packed.weight
+    for path, stored in ((quantized, tensors), (plain, weights)):
+        save_file({n: t.contiguous() for n, t in stored.items()}, path / "model.safetensors")
+    model = load(quantized)
+    assert type(model.model.layers[0].mlp.gate) is Router
     assert_same(model, load(plain))
 
 
