@@ -1,0 +1,44 @@
+"""A weight that is dequantized a few rows at a time, while it is multiplied by."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axion.quantization.base import Kernel
+
+MAX_PIECE = 2**22
+"""Most numbers of a weight that are dequantized at once: 16 MiB of float32."""
+
+
+class RowKernel(Kernel):
+    """To override: `rows`.
+
+    Args:
+        row_multiple: pieces begin at multiples of so many rows.
+    """
+
+    def __init__(self, in_features: int, out_features: int, row_multiple: int = 1) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.row_multiple = row_multiple
+
+    @abstractmethod
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight, `[end - start, in_features]`."""
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return torch.cat([self.rows(*piece, dtype) for piece in self._pieces()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = [F.linear(x, self.rows(*piece, x.dtype)) for piece in self._pieces()]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        step = max(MAX_PIECE // self.in_features // self.row_multiple, 1) * self.row_multiple
+        for start in range(0, self.out_features, step):
+            yield start, min(start + step, self.out_features)
