@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
     )
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="bits of the native engine's linear weights, of which a plain checkpoint is"
+        " quantized while it is loaded; none: as they are stored",
+    )
     tensor_parallel_size: int = Field(
         1,
         ge=1,

@@ -238,8 +238,8 @@ class QuantizedExpertLinear(nn.Module):
 
     def __init__(self, linear: ExpertLinear, experts: list[QuantizedLinear]) -> None:
         super().__init__()
-        self.num_experts, self.out_features = linear.num_experts, linear.out_features
-        self.shards = linear.shards
+        self.num_experts, self.shards = linear.num_experts, linear.shards
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.experts = nn.ModuleList(experts)
         self.register_parameter("bias", linear.bias)
 
@@ -254,6 +254,21 @@ class QuantizedExpertLinear(nn.Module):
                 out[start:end] = expert(x[start:end])
             start = end
         return out if self.bias is None else out + self.bias[groups.experts]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers a model has learnt, however they are kept."""
+    seen: set[nn.Parameter] = set()
+    total = 0
+    for module in model.modules():
+        if isinstance(module, Kernel):
+            continue
+        if isinstance(module, QuantizedLinear):
+            total += module.in_features * module.out_features
+        own = set(module.parameters(recurse=False)) - seen
+        total += sum(parameter.numel() for parameter in own)
+        seen |= own
+    return total
 
 
 class QuantizationMethod:
@@ -297,7 +312,7 @@ class StoredQuantized(QuantizationMethod):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.name = str(config["quant_method"])
+        self.name = str(config.get("quant_method"))
 
     @abstractmethod
     def format(
