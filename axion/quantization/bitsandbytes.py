@@ -276,9 +276,9 @@ class _State:
 
     def number(self, key: str) -> float:
         value = self.values.get(key)
-        if type(value) not in (int, float) or not isfinite(value):
+        if type(value) is not float or not isfinite(value):
             raise self.error(f"a number for {key}", key)
-        return float(value)
+        return value
 
 
 def _check_layout(name: str, stored: StoredTensor | None) -> None:

@@ -146,7 +146,7 @@ class GptqMethod(StoredQuantized):
                 raise ModelLoadError(
                     f"{name} has {size} inputs or outputs, which cannot be packed with {bits} bits."
                 )
-        group_size = in_features if group_size == -1 else group_size
+        group_size = in_features if group_size == -1 else min(group_size, in_features)
         groups, scales = tensors.get("g_idx"), tensors.get("scales")
         is_reordered = config.get("desc_act") and group_size < in_features
         return GptqFormat(
@@ -180,7 +180,7 @@ def _overrides(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], Mapping
 
 def _check(config: Mapping[str, Any], where: str) -> None:
     bits, group_size = config.get("bits"), config.get("group_size")
-    if bits not in _BITS:
+    if type(bits) is not int or bits not in _BITS:
         raise ModelLoadError(
             f"config.json: {where}: GPTQ with bits {bits!r:.80} is not supported: expected one of "
             f"{', '.join(map(str, _BITS))}."

@@ -235,6 +235,7 @@ def rename(tensors: dict[str, Tensor], old: str, new: str) -> None:
         (lambda t: state(t, blocksize=True), "a power of two for blocksize, got True"),
         (lambda t: state(t, nested_blocksize=None), "for nested_blocksize, got None"),
         (lambda t: state(t, nested_offset=float("nan")), "a number for nested_offset, got nan"),
+        (lambda t: state(t, nested_offset=10**400), "a number for nested_offset, got 1000"),
         (lambda t: t.update({STATE: torch.ones(9, dtype=torch.uint8)}), "hold a JSON object"),
         (lambda t: t.update({STATE: torch.ones(2**17, dtype=torch.uint8)}), "hold a JSON object"),
         (

@@ -193,6 +193,13 @@ def test_the_offset_of_zeros_is_that_of_the_version(tmp_path: Path) -> None:
         assert torch.equal(ours, expected) == is_right
 
 
+def test_a_group_is_no_larger_than_a_row(tmp_path: Path) -> None:
+    gptq = Gptq(group_size=-1)
+    path, plain = save_pair("llama", tmp_path, gptq, gptq.config)
+    change_config(path, group_size=10**30)
+    assert_same(load(path), load(plain))
+
+
 def test_layers_may_have_their_own_bits(tmp_path: Path) -> None:
     wide, narrow = Gptq(bits=8, group_size=-1), Gptq()
 
@@ -216,6 +223,7 @@ def test_layers_may_have_their_own_bits(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"bits": 5}, "bits 5"),
+        ({"bits": 4.0}, "bits 4.0"),
         ({"group_size": 0}, "group_size"),
         ({"group_size": None}, "group_size"),
         ({"checkpoint_format": "marlin"}, "'marlin'"),
