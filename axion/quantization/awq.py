@@ -27,8 +27,8 @@ from axion.quantization.base import (
 
 _BITS = 4
 _CODES = 8
-# Where each of eight columns is.
-_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
+# Which of eight columns each four bits of a word are, from the lowest.
+_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _VERSIONS = ("gemm", "gemv")
 # Smaller groups have no room in its rows.
 _GEMV_GROUPS = (32, 64)
@@ -59,9 +59,10 @@ class AwqFormat(WeightFormat):
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
         return {
-            "codes": integers.pack_nibbles(_columns(tensors["qweight"]).T),
+            "codes": _by_output(tensors["qweight"][::2])
+            | _by_output(tensors["qweight"][1::2]) << _BITS,
             "scales": tensors["scales"].T,
-            "zeros": _columns(tensors["qzeros"]).T,
+            "zeros": _by_output(tensors["qzeros"]),
         }
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
@@ -106,10 +107,12 @@ class AwqGemvFormat(AwqFormat):
         }
 
 
-def _columns(words: Tensor) -> Tensor:
-    """Codes `[n, columns]` from words `[n, columns / 8]`."""
-    codes = integers.unpack(words.contiguous().view(torch.uint8), _BITS)
-    return codes.unflatten(1, (-1, _CODES))[..., _PLACES].flatten(1)
+def _by_output(words: Tensor) -> Tensor:
+    """Words `[n, out_features / 8]` to codes `[out_features, n]`, uint8."""
+    codes = words.new_empty(words.shape[1], _CODES, len(words), dtype=torch.uint8)
+    for place, column in enumerate(_COLUMNS):
+        codes[:, column] = (words >> _BITS * place & 15).T
+    return codes.flatten(0, 1)
 
 
 class AwqMethod(StoredQuantized):

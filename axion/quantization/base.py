@@ -9,7 +9,7 @@ and multiplies by it. Models know nothing of all this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import count, groupby
 from math import prod
@@ -288,8 +288,9 @@ class QuantizationMethod:
         """Whether config.json's `quantization_config` asks for this method."""
         return config.get("quant_method") in cls.quant_methods
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-        """Change a model on the meta device, before what it expects is compared with `stored`."""
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        """Change a model on the meta device, before what it expects is compared with `stored`,
+        from which may be removed what nobody needs."""
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
         """Bytes of what `module` itself, without those in it, will keep."""
@@ -327,7 +328,7 @@ class StoredQuantized(QuantizationMethod):
             tensors: what is stored of the layer, by the part of the name behind the layer's.
         """
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
         parts = _by_prefix(stored)
         for path, module in list(model.named_modules()):
             if isinstance(module, ExpertLinear):

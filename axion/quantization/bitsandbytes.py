@@ -30,6 +30,7 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
+from axion.quantization.int8 import Int8Kernel
 from axion.quantization.rows import RowKernel, look_up, pair_table
 
 _STATE = "weight.quant_state.bitsandbytes__"
@@ -37,23 +38,6 @@ _KINDS = ("nf4", "fp4")
 _MAX_STATE_BYTES = 2**16
 # Bytes are sometimes stored as numbers of another format (bnb_4bit_quant_storage).
 _STORAGE = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-
-
-class Int8Kernel(RowKernel):
-    """Dequantizes as it multiplies.
-
-    Args:
-        values: `[out_features, in_features]`, int8.
-        scales: `[out_features]`.
-    """
-
-    def __init__(self, values: Tensor, scales: Tensor) -> None:
-        super().__init__(values.shape[1], len(values))
-        self.values = nn.Parameter(values.clone(), requires_grad=False)
-        self.scales = nn.Parameter(scales / 127, requires_grad=False)
-
-    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        return self.values[start:end].float().mul_(self.scales[start:end, None]).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -70,10 +54,10 @@ class Int8Format(WeightFormat):
     def unpack(
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
-        return {"values": tensors["weight"], "scales": tensors["SCB"]}
+        return {"codes": tensors["weight"], "scale": tensors["SCB"] / 127}
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return Int8Kernel(**tensors)
+        return Int8Kernel(**tensors, rounds_input=False)
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         return out_features * (in_features + 4)

@@ -10,18 +10,19 @@ in order.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
 from axion.quantization import integers
 from axion.quantization.base import (
     Expected,
     Kernel,
+    QuantizedLinear,
     StoredQuantized,
     StoredTensor,
     WeightFormat,
@@ -122,6 +123,16 @@ class GptqMethod(StoredQuantized):
         self._config = config
         _check(config, "quantization_config")
         self._overrides = _overrides(config)
+
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        super().prepare(model, stored)
+        # Early versions of AutoGPTQ stored a bias of zeros for layers without one.
+        for layer in model.modules():
+            if isinstance(layer, QuantizedLinear) and layer.bias is None:
+                for source in layer.sources:
+                    bias = stored.get(name := f"{source.path}.bias")
+                    if bias is not None and not bias.read().any():
+                        del stored[name]
 
     def format(
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import ClassVar
 
 import torch
@@ -48,7 +48,7 @@ class OnLoad(QuantizationMethod):
     def kernel_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         """Bytes that the kernel of a weight keeps."""
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
         owners: dict[nn.Parameter, int] = {}
         for module in model.modules():
             for parameter in module.parameters(recurse=False):

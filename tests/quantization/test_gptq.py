@@ -126,10 +126,25 @@ def test_each_way_to_pack_is_read_as_it_was_meant(gptq: Gptq, tmp_path: Path) ->
     assert_same(quantized, plain)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "mixtral", "phi3"])
+@pytest.mark.parametrize(
+    "case", ["llama-attention-bias", "qwen3", "mixtral", "phi3", "deepseek-v3"]
+)
 def test_other_architectures_are_quantized_too(case: str, tmp_path: Path) -> None:
     gptq = Gptq(sym=False)
     assert_same(*(load(path) for path in save_pair(case, tmp_path, gptq, gptq.config)))
+
+
+def test_a_bias_of_zeros_for_a_layer_without_one_is_left_out(tmp_path: Path) -> None:
+    gptq = Gptq()
+    path, plain = save_pair("llama", tmp_path, gptq, gptq.config)
+    tensors = load_file(path / "model.safetensors")
+    layers = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    tensors |= {f"{layer}.bias": torch.zeros(64) for layer in layers}
+    save_file(tensors, path / "model.safetensors")
+    assert_same(load(path), load(plain))
+    save_file(tensors | {f"{layers[0]}.bias": torch.ones(64)}, path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=f"{layers[0]}.bias"):
+        load(path)
 
 
 @pytest.mark.parametrize("desc_act", [False, True])

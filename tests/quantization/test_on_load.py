@@ -181,7 +181,7 @@ def test_loading_holds_the_quantized_model_and_one_layer(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     peak, kept, plain = map(int, done.stdout.split())
     assert kept < 0.3 * plain
-    assert peak < kept + 0.25 * plain
+    assert peak < kept + 0.45 * plain
 
 
 _PEAK_MEMORY = """
