@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     )
     quantization: Literal["none", "int8", "int4", "fp8"] = Field(
         "none",
-        description="bits of the native engine's linear weights, of which a plain checkpoint is"
-        " quantized while it is loaded; none: as they are stored",
+        description="what the native engine quantizes a plain checkpoint's linear layers to while"
+        " it loads them: int8, int4 or fp8; none: they stay as they are stored",
     )
     tensor_parallel_size: int = Field(
         1,
