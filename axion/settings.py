@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
     )
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="what the native engine quantizes a plain checkpoint's linear layers to while"
+        " it loads them: int8, int4 or fp8; none: they stay as they are stored",
+    )
     tensor_parallel_size: int = Field(
         1,
         ge=1,

@@ -178,6 +178,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (the checkpoint's own where the device computes it well), `float32`,
             `bfloat16` or `float16`.
+        quantization: what plain weights are quantized to as they are loaded: `int8`, `int4`,
+            `fp8`, or `none`.
         max_model_len: prompt and output tokens of one sequence; the model's own limit applies too.
         max_num_seqs: sequences computed in one step.
         max_num_batched_tokens: token budget of one step.
@@ -190,6 +192,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     max_model_len: int = 4096
     max_num_seqs: int = 10
     max_num_batched_tokens: int = 2048

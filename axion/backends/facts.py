@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import msgspec
 import psutil
 
 from axion.backends.installed import AskError, ask
-from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.config import MAX_CONFIG_BYTES, load_json, quantization_config
 from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_architecture
 from axion.hub.snapshot import weight_files
@@ -28,6 +29,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         quantization: `quant_method` of config.json's `quantization_config`, or the type of most of
             a GGUF file's weights; empty for none.
         weight_bytes: of the files.
+        num_embedding_weights: numbers in the token embedding; 0 where config.json does not tell.
         head_dim: 0 where config.json does not tell.
         max_length: longest sequence that the model is meant for, in tokens; 0 where that is not
             told.
@@ -39,6 +41,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = ""
     dtype: str = ""
     weight_bytes: int = 0
+    num_embedding_weights: int = 0
     head_dim: int = 0
     max_length: int = 0
     has_remote_code: bool = False
@@ -67,6 +70,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         problem: why it could not be asked, if it was and could not.
         architectures: those that the engine itself lists; None if it was not asked.
         devices: those that it computes on.
+        quantizations: the methods by which weights may be quantized; None if any.
+        quantizes: what it can quantize plain weights to while it loads them.
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
@@ -87,6 +92,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     formats: frozenset[str] = frozenset({"safetensors"})
     quantizations: frozenset[str] | None = None
+    quantizes: frozenset[str] = frozenset()
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
@@ -109,8 +115,7 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
     # A model that takes pictures too has what we are after one level down.
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    quantization = config.get("quantization_config")
-    quantization = quantization if isinstance(quantization, dict) else {}
+    quantization = quantization_config(config) or {}
     return ModelFacts(
         name=name,
         architectures=tuple(map(str, config.get("architectures") or ())),
@@ -119,6 +124,7 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         weight_bytes=sum(file.stat().st_size for file in weight_files(path))
         if weight_bytes is None
         else weight_bytes,
+        num_embedding_weights=_product(text, "vocab_size", "hidden_size"),
         head_dim=_head_dim(text),
         max_length=_max_length(text),
         has_remote_code=bool(config.get("auto_map")),
@@ -145,6 +151,11 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
 
 
 _GGUF_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _product(config: dict[str, Any], *names: str) -> int:
+    sizes: list[Any] = [config.get(name) for name in names]
+    return prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
 
 
 def _head_dim(config: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from cachetools import LRUCache
 
 from axion import __version__
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.architectures import native_architectures
+from axion.backends.architectures import native_architectures, native_quantizations
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.facts import EngineFacts
@@ -158,7 +158,9 @@ class NativeBackend(LibraryBackend):
             version=__version__,
             architectures=await asyncio.to_thread(native_architectures),
             formats=FORMATS,
-            quantizations=frozenset(kind.name for kind in TENSOR_TYPES.values()),
+            quantizations=(await asyncio.to_thread(native_quantizations))
+            | {kind.name for kind in TENSOR_TYPES.values()},
+            quantizes=frozenset({"int8", "int4", "fp8"}),
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -313,6 +315,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         model_path=str(path),
         device=model.device,
         dtype=model.dtype,
+        quantization=model.quantization,
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,

@@ -7,11 +7,14 @@ module. How a quantized model differs is the part of `axion.quantization`.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +42,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 
 Progress = Callable[[int, int], None]
+Placed = MutableMapping[nn.Parameter, nn.Parameter]
 ModelT = TypeVar("ModelT", CausalLM, Encoder)
 
 
@@ -47,12 +51,14 @@ def load_model(
     *,
     device: torch.device,
     dtype: str | torch.dtype = "auto",
+    quantization: str = "none",
     on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model at `path`.
 
     Args:
         dtype: to keep the weights and compute in; see `resolve_dtype`.
+        quantization: what plain weights are quantized to; see `quantization_method`.
         on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
@@ -64,7 +70,7 @@ def load_model(
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
-    method = quantization_method(config)
+    method = quantization_method(config, quantization)
     model_config = model_class.config_cls.from_dict(config)
     stored = _rename(checkpoint.tensors, model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
@@ -152,8 +158,11 @@ def _fill(
     sizes = _sizes(model, method, dtype)
     _check_memory(sum(sizes.values()), device, dtype, method)
     done = 0
-    placed: dict[nn.Parameter, nn.Parameter] = {}
-    for path, module in list(model.named_modules()):
+    # Weak: of what a quantized module takes the place, nothing stays.
+    placed: Placed = WeakValueDictionary()
+    modules = dict(model.named_modules())
+    for path in sizes:
+        module = modules.pop(path)  # so that what is replaced is free
         _allocate(module, device, dtype, placed)
         for name, place in _destinations(path, module, stored):
             if name in stored:  # a tied head is not
@@ -161,10 +170,17 @@ def _fill(
         finished = method.finish(module, device, dtype)
         if finished is not module:
             model.set_submodule(path, finished)
+            _return_free_memory()
         done += sizes[path]
         if on_progress is not None and sizes[path]:
             on_progress(done, sum(sizes.values()))
     model.eval()
+
+
+def _return_free_memory() -> None:
+    # Between what stays, glibc keeps what is freed, which would add up to the plain model's size.
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -334,7 +350,7 @@ def _allocate(
     module: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
-    placed: dict[nn.Parameter, nn.Parameter],
+    placed: Placed,
 ) -> None:
     """Give a module's own parameters memory, uninitialised; those that were shared stay shared.
 
@@ -344,10 +360,11 @@ def _allocate(
         placed: parameters on the meta device to what took their places.
     """
     for name, parameter in module.named_parameters(recurse=False):
-        if parameter not in placed:
+        place = placed.get(parameter)
+        if place is None:
             empty = torch.empty_like(parameter, device=device, dtype=dtype)
-            placed[parameter] = nn.Parameter(empty, requires_grad=False)
-        module.register_parameter(name, placed[parameter])
+            place = placed[parameter] = nn.Parameter(empty, requires_grad=False)
+        module.register_parameter(name, place)
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
             module.register_buffer(name, torch.empty_like(buffer, device=device))

@@ -110,6 +110,7 @@ def decide_for(
         listed(settings.axion_backends),
         known=engine_names(),
         dtype=settings.dtype,
+        quantization=settings.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
     )
 

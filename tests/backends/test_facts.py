@@ -33,6 +33,13 @@ async def test_a_snapshot_tells_what_it_is():
         ({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}, {"head_dim": 32}),
         ({"text_config": {"head_dim": 8, "torch_dtype": "bfloat16"}}, {"head_dim": 8}),
         ({"quantization_config": {"quant_method": "awq"}}, {"quantization": "awq"}),
+        ({"compression_config": {"quant_method": "awq"}}, {"quantization": "awq"}),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+            {"quantization": "fp8"},
+        ),
+        ({"vocab_size": 100, "hidden_size": 64}, {"num_embedding_weights": 6400}),
+        ({"vocab_size": "many", "hidden_size": 64}, {"num_embedding_weights": 0}),
         ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
         ({"architectures": None}, {"architectures": ()}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
