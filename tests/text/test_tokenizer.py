@@ -188,16 +188,22 @@ def test_what_is_not_unicode_is_the_clients_error(byte_level_tokenizer: Tokenize
         byte_level_tokenizer.encode("a\ud800")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "qwen.tiktoken"])
-def test_a_folder_without_tokenizer_json_is_refused_with_what_would_do(
+@pytest.mark.parametrize("name", ["README.md", "vocab.json"])
+def test_a_folder_without_a_tokenizer_is_refused_with_what_would_do(
     model_folder: ModelFolder, name: str
 ) -> None:
     (model_folder.path / "tokenizer.json").unlink()
     model_folder.write(name, "")
-    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json.*save_pretrained") as caught:
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer.*save_pretrained") as caught:
         load_tokenizer(model_folder.path)
-    assert name in caught.value.message
+    assert ("vocab.json" in caught.value.message) == (name == "vocab.json")
     assert str(model_folder.path) not in caught.value.message
+
+
+def test_tokenizer_json_comes_before_other_files(model_folder: ModelFolder) -> None:
+    for name in ("tokenizer.model", "tekken.json", "qwen.tiktoken"):
+        model_folder.write(name, "damaged")
+    assert load_tokenizer(model_folder.path).decode([65])
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
