@@ -30,6 +30,7 @@ from axion.quantization.base import (
     StoredTensor,
 )
 from axion.quantization.registry import quantization_method
+from axion.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger("axion.engine")
 
@@ -219,8 +220,12 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        ids = _load_if_there(path / name, MAX_CONFIG_BYTES).get("eos_token_id")
-        found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+        config = _load_if_there(path / name, MAX_CONFIG_BYTES)
+        for part in (config, config.get("text_config")):
+            ids = part.get("eos_token_id") if isinstance(part, dict) else None
+            found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+    if not (path / "tokenizer.json").exists():
+        return tuple(sorted(found | _eos_of_other_tokenizer(path)))
     token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
@@ -232,6 +237,15 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
             if added.get("content") == token
         }
     return tuple(sorted(found))
+
+
+def _eos_of_other_tokenizer(path: Path) -> set[int]:
+    try:
+        tokenizer = load_tokenizer(path)
+    except ModelLoadError:  # there is none; who needs one says so
+        return set()
+    id = tokenizer.token_to_id(tokenizer.eos_token) if tokenizer.eos_token else None
+    return set() if id is None else {id}
 
 
 def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
