@@ -55,6 +55,7 @@ TORCH_ROOMS = {
     "axion.quantization",
     "axion.demo.train",
     "axion.engine.core",
+    "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",
     "axion.engine.model_runner",

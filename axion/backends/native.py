@@ -32,8 +32,10 @@ from axion.errors import (
     InvalidRequestError,
     ModelLoadError,
 )
+from axion.hub.gguf import TENSOR_TYPES, is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_generation_config
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import fingerprint
+from axion.hub.snapshot import FORMATS, fingerprint
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -155,7 +157,8 @@ class NativeBackend(LibraryBackend):
             engine="native",
             version=__version__,
             architectures=await asyncio.to_thread(native_architectures),
-            quantizations=frozenset(),
+            formats=FORMATS,
+            quantizations=frozenset(kind.name for kind in TENSOR_TYPES.values()),
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -321,12 +324,17 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
 
 def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, Any]]:
     tokenizer = load_tokenizer(path)
+    stored = (
+        gguf_generation_config(read_gguf(path))
+        if is_gguf(path)
+        else read_json(path / "generation_config.json")
+    )
     try:
-        config = msgspec.convert(read_json(path / "generation_config.json"), _GenerationConfig)
+        config = msgspec.convert(stored, _GenerationConfig)
         defaults = {k: v for k, v in msgspec.structs.asdict(config).items() if v is not None}
         SamplingParams(**defaults)
     except (msgspec.ValidationError, InvalidRequestError) as error:
-        raise ModelLoadError(f"generation_config.json of the model is wrong: {error}") from None
+        raise ModelLoadError(f"The model's sampling defaults are wrong: {error}") from None
     return tokenizer, load_chat_template(path, tokenizer), defaults
 
 

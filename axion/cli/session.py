@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -29,7 +28,7 @@ from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.settings import load_settings
-from axion.text.tokenizer import read_tokenizer_config
+from axion.text.chat_template import has_chat_template
 
 Chunk = dict[str, Any]
 Chunks = Generator[Chunk, None, None]
@@ -157,15 +156,6 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
             yield LocalModel(loop, backend, snapshot)
         finally:
             loop.call(backend.stop(0))
-
-
-def has_chat_template(path: Path) -> bool:
-    """Whether the model in a folder takes conversations."""
-    return (
-        (path / "chat_template.jinja").is_file()
-        or any(path.glob("additional_chat_templates/*.jinja"))
-        or bool(read_tokenizer_config(path).get("chat_template"))
-    )
 
 
 class LoopThread:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from axion.errors import ModelLoadError
 from axion.hub.config import load_config
+from axion.hub.gguf import is_gguf
 from axion.hub.snapshot import weight_files
 from axion.quantization.base import StoredTensor
 
@@ -33,6 +34,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelLoadError: files are missing, damaged or contradict each other.
     """
+    if is_gguf(path):
+        # Only such a model needs it, and it takes a while to import.
+        from axion.engine.gguf import GGUFCheckpoint
+
+        return GGUFCheckpoint(path)
     return SafetensorsCheckpoint(path)
 
 

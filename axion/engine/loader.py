@@ -20,6 +20,8 @@ from axion.engine.checkpoint import open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.gguf import is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
@@ -218,6 +220,8 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     Raises:
         ModelLoadError: one of these files is damaged.
     """
+    if is_gguf(path):
+        return tuple(gguf_generation_config(read_gguf(path))["eos_token_id"])
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         config = _load_if_there(path / name, MAX_CONFIG_BYTES)

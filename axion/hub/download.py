@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +36,13 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.messages import Downloaded, Failed, Message, Progress
-from axion.hub.snapshot import check_snapshot, select_files
+from axion.hub.snapshot import (
+    FORMATS,
+    check_snapshot,
+    choose_gguf,
+    has_only_gguf,
+    select_files,
+)
 
 API_TIMEOUT_S = 10.0
 REPORT_INTERVAL_S = 0.1
@@ -46,8 +52,16 @@ _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 Report = Callable[[int, int], None]
 
 
-def download(repo_id: str, revision: str, report: Report) -> Path:
-    """The folder of a complete snapshot, downloaded where the cache lacks it.
+def download(
+    repo_id: str,
+    revision: str,
+    report: Report,
+    *,
+    tag: str = "",
+    formats: Collection[str] = FORMATS,
+) -> tuple[Path, str]:
+    """A complete snapshot, downloaded where the cache lacks it: its folder, or the GGUF file that
+    `tag` means; and its commit.
 
     Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken.
 
@@ -56,24 +70,28 @@ def download(repo_id: str, revision: str, report: Report) -> Path:
         ModelLoadError: no access, no network, no space, or no weights that Axion loads.
     """
     try:
-        path = _fetch(repo_id, revision, report)
+        folder, files = _fetch(repo_id, revision, report, tag, formats)
     except AxionError:
         raise
     except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
-        cached = cached_snapshot(repo_id, revision)
+        cached = cached_snapshot(repo_id, revision, tag=tag, formats=formats)
         if cached is None:
             raise explain(error, repo_id, revision) from error
-        path = cached
-    check_snapshot(path)
-    return path
+        return cached
+    if files[0].endswith(".gguf"):
+        return folder / files[0], folder.name
+    check_snapshot(folder)
+    return folder, folder.name
 
 
-def _fetch(repo_id: str, revision: str, report: Report) -> Path:
+def _fetch(
+    repo_id: str, revision: str, report: Report, tag: str, formats: Collection[str]
+) -> tuple[Path, list[str]]:
     info = HfApi().model_info(
         repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
     )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    files = select_files(sizes)
+    files = select_files(sizes, tag=tag, formats=formats)
     total = sum(
         sizes[name]
         for name in files
@@ -104,13 +122,16 @@ def _fetch(repo_id: str, revision: str, report: Report) -> Path:
                     last_report = time.monotonic()
                     report(done, total)
 
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar))
+    path = snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar)
+    return Path(path), files
 
 
-def cached_snapshot(repo_id: str, revision: str) -> Path | None:
-    """A complete snapshot in the cache, found without the network."""
+def cached_snapshot(
+    repo_id: str, revision: str, *, tag: str = "", formats: Collection[str] = FORMATS
+) -> tuple[Path, str] | None:
+    """A complete snapshot in the cache, as `download` gives it, found without the network."""
     try:
-        path = Path(
+        folder = Path(
             snapshot_download(
                 repo_id,
                 revision=revision,
@@ -119,10 +140,14 @@ def cached_snapshot(repo_id: str, revision: str) -> Path | None:
                 ignore_patterns=["*/*"],
             )
         )
-        check_snapshot(path)
+        names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        if tag or ("gguf" in formats and has_only_gguf(names)):
+            chosen = choose_gguf(names, tag)
+            return (folder / chosen[0], folder.name) if set(chosen) <= set(names) else None
+        check_snapshot(folder)
     except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
         return None
-    return path
+    return folder, folder.name
 
 
 def _require_space(num_bytes: int) -> None:
@@ -198,16 +223,23 @@ def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
 
 
 def main() -> None:
-    """Arguments: repository id and revision. Messages on stdout, warnings on stderr."""
+    """Arguments: repository id, revision, tag (perhaps empty), formats of weights with commas
+    between. Messages on stdout, warnings on stderr."""
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    repo_id, revision = sys.argv[1:]
+    repo_id, revision, tag, formats = sys.argv[1:]
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         # Nothing but messages may reach the parent, whatever a library prints.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            path = download(repo_id, revision, lambda *args: _send(out, Progress(*args)))
-            _send(out, Downloaded(str(path), path.name))
+            path, commit = download(
+                repo_id,
+                revision,
+                lambda *args: _send(out, Progress(*args)),
+                tag=tag,
+                formats=formats.split(","),
+            )
+            _send(out, Downloaded(str(path), commit))
         except AxionError as error:
             _send(out, Failed(error.message, isinstance(error, ModelNotFoundError)))
 

@@ -12,9 +12,15 @@ import msgspec
 
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_INDEX_BYTES, load_json
+from axion.hub.gguf import is_gguf, shard_names, shard_paths
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
+
+# Of weights, those that the native engine loads.
+FORMATS = frozenset({"safetensors", "gguf"})
+# Of a repository's GGUF files, the one that is taken where none is named.
+_USUAL_GGUF = "Q4_K_M"
 
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 # A module of sentence-transformers: how an embedding model pools.
@@ -77,27 +83,32 @@ def check_snapshot(path: Path) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of the names, sizes and times of change of the file `path`, or of a folder's files."""
+    """Digest of the names, sizes and times of change of a model's files."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+    for file in shard_paths(path) if is_gguf(path) else sorted(path.rglob("*")):
         if file.is_file():
             stat = file.stat()
-            name = file.relative_to(path)
+            name = file.relative_to(path.parent)
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
-def select_files(names: Collection[str]) -> list[str]:
-    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights.
+def select_files(
+    names: Collection[str], *, tag: str = "", formats: Collection[str] = FORMATS
+) -> list[str]:
+    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights; or
+    GGUF files alone, if `tag` names one or there are no other weights.
 
     Raises:
-        ModelLoadError: a name would leave the folder, or there are no safetensors weights.
+        ModelLoadError: a name would leave the folder, or there are no weights of `formats`.
     """
     for name in names:
         if not is_safe_name(name):
             raise ModelLoadError(f"The repository lists an unsafe file name: {name[:80]!r}.")
     top = [name for name in names if "/" not in name]
-    refuse_other_formats(top)
+    if "gguf" in formats and (tag or has_only_gguf(names)):
+        return choose_gguf(names, tag)
+    refuse_other_formats(["x.gguf"] if tag else top)
     templates = [
         name
         for name in names
@@ -116,8 +127,8 @@ def refuse_other_formats(names: Collection[str]) -> None:
         return
     if any(name.endswith(".gguf") for name in names):
         raise ModelLoadError(
-            "The model has GGUF weights only, which Axion does not load yet. "
-            "Use the safetensors version of the model."
+            "The model has GGUF weights only, which none of the engines in use loads. The engines "
+            "native and llama_cpp do: name one in AXION_BACKENDS."
         )
     if any(name.endswith(_PICKLE_SUFFIXES) for name in names):
         raise ModelLoadError(
@@ -125,6 +136,45 @@ def refuse_other_formats(names: Collection[str]) -> None:
             "loaded and are refused. Use a version with safetensors."
         )
     raise ModelLoadError("The model has no safetensors weights.")
+
+
+def has_only_gguf(names: Collection[str]) -> bool:
+    """Whether there are GGUF files among `names`, and no safetensors beside them."""
+    has_others = any(name.endswith(".safetensors") and "/" not in name for name in names)
+    return not has_others and any(name.endswith(".gguf") for name in names)
+
+
+def choose_gguf(names: Collection[str], tag: str = "") -> list[str]:
+    """The GGUF file, or files if it is split, that `tag` means: a quantization or a file's name.
+
+    Raises:
+        ModelLoadError: it means none, or it is empty and there are several of them.
+    """
+    models = {
+        shard_names(name)[0]
+        for name in names
+        if name.endswith(".gguf") and not PurePosixPath(name).name.startswith("mmproj")
+    }
+    found = {name for name in models if tag and _is_meant(name, tag)}
+    if not tag:
+        usual = {name for name in models if _is_meant(name, _USUAL_GGUF)}
+        found = usual if len(usual) == 1 else models
+    if len(found) != 1:
+        shown = ", ".join(sorted(found or models)[:40]) or "none"
+        raise ModelLoadError(
+            f"The model has {len(found) or 'no'} GGUF files that {tag[:80]!r} could mean. Put a "
+            "colon behind the model's name, and a quantization such as Q4_K_M or a file's name. "
+            f"There are: {shown}."
+            if tag
+            else f"The model has several GGUF files: {shown}. Name one."
+        )
+    return shard_names(found.pop())
+
+
+def _is_meant(name: str, tag: str) -> bool:
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", PurePosixPath(name).stem)
+    part = rf"(?:.*[-._])?{re.escape(tag)}"
+    return name == tag or re.fullmatch(part, stem, re.IGNORECASE) is not None
 
 
 def is_safe_name(name: str) -> bool:

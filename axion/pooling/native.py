@@ -126,9 +126,10 @@ class NativeEmbedder:
 
 
 def _download(model: str) -> Path:
-    repo_id, revision = parse_id(model)
+    repo_id, revision, tag = parse_id(model)
     logger.info("looking for %s", model)
-    return download(repo_id, revision, lambda *_: None)
+    formats = ("safetensors",)
+    return download(repo_id, revision, lambda *_: None, tag=tag, formats=formats)[0]
 
 
 def _tokenizer(folder: Path, max_length: int) -> BatchTokenizer:

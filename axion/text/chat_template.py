@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from axion.errors import InvalidRequestError, ModelLoadError
+from axion.hub.gguf import is_gguf, read_gguf
 from axion.text.mistral_template import mistral_template
 from axion.text.template_process import DEFAULT_TIMEOUT_S, TemplateProcess
 from axion.text.tokenizer import Tokenizer, read_json, read_tokenizer_config
@@ -149,7 +150,7 @@ class ChatTemplate:
 def load_chat_template(
     path: Path, tokenizer: Tokenizer, *, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> ChatTemplate | None:
-    """The chat template of a Hugging Face model folder; None if it has none.
+    """The chat template of a Hugging Face model folder or GGUF file; None if it has none.
 
     `chat_template.jinja` and `additional_chat_templates/` come before the `chat_template` of
     `tokenizer_config.json`, and that before `chat_template.json`. Where there is none,
@@ -178,7 +179,14 @@ def template_source(path: Path) -> str:
     return templates.get("tool_use") or templates.get("default") or ""
 
 
+def has_chat_template(path: Path) -> bool:
+    """Whether the model in a folder or GGUF file takes conversations."""
+    return bool(_templates(path))
+
+
 def _templates(path: Path) -> dict[str, str]:
+    if is_gguf(path):
+        return _gguf_templates(read_gguf(path).metadata)
     tokenizer = _config_templates(read_tokenizer_config(path), "tokenizer_config.json")
     if templates := tokenizer | _template_files(path):
         return templates
@@ -191,6 +199,18 @@ def _templates(path: Path) -> dict[str, str]:
     version, thinks = chat_format(path / TEKKEN_FILE)
     template = mistral_template(version, thinks=thinks)
     return {"default": template} if template else {}
+
+
+def _gguf_templates(metadata: dict[str, Any]) -> dict[str, str]:
+    key = "tokenizer.chat_template"
+    templates = {
+        "default" if name == key else name.removeprefix(f"{key}."): template
+        for name, template in metadata.items()
+        if name == key or name.startswith(f"{key}.")
+    }
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise ModelLoadError("A chat template of the GGUF file is not a text.")
+    return templates
 
 
 def _template_files(path: Path) -> dict[str, str]:

@@ -13,8 +13,10 @@ from typing import Any
 import tokenizers
 
 from axion.errors import AxionError, InternalError, InvalidRequestError, ModelLoadError
+from axion.hub.gguf import is_gguf, read_gguf
 from axion.text.byte_alphabet import BYTE_ALPHABET, from_alphabet
 from axion.text.tokenizer_formats import convert
+from axion.text.tokenizer_formats.gguf import convert as convert_gguf
 
 # Parallelism only helps batches, and the library warns about it at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -144,11 +146,14 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model folder: `tokenizer.json`, or one of `tokenizer_formats`.
+    """The tokenizer of a model folder (`tokenizer.json`, or one of `tokenizer_formats`), or of a
+    GGUF file.
 
     Raises:
         ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
+    if is_gguf(path):
+        return Tokenizer(*convert_gguf(read_gguf(path).metadata))
     config = read_tokenizer_config(path)
     special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
     file = path / "tokenizer.json"
