@@ -26,6 +26,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
         tensor_parallel_size: GPUs that share each of the model's layers.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
     model_name: str
@@ -39,6 +40,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float = 0.9
     num_threads: int | None = None
     tensor_parallel_size: int = 1
+    allow_pickle: bool = False
 
     @property
     def name(self) -> str:

@@ -13,9 +13,9 @@ from axion.backends.installed import AskError, ask
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_architecture
-from axion.hub.snapshot import weight_files
+from axion.hub.snapshot import FORMATS_WITH_PICKLE, has_only_pickle, weight_files
 
-WeightFormat = Literal["safetensors", "gguf"]
+WeightFormat = Literal["safetensors", "gguf", "pickle"]
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -114,9 +114,12 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
     return ModelFacts(
         name=name,
         architectures=tuple(map(str, config.get("architectures") or ())),
+        format="pickle"
+        if has_only_pickle({file.name for file in path.iterdir()})
+        else "safetensors",
         quantization=str(quantization.get("quant_method") or ""),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path))
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path, FORMATS_WITH_PICKLE))
         if weight_bytes is None
         else weight_bytes,
         head_dim=_head_dim(text),

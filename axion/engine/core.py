@@ -58,7 +58,11 @@ class EngineCore:
         self.device = resolve_device(config.device)
         path = Path(config.model_path)
         self.model = load_model(
-            path, device=self.device, dtype=config.dtype, on_progress=on_progress
+            path,
+            device=self.device,
+            dtype=config.dtype,
+            allow_pickle=config.allow_pickle,
+            on_progress=on_progress,
         )
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())

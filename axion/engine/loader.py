@@ -48,19 +48,21 @@ def load_model(
     *,
     device: torch.device,
     dtype: str | torch.dtype = "auto",
+    allow_pickle: bool = False,
     on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model at `path`.
 
     Args:
         dtype: to keep the weights and compute in; see `resolve_dtype`.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
         on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported, or the
             weights are damaged, not exactly what config.json describes, or too large.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     config = checkpoint.config
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None

@@ -152,12 +152,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
-    if is_gguf(path):
-        return Tokenizer(*convert_gguf(read_gguf(path).metadata))
-    config = read_tokenizer_config(path)
-    special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
-    file = path / "tokenizer.json"
     with _panics_as(ModelLoadError("The model's tokenizer is damaged: its tables contradict.")):
+        if is_gguf(path):
+            return Tokenizer(*convert_gguf(read_gguf(path).metadata))
+        config = read_tokenizer_config(path)
+        special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
+        file = path / "tokenizer.json"
         if file.is_file():
             try:
                 return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
