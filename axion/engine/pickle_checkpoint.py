@@ -55,6 +55,10 @@ class PickleCheckpoint:
 
 def _load(file: Path) -> dict[str, Tensor]:
     try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
+    try:
         content: Any = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
@@ -63,8 +67,6 @@ def _load(file: Path) -> dict[str, Tensor]:
             f"{file.name} is damaged, or holds more than tensors, which is refused. Use a version "
             "of the model with safetensors."
         ) from None
-    except OSError as error:
-        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
     except Exception as error:  # torch's errors for damaged files are of many kinds
         raise ModelLoadError(
             f"{file.name} is damaged ({type(error).__name__}). Download the model again."
