@@ -261,11 +261,12 @@ def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
 
 
 def main() -> None:
-    """Arguments: repository id, revision, tag (perhaps empty), formats of weights with commas
-    between. Messages on stdout, warnings on stderr."""
+    """Arguments: repository id, revision, tag (or nothing), formats of weights with commas between
+    (or nothing). Messages on stdout, warnings on stderr."""
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    repo_id, revision, tag, formats = sys.argv[1:]
+    repo_id, revision, *rest = sys.argv[1:]
+    tag, formats = rest or ("", ",".join(FORMATS))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         # Nothing but messages may reach the parent, whatever a library prints.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
