@@ -10,7 +10,7 @@ import msgspec
 import psutil
 
 from axion.backends.installed import AskError, ask
-from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.config import load_config
 from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_architecture
 from axion.hub.snapshot import FORMATS_WITH_PICKLE, has_only_pickle, weight_files
@@ -101,11 +101,12 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         weight_bytes: of the weights, where these are not in the folder.
 
     Raises:
-        ModelLoadError: config.json, or the GGUF file's header, cannot be read.
+        ModelLoadError: config.json names no architecture; it, or the GGUF file's header, cannot be
+            read.
     """
     if is_gguf(path):
         return _gguf_facts(name, read_gguf(path))
-    config = load_json(path / "config.json", MAX_CONFIG_BYTES)
+    config = load_config(path)
     # A model that takes pictures too has what we are after one level down.
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
@@ -113,7 +114,7 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
     quantization = quantization if isinstance(quantization, dict) else {}
     return ModelFacts(
         name=name,
-        architectures=tuple(map(str, config.get("architectures") or ())),
+        architectures=tuple(config["architectures"]),
         format="pickle"
         if has_only_pickle({file.name for file in path.iterdir()})
         else "safetensors",
