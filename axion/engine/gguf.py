@@ -31,6 +31,7 @@ from axion.quantization.gguf_blocks import dequantize
 _PAIRED = frozenset({"llama", "mistral3", "granite", "granitemoe", "olmo", "smollm3"})
 # Those to whose norms it adds the 1 that these models do.
 _SHIFTED = frozenset({"gemma", "gemma2", "gemma3", "nemotron"})
+_FALCON_NORMS = {"attn_norm": "attn_norm_2", "attn_norm_2": "attn_norm"}
 # Read already, to know the model's rotary embedding.
 _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
 
@@ -138,7 +139,8 @@ class _Translation:
                 stored = re.sub(r"attn_[qkv]\b", "attn_qkv", stored)
                 move = _rows(slice(start, start + size), move)
             start += size
-            yield self._tensor(f"{parent}.{shard}.{name}", [stored], move)
+            own = f"{parent}.{shard}.{name}"
+            yield self._tensor(own, [stored], move, keeps=name == "weight")
 
     def _experts(self, parent: str, linear: ExpertLinear, name: str) -> Iterator[StoredTensor]:
         """A file stacks the experts."""
@@ -157,7 +159,8 @@ class _Translation:
             start += size
             for expert in range(linear.num_experts):
                 own = f"{parent}.{expert}.{shard}.{name}"
-                yield self._tensor(own, stored, _expert(expert, move))
+                one = _expert(expert, move)
+                yield self._tensor(own, stored, one, keeps=name == "weight")
 
     def _plain(self, path: str, module: nn.Module, name: str) -> StoredTensor:
         own = f"{path}.{name}"
@@ -205,6 +208,10 @@ class _Translation:
             raise ModelLoadError(
                 f"GGUF files of the architecture {self._gguf.architecture} hold no {path}.{name}."
             )
+        if self._gguf.architecture == "falcon" and "blk.0.attn_norm_2.weight" in self._gguf.tensors:
+            # Of the newer layers attention has the second norm.
+            layer, _, last = stored.rpartition(".")
+            stored = f"{layer}.{_FALCON_NORMS.get(last, last)}" if layer else last
         return f"{stored}.{name}"
 
     def _stored(self, name: str) -> FileTensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,18 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
-from axion.quantization.gguf_blocks import dequantize
+from axion.quantization.gguf_blocks import dequantize, four_bits
 
 BLOCK_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values() if kind.name not in FLOAT_TYPES}
 
-# Numbers that are dequantized at once: few enough to stay in a processor's cache.
-_PIECE = {"cpu": 2**17, "cuda": 2**24}
+# Numbers that are dequantized at once.
+_PIECE = {"cpu": 2**20, "cuda": 2**24}
+# What ATen's kernel for four bits takes.
+_INT4_TYPES = frozenset({"Q4_0", "Q4_1", "Q4_K"})
+_INT4_GROUP = 32
+_INT4_ROWS = 16
+# It packs so many rows at once.
+_INT4_BLOCK = 64
 
 
 class BlockKernel(Kernel):
@@ -43,7 +49,7 @@ class BlockKernel(Kernel):
         self.rows_at_once = max(1, _PIECE[weight.device.type] // row_size)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.cat([piece.to(dtype) for piece in self._pieces()])
+        return torch.cat([piece.to(dtype, copy=True) for piece in self._pieces()])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in self._pieces()], dim=-1)
@@ -52,9 +58,44 @@ class BlockKernel(Kernel):
         """Some rows of the weight, `[n, in_features]`."""
         return dequantize(self.weight[indices], self.kind).to(dtype)
 
-    def _pieces(self) -> list[Tensor]:
-        pieces = self.weight.split(self.rows_at_once)
-        return (dequantize(piece, self.kind) for piece in pieces)
+    def _pieces(self) -> Iterator[Tensor]:
+        """Some rows after the other, float32, each until the next is asked for."""
+        buffer = None
+        for rows in self.weight.split(self.rows_at_once):
+            piece = dequantize(rows, self.kind, buffer)
+            buffer = piece.flatten() if buffer is None else buffer
+            yield piece
+
+
+class Int4Kernel(Kernel):
+    """Four bits by ATen's own product, in bfloat16 on the CPU: a hundred times faster there.
+
+    Each block's scale and offset become bfloat16, as the weights would.
+    """
+
+    def __init__(self, weight: Tensor, kind: TensorType) -> None:
+        super().__init__()
+        packed, pairs = [], []
+        for rows in weight.split(_INT4_BLOCK):
+            parts = four_bits(rows, kind)
+            assert parts is not None
+            codes, scale, zero = parts
+            packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+            pairs.append(torch.stack((scale, zero), dim=-1).bfloat16())
+        self.packed = nn.Parameter(torch.cat(packed), requires_grad=False)
+        scales_and_zeros = torch.cat(pairs).transpose(0, 1).contiguous()
+        self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
+        self.in_features = len(scales_and_zeros) * _INT4_GROUP
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        # The layout is ATen's own; a product with ones and zeros is exact.
+        return self(torch.eye(self.in_features, dtype=torch.bfloat16)).T.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.reshape(-1, self.in_features), self.packed, _INT4_GROUP, self.scales_and_zeros
+        )
+        return out.view(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -65,9 +106,19 @@ class BlockFormat(WeightFormat):
         return {"weight": Expected((out_features, in_features), (self.kind.name,))}
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return BlockKernel(tensors["weight"].clone(), self.kind)
+        weight = tensors["weight"]
+        if weight.device.type == "cpu" and self._suits_int4(len(weight), dtype):
+            return Int4Kernel(weight, self.kind)
+        return BlockKernel(weight.clone(), self.kind)
+
+    def _suits_int4(self, out_features: int, dtype: torch.dtype) -> bool:
+        # In float32 and float16 that kernel is slower than all else.
+        suits = dtype == torch.bfloat16 and out_features % _INT4_ROWS == 0
+        return suits and self.kind.name in _INT4_TYPES
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        if self._suits_int4(out_features, dtype):
+            return out_features * (in_features // 2 + in_features // _INT4_GROUP * 4)
         return out_features * in_features // self.kind.block_size * self.kind.num_bytes
 
 
@@ -75,7 +126,10 @@ class BlockEmbedding(QuantizedLinear):
     """Takes the place of an `Embedding`, and of the head that shares its weight."""
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        super().load(device, dtype)
+        [source] = self.sources
+        weight = source.read(device)["weight"].clone()
+        self.kernels.append(BlockKernel(weight, source.format.kind))
+        self.sources = []
         self.dtype = dtype
 
     def forward(self, input_ids: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Harness:
     def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
         self.model = model
         self.kv_caches = allocate(
-            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=torch.float32, device=CPU
+            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=model.dtype, device=CPU
         )
         for cache in self.kv_caches:
             for tensor in cache:
