@@ -99,13 +99,6 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def lose_a_shard(file: Path) -> None:
-    shards = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
-    file.rename(file.with_name(shards[0]))
-    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
-    file.with_name("model.safetensors.index.json").write_text(json.dumps(index))
-
-
 def ask(server: Server, text: str, **options):
     return server.openai.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": text}], temperature=0, **options
@@ -288,18 +281,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others_served(server: Server):
     assert ask(server, "What is 20 + 22?").choices[0].message.content == "20 + 22 = 42"
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (truncate, r"model\.safetensors is damaged \(.*\)\. Download the model again\."),
-        (lose_a_shard, r"1 of 2 weight files are missing, model-00002-of-00002\.safetensors"),
-    ],
-)
-def test_a_damaged_model_ends_the_start_with_a_sentence(
-    tmp_path: Path, fault: Callable[[Path], None], said: str
-):
+def test_a_damaged_model_ends_the_start_with_a_sentence(tmp_path: Path):
     folder = save_tiny_model(tmp_path / "model")
-    fault(folder / "model.safetensors")
+    truncate(folder / "model.safetensors")
     result = subprocess.run(
         [sys.executable, "-m", "axion"],
         cwd=tmp_path,
@@ -311,7 +295,7 @@ def test_a_damaged_model_ends_the_start_with_a_sentence(
     )
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
-    assert re.search(said, last)
+    assert re.match(r"model\.safetensors is damaged \(.*\)\. Download the model again\.", last)
     assert last.endswith("MODEL_NAME=axion/demo.")
     assert "Traceback" not in result.stderr
 
