@@ -31,7 +31,7 @@ _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json", re.ASCII)
 _TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _PICKLE_FILE = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
-_TOKENIZER_SUFFIXES = (".model", ".tiktoken")  # beside those in JSON
+_TOKENIZER_SUFFIXES = (".model", ".tiktoken", "merges.txt")  # beside those in JSON
 # Files that are not weights, as patterns.
 SMALL_FILES = ["*.json", "*.jinja", *(f"*{suffix}" for suffix in _TOKENIZER_SUFFIXES)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from axion.text.tokenizer_formats import sentencepiece, tekken, tiktoken
+from axion.text.tokenizer_formats import gpt2, sentencepiece, tekken, tiktoken
 from axion.text.tokenizer_formats.common import Converted, read_file
 from axion.text.tokenizer_formats.tekken import FILE as TEKKEN_FILE
 from axion.text.tokenizer_formats.tekken import chat_format
@@ -35,4 +35,4 @@ def convert(path: Path, config: dict[str, Any]) -> Converted | None:
             return tiktoken.convert(file.name, data, path, config)
         if file.suffix == ".model":
             return sentencepiece.convert(file.name, data, path, config)
-    return None
+    return gpt2.convert(path, config) if gpt2.is_known(path, config) else None
