@@ -163,23 +163,35 @@ def cached_snapshot(
 ) -> tuple[Path, str] | None:
     """A complete snapshot in the cache, as `download` gives it, found without the network."""
     try:
-        folder = Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=SMALL_FILES,
-                ignore_patterns=["*/*"],
-            )
-        )
-        names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-        if tag or ("gguf" in formats and has_only_gguf(names)):
-            chosen = choose_gguf(names, tag)
-            return (folder / chosen[0], folder.name) if set(chosen) <= set(names) else None
+        if "gguf" in formats and (path := _cached_gguf(repo_id, revision, tag)) is not None:
+            return path
+        folder = _cached_folder(repo_id, revision, SMALL_FILES)
         check_snapshot(folder, formats)
     except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
         return None
-    return folder, folder.name
+    return (folder, folder.name) if not tag else None
+
+
+def _cached_gguf(repo_id: str, revision: str, tag: str) -> tuple[Path, str] | None:
+    folder = _cached_folder(repo_id, revision, [])
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    if not tag and not has_only_gguf(names):
+        return None
+    chosen = choose_gguf(names, tag)
+    return (folder / chosen[0], folder.name) if set(chosen) <= set(names) else None
+
+
+def _cached_folder(repo_id: str, revision: str, needed: list[str]) -> Path:
+    """The folder of a snapshot in the cache, which must have all files of the patterns."""
+    return Path(
+        snapshot_download(
+            repo_id,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=needed,
+            ignore_patterns=["*/*"],
+        )
+    )
 
 
 def _require_space(num_bytes: int) -> None:

@@ -12,7 +12,7 @@ import uvloop
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS_WITH_PICKLE, fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
 
 from .conftest import COMMIT, Hub, Repo
 
@@ -251,7 +251,7 @@ async def test_invalid_token_is_told_apart_from_a_missing_model(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("pytorch_model.bin", "pickle"), ("model.gguf", "GGUF"), ("README.md", "no safetensors")],
+    [("pytorch_model.bin", "pickle"), ("README.md", "no safetensors")],
 )
 async def test_repository_without_safetensors_is_refused_before_any_download(
     hub: Hub, name: str, said: str
@@ -419,15 +419,88 @@ async def test_unusable_folder_says_what_is_missing(
     assert said in (await refused(str(folder))).message
 
 
-async def test_gguf_file_is_named_as_such(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "GGUF file" in (await refused(str(tmp_path / "m.gguf"))).message
+GGUF_REPO = {
+    "config.json": b"{}",
+    "README.md": b"#",
+    "tiny-Q4_K_M.gguf": b"4" * 400,
+    "tiny-IQ4_K_M-x.gguf": b"i" * 400,
+    "tiny.Q8_0.gguf": b"8" * 800,
+    "mmproj-F16.gguf": b"m" * 100,
+    "BF16/tiny-BF16-00001-of-00002.gguf": b"b" * 900,
+    "BF16/tiny-BF16-00002-of-00002.gguf": b"c" * 900,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (ID, ["tiny-Q4_K_M.gguf"]),
+        (f"{ID}:Q4_K_M", ["tiny-Q4_K_M.gguf"]),
+        (f"{ID}:q8_0", ["tiny.Q8_0.gguf"]),
+        (f"{ID}@main:Q8_0", ["tiny.Q8_0.gguf"]),
+        (f"{ID}:tiny.Q8_0.gguf", ["tiny.Q8_0.gguf"]),
+        (
+            f"{ID}:BF16",
+            ["BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"],
+        ),
+    ],
+)
+async def test_of_a_repository_of_gguf_files_one_is_downloaded(
+    hub: Hub, name: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(GGUF_REPO)
+    snapshot = await resolve(name)
+    assert (str(snapshot.path).endswith(files[0]), snapshot.revision) == (True, COMMIT)
+    assert sorted(hub.downloads()) == [name.rpartition("/")[2] for name in files]
+    # What it resolves to is a name too, as engines get it.
+    assert (await resolve(str(snapshot.path))).path == snapshot.path
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert (await resolve(name)).path == snapshot.path
+
+
+async def test_beside_safetensors_a_gguf_file_is_taken_where_it_is_named(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files)
+    assert (await resolve(f"{ID}:Q4_K_M")).path.name == "model.Q4_K_M.gguf"
+    assert (await resolve(ID)).path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "formats", "said"),
+    [
+        (f"{ID}:Q2_K", FORMATS, "no GGUF files that 'Q2_K' could mean"),
+        (f"{ID}:Q8_0", {"safetensors"}, "none of the engines in use loads"),
+        (ID, {"safetensors"}, "none of the engines in use loads"),
+        (f"{ID}:", FORMATS, "names no GGUF file"),
+        (f"{ID}:../x", FORMATS, "names no GGUF file|holds '..'"),
+    ],
+)
+async def test_gguf_file_that_is_not_there_or_of_no_use_is_refused(
+    hub: Hub, name: str, formats: set[str], said: str
+) -> None:
+    hub.repos[ID] = Repo(GGUF_REPO)
+    with pytest.raises((ModelLoadError, ModelNotFoundError), match=said):
+        await resolve(name, formats=formats)
+    assert hub.downloads() == []
+
+
+async def test_folder_with_one_gguf_model_is_that_model(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    first = tmp_path / "m-00001-of-00002.gguf"
+    assert (await resolve(str(tmp_path))).path == first
+    assert (await resolve(str(tmp_path / "m-00002-of-00002.gguf"))).path == first
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert "several GGUF files" in (await refused(str(tmp_path))).message
 
 
 async def test_gguf_file_is_for_those_who_load_it(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
     assert (await resolve(str(file), formats={"gguf"})).path == file
+    with pytest.raises(ModelLoadError, match="none of the engines in use loads"):
+        await resolve(str(file), formats={"safetensors"})
     before = fingerprint(file)
     file.write_bytes(b"GGUF2")
     assert fingerprint(file) != before

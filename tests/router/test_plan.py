@@ -107,14 +107,16 @@ async def test_python_that_comes_with_a_model_is_told(folder: Path):
 
 async def test_a_gguf_file_goes_to_the_engine_that_loads_it(folder: Path):
     path = write_gguf(folder.parent / "m.gguf")
-    with pytest.raises(ModelLoadError, match="llama_cpp"):
-        await made(path)
-    with pytest.raises(ModelLoadError, match="AXION_LLAMA_CPP_COMMAND"):
-        await made(path, axion_backends="llama_cpp,native")
+    assert engines(await made(path)) == ["native"]
     write_program(folder / "llama-server", "#!/bin/sh\necho 'version: 1 (a)' >&2\n")
-    found = await made(path, axion_backends="native,llama_cpp")
-    assert engines(found) == ["llama_cpp"]
-    assert found.backends[0][1].model_name == str(path)
+    for order in (["native", "llama_cpp"], ["llama_cpp", "native"]):
+        found = await made(path, axion_backends=",".join(order))
+        assert engines(found) == order
+        assert found.backends[0][1].model_name == str(path)
+    other = write_gguf(folder.parent / "other.gguf", "mamba")
+    assert engines(await made(other, axion_backends="native,llama_cpp")) == ["llama_cpp"]
+    with pytest.raises(ModelLoadError, match="mamba"):
+        await made(other)
 
 
 async def test_a_remote_server_alone_needs_no_files(monkeypatch: pytest.MonkeyPatch):
