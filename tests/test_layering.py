@@ -59,6 +59,7 @@ TORCH_ROOMS = {
     "axion.engine.kv_cache",
     "axion.engine.loader",
     "axion.engine.model_runner",
+    "axion.engine.pickle_checkpoint",
     "axion.engine.sampler",
     "axion.engine.process",
     "axion.pooling.native",

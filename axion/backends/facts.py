@@ -11,12 +11,12 @@ import msgspec
 import psutil
 
 from axion.backends.installed import AskError, ask
-from axion.hub.config import MAX_CONFIG_BYTES, load_json, quantization_config
+from axion.hub.config import load_config, quantization_config
 from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_architecture
-from axion.hub.snapshot import weight_files
+from axion.hub.snapshot import FORMATS_WITH_PICKLE, has_only_pickle, weight_files
 
-WeightFormat = Literal["safetensors", "gguf"]
+WeightFormat = Literal["safetensors", "gguf", "pickle"]
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -107,21 +107,25 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         weight_bytes: of the weights, where these are not in the folder.
 
     Raises:
-        ModelLoadError: config.json, or the GGUF file's header, cannot be read.
+        ModelLoadError: config.json names no architecture; it, or the GGUF file's header, cannot be
+            read.
     """
     if is_gguf(path):
         return _gguf_facts(name, read_gguf(path))
-    config = load_json(path / "config.json", MAX_CONFIG_BYTES)
+    config = load_config(path)
     # A model that takes pictures too has what we are after one level down.
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     quantization = quantization_config(config) or {}
     return ModelFacts(
         name=name,
-        architectures=tuple(map(str, config.get("architectures") or ())),
+        architectures=tuple(config["architectures"]),
+        format="pickle"
+        if has_only_pickle({file.name for file in path.iterdir()})
+        else "safetensors",
         quantization=str(quantization.get("quant_method") or ""),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path))
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path, FORMATS_WITH_PICKLE))
         if weight_bytes is None
         else weight_bytes,
         num_embedding_weights=_product(text, "vocab_size", "hidden_size"),

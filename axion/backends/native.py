@@ -35,7 +35,7 @@ from axion.errors import (
 from axion.hub.gguf import TENSOR_TYPES, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_generation_config
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS, fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -157,7 +157,7 @@ class NativeBackend(LibraryBackend):
             engine="native",
             version=__version__,
             architectures=await asyncio.to_thread(native_architectures),
-            formats=FORMATS,
+            formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
             quantizations=(await asyncio.to_thread(native_quantizations))
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
@@ -176,7 +176,8 @@ class NativeBackend(LibraryBackend):
                 f"tensor_parallel_size is {model.tensor_parallel_size}; the native engine computes "
                 "on one device."
             )
-        path = (await resolve(model.model_name)).path
+        formats = FORMATS_WITH_PICKLE if model.allow_pickle else FORMATS
+        path = (await resolve(model.model_name, formats=formats)).path
         starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
         try:
             text = await asyncio.to_thread(_load_text, path)
@@ -322,6 +323,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
+        allow_pickle=model.allow_pickle,
     )
 
 

@@ -23,11 +23,11 @@ from axion.backends.base import InferenceBackend
 from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import Snapshot
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, Snapshot
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest
-from axion.settings import load_settings
+from axion.settings import load_settings, model_folders
 from axion.text.chat_template import has_chat_template
 
 Chunk = dict[str, Any]
@@ -139,7 +139,14 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
     name = name or settings.model_name
     with LoopThread() as loop:
         with progress() as show:
-            snapshot = loop.call(resolve(name, on_progress=partial(show, f"Downloading {name}")))
+            snapshot = loop.call(
+                resolve(
+                    name,
+                    on_progress=partial(show, f"Downloading {name}"),
+                    formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
+                    folders=model_folders(settings),
+                )
+            )
             config = msgspec.structs.replace(
                 model_config(settings),
                 model_name=str(snapshot.path),

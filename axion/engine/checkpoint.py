@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from axion.errors import ModelLoadError
 from axion.hub.config import load_config
 from axion.hub.gguf import is_gguf
-from axion.hub.snapshot import weight_files
+from axion.hub.snapshot import has_only_pickle, weight_files
 from axion.quantization.base import StoredTensor
 
 
@@ -28,8 +28,11 @@ class Checkpoint(Protocol):
     tensors: dict[str, StoredTensor]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint at `path`. Nothing that a model's files hold is ever executed.
+
+    Args:
+        allow_pickle: weights in pytorch_model.bin may be loaded.
 
     Raises:
         ModelLoadError: files are missing, damaged or contradict each other.
@@ -39,6 +42,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         from axion.engine.gguf import GGUFCheckpoint
 
         return GGUFCheckpoint(path)
+    if allow_pickle and has_only_pickle({file.name for file in path.iterdir()}):
+        from axion.engine.pickle_checkpoint import PickleCheckpoint
+
+        return PickleCheckpoint(path)
     return SafetensorsCheckpoint(path)
 
 

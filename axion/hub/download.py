@@ -10,6 +10,7 @@ HF_ENDPOINT, HF_HUB_OFFLINE and the proxies'.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -32,12 +33,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
-from axion.hub.messages import Downloaded, Failed, Message, Progress
+from axion.hub.messages import Downloaded, Failed, FromCache, Message, Progress
 from axion.hub.snapshot import (
     FORMATS,
+    SMALL_FILES,
     check_snapshot,
     choose_gguf,
     has_only_gguf,
@@ -46,8 +49,8 @@ from axion.hub.snapshot import (
 
 API_TIMEOUT_S = 10.0
 REPORT_INTERVAL_S = 0.1
-# The small files that a cached snapshot must have when the Hub cannot be asked for its list.
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+# A download that has not written for so long is dead.
+STALE_AFTER_S = 3600.0
 
 Report = Callable[[int, int], None]
 
@@ -56,6 +59,7 @@ def download(
     repo_id: str,
     revision: str,
     report: Report,
+    warn: Callable[[str], None],
     *,
     tag: str = "",
     formats: Collection[str] = FORMATS,
@@ -63,7 +67,8 @@ def download(
     """A complete snapshot, downloaded where the cache lacks it: its folder, or the GGUF file that
     `tag` means; and its commit.
 
-    Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken.
+    Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken, and
+    `warn` called with the reason.
 
     Raises:
         ModelNotFoundError: no such repository or revision.
@@ -77,10 +82,12 @@ def download(
         cached = cached_snapshot(repo_id, revision, tag=tag, formats=formats)
         if cached is None:
             raise explain(error, repo_id, revision) from error
+        if not constants.HF_HUB_OFFLINE:
+            warn(_shortly(error))
         return cached
     if files[0].endswith(".gguf"):
         return folder / files[0], folder.name
-    check_snapshot(folder)
+    check_snapshot(folder, formats)
     return folder, folder.name
 
 
@@ -97,10 +104,11 @@ def _fetch(
         for name in files
         if not isinstance(try_to_load_from_cache(repo_id, name, revision=info.sha), str)
     )
+    _remove_stale(repo_id)
     _require_space(total)
 
     lock = threading.Lock()
-    done = 0
+    done = received = 0
     last_report = 0.0
 
     class Bar(tqdm):
@@ -111,19 +119,43 @@ def _fetch(
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal done, last_report
+            nonlocal done, last_report, received
             if not self.counts_bytes:
                 return
             with lock:
                 self.n += n or 0
+                received += int(n or 0)
                 # One bar counts bytes received, another bytes written.
                 done = max(done, min(int(self.n), total))
                 if done == total or time.monotonic() - last_report >= REPORT_INTERVAL_S:
                     last_report = time.monotonic()
                     report(done, total)
 
-    path = snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar)
-    return Path(path), files
+    while True:
+        before = received
+        try:
+            path = snapshot_download(
+                repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar
+            )
+            return Path(path), files
+        except Exception as error:
+            # The library goes on after a connection that ended early, not after a reset one.
+            if not _is_network_fault(error) or received == before:
+                raise
+
+
+def _is_network_fault(error: BaseException) -> bool:
+    # httpx's or httpx2's, by the version of huggingface_hub
+    return any(base.__name__ == "TransportError" for base in type(error).__mro__)
+
+
+def _remove_stale(repo_id: str) -> None:
+    """Remove what downloads that were killed have left: the library begins such files anew."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    for file in folder.glob("blobs/*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > STALE_AFTER_S:
+                file.unlink()
 
 
 def cached_snapshot(
@@ -133,8 +165,8 @@ def cached_snapshot(
     try:
         if "gguf" in formats and (path := _cached_gguf(repo_id, revision, tag)) is not None:
             return path
-        folder = _cached_folder(repo_id, revision, _SMALL_FILES)
-        check_snapshot(folder)
+        folder = _cached_folder(repo_id, revision, SMALL_FILES)
+        check_snapshot(folder, formats)
     except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
         return None
     return (folder, folder.name) if not tag else None
@@ -172,6 +204,12 @@ def _require_space(num_bytes: int) -> None:
             f"The download needs {num_bytes / 1e9:.1f} GB and the disk of the model cache has "
             f"{free / 1e9:.1f} GB free. Make room, or set HF_HOME to a folder on a larger disk."
         )
+
+
+def _shortly(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"Hugging Face answered {error.response.status_code}."
+    return f"Hugging Face cannot be reached ({type(error.__cause__ or error).__name__})."
 
 
 def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
@@ -235,11 +273,12 @@ def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
 
 
 def main() -> None:
-    """Arguments: repository id, revision, tag (perhaps empty), formats of weights with commas
-    between. Messages on stdout, warnings on stderr."""
+    """Arguments: repository id, revision, tag (or nothing), formats of weights with commas between
+    (or nothing). Messages on stdout, warnings on stderr."""
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    repo_id, revision, tag, formats = sys.argv[1:]
+    repo_id, revision, *rest = sys.argv[1:]
+    tag, formats = rest or ("", ",".join(FORMATS))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         # Nothing but messages may reach the parent, whatever a library prints.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -248,6 +287,7 @@ def main() -> None:
                 repo_id,
                 revision,
                 lambda *args: _send(out, Progress(*args)),
+                lambda reason: _send(out, FromCache(reason)),
                 tag=tag,
                 formats=formats.split(","),
             )

@@ -26,14 +26,16 @@ class Glimpse(NamedTuple):
     downloaded: bool = False
 
 
-async def peek(model_name: str, *, formats: Collection[str] = FORMATS) -> Glimpse:
+async def peek(
+    model_name: str, *, formats: Collection[str] = FORMATS, folders: Collection[str] = ()
+) -> Glimpse:
     """Look at a model; of one that is not on this machine only config.json is downloaded.
 
     Raises:
         ModelNotFoundError, ModelLoadError: as `resolve`.
     """
     if model_name == DEMO_MODEL or is_folder(model_name):
-        return Glimpse((await resolve(model_name, formats=formats)).path)
+        return Glimpse((await resolve(model_name, formats=formats, folders=folders)).path)
     return await asyncio.to_thread(_peek, parse_id(model_name), formats)
 
 
@@ -54,7 +56,7 @@ def _peek(name: HubName, formats: Collection[str]) -> Glimpse:
         files = select_files(sizes, tag=tag, formats=formats)
         if files[0].endswith(".gguf"):
             return Glimpse(_cached_gguf(repo_id, files, info.sha))
-        weights = [name for name in files if name.endswith(".safetensors")]
+        weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
         config = Path(hf_hub_download(repo_id, "config.json", revision=info.sha))
     except AxionError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import logging
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import msgspec
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.gguf import shard_paths
-from axion.hub.messages import Downloaded, Failed, Message, Progress
+from axion.hub.messages import Downloaded, Failed, FromCache, Message, Progress
 from axion.hub.snapshot import FORMATS, Snapshot, check_snapshot, choose_gguf, has_only_gguf
 from axion.settings import DEMO_MODEL, is_folder
 
@@ -27,6 +28,8 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.AS
 _REVISION = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 _TAG = re.compile(r"\w[\w./ -]{0,199}", re.ASCII)
 
+logger = logging.getLogger("axion.hub")
+
 ProgressCallback = Callable[[int, int], None]
 
 
@@ -35,6 +38,7 @@ async def resolve(
     *,
     on_progress: ProgressCallback | None = None,
     formats: Collection[str] = FORMATS,
+    folders: Collection[str] = (),
 ) -> Snapshot:
     """Find the model's files, downloading them where they are not on this machine.
 
@@ -44,6 +48,7 @@ async def resolve(
             colon its quantization or name, `org/name:Q4_K_M`.
         on_progress: called with bytes downloaded and bytes to download.
         formats: of weights that can be used.
+        folders: that a local model must lie in, if there are any.
 
     Raises:
         ModelNotFoundError: there is no such folder, repository or revision, or the name is none.
@@ -54,6 +59,7 @@ async def resolve(
         if model_name == DEMO_MODEL:
             return _demo()
         if is_folder(model_name):
+            require_allowed(model_name, folders)
             return _local(model_name, formats)
         return await _hub(model_name, formats, on_progress or (lambda *_: None))
     except AxionError as error:
@@ -74,6 +80,25 @@ def _check_name(name: str) -> None:
     if ".." in name.split("/"):
         raise ModelNotFoundError(
             f"The model's name holds '..': {shown}. Write the folder's path without it."
+        )
+
+
+def require_allowed(name: str, folders: Collection[str]) -> None:
+    """Refuse the path `name` if there are `folders` and it lies in none of them, links followed.
+
+    Raises:
+        ModelNotFoundError: it lies elsewhere.
+    """
+    try:
+        path = Path(name).expanduser().resolve()
+        allowed = not folders or any(
+            path.is_relative_to(Path(folder).expanduser().resolve()) for folder in folders
+        )
+    except (OSError, RuntimeError):  # a loop of links, or a home that is not there
+        allowed = False
+    if not allowed:
+        raise ModelNotFoundError(
+            f"{name[:200]!r} is not in a folder that ALLOWED_MODEL_FOLDERS names."
         )
 
 
@@ -110,7 +135,7 @@ def _local(name: str, formats: Collection[str]) -> Snapshot:
         if not path.is_dir():
             kind = "is not a folder" if path.exists() else "does not exist"
             raise ModelNotFoundError(f"The model folder {name} {kind}.")
-        check_snapshot(path)
+        check_snapshot(path, formats)
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}.") from None
     except ModelLoadError as error:
@@ -170,6 +195,8 @@ async def _hub(name: str, formats: Collection[str], on_progress: ProgressCallbac
             match msgspec.json.decode(line, type=Message):
                 case Progress(done, total):
                     on_progress(done, total)
+                case FromCache(reason):
+                    logger.warning("%s is served from the local cache: %s", repo_id, reason)
                 case Downloaded(path, commit):
                     return Snapshot(name=name, path=Path(path), revision=commit, source="hub")
                 case Failed(message, not_found):

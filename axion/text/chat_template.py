@@ -11,8 +11,10 @@ import msgspec
 
 from axion.errors import InvalidRequestError, ModelLoadError
 from axion.hub.gguf import is_gguf, read_gguf
+from axion.text.mistral_template import mistral_template
 from axion.text.template_process import DEFAULT_TIMEOUT_S, TemplateProcess
-from axion.text.tokenizer import Tokenizer, read_tokenizer_config
+from axion.text.tokenizer import Tokenizer, read_json, read_tokenizer_config
+from axion.text.tokenizer_formats import TEKKEN_FILE, chat_format
 
 Message = dict[str, Any]
 
@@ -151,7 +153,8 @@ def load_chat_template(
     """The chat template of a Hugging Face model folder or GGUF file; None if it has none.
 
     `chat_template.jinja` and `additional_chat_templates/` come before the `chat_template` of
-    `tokenizer_config.json`.
+    `tokenizer_config.json`, and that before `chat_template.json`. Where there is none,
+    `tekken.json` tells the format.
 
     Args:
         timeout_s: most time for one conversation, in seconds.
@@ -184,7 +187,18 @@ def has_chat_template(path: Path) -> bool:
 def _templates(path: Path) -> dict[str, str]:
     if is_gguf(path):
         return _gguf_templates(read_gguf(path).metadata)
-    return _template_files(path) or _config_templates(read_tokenizer_config(path))
+    tokenizer = _config_templates(read_tokenizer_config(path), "tokenizer_config.json")
+    if templates := tokenizer | _template_files(path):
+        return templates
+    # Where the processors of models for images and sound have theirs.
+    processor = path / "chat_template.json"
+    if templates := _config_templates(read_json(processor), processor.name):
+        return templates
+    if not (path / TEKKEN_FILE).is_file():
+        return {}
+    version, thinks = chat_format(path / TEKKEN_FILE)
+    template = mistral_template(version, thinks=thinks)
+    return {"default": template} if template else {}
 
 
 def _gguf_templates(metadata: dict[str, Any]) -> dict[str, str]:
@@ -208,7 +222,7 @@ def _template_files(path: Path) -> dict[str, str]:
         raise ModelLoadError("A chat template of the model is not UTF-8 text.") from None
 
 
-def _config_templates(config: dict[str, Any]) -> dict[str, str]:
+def _config_templates(config: dict[str, Any], file: str) -> dict[str, str]:
     templates = config.get("chat_template")
     if templates is None:
         return {}
@@ -220,8 +234,8 @@ def _config_templates(config: dict[str, Any]) -> dict[str, str]:
         )
     except (TypeError, KeyError, msgspec.ValidationError):
         raise ModelLoadError(
-            "chat_template in tokenizer_config.json must be a string, or a list of objects "
-            "with name and template."
+            f"chat_template in {file} must be a string, or a list of objects with name and "
+            "template."
         ) from None
 
 

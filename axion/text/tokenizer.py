@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from axion.errors import InvalidRequestError, ModelLoadError
+from axion.errors import AxionError, InternalError, InvalidRequestError, ModelLoadError
 from axion.hub.gguf import is_gguf, read_gguf
 from axion.text.byte_alphabet import BYTE_ALPHABET, from_alphabet
 from axion.text.tokenizer_formats import convert
@@ -79,12 +80,14 @@ class Tokenizer:
 
         Raises:
             InvalidRequestError: the text is not Unicode: it has an unpaired surrogate.
+            InternalError: the tokenizer's files led the library astray.
         """
         try:
-            # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
-            (encoding,) = self._tokenizer.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
+            with _panics_as(InternalError("The model's tokenizer failed on this text.")):
+                # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
+                (encoding,) = self._tokenizer.encode_batch_fast(
+                    [text], add_special_tokens=add_special_tokens
+                )
         except TypeError:  # the library's word for what UTF-8 cannot hold
             raise InvalidRequestError(
                 "The text has an unpaired surrogate (such as \\ud800), which is not a character."
@@ -149,22 +152,34 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
-    if is_gguf(path):
-        return Tokenizer(*convert_gguf(read_gguf(path).metadata))
-    config = read_tokenizer_config(path)
-    special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
-    file = path / "tokenizer.json"
-    if file.is_file():
-        try:
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
-        except Exception as error:  # the library raises nothing narrower
-            raise ModelLoadError(
-                f"tokenizer.json cannot be read by the tokenizers library: {error}"
-            ) from None
-    converted = convert(path, config)
-    if converted is None:
-        raise ModelLoadError(_missing_tokenizer(path))
-    return Tokenizer(converted.tokenizer, converted.special_tokens | special_tokens)
+    with _panics_as(ModelLoadError("The model's tokenizer is damaged: its tables contradict.")):
+        if is_gguf(path):
+            return Tokenizer(*convert_gguf(read_gguf(path).metadata))
+        config = read_tokenizer_config(path)
+        special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
+        file = path / "tokenizer.json"
+        if file.is_file():
+            try:
+                return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
+            except Exception as error:  # the library raises nothing narrower
+                raise ModelLoadError(
+                    f"tokenizer.json cannot be read by the tokenizers library: {error}"
+                ) from None
+        converted = convert(path, config)
+        if converted is None:
+            raise ModelLoadError(_missing_tokenizer(path))
+        return Tokenizer(converted.tokenizer, converted.special_tokens | special_tokens)
+
+
+@contextmanager
+def _panics_as(error: AxionError) -> Iterator[None]:
+    """Raises `error` where a file leads the library's Rust out of its bounds."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":  # the library does not export it
+            raise
+        raise error from panic
 
 
 def read_tokenizer_config(path: Path) -> dict[str, Any]:

@@ -134,6 +134,23 @@ async def test_a_model_that_is_not_there_is_not_found(tmp_path: Path):
         await made(tmp_path / "nothing")
 
 
+async def test_a_model_elsewhere_than_the_settings_allow_is_not_found(folder: Path):
+    model = str(write_model(folder.parent / "m"))
+    assert (await made(model, allowed_model_folders=str(folder.parent))).decision
+    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+        await made(model, allowed_model_folders=f"{folder.parent}/other")
+
+
+async def test_pickle_is_planned_for_only_where_it_is_allowed(folder: Path):
+    path = write_model(folder.parent / "pickled")
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match="ALLOW_PICKLE"):
+        await made(str(path), axion_backends="native")
+    planned = await made(str(path), axion_backends="native", allow_pickle=True)
+    assert planned.decision is not None
+    assert planned.decision.engines == ("native",)
+
+
 async def test_several_gpus_are_for_engines_that_can(folder: Path, device: Callable[..., None]):
     device(kind="cuda", free_bytes=80 * GIB, total_bytes=80 * GIB)
     write_program(folder / "max", MAX)
@@ -173,7 +190,7 @@ async def test_engines_that_run_side_by_side_share_a_gpu(folder: Path, device: C
 async def test_what_is_downloaded_is_shown(monkeypatch: pytest.MonkeyPatch, folder: Path):
     model = write_model(folder.parent / "m")
 
-    async def resolve(name: str, *, on_progress: Any, formats: Any) -> Any:
+    async def resolve(name: str, *, on_progress: Any, formats: Any, folders: Any) -> Any:
         on_progress(1, 2)
         return await real_resolve(str(model), formats=formats)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from axion.text.tokenizer_formats import sentencepiece, tekken, tiktoken
+from axion.text.tokenizer_formats import gpt2, sentencepiece, tekken, tiktoken
 from axion.text.tokenizer_formats.common import Converted, read_file
+from axion.text.tokenizer_formats.tekken import FILE as TEKKEN_FILE
+from axion.text.tokenizer_formats.tekken import chat_format
 
-__all__ = ["TEKKEN_FILE", "Converted", "convert"]
-
-TEKKEN_FILE = tekken.FILE
+__all__ = ["TEKKEN_FILE", "Converted", "chat_format", "convert"]
 
 
 def convert(path: Path, config: dict[str, Any]) -> Converted | None:
@@ -26,8 +26,8 @@ def convert(path: Path, config: dict[str, Any]) -> Converted | None:
     Raises:
         ModelLoadError: the file is damaged, or has what cannot be computed; names the file.
     """
-    if (path / tekken.FILE).is_file():
-        return tekken.convert(path / tekken.FILE)
+    if (path / TEKKEN_FILE).is_file():
+        return tekken.convert(path / TEKKEN_FILE)
     files = sorted(file for pattern in ("*.model", "*.tiktoken") for file in path.glob(pattern))
     for file in files:
         data = read_file(file)
@@ -35,4 +35,4 @@ def convert(path: Path, config: dict[str, Any]) -> Converted | None:
             return tiktoken.convert(file.name, data, path, config)
         if file.suffix == ".model":
             return sentencepiece.convert(file.name, data, path, config)
-    return None
+    return gpt2.convert(path, config) if gpt2.is_known(path, config) else None

@@ -71,15 +71,18 @@ class _File(msgspec.Struct):
 
 class _Head(msgspec.Struct):
     config: _Config
+    special_tokens: list[_SpecialToken] | None = None
 
 
-def version(path: Path) -> str:
-    """`v3`, `v7`, ...: which format a chat has.
+def chat_format(path: Path) -> tuple[str, bool]:
+    """The version of the format that a chat has (`v3`), and whether reasoning has tokens.
 
     Raises:
         ModelLoadError: the file is damaged.
     """
-    return _decode(path, _Head).config.version
+    head = _decode(path, _Head)
+    thinks = any(token.token_str == "[THINK]" for token in head.special_tokens or ())
+    return head.config.version, thinks
 
 
 def convert(path: Path) -> Converted:
