@@ -41,7 +41,6 @@ async def test_a_snapshot_tells_what_it_is():
         ({"vocab_size": 100, "hidden_size": 64}, {"num_embedding_weights": 6400}),
         ({"vocab_size": "many", "hidden_size": 64}, {"num_embedding_weights": 0}),
         ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
-        ({"architectures": None}, {"architectures": ()}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
         ({"max_position_embeddings": 2048}, {"max_length": 2048}),
         (
@@ -72,6 +71,19 @@ def test_config_json_is_read(tmp_path: Path, config: dict[str, Any], expected: d
     facts = model_facts("m", tmp_path)
     assert facts.weight_bytes == 10
     assert {name: getattr(facts, name) for name in expected} == expected
+
+
+def test_a_config_without_architectures_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="names no architecture"):
+        model_facts("m", tmp_path)
+
+
+def test_pickle_is_a_format_of_its_own(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"architectures": ["A"]}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 10)
+    facts = model_facts("m", tmp_path)
+    assert (facts.format, facts.weight_bytes) == ("pickle", 10)
 
 
 def gguf_of(case: str, folder: Path, kind: Type = Type.F32) -> Path:
