@@ -30,12 +30,14 @@ def test_nibbles_are_packed_as_they_are_unpacked() -> None:
     assert torch.equal(integers.pack_nibbles(integers.unpack(packed, 4)), packed)
 
 
-def drawn(group_size: int, groups: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def drawn(
+    group_size: int, groups: Tensor | None = None, num_outputs: int = OUT
+) -> tuple[dict[str, Tensor], Tensor]:
     """Tensors of a kernel with four bits, and the weight that they stand for."""
-    codes = torch.randint(16, (OUT, IN), dtype=torch.uint8)
+    codes = torch.randint(16, (num_outputs, IN), dtype=torch.uint8)
     num_groups = -(-IN // group_size)
-    scales = torch.rand(OUT, num_groups).half() / 10
-    zeros = torch.randint(16, (OUT, num_groups), dtype=torch.uint8)
+    scales = torch.rand(num_outputs, num_groups).half() / 10
+    zeros = torch.randint(16, (num_outputs, num_groups), dtype=torch.uint8)
     index = torch.arange(IN) // group_size if groups is None else groups
     weight = (codes.float() - zeros[:, index]) * scales[:, index].float()
     tensors = {"codes": integers.pack_nibbles(codes), "scales": scales, "zeros": zeros}
@@ -99,3 +101,17 @@ def test_bytes_are_counted_before_they_are_taken(
         IN, OUT, dtype, bits=4, group_size=group_size, scale_bytes=2, is_ordered=is_ordered
     )
     assert counted == sum(p.nbytes for p in kernel.parameters())
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+@pytest.mark.parametrize("num_outputs", [128, 80])
+def test_many_rows_are_multiplied_as_few_are(
+    num_outputs: int, is_ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_PIECE", 64 * IN)
+    tensors, _ = drawn(32, None if is_ordered else act_order(32), num_outputs)
+    kernel = integer_kernel(**tensors, dtype=torch.bfloat16, bits=4, group_size=32)
+    assert isinstance(kernel, AtenInt4Kernel)
+    x = torch.randn(4, 100, IN).bfloat16()
+    few = torch.stack([kernel(part) for part in x])
+    torch.testing.assert_close(kernel(x).float(), few.float(), rtol=0.02, atol=0.1)
