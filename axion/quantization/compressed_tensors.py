@@ -134,15 +134,22 @@ class GroupedFormat(WeightFormat):
         return unpacked
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        codes, num_groups = tensors["codes"], tensors["scales"].shape[1]
-        if self.bits == 8 and num_groups == 1 and not self.has_zeros and self.is_ordered:
+        codes = tensors["codes"]
+        if self._is_by_output(codes.shape[1] * 8 // self.bits):
             signed = (codes.to(torch.int16) - 128).to(torch.int8)
             return Int8Kernel(signed, tensors["scales"].flatten(), rounds_input=False)
         return integers.integer_kernel(
             **tensors, dtype=dtype, bits=self.bits, group_size=self.group_size
         )
 
+    def _is_by_output(self, in_features: int) -> bool:
+        """Whether it is eight bits, and a scale for each output."""
+        is_one_group = self.group_size >= in_features
+        return self.bits == 8 and is_one_group and not self.has_zeros and self.is_ordered
+
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        if self._is_by_output(in_features):
+            return out_features * (in_features + 4)
         return integers.num_bytes(
             in_features,
             out_features,
