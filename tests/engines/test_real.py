@@ -2,6 +2,8 @@
 
 They are where tests/engines/install.sh puts them, in the folder AXION_ENGINES_DIR. Without that
 variable nothing here runs: the suite uses fakes that behave as these were recorded.
+
+With MAX_SERVE_DUMMY_MODEL=1 MAX echoes in place of computing, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ async def test_what_it_does_not_honour_is_answered_by_the_native_engine(
     monkeypatch.setattr(backend, "start", started)
     served = registry.add(model, backend, native)
     await served.start()
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(RESTART_WITHIN_S):
         while not all(candidate.has_started for candidate in served.candidates):
             await asyncio.sleep(0.05)
     try:
