@@ -270,10 +270,9 @@ class Upstream:
 
     def cuts(self, request: GenerationRequest) -> bool:
         """Whether stop strings of this request are found here, since the server would not."""
-        wanted = [
-            "stop",
-            *(["include_stop_str_in_output"] * bool(request.include_stop_str_in_output)),
-        ]
+        wanted = ["stop"]
+        if request.include_stop_str_in_output:
+            wanted.append("include_stop_str_in_output")
         return bool(request.stop and self.capabilities.missing(wanted))
 
     def name_of(self, field: str) -> str:

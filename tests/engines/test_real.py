@@ -88,6 +88,13 @@ async def test_it_answers_in_openais_shape_and_is_restarted_when_one_of_its_proc
     assert choice.message.content
     assert answer.usage.completion_tokens == 8
     assert answer.model.endswith(("tiny-llama", "tiny-llama.gguf"))
+    stop = choice.message.content[2:5]
+    stopped = await collect_chat(
+        backend.chat(chat(max_tokens=8, temperature=0, stop=stop), "stopped")
+    )
+    assert stopped.choices[0].message.content == choice.message.content.partition(stop)[0]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.usage.prompt_tokens == answer.usage.prompt_tokens
     again = await collect_chat(backend.chat(chat(max_tokens=8, temperature=0), "two"))
     assert again.choices[0].message.content == choice.message.content
 
