@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
 # It packs so many rows at once.
 _ATEN_BLOCK = 64
+# Its time is by the row; dequantizing first is faster for more.
+_ATEN_MAX_ROWS = 128
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
 
 
@@ -137,7 +141,7 @@ class IntegerKernel(RowKernel):
         return unpack(packed, self.bits).float()
 
 
-class AtenInt4Kernel(Kernel):
+class AtenInt4Kernel(RowKernel):
     """ATen's product with weights of four bits, in bfloat16 on the CPU.
 
     Scales and zeros become bfloat16, as the weights would.
@@ -155,8 +159,8 @@ class AtenInt4Kernel(Kernel):
         group_size: int,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.in_features, self.group_size = codes.shape[1] * 2, group_size
+        super().__init__(codes.shape[1] * 2, len(codes), row_multiple=_ATEN_BLOCK)
+        self.group_size = group_size
         scales = scales.T.float()
         # weight = (code - 8) * scale + zero
         pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
@@ -169,14 +173,38 @@ class AtenInt4Kernel(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
+        is_whole = self.out_features % _ATEN_BLOCK == 0
+        if x.numel() > _ATEN_MAX_ROWS * self.in_features and is_whole and _knows_layout():
+            return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, self.in_features), self.packed, self.group_size, self.scales_and_zeros
         )
         return out.view(*x.shape[:-1], -1)
 
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight, whose columns are in the order of its groups."""
+        blocks = self.packed.view(-1, self.in_features, _ATEN_BLOCK // 2)
+        blocks = blocks[start // _ATEN_BLOCK : end // _ATEN_BLOCK]
+        codes = torch.cat([blocks & 15, blocks >> 4], -1).transpose(1, 2).contiguous()
+        scales, zeros = self.scales_and_zeros[:, start:end].float().transpose(0, 1).unbind(-1)
+        groups = codes.view(end - start, -1, self.group_size).float().sub_(8)
+        return groups.mul_(scales[..., None]).add_(zeros[..., None]).flatten(1).to(dtype)
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         # The layout is ATen's own; a product with ones and zeros is exact.
         return self(torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)).T.to(dtype)
+
+
+@cache
+def _knows_layout() -> bool:
+    """Whether ATen packs as `AtenInt4Kernel.rows` reads, which depends on the CPU: 64 rows a block,
+    of which each column is 32 bytes that hold the first rows and, in their upper halves, the
+    others."""
+    codes = torch.arange(2 * _ATEN_BLOCK * 4).view(-1, 4).remainder(15).to(torch.uint8)
+    first, second = codes.view(2, 2, _ATEN_BLOCK // 2, 4).unbind(1)
+    expected = (first | second << 4).transpose(1, 2)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return torch.equal(packed.flatten(), expected.flatten())
 
 
 def _aten_pack(codes: Tensor, order: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.moe import ExpertLinear
 from axion.quantization import float8, integers
@@ -61,6 +62,11 @@ class OnLoad(QuantizationMethod):
             and module.out_features >= _MIN_OUTPUTS
             and owners[module.weight] == 1
         }
+        if not self._layers:
+            raise ModelLoadError(
+                f"QUANTIZATION={self.name} finds no layer to quantize in {type(model).__name__}. "
+                "Unset it."
+            )
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
         own = super().num_bytes(module, dtype)

@@ -73,7 +73,17 @@ def save_pair(
 
 
 def load(path: Path, dtype: str = "float32", **options: str) -> CausalLM:
-    return load_model(path, device=CPU, dtype=dtype, **options)
+    """The model, which must take as much memory as was counted before."""
+    counted: list[int] = []
+    model = load_model(
+        path,
+        device=CPU,
+        dtype=dtype,
+        on_progress=lambda done, total: counted.append(total),
+        **options,
+    )
+    assert counted[-1] == weight_bytes(model)
+    return model
 
 
 def dequantized(model: CausalLM, plain: CausalLM) -> CausalLM:

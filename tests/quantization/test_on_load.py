@@ -164,6 +164,11 @@ def test_the_demo_keeps_its_skills(name: str) -> None:
     assert sum(accuracy.values()) / len(accuracy) >= 0.9, accuracy
 
 
+def test_a_model_without_layers_to_quantize_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="QUANTIZATION=int4 finds no layer"):
+        quantization_method({}, "int4").prepare(torch.nn.Linear(64, 64), {})
+
+
 def test_what_is_quantized_already_is_not_again(tmp_path: Path) -> None:
     path = save_tiny("llama", tmp_path)
     config = json.loads((path / "config.json").read_text())
