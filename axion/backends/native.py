@@ -339,7 +339,8 @@ def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, An
         defaults = {k: v for k, v in msgspec.structs.asdict(config).items() if v is not None}
         SamplingParams(**defaults)
     except (msgspec.ValidationError, InvalidRequestError) as error:
-        raise ModelLoadError(f"The model's sampling defaults are wrong: {error}") from None
+        where = "the GGUF file" if is_gguf(path) else "generation_config.json"
+        raise ModelLoadError(f"The sampling defaults in {where} are wrong: {error}") from None
     return tokenizer, load_chat_template(path, tokenizer), defaults
 
 
