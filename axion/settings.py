@@ -45,6 +45,15 @@ class Settings(BaseSettings):
         min_length=1,
         description="Hugging Face id, local folder, or axion/demo for the bundled model",
     )
+    allow_pickle: bool = Field(
+        False,
+        description="whether the native engine loads pytorch_model.bin where there are no"
+        " safetensors; of pickles it takes tensors only",
+    )
+    allowed_model_folders: str = Field(
+        "",
+        description="folders that local models must lie in, with commas between; empty: anywhere",
+    )
     served_model_name: str = Field(
         "", description="name that clients use for the model; empty: the value of MODEL_NAME"
     )
@@ -168,6 +177,13 @@ class Settings(BaseSettings):
         listed(names)
         return names
 
+    @field_validator("allowed_model_folders")
+    @classmethod
+    def _folders_are_paths(cls, folders: str) -> str:
+        if folders and not all(map(is_folder, listed(folders))):
+            raise ValueError("must be paths with commas between them, each absolute, ./x or ~/x")
+        return folders
+
     @field_validator("backend_weights")
     @classmethod
     def _weights_are_numbers(cls, text: str) -> str:
@@ -237,6 +253,12 @@ def listed(names: str) -> list[str]:
     if not all(found):
         raise ValueError("must be names with commas between them")
     return found
+
+
+def model_folders(settings: Settings) -> list[str]:
+    """The folders that local models must lie in; none where they may lie anywhere."""
+    folders = settings.allowed_model_folders
+    return listed(folders) if folders else []
 
 
 def shares(text: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_num_seqs: sequences computed at once.
         quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
         tensor_parallel_size: GPUs that share each of the model's layers.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
     model_name: str
@@ -41,6 +42,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float = 0.9
     num_threads: int | None = None
     tensor_parallel_size: int = 1
+    allow_pickle: bool = False
 
     @property
     def name(self) -> str:

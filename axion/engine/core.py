@@ -63,6 +63,7 @@ class EngineCore:
             device=self.device,
             dtype=config.dtype,
             quantization=config.quantization,
+            allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
         dtype = self.model.dtype

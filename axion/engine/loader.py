@@ -23,6 +23,8 @@ from axion.engine.checkpoint import open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.gguf import is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
@@ -33,6 +35,7 @@ from axion.quantization.base import (
     StoredTensor,
 )
 from axion.quantization.registry import quantization_method
+from axion.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger("axion.engine")
 
@@ -50,6 +53,7 @@ def load_model(
     device: torch.device,
     dtype: str | torch.dtype = "auto",
     quantization: str = "none",
+    allow_pickle: bool = False,
     on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model at `path`.
@@ -57,13 +61,14 @@ def load_model(
     Args:
         dtype: to keep the weights and compute in; see `resolve_dtype`.
         quantization: what plain weights are quantized to; see `quantization_method`.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
         on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported, or the
             weights are damaged, not exactly what config.json describes, or too large.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     config = checkpoint.config
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
@@ -233,10 +238,16 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     Raises:
         ModelLoadError: one of these files is damaged.
     """
+    if is_gguf(path):
+        return tuple(gguf_generation_config(read_gguf(path))["eos_token_id"])
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        ids = _load_if_there(path / name, MAX_CONFIG_BYTES).get("eos_token_id")
-        found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+        config = _load_if_there(path / name, MAX_CONFIG_BYTES)
+        for part in (config, config.get("text_config")):
+            ids = part.get("eos_token_id") if isinstance(part, dict) else None
+            found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+    if not (path / "tokenizer.json").exists():
+        return tuple(sorted(found | _eos_of_other_tokenizer(path)))
     token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
@@ -248,6 +259,15 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
             if added.get("content") == token
         }
     return tuple(sorted(found))
+
+
+def _eos_of_other_tokenizer(path: Path) -> set[int]:
+    try:
+        tokenizer = load_tokenizer(path)
+    except ModelLoadError:  # there is none; who needs one says so
+        return set()
+    id = tokenizer.token_to_id(tokenizer.eos_token) if tokenizer.eos_token else None
+    return set() if id is None else {id}
 
 
 def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:

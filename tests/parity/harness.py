@@ -45,7 +45,7 @@ class Harness:
 
     def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
         self.model = model
-        specs, dtype = model.kv_cache_specs(), torch.float32
+        specs, dtype = model.kv_cache_specs(), model.dtype
         layout = lay_out(specs, 512, block_size=BLOCK_SIZE, max_chunk=512, dtype=dtype)
         self.windows = layout.windows
         self.kv_caches = allocate(
