@@ -10,7 +10,6 @@ in order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from axion.quantization.base import (
 )
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.patterns import matches
 
 _WORD = 32
 _STRATEGIES = ("tensor", "channel", "group", "block")
@@ -228,20 +228,17 @@ class CompressedTensors(StoredQuantized):
         """The scheme of a layer: a group that names it comes before one that names its kind."""
         if len(self._schemes) == 1:
             return self._schemes[0]
-        for matches in (_names, _names_kind):
+        for names in (_names, _names_kind):
             for scheme in self._schemes:
-                if any(matches(target, name) for target in scheme.targets):
+                if any(names(target, name) for target in scheme.targets):
                     return scheme
         raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
 
 
 def _names(target: str, layer: str) -> bool:
-    if not target.startswith("re:"):
-        return target == layer
-    try:
-        return re.match(target.removeprefix("re:"), layer) is not None
-    except re.error:
-        raise ModelLoadError(f"config.json: {target!r:.80} is no pattern.") from None
+    if target.startswith("re:"):
+        return matches(target.removeprefix("re:"), layer)
+    return target == layer
 
 
 def _names_kind(target: str, layer: str) -> bool:

@@ -9,7 +9,6 @@ in order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
+from axion.quantization.patterns import matches
 
 _BITS = (2, 3, 4, 8)
 _VERSIONS = ("gptq", "gptq_v2")
@@ -159,10 +159,10 @@ class GptqMethod(StoredQuantized):
         )
 
     def _fields(self, name: str) -> Mapping[str, Any]:
-        return next((fields for pattern, fields in self._overrides if pattern.match(name)), {})
+        return next((fields for pattern, fields in self._overrides if matches(pattern, name)), {})
 
 
-def _overrides(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], Mapping[str, Any]]]:
+def _overrides(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """What is different for the layers whose names begin as a pattern says."""
     overrides = []
     try:
@@ -170,8 +170,10 @@ def _overrides(config: Mapping[str, Any]) -> list[tuple[re.Pattern[str], Mapping
             where = f"quantization_config.dynamic[{pattern[:80]!r}]"
             if not pattern.startswith("-:"):  # those are stored plain
                 _check({**config, **fields}, where)
-                overrides.append((re.compile(pattern.removeprefix("+:")), fields))
-    except (AttributeError, TypeError, re.error) as error:
+                pattern = pattern.removeprefix("+:")
+                matches(pattern, "")  # raises if it is none
+                overrides.append((pattern, fields))
+    except (AttributeError, TypeError) as error:
         raise ModelLoadError(
             f"config.json: quantization_config.dynamic must map patterns to objects: {error}."
         ) from None

@@ -183,6 +183,9 @@ def test_four_bits_in_bfloat16_are_aten_s(tmp_path: Path) -> None:
     assert (out - expected).norm() <= 0.02 * expected.norm()
 
 
+_ENDLESS = "re:" + "(.+)" * 8 + r"\8\7[!?]"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -201,6 +204,10 @@ def test_four_bits_in_bfloat16_are_aten_s(tmp_path: Path) -> None:
         (
             {"config_groups": {n: group(4, "group", targets=(n,)) for n in ("re:(", "b")}},
             "is no pattern",
+        ),
+        (
+            {"config_groups": {n: group(4, "group", targets=(n,)) for n in (_ENDLESS, "b")}},
+            "takes too long",
         ),
     ],
 )

@@ -232,7 +232,7 @@ def test_layers_may_have_their_own_bits(tmp_path: Path) -> None:
         ({"pack_dtype": "int64"}, "pack_dtype 'int64'"),
         ({"adapter": {"rank": 8}}, "adapter"),
         ({"dynamic": {"+:.*": {"bits": 6}}}, "bits 6"),
-        ({"dynamic": {"(": {}}}, "dynamic must map patterns"),
+        ({"dynamic": {"(": {}}}, "is no pattern"),
         ({"dynamic": {".*": 4}}, "dynamic must map patterns"),
         ({"dynamic": [1]}, "dynamic must map patterns"),
     ],
