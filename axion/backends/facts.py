@@ -135,6 +135,11 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
     )
 
 
+def _product(config: dict[str, Any], *names: str) -> int:
+    sizes: list[Any] = [config.get(name) for name in names]
+    return prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+
+
 def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
     def value(key: str) -> int:
         number = gguf.metadata.get(f"{gguf.architecture}.{key}")
@@ -155,11 +160,6 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
 
 
 _GGUF_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _product(config: dict[str, Any], *names: str) -> int:
-    sizes: list[Any] = [config.get(name) for name in names]
-    return prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
 
 
 def _head_dim(config: dict[str, Any]) -> int:

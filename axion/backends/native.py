@@ -158,7 +158,7 @@ class NativeBackend(LibraryBackend):
             version=__version__,
             architectures=await asyncio.to_thread(native_architectures),
             formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
-            quantizations=(await asyncio.to_thread(native_quantizations))
+            quantizations=await asyncio.to_thread(native_quantizations)
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
             memory_factor={"cpu": 1.0, "cuda": 1.05},
