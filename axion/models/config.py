@@ -103,6 +103,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def is_harmless(name: str) -> bool:
+    """Whether a field of config.json says nothing about how hidden states are computed."""
+    return name in _HARMLESS or _HARMLESS_PATTERN.fullmatch(name) is not None
+
+
 @dataclass(kw_only=True)
 class BaseConfig:
     """A dataclass of the fields that a family honours.
@@ -160,7 +165,7 @@ class BaseConfig:
                     f"config.json: {name}={str(value)[:80]} changes what the model computes and "
                     "is not supported for this architecture."
                 )
-        elif name not in _HARMLESS and not _HARMLESS_PATTERN.fullmatch(name):
+        elif not is_harmless(name):
             logger.warning("config.json: unknown field %r is ignored", name[:80])
 
 
