@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import axion
-from axion.cli.parity import ask
+from axion.cli import parity
 from axion.errors import InvalidRequestError
 from axion.parity.messages import NewModelRequest, Written
 
@@ -36,7 +36,7 @@ def new_model(
             "entry-point group axion.models."
         )
     request = NewModelRequest(name=name, checkout=str(checkout))
-    written = ask(request, f"Looking at {name} in transformers")
+    written = parity.ask(request, f"Looking at {name} in transformers")
     assert isinstance(written, Written)
     print(f"Wrote {' and a row in '.join(written.files)}.")
     _list("transformers makes it of", written.relatives)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -78,7 +78,7 @@ def parity(
     try:
         if dtype not in get_args(Dtype):
             raise ModelLoadError(f"--dtype must be {' or '.join(get_args(Dtype))}, got {dtype!r}.")
-        path = asyncio.run(_folder(model, tiny))
+        path = _folder(model, tiny)
         request = CompareRequest(
             model=model,
             path=None if path is None else str(path),
@@ -106,7 +106,8 @@ class _Printed(msgspec.Struct):
     equal: bool
 
 
-async def _folder(model: str, tiny: bool) -> Path | None:
+def _folder(model: str, tiny: bool) -> Path | None:
+    """With the model's files, or of a tiny one its config.json; None: it is known by name."""
     from axion.cli.loading import progress
     from axion.hub.peek import peek
     from axion.hub.resolve import resolve
@@ -114,13 +115,10 @@ async def _folder(model: str, tiny: bool) -> Path | None:
 
     if not tiny:
         with progress() as show:
-            snapshot = await resolve(
-                model, on_progress=lambda done, total: show("Downloading", done, total)
-            )
-        return snapshot.path
-    if is_folder(model):  # of which only config.json is needed
-        return Path(os.path.expanduser(model))
-    return (await peek(model)).path if "/" in model else None
+            return asyncio.run(resolve(model, on_progress=partial(show, "Downloading"))).path
+    if is_folder(model):
+        return Path(model).expanduser()
+    return asyncio.run(peek(model)).path if "/" in model else None
 
 
 def ask(request: Request, what: str) -> Answer:

@@ -58,6 +58,7 @@ def _save_tiny(request: CompareRequest, folder: Path) -> None:
     else:
         architectures = load_config(Path(request.path))["architectures"]
         config = tiny.read_config(Path(request.path))
+    load_model_class(architectures or config.architectures)
     model = tiny.build(tiny.shrink(config))
     model.save_pretrained(folder)
     if architectures is not None:  # by which Axion finds its class
@@ -83,8 +84,8 @@ def _compare(request: CompareRequest, folder: Path) -> Report:
     }
     try:
         model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
-    except ModelLoadError as error:
-        fault = _structural_fault(reference, config, error)
+    except ModelLoadError:
+        fault = _structural_fault(reference, config)
         if fault is None:
             raise
         return Report(**report, prompt_lengths=(), modules=(), fault=fault, generations=())
@@ -124,9 +125,7 @@ def _load_reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def _structural_fault(
-    reference: PreTrainedModel, config: dict[str, Any], error: ModelLoadError
-) -> Fault | None:
+def _structural_fault(reference: PreTrainedModel, config: dict[str, Any]) -> Fault | None:
     """The first module that only one of the two has, in the order of transformers'."""
     model_class = load_model_class(config["architectures"])
     with torch.device("meta"):
@@ -140,9 +139,7 @@ def _structural_fault(
         if lacking and ".experts" not in path:
             return Fault(module=path, reason=f"Axion has no {lacking[0]}")
     if left := sorted(own - theirs[""]):
-        return Fault(
-            module=left[0].rpartition(".")[0], reason=f"transformers has no {left[0]}: {error}"
-        )
+        return Fault(module=left[0].rpartition(".")[0], reason=f"transformers has no {left[0]}")
     return None
 
 

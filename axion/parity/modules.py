@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,32 @@ Key = tuple[str, int]
 
 @dataclass
 class Call:
-    """A module's call in the reference; tensors of floating-point numbers only."""
+    """A module's call in the reference; tensors of floating-point numbers only.
+
+    Attributes:
+        routing: weights of the experts, sorted, where it is called with some.
+    """
 
     key: Key
     input: Tensor | None
+    routing: Tensor | None = None
     output: Tensor | None = None
     children: list[Call] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         return self.key[0]
+
+
+class _Seen(NamedTuple):
+    """Our side of a call."""
+
+    input: Tensor | None = None
+    output: Tensor | None = None
+    routing: Tensor | None = None
+
+
+_NOTHING = _Seen()
 
 
 class Comparison:
@@ -78,11 +94,11 @@ class Comparison:
         self._harness = harness
         with observe(self.model, self._pairs) as self._own:
             logits = self._logits(harness, sequence)
-        self._own["", 0] = (None, logits)
+        self._own["", 0] = _Seen(output=logits)
         self._compare_all(root)
         if self._is_equal(logits, root.output) is not False:
             return None
-        return self._locate(root) or self._fault(root, [], "its output")
+        return self._locate(root) or self._fault(root, "its output")
 
     def _logits(self, harness: Harness, sequence: Run) -> Tensor:
         input_ids, context = harness.prepare([(sequence, len(sequence.prompt))])
@@ -90,7 +106,7 @@ class Comparison:
 
     def _compare_all(self, call: Call) -> None:
         if call.key in self._own:
-            own = self._own[call.key][1]
+            own = self._own[call.key].output
             found = difference(own, call.output, self._index)
             last = self.modules.get(call.path)
             if last is None or found is not None:
@@ -113,32 +129,28 @@ class Comparison:
         sound = [
             i
             for i, child in enumerate(calls)
-            if child.path in self._layers and self._is_equal(self._input(child), child.input)
+            if child.path in self._layers
+            and self._is_equal(self._own.get(child.key, _NOTHING).input, child.input)
         ]
         before: list[Call] = []
         for child in calls[sound[-1] if sound else 0 :]:
-            if self._is_equal(self._input(child), child.input) is False:
-                fault = self._fault(
-                    call, before, self._between(before, child), self._input(child), child.input
-                )
+            own = self._own.get(child.key, _NOTHING)
+            if (
+                self._is_equal(own.input, child.input) is False
+                or self._is_equal(own.routing, child.routing) is False
+            ):
+                fault = self._fault(call, self._between(before, child), own.input, child.input)
                 return self._unused(before) or fault
-            equal = self._is_equal(self._output(child), child.output)
+            equal = self._is_equal(own.output, child.output)
             if equal is False:
-                return self._locate(child) or self._fault(
-                    child, [], "its output", self._output(child), child.output
-                )
+                return self._locate(child) or self._fault(child, "its output")
             if equal is None and (fault := self._locate(child)):
                 return fault
             before.append(child)
-        if self._is_equal(self._output(call), call.output) is not False:
+        output = self._own.get(call.key, _NOTHING).output
+        if not calls or self._is_equal(output, call.output) is not False:
             return None
-        if unused := self._unused(before):
-            return unused
-        if not calls:
-            return None
-        return self._fault(
-            call, before, self._between(before, None), self._output(call), call.output
-        )
+        return self._unused(before) or self._fault(call, self._between(before, None))
 
     def _between(self, before: list[Call], after: Call | None) -> str:
         seen = [_last_name(call.path) for call in before if call.key in self._own]
@@ -150,17 +162,16 @@ class Comparison:
     def _fault(
         self,
         call: Call,
-        before: list[Call],
         reason: str,
         own: Tensor | None = None,
         expected: Tensor | None = None,
     ) -> Fault:
+        """Args: own, expected: what differs; by default the output."""
         if own is None:
-            own, expected = self._output(call), call.output
-        reason += self._about_attention(call)
+            own, expected = self._own.get(call.key, _NOTHING).output, call.output
         return Fault(
             module=call.path or "compute_logits",
-            reason=reason,
+            reason=reason + self._about_attention(call),
             difference=difference(own, expected, self._index),
         )
 
@@ -204,12 +215,6 @@ class Comparison:
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
         return torch.equal(before, after)
-
-    def _input(self, call: Call) -> Tensor | None:
-        return self._own.get(call.key, (None, None))[0]
-
-    def _output(self, call: Call) -> Tensor | None:
-        return self._own.get(call.key, (None, None))[1]
 
 
 def _last_name(path: str) -> str:
@@ -294,7 +299,8 @@ def trace(model: nn.Module) -> Iterator[Call]:
     running, counts = [root], Counter[str]()
 
     def before(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call((path, counts[path]), _first_tensor((*args, *kwargs.values())))
+        given = (*args, *kwargs.values())
+        call = Call((path, counts[path]), _first_tensor(given), _routing(given))
         counts[path] += 1
         running[-1].children.append(call)
         running.append(call)
@@ -320,30 +326,26 @@ def trace(model: nn.Module) -> Iterator[Call]:
 
 
 @contextmanager
-def observe(
-    model: CausalLM, pairs: dict[str, str]
-) -> Iterator[dict[Key, tuple[Tensor | None, Tensor | None]]]:
+def observe(model: CausalLM, pairs: dict[str, str]) -> Iterator[dict[Key, _Seen]]:
     """Input and output of each of our modules' calls, under the reference's paths."""
     theirs = {own: path for path, own in pairs.items()}
-    seen: dict[Key, tuple[Tensor | None, Tensor | None]] = {}
+    seen: dict[Key, _Seen] = {}
     counts = Counter[str]()
 
-    def record(path: str, given: Tensor | None, output: Tensor | None) -> None:
+    def record(path: str, args: tuple[Any, ...], output: Tensor | None) -> None:
         if path in theirs:
-            key = (theirs[path], counts[path])
+            seen[theirs[path], counts[path]] = _Seen(_first_tensor(args), output, _routing(args))
             counts[path] += 1
-            seen[key] = (given, output)
 
     def after(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        given = _first_tensor(args)
         if isinstance(module, PackedLinear):
             parent = path.rpartition(".")[0]
             for shard, part in zip(module.shards, output, strict=True):
-                record(f"{parent}.{shard}", given, part)
+                record(f"{parent}.{shard}", args, part)
         elif isinstance(module, FusedLinear):
-            record(path, given, torch.cat(output, dim=-1))
+            record(path, args, torch.cat(output, dim=-1))
         else:
-            record(path, given, _first_tensor([output]))
+            record(path, args, _first_tensor([output]))
 
     with ExitStack() as hooks:
         for path, module in model.named_modules():
@@ -364,6 +366,15 @@ def _first_tensor(values: Any) -> Tensor | None:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value
     return None
+
+
+def _routing(args: tuple[Any, ...]) -> Tensor | None:
+    """Of hidden states, experts and weights, in any order of the last two, the weights."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.dim() == 2]
+    if len(tensors) != 3 or sum(tensor.is_floating_point() for tensor in tensors) != 2:
+        return None
+    weights = next(tensor for tensor in tensors[1:] if tensor.is_floating_point())
+    return weights.sort(-1).values  # nor has the order of the experts a meaning
 
 
 def difference(own: Tensor | None, expected: Tensor | None, prompt: int) -> Difference | None:

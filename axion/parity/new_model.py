@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import sys
 from dataclasses import MISSING, fields
@@ -15,9 +16,14 @@ import torch
 from transformers import PreTrainedConfig
 
 from axion.errors import InvalidRequestError, ModelLoadError
-from axion.models import config as model_config
 from axion.models.base import CausalLM
-from axion.models.config import DecoderConfig, WindowConfig, is_harmless
+from axion.models.config import (
+    DecoderConfig,
+    LocalRopeConfig,
+    SwitchedWindowConfig,
+    WindowConfig,
+    is_harmless,
+)
 from axion.models.mla import MLAConfig
 from axion.models.moe import MoEConfig, MoEForCausalLM, SharedMoEConfig, SharedMoEForCausalLM
 from axion.models.registry import model_classes
@@ -35,7 +41,11 @@ _KINDS: tuple[tuple[str, type[DecoderConfig], type[CausalLM]], ...] = (
     ("num_local_experts", MoEConfig, MoEForCausalLM),
     ("n_routed_experts", MoEConfig, MoEForCausalLM),
 )
-_TYPES = {"Length": "axion.layers.rotary", "Positive": "axion.layers.rotary"}
+# Types of fields, and where they come from.
+_ALIASES = {
+    **dict.fromkeys(("Length", "Positive"), "axion.layers.rotary"),
+    **dict.fromkeys(("Epsilon", "Index", "NumExperts", "NumLayers", "Size"), "axion.models.config"),
+}
 
 
 def write(request: NewModelRequest) -> Written:
@@ -76,8 +86,8 @@ def _source(architecture: str, config: PreTrainedConfig) -> str:
     given = config.to_dict()
     kinds = [kind for kind in _KINDS if given.get(kind[0]) is not None]
     config_bases = [kinds[0][1]] if kinds else []
-    if "sliding_window" in given or "layer_types" in given:
-        config_bases.insert(0, WindowConfig)
+    if (window := _window_base(given)) is not None:
+        config_bases.insert(0, window)
     config_bases = config_bases or [DecoderConfig]
     model_base = kinds[0][2] if kinds else CausalLM
     lines = _defaults(config, config_bases)
@@ -93,9 +103,8 @@ def _source(architecture: str, config: PreTrainedConfig) -> str:
     for base in (*config_bases, model_base) if config_class else (model_base,):
         imported.setdefault(base.__module__, set()).add(base.__name__)
     for word in set(re.findall(r"\w+", config_class)):
-        if word in _TYPES or hasattr(model_config, word) and word in _ALIASES:
-            module = _TYPES.get(word, "axion.models.config")
-            imported.setdefault(module, set()).add(word)
+        if word in _ALIASES:
+            imported.setdefault(_ALIASES[word], set()).add(word)
     imports = "".join(
         f"from {module} import {', '.join(sorted(names))}\n"
         for module, names in sorted(imported.items())
@@ -109,9 +118,6 @@ def _source(architecture: str, config: PreTrainedConfig) -> str:
     )
 
 
-_ALIASES = {"Size", "Index", "NumLayers", "NumExperts", "Epsilon"}
-
-
 def _defaults(config: PreTrainedConfig, bases: list[type[DecoderConfig]]) -> list[str]:
     """Defaults of transformers that are not those of the classes it begins with."""
     given, rope = config.to_dict(), config.to_dict().get("rope_parameters") or {}
@@ -121,6 +127,8 @@ def _defaults(config: PreTrainedConfig, bases: list[type[DecoderConfig]]) -> lis
         if value is not None and value != getattr(bases[0], f"default_{name}"):
             lines.append(f"default_{name} = {value!r}")
     lines += [""] if lines else []
+    heads = config.num_attention_heads
+    usual = {"head_dim": config.hidden_size // heads, "num_key_value_heads": heads}
     seen: set[str] = set()
     for base in bases:
         for field in fields(base):
@@ -130,15 +138,23 @@ def _defaults(config: PreTrainedConfig, bases: list[type[DecoderConfig]]) -> lis
                 and field.default is not MISSING
                 and isinstance(value, bool | int | float | str)
                 and value != field.default
-                and not (field.name == "head_dim" and value == _usual_head_dim(config))
+                and value != usual.get(field.name)
             ):
-                lines.append(f"{field.name}: {field.type} = {value!r}")
+                lines.append(f"{field.name}: {field.type} = {_literal(value)}")
             seen.add(field.name)
     return lines[:-1] if lines and lines[-1] == "" else lines
 
 
-def _usual_head_dim(config: PreTrainedConfig) -> int:
-    return config.hidden_size // config.num_attention_heads
+def _window_base(given: dict[str, Any]) -> type[WindowConfig] | None:
+    if any(isinstance(value, dict) for value in (given.get("rope_parameters") or {}).values()):
+        return LocalRopeConfig
+    if "use_sliding_window" in given:
+        return SwitchedWindowConfig
+    return WindowConfig if "sliding_window" in given or "layer_types" in given else None
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) -> str:
@@ -152,9 +168,14 @@ def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) 
     }
     row = f'    "{case}": Case("{architecture}"),\n'
     if own:
-        entries = "".join(f'            "{name}": {value!r},\n' for name, value in own.items())
-        entries = entries.replace("'", '"')
-        row = f'    "{case}": Case(\n        "{architecture}",\n        {{\n{entries}        }},\n    ),\n'
+        entries = ", ".join(f'"{name}": {_literal(value)}' for name, value in own.items())
+        row = f'    "{case}": Case("{architecture}", {{{entries}}}),\n'.replace("'", '"')
+        if len(row) > 101:
+            entries = entries.replace(', "', ',\n            "')
+            row = (
+                f'    "{case}": Case(\n        "{architecture}",\n'
+                f"        {{\n            {entries},\n        }},\n    ),\n"
+            )
     begin = rows.index("CASES: dict[str, Case] = {")
     end = rows.index("\n}\n", begin) + 1
     return rows[:end] + row + rows[end:]

@@ -12,11 +12,11 @@ from axion.parity.messages import Answer, CompareRequest, Failed, NewModelReques
 
 def main() -> None:
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    answer = _answer(request)
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    sys.stdout.buffer.write(msgspec.json.encode(answer(request)))
 
 
-def _answer(request: CompareRequest | NewModelRequest) -> Answer:
+def answer(request: CompareRequest | NewModelRequest) -> Answer:
+    """What is found out, or why it cannot be."""
     try:
         if isinstance(request, CompareRequest):
             from axion.parity.compare import compare

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from axion.errors import ModelNotFoundError
+from axion.errors import ModelLoadError, ModelNotFoundError
 
 ORIGINAL_LENGTH = 64
 """Scaled ropes start from this context, so that prompts on both sides of it are short."""
@@ -95,8 +96,17 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture, small: a few layers, one of each kind, small sizes and lengths."""
-    return type(config)(**_shrunk(config))
+    """The same architecture, small: a few layers, one of each kind, small sizes and lengths.
+
+    Raises:
+        ModelLoadError: the sizes of this one are bound to each other in ways that are not known.
+    """
+    try:
+        return type(config)(**_shrunk(config))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelLoadError(
+            f"No small configuration can be made of {config.model_type}'s: {error}"
+        ) from None
 
 
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
@@ -119,6 +129,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         fields |= {own["num_key_value_heads"]: 1}
     if head_dim is not None:
         fields["head_dim"] = 16 if head_dim * heads == hidden_size else 24
+        if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
+            fields["head_dim"] = _LIMITS["qk_rope_head_dim"]
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
