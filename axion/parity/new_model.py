@@ -24,7 +24,7 @@ from axion.models.config import (
     WindowConfig,
     is_harmless,
 )
-from axion.models.mla import MLAConfig
+from axion.models.mla import MLA, MLAConfig
 from axion.models.moe import MoEConfig, MoEForCausalLM, SharedMoEConfig, SharedMoEForCausalLM
 from axion.models.registry import model_classes
 from axion.parity import tiny
@@ -68,9 +68,10 @@ def write(request: NewModelRequest) -> Written:
     rows = (checkout / ROWS).read_text()
     if (checkout / file).exists() or f'    "{case}":' in rows:
         raise InvalidRequestError(f"{file} or its row {case!r} is there already.")
-    (checkout / file).write_text(_source(architecture, config))
     small = tiny.shrink(config)
-    (checkout / ROWS).write_text(_with_row(rows, case, architecture, small))
+    rows = _with_row(rows, case, architecture, small)
+    (checkout / file).write_text(_source(architecture, config))
+    (checkout / ROWS).write_text(rows)
     model_class = _imported(stem, architecture)
     return Written(
         architecture=architecture,
@@ -97,11 +98,15 @@ def _source(architecture: str, config: PreTrainedConfig) -> str:
         body = [f"    {line}".rstrip() for line in lines or ["pass"]]
         config_class = "\n".join([*head, *body]) + "\n\n\n"
         own_config = f"    config_cls = {name}Config\n"
+        if MLAConfig in config_bases:
+            own_config += "    attention_cls = MLA\n"
     else:
         config_class, own_config = "", ""
     imported: dict[str, set[str]] = {}
     for base in (*config_bases, model_base) if config_class else (model_base,):
         imported.setdefault(base.__module__, set()).add(base.__name__)
+    if MLAConfig in config_bases:
+        imported[MLA.__module__].add(MLA.__name__)
     for word in set(re.findall(r"\w+", config_class)):
         if word in _ALIASES:
             imported.setdefault(_ALIASES[word], set()).add(word)
@@ -159,7 +164,8 @@ def _literal(value: Any) -> str:
 
 def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) -> str:
     """The table with one more row at its end."""
-    plain = type(small)(**tiny.TINY).to_dict()
+    sizes = {name: value for name, value in tiny.TINY.items() if value is not None}
+    plain = type(small)(**sizes).to_dict()
     left_out = {*tiny.TINY, *small.to_dict().get("rope_parameters", {}), "architectures"}
     own = {
         name: value
@@ -221,6 +227,7 @@ def _tensors(small: PreTrainedConfig, model_class: type[CausalLM]) -> tuple[str,
 def _moving_fields(small: PreTrainedConfig, config_class: type[DecoderConfig]) -> tuple[str, ...]:
     """Fields that nobody reads, and that change what the reference computes when they change."""
     declared = {field.name for field in fields(config_class)}
+    declared |= config_class._derive(small.to_dict())[1]
     prompt = torch.tensor([tiny.random_prompts()[1]])
 
     @torch.inference_mode()

@@ -115,14 +115,14 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(fields.get(name), dict):
             fields[name] = _shrunk(part(**fields[name])) if isinstance(part, type) else fields[name]
     if "num_hidden_layers" not in fields:
-        return _without_token_ids(fields)
+        return _with_token_ids(fields)
     # A configuration may call its fields by names of its own.
     own = {common: config.attribute_map.get(common, common) for common in TINY}
     heads, kv_heads = (
         fields.get(own[name]) for name in ("num_attention_heads", "num_key_value_heads")
     )
     head_dim, hidden_size = fields.get("head_dim"), fields.get(own["hidden_size"])
-    fields |= {own[name]: value for name, value in TINY.items() if own[name] in fields}
+    fields |= {own[name]: value for name, value in TINY.items() if value and own[name] in fields}
     if kv_heads is None or kv_heads == heads:
         fields |= {own["num_key_value_heads"]: kv_heads and 4}
     elif kv_heads == 1:
@@ -145,7 +145,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(fields.get(name), dict):
             fields[name] = _shrunk_rope(fields[name], fields)
-    return _without_token_ids(fields)
+    return _with_token_ids(fields)
 
 
 def _layers(fields: dict[str, Any]) -> list[int]:
@@ -176,14 +176,15 @@ def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]
     return shrunk
 
 
-def _without_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """Ids that a small vocabulary has not; its last ones stand for images and the like."""
-    taken = 0
+def _with_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """Ids that the small vocabulary has: its last ones, since texts begin at the first."""
+    last = TINY["vocab_size"]
     for name, value in fields.items():
-        if name.endswith(("_token_id", "_token_index", "_token_ids")) and value is not None:
-            special = name in ("bos_token_id", "eos_token_id", "pad_token_id")
-            taken += 0 if special else 1
-            fields[name] = None if special else TINY["vocab_size"] - taken
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            last -= 1
+            fields[name] = min(value, last)
+        elif name.endswith("_token_id") and isinstance(value, list):
+            fields[name] = [last - 1]
     return fields
 
 

@@ -617,6 +617,33 @@ CASES: dict[str, Case] = {
         shared_intermediate_size=0,
         attention_bias=True,
     ),
+    "arcee": Case("ArceeForCausalLM"),
+    "seed-oss": Case("SeedOssForCausalLM", {"head_dim": 24}),
+    "helium": Case("HeliumForCausalLM", {"head_dim": 16}),
+    "ernie4-5": Case("Ernie4_5ForCausalLM", {"head_dim": 24}),
+    "granite-swa": Case("GraniteSWAForCausalLM", {"sliding_window": 16}),
+    "granitemoe-swa": Case(
+        "GraniteMoeSWAForCausalLM",
+        {
+            "num_local_experts": 6,
+            "sliding_window": 16,
+        },
+    ),
+    "flex-olmo": Case("FlexOlmoForCausalLM", {"num_experts_per_tok": 2, "num_experts": 6}),
+    "glm4-moe-lite": Case(
+        "Glm4MoeLiteForCausalLM",
+        {
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 6,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 20,
+            "qk_nope_head_dim": 12,
+            "num_experts_per_tok": 2,
+            "qk_head_dim": 20,
+        },
+    ),
 }
 
 

@@ -1,0 +1,44 @@
+"""Helium (Kyutai, 2025): neighbours are rotated as pairs; norms are weighted in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from axion.layers.norm import RMSNorm
+from axion.layers.rotary import Length, apply_rotary_interleaved
+from axion.models.base import Attention, CausalLM
+from axion.models.config import DecoderConfig, Epsilon
+
+
+class HeliumRMSNorm(RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        x32 = x32 * (x32.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return (self.weight.float() * x32).to(x.dtype)
+
+
+@dataclass(kw_only=True)
+class HeliumConfig(DecoderConfig):
+    default_rope_theta = 100_000.0
+
+    max_position_embeddings: Length = 4096
+    rms_norm_eps: Epsilon = 1e-8
+
+    @property
+    def output_bias(self) -> bool:
+        return False
+
+    def norm(self) -> HeliumRMSNorm:
+        return HeliumRMSNorm(self.hidden_size, self.rms_norm_eps)
+
+
+class HeliumAttention(Attention):
+    apply_rotary = staticmethod(apply_rotary_interleaved)
+
+
+class HeliumForCausalLM(CausalLM):
+    architectures = ("HeliumForCausalLM",)
+    config_cls = HeliumConfig
+    attention_cls = HeliumAttention
