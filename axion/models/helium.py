@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import Float32RMSNorm
 from axion.layers.rotary import Length, apply_rotary_interleaved
 from axion.models.base import Attention, CausalLM
 from axion.models.config import DecoderConfig, Epsilon
-
-
-class HeliumRMSNorm(RMSNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * (x32.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (self.weight.float() * x32).to(x.dtype)
 
 
 @dataclass(kw_only=True)
@@ -30,8 +21,8 @@ class HeliumConfig(DecoderConfig):
     def output_bias(self) -> bool:
         return False
 
-    def norm(self) -> HeliumRMSNorm:
-        return HeliumRMSNorm(self.hidden_size, self.rms_norm_eps)
+    def norm(self) -> Float32RMSNorm:
+        return Float32RMSNorm(self.hidden_size, self.rms_norm_eps)
 
 
 class HeliumAttention(Attention):

@@ -142,6 +142,15 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(value, list) and len(value) == num_layers
     }
     fields[own["num_hidden_layers"]] = len(layers)
+    if (of_layers := fields.get("per_layer_config")) is not None:
+        by_layer = {int(layer): own for layer, own in of_layers.items()}
+        fields["per_layer_config"] = {
+            str(new): _shrunk_heads(by_layer[old])
+            for new, old in enumerate(layers)
+            if old in by_layer
+        }
+    if fields.get("num_kv_shared_layers"):
+        fields["num_kv_shared_layers"] = len(layers) // 2
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(fields.get(name), dict):
             fields[name] = _shrunk_rope(fields[name], fields)
@@ -156,7 +165,16 @@ def _layers(fields: dict[str, Any]) -> list[int]:
     for i in range(num_layers):
         first.setdefault(repr([values[i] for values in lists]), i)
     kinds = sorted(first.values())[:MAX_LAYERS]
+    if num_shared := fields.get("num_kv_shared_layers"):
+        kinds = sorted({i % (num_layers - num_shared) for i in kinds})
+        return [*kinds, *(num_layers - 1 - kinds[-1] + i for i in kinds)]
     return kinds if len(kinds) > 1 else list(range(min(2, num_layers)))
+
+
+def _shrunk_heads(fields: dict[str, int]) -> dict[str, int]:
+    """What a layer has instead of its model's."""
+    sizes = {"head_dim": 32, "num_key_value_heads": 1}
+    return fields | {name: sizes[name] for name in sizes.keys() & fields.keys()}
 
 
 def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +222,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
         ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             parameter.normal_(std=0.2, generator=generator)
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0
     return model
 

@@ -219,6 +219,42 @@ def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any
     return Case(f"{name}ForCausalLM", config, neutral or {})
 
 
+def _cwm(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    # Its configuration takes no None for these.
+    config = {"bos_token_id": 1, "head_dim": 24, "sliding_window": WINDOW, **config}
+    return Case("CwmForCausalLM", config, neutral or {})
+
+
+def _granite_swa(
+    neutral: dict[str, Any], architecture: str = "GraniteSWAForCausalLM", **config: Any
+) -> Case:
+    config = {"attention_multiplier": 0.25, "sliding_window": WINDOW, **config}
+    return Case(architecture, config, neutral)
+
+
+def _flex_olmo(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_experts": 6, "num_experts_per_tok": 2, **config}
+    return Case("FlexOlmoForCausalLM", config, neutral or {})
+
+
+def _glm4_moe_lite(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+    }
+    return Case("Glm4MoeLiteForCausalLM", {**sizes, **config}, neutral or {})
+
+
+def _gemma4(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 4, "layer_types": 2 * _KINDS, "sliding_window": WINDOW},
+        **{"head_dim": 24, "global_head_dim": 32, "vocab_size_per_layer_input": 199},
+        "hidden_size_per_layer_input": 16,
+    }
+    return Case("Gemma4ForCausalLM", {**sizes, **config}, neutral or {})
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -618,31 +654,79 @@ CASES: dict[str, Case] = {
         attention_bias=True,
     ),
     "arcee": Case("ArceeForCausalLM"),
+    "arcee-bias": _knob("ArceeForCausalLM", "mlp_bias", True, False, attention_bias=True),
     "seed-oss": Case("SeedOssForCausalLM", {"head_dim": 24}),
+    "seed-oss-output-bias": _knob(
+        "SeedOssForCausalLM", "attention_out_bias", True, False, attention_bias=False
+    ),
+    "cwm": _cwm({"sliding_window": WINDOW + 1}),
+    "cwm-layer-types": _cwm({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "helium": Case("HeliumForCausalLM", {"head_dim": 16}),
+    "helium-bias": _knob("HeliumForCausalLM", "attention_bias", True, False, head_dim=16),
     "ernie4-5": Case("Ernie4_5ForCausalLM", {"head_dim": 24}),
-    "granite-swa": Case("GraniteSWAForCausalLM", {"sliding_window": 16}),
-    "granitemoe-swa": Case(
+    "ernie4-5-bias": _knob("Ernie4_5ForCausalLM", "use_bias", True, False, head_dim=24),
+    "granite-swa": _granite_swa({"sliding_window": WINDOW + 1}),
+    "granite-swa-theta": _granite_swa(
+        {"layer_rope_theta": [10_000.0, 10_000.0]}, layer_rope_theta=[0, 500_000.0]
+    ),
+    "granite-swa-multipliers": _granite_swa(
+        {"embedding_multiplier": 1.0},
+        embedding_multiplier=3.0,
+        residual_multiplier=0.7,
+        logits_scaling=4.0,
+    ),
+    "granite-moe-swa": _granite_swa(
+        {"shared_intermediate_size": 0},
         "GraniteMoeSWAForCausalLM",
-        {
-            "num_local_experts": 6,
-            "sliding_window": 16,
+        num_local_experts=6,
+        shared_intermediate_size=40,
+    ),
+    "granite-moe-swa-theta": _granite_swa(
+        {"layer_rope_theta": None},
+        "GraniteMoeSWAForCausalLM",
+        num_local_experts=6,
+        layer_rope_theta=[500_000.0, 0],
+    ),
+    "flex-olmo": _flex_olmo(),
+    # The norm behind the experts would undo it, were its eps not as large.
+    "flex-olmo-norm": _flex_olmo({"norm_topk_prob": False}, norm_topk_prob=True, rms_norm_eps=0.5),
+    "glm4-moe-lite": _glm4_moe_lite(),
+    "glm4-moe-lite-layers": _glm4_moe_lite(mlp_layer_types=["sparse", "dense"]),
+    "glm4-moe-lite-knobs": _glm4_moe_lite(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        rope_interleave=False,
+        attention_bias=True,
+        q_lora_rank=None,
+        n_group=3,
+        topk_group=1,
+    ),
+    "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
+    "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
+    "gemma4-keys-are-values": _gemma4(attention_k_eq_v=True, num_global_key_value_heads=1),
+    "gemma4-no-layer-embeddings": _gemma4(hidden_size_per_layer_input=0),
+    "gemma4-experts": _gemma4(
+        enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32
+    ),
+    "gemma4-final-cap": _gemma4({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "gemma4-ropes": _gemma4(
+        {"rope_parameters": None},
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 10_000.0,
+                "factor": 2.0,
+            },
         },
     ),
-    "flex-olmo": Case("FlexOlmoForCausalLM", {"num_experts_per_tok": 2, "num_experts": 6}),
-    "glm4-moe-lite": Case(
-        "Glm4MoeLiteForCausalLM",
-        {
-            "moe_intermediate_size": 32,
-            "n_routed_experts": 6,
-            "kv_lora_rank": 16,
-            "q_lora_rank": 24,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 20,
-            "qk_nope_head_dim": 12,
-            "num_experts_per_tok": 2,
-            "qk_head_dim": 20,
-        },
+    "gemma4-seeing": Case(
+        "Gemma4ForConditionalGeneration",
+        {**_gemma4(num_kv_shared_layers=2).config, "pad_token_id": 0},
+        {"sliding_window": WINDOW + 1},
+        {"vision_config": None, "audio_config": None},
     ),
 }
 
