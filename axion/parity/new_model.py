@@ -159,14 +159,14 @@ def _window_base(given: dict[str, Any]) -> type[WindowConfig] | None:
 
 
 def _literal(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value) if isinstance(value, str | list) else repr(value)
 
 
 def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) -> str:
     """The table with one more row at its end."""
     sizes = {name: value for name, value in tiny.TINY.items() if value is not None}
     plain = type(small)(**sizes).to_dict()
-    left_out = {*tiny.TINY, *small.to_dict().get("rope_parameters", {}), "architectures"}
+    left_out = {*tiny.TINY, "rope_parameters", "architectures"}
     own = {
         name: value
         for name, value in small.to_dict().items()
@@ -175,7 +175,7 @@ def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) 
     row = f'    "{case}": Case("{architecture}"),\n'
     if own:
         entries = ", ".join(f'"{name}": {_literal(value)}' for name, value in own.items())
-        row = f'    "{case}": Case("{architecture}", {{{entries}}}),\n'.replace("'", '"')
+        row = f'    "{case}": Case("{architecture}", {{{entries}}}),\n'
         if len(row) > 101:
             entries = entries.replace(', "', ',\n            "')
             row = (
@@ -208,7 +208,8 @@ def _relatives(config: PreTrainedConfig) -> tuple[str, ...]:
             bases = [ast.unparse(base) for base in node.bases]
             kind = "its own" if bases in ([], ["nn.Module"]) else ", ".join(bases)
             changed = any(isinstance(part, ast.FunctionDef) for part in node.body)
-            found.append(f"{node.name}: {kind}{', changed' if changed and bases else ''}")
+            changed = changed and kind != "its own"
+            found.append(f"{node.name}: {kind}{', changed' if changed else ''}")
     return tuple(found)
 
 

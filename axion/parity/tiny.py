@@ -211,9 +211,17 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
     transformers initialises norms to ones and biases to zeros, which would hide an ignored one. A
     parameter that several configurations have is the same in all of them.
+
+    Raises:
+        ModelLoadError: transformers cannot build it.
     """
     config._attn_implementation = "eager"
-    model = model_class(config)(config).eval()
+    try:
+        model = model_class(config)(config).eval()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"transformers builds no model of this {config.model_type} configuration: {error}"
+        ) from error
     with torch.no_grad():
         stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
         for name, parameter in (

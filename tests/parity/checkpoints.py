@@ -246,6 +246,22 @@ def _glm4_moe_lite(neutral: dict[str, Any] | None = None, **config: Any) -> Case
     return Case("Glm4MoeLiteForCausalLM", {**sizes, **config}, neutral or {})
 
 
+def _exaone4(neutral: dict[str, Any], **config: Any) -> Case:
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
+    return Case("Exaone4ForCausalLM", {**window, **config}, neutral)
+
+
+def _dots1(neutral: dict[str, Any], **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    window = {"sliding_window": WINDOW, "n_shared_experts": 1}
+    return Case("Dots1ForCausalLM", {**experts, **window, **config}, neutral)
+
+
+def _solar_open(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Case("SolarOpenForCausalLM", {**experts, **config}, neutral or {})
+
+
 def _gemma4(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {
         **{"num_hidden_layers": 4, "layer_types": 2 * _KINDS, "sliding_window": WINDOW},
@@ -701,6 +717,56 @@ CASES: dict[str, Case] = {
         q_lora_rank=None,
         n_group=3,
         topk_group=1,
+    ),
+    "exaone4": _exaone4({"sliding_window": WINDOW + 1}),
+    "exaone4-layer-types": _exaone4({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "exaone4-no-window": _exaone4(
+        {"sliding_window": WINDOW}, sliding_window=None, layer_types=["full_attention"] * 2
+    ),
+    "dots1": _dots1({"sliding_window": WINDOW + 1}, max_window_layers=1),
+    "dots1-knobs": _dots1(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        n_group=3,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+    "minimax-m2": Case("MiniMaxM2ForCausalLM", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "minimax-m2-partial-rotary-factor": Case(
+        "MiniMaxM2ForCausalLM",
+        {
+            **{"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 24},
+            "rope_parameters": _partial(0.5),
+        },
+        {"rope_parameters": _partial(1.0)},
+    ),
+    "solar-open": _solar_open(head_dim=24),
+    "solar-open-knobs": _solar_open(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        n_group=3,
+        topk_group=1,
+        n_shared_experts=2,
+        head_dim=16,
+    ),
+    "apertus": Case("ApertusForCausalLM", {"rope_parameters": _partial(1.0)}),
+    "apertus-act": _knob("ApertusForCausalLM", "hidden_act", "relu2", "silu"),
+    "apertus-rope": _knob("ApertusForCausalLM", "rope_parameters", None, _partial(1.0)),
+    "apertus-bias": _knob("ApertusForCausalLM", "attention_bias", True, False),
+    "hunyuan-v1-dense": Case("HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
+    "hunyuan-v1-dense-alpha": _knob(
+        "HunYuanDenseV1ForCausalLM",
+        "rope_parameters",
+        {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 50.0, "factor": 1.0},
+        _partial(1.0),
+        head_dim=16,
+    ),
+    "hunyuan-v1-dense-bias": _knob(
+        "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
     ),
     "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
     "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
