@@ -1,5 +1,5 @@
-"""EXAONE 4 (arXiv:2507.11407): norms behind attention and MLP, and of queries and keys per head; where
-some layers have a window, only those have rotary positions."""
+"""EXAONE 4 (arXiv:2507.11407): norms behind attention and MLP, and of queries and keys per head;
+where some layers have a window, only those have rotary positions."""
 
 from __future__ import annotations
 
