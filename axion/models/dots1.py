@@ -8,7 +8,7 @@ from torch import Tensor
 
 from axion.layers.norm import RMSNorm
 from axion.models.base import Attention
-from axion.models.config import Index, WindowConfig
+from axion.models.config import Index, Size, WindowConfig
 from axion.models.moe import SharedMoEConfig, SharedMoEForCausalLM
 
 
@@ -19,6 +19,7 @@ class Dots1Config(WindowConfig, SharedMoEConfig):
         max_window_layers: without `layer_types`, the layers from there on attend to a window.
     """
 
+    moe_intermediate_size: Size = 1408
     max_window_layers: Index = 62
 
     def is_sliding(self, layer_idx: int) -> bool:

@@ -108,6 +108,10 @@ class Gemma4TextConfig(LocalRopeConfig):
         heads = self.num_global_key_value_heads or self.num_key_value_heads
         return replace(self, head_dim=self.global_head_dim, num_key_value_heads=heads)
 
+    def is_sliding(self, layer_idx: int) -> bool:
+        """The last layer never is."""
+        return layer_idx < self.num_hidden_layers - 1 and super().is_sliding(layer_idx)
+
     def norm(self) -> Float32RMSNorm:
         return Float32RMSNorm(self.hidden_size, self.rms_norm_eps)
 

@@ -18,6 +18,7 @@ class Glm4MoeLiteConfig(MLAConfig):
         mlp_layer_types: which layers have experts; all but the first by default.
     """
 
+    num_key_value_heads: Size | None = 20
     max_position_embeddings: Length = 202752
     rms_norm_eps: Epsilon = 1e-5
     num_experts: NumExperts = 64
@@ -32,9 +33,17 @@ class Glm4MoeLiteConfig(MLAConfig):
     v_head_dim: Size = 256
     mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mlp_layer_types is None:
+            num_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
+            num_sparse = self.num_hidden_layers - num_dense
+            self.mlp_layer_types = ["dense"] * num_dense + ["sparse"] * num_sparse
+        if len(self.mlp_layer_types) != self.num_hidden_layers:
+            raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
+
     def is_sparse(self, layer_idx: int) -> bool:
-        types = self.mlp_layer_types
-        return super().is_sparse(layer_idx) if types is None else types[layer_idx] == "sparse"
+        return self.mlp_layer_types[layer_idx] == "sparse"
 
 
 class Glm4MoeLiteForCausalLM(SharedMoEForCausalLM):

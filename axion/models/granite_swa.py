@@ -30,27 +30,25 @@ class GraniteSWAConfig(GraniteConfig, WindowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.layer_rope_theta is None:
+            self.layer_rope_theta = [self.rope_parameters.rope_theta] * self.num_hidden_layers
         thetas = self.layer_rope_theta
-        if thetas is not None and (len(thetas) != self.num_hidden_layers or min(thetas) < 0):
+        if len(thetas) != self.num_hidden_layers or min(thetas) < 0:
             raise ValueError("layer_rope_theta must have one number of at least 0 for each layer")
 
     def is_sliding(self, layer_idx: int) -> bool:
         return super().is_sliding(layer_idx) if self.layer_types is not None else layer_idx % 4 > 0
 
-    def has_rope(self, layer_idx: int) -> bool:
-        return self.layer_rope_theta is None or self.layer_rope_theta[layer_idx] > 0
-
     def rope(self, layer_idx: int) -> RopeParameters:
+        theta = self.layer_rope_theta[layer_idx]
         rope = super().rope(layer_idx)
-        if self.layer_rope_theta is None or not self.has_rope(layer_idx):
-            return rope
-        return replace(rope, rope_theta=self.layer_rope_theta[layer_idx])
+        return replace(rope, rope_theta=theta) if theta else rope
 
 
 class GraniteSWAAttention(GraniteAttention):
     def __init__(self, config: GraniteSWAConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.has_rope = config.has_rope(layer_idx)
+        self.has_rope = config.layer_rope_theta[layer_idx] > 0
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads), requires_grad=False)
 
     def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from axion.layers.norm import Float32RMSNorm
 from axion.layers.rotary import Length, apply_rotary_interleaved
 from axion.models.base import Attention, CausalLM
-from axion.models.config import DecoderConfig, Epsilon
+from axion.models.config import DecoderConfig, Epsilon, Size
 
 
 @dataclass(kw_only=True)
 class HeliumConfig(DecoderConfig):
     default_rope_theta = 100_000.0
 
+    num_key_value_heads: Size | None = 20
+    head_dim: Size | None = 128
     max_position_embeddings: Length = 4096
     rms_norm_eps: Epsilon = 1e-8
 

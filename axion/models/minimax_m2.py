@@ -37,6 +37,10 @@ class MiniMaxM2Config(MoEConfig):
         return derived, sources | {"rotary_dim"}
 
 
+class MiniMaxM2Attention(Olmo2Attention):
+    """Norms over all queries and all keys, as OLMo 2's, before a part of each head is rotated."""
+
+
 class MiniMaxM2MoE(MoE):
     def router(self, config: MiniMaxM2Config) -> Router:
         return SigmoidRouter(
@@ -57,5 +61,5 @@ class MiniMaxM2ForCausalLM(MixtralForCausalLM):
         (r"\.mlp\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),
     )
     config_cls = MiniMaxM2Config
-    attention_cls = Olmo2Attention
+    attention_cls = MiniMaxM2Attention
     moe_cls = MiniMaxM2MoE

@@ -32,8 +32,8 @@ class SolarOpenConfig(SharedMoEConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        size = config.get("moe_intermediate_size", 1280)
-        return {"intermediate_size": size} | derived, sources | {"intermediate_size"}
+        size = config.get("intermediate_size") or config.get("moe_intermediate_size", 1280)
+        return derived | {"intermediate_size": size}, sources
 
 
 class SolarOpenForCausalLM(SharedMoEForCausalLM):
