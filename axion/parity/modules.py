@@ -187,7 +187,9 @@ class Comparison:
         length = len(self._prompt)
         cache, table = self._harness.kv_caches[layer_idx], self._sequence.block_table
         differ = []
-        for name, own, expected in zip(("keys", "values"), cache, self._kv[layer_idx], strict=True):
+        for name, own, expected in zip(
+            ("keys", "values"), (cache.k, cache.v), self._kv[layer_idx], strict=True
+        ):
             if expected is None:  # another layer's, or a state of another kind
                 return ""
             own = own[table].flatten(0, 1)[:length][-expected.shape[-2] :]

@@ -46,6 +46,7 @@ _NEEDED = {
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
     "DeepseekV3ForCausalLM": {"num_key_value_heads": 32},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},
 }

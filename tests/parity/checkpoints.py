@@ -6,12 +6,15 @@ Each is an ordinary Hugging Face folder, saved by transformers, with every param
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
@@ -29,12 +32,15 @@ class Case:
         neutral: fields that take the row's knob away; the reference must then answer something
             else. Empty where the knob is a shape, which the strict loader checks.
         beside: fields around `text_config`, of which `config` then is.
+        inside: the architecture that the model is stored as the text part of, where transformers
+            needs another package to build the whole.
     """
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
+    inside: str = ""
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -269,6 +275,16 @@ def _gemma4(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
         "hidden_size_per_layer_input": 16,
     }
     return Case("Gemma4ForCausalLM", {**sizes, **config}, neutral or {})
+
+
+def _gemma3n(neutral: dict[str, Any] | None = None, *, inside: str = "", **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 4, "layer_types": 2 * _KINDS, "sliding_window": WINDOW},
+        **{"head_dim": 24, "vocab_size_per_layer_input": 190, "hidden_size_per_layer_input": 16},
+        **{"num_kv_shared_layers": 2, "laurel_rank": 8, "intermediate_size": [96, 80, 64, 96]},
+        "pad_token_id": 0,
+    }
+    return Case("Gemma3nForCausalLM", {**sizes, **config}, neutral or {}, inside=inside)
 
 
 CASES: dict[str, Case] = {
@@ -768,6 +784,17 @@ CASES: dict[str, Case] = {
     "hunyuan-v1-dense-bias": _knob(
         "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
     ),
+    "gemma3n": _gemma3n({"sliding_window": WINDOW + 1}),
+    "gemma3n-sparsity": _gemma3n(
+        {"activation_sparsity_pattern": [0.0] * 4},
+        activation_sparsity_pattern=[0.95, 0.5, 0.0, 0.9],
+    ),
+    "gemma3n-active-input": _gemma3n({"altup_active_idx": 0}, altup_active_idx=1),
+    "gemma3n-inputs": _gemma3n(altup_num_inputs=2, num_kv_shared_layers=0),
+    "gemma3n-unscaled": _gemma3n({"altup_correct_scale": True}, altup_correct_scale=False),
+    "gemma3n-final-cap": _gemma3n({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
+    "gemma3n-ropes": _gemma3n(_PLAIN, **_ropes(rope_theta=500.0)),
+    "gemma3n-seeing": _gemma3n(inside="Gemma3nForConditionalGeneration"),
     "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
     "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
     "gemma4-keys-are-values": _gemma4(attention_k_eq_v=True, num_global_key_value_heads=1),
@@ -813,4 +840,15 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
 def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save the row's model as a Hugging Face folder."""
     build_tiny(case).to(dtype).save_pretrained(path)
+    if inside := CASES[case].inside:
+        text = json.loads((path / "config.json").read_text())
+        config = {"architectures": [inside], "text_config": text}
+        config["tie_word_embeddings"] = text["tie_word_embeddings"]
+        (path / "config.json").write_text(json.dumps(config))
+        tensors = load_file(path / "model.safetensors")
+        save_file(
+            {re.sub("^model", "model.language_model", name): t for name, t in tensors.items()}
+            | {"model.vision_tower.x": torch.zeros(1)},
+            path / "model.safetensors",
+        )
     return path
