@@ -287,6 +287,12 @@ def _gemma3n(neutral: dict[str, Any] | None = None, *, inside: str = "", **confi
     return Case("Gemma3nForCausalLM", {**sizes, **config}, neutral or {}, inside=inside)
 
 
+def _cohere2_moe(neutral: dict[str, Any], **config: Any) -> Case:
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
+    return Case("Cohere2MoeForCausalLM", {**experts, **window, **config}, neutral)
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -783,6 +789,24 @@ CASES: dict[str, Case] = {
     ),
     "hunyuan-v1-dense-bias": _knob(
         "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
+    ),
+    "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
+    "cohere2-moe-dense": _cohere2_moe(
+        {"prefix_dense_sliding_window_pattern": 2},
+        mlp_layer_types=["dense", "sparse"],
+        layer_types=_KINDS[::-1],
+        prefix_dense_intermediate_size=80,
+    ),
+    "cohere2-moe-shared": _cohere2_moe(
+        {"shared_expert_combination_strategy": "sum"}, num_shared_experts=2, rms_norm_eps=1e-5
+    ),
+    "cohere2-moe-sigmoid": _cohere2_moe(
+        {"norm_topk_prob": True},
+        expert_selection_fn="sigmoid",
+        norm_topk_prob=False,
+        num_shared_experts=1,
+        shared_expert_combination_strategy="sum",
+        logit_scale=0.5,
     ),
     "gemma3n": _gemma3n({"sliding_window": WINDOW + 1}),
     "gemma3n-sparsity": _gemma3n(
