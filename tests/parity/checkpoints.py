@@ -293,6 +293,11 @@ def _cohere2_moe(neutral: dict[str, Any], **config: Any) -> Case:
     return Case("Cohere2MoeForCausalLM", {**experts, **window, **config}, neutral)
 
 
+def _ernie4_5_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32}
+    return Case("Ernie4_5_MoeForCausalLM", {**experts, **config}, neutral or {})
+
+
 CASES: dict[str, Case] = {
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
@@ -808,6 +813,14 @@ CASES: dict[str, Case] = {
         shared_expert_combination_strategy="sum",
         logit_scale=0.5,
     ),
+    "ernie4-5-moe": _ernie4_5_moe(),
+    "ernie4-5-moe-bias": _ernie4_5_moe(
+        {"use_bias": False}, use_bias=True, tie_word_embeddings=False, moe_num_shared_experts=0
+    ),
+    "ernie4-5-moe-layers": _ernie4_5_moe(
+        num_hidden_layers=4, moe_layer_start_index=0, moe_layer_end_index=2, moe_layer_interval=2
+    ),
+    "ernie4-5-moe-norm-min": _ernie4_5_moe({"moe_norm_min": 1e-12}, moe_norm_min=0.9),
     "gemma3n": _gemma3n({"sliding_window": WINDOW + 1}),
     "gemma3n-sparsity": _gemma3n(
         {"activation_sparsity_pattern": [0.0] * 4},
