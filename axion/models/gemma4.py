@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
 from axion.layers.attention import paged_attention
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
 from axion.layers.moe import Experts
@@ -154,7 +154,7 @@ class Gemma4Attention(Attention):
         if self.is_shared:
             del self.qkv_proj
             self.q_proj = Linear(own.hidden_size, sizes["q_proj"], bias=own.attention_bias)
-            self.kv_cache_spec = KVCacheSpec(0, own.head_dim, own.head_dim)
+            self.kv_cache_spec = self.kv_cache_spec._replace(num_kv_heads=0)
             return
         self.k_norm = Float32RMSNorm(own.head_dim, own.rms_norm_eps)
         self.eps = own.rms_norm_eps

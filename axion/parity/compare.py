@@ -183,12 +183,11 @@ def _generations(
 ) -> list[Generation]:
     num_tokens = request.num_tokens
     answers = [generate(reference, prompt, num_tokens) for prompt in prompts]
-    num_blocks = sum((len(prompt) + num_tokens) // BLOCK_SIZE + 1 for prompt in prompts)
-    # Both what is computed first and what is computed over it; a power of two (see Harness).
-    num_blocks = 1 << (2 * num_blocks).bit_length()
+    # What is computed first, and what is computed again or over it, in whole blocks.
+    room = 2 * sum(len(prompt) + num_tokens + BLOCK_SIZE for prompt in prompts)
     generations = []
     for way, run_all in WAYS.items():
-        runs = run_all(Harness(model, num_blocks), prompts, num_tokens)
+        runs = run_all(Harness(model, room), prompts, num_tokens)
         reasons = [
             reason
             for run, answer in zip(runs, answers, strict=True)

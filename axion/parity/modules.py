@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from axion.layers.linear import FusedLinear, PackedLinear
 from axion.models.base import CausalLM
-from axion.parity.harness import Harness, Run
+from axion.parity.harness import BLOCK_SIZE, Harness, Run
 from axion.parity.messages import Difference, Fault, Module
 from axion.parity.reference import forget
 
@@ -88,7 +88,7 @@ class Comparison:
         with trace(self.reference) as root:
             out = self.reference(torch.tensor([prompt]), past_key_values=cache, use_cache=True)
         root.output = out.logits
-        harness, sequence = Harness(self.model), Run(prompt)
+        harness, sequence = self._new_harness(prompt), Run(prompt)
         self._prompt, self._index, self._sequence = prompt, index, sequence
         self._kv = [
             (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
@@ -101,6 +101,9 @@ class Comparison:
         if self._is_equal(logits, root.output) is not False:
             return None
         return self._locate(root) or self._fault(root, "its output")
+
+    def _new_harness(self, prompt: list[int]) -> Harness:
+        return Harness(self.model, len(prompt) + BLOCK_SIZE)
 
     def _logits(self, harness: Harness, sequence: Run) -> Tensor:
         input_ids, context = harness.prepare([(sequence, len(sequence.prompt))])
@@ -185,7 +188,8 @@ class Comparison:
         if not call.children or layer_idx is None or layer_idx >= len(self._kv):
             return ""
         length = len(self._prompt)
-        cache, table = self._harness.kv_caches[layer_idx], self._sequence.block_table
+        cache = self._harness.kv_caches[layer_idx]
+        table = self._sequence.block_tables[cache.group]
         differ = []
         for name, own, expected in zip(
             ("keys", "values"), (cache.k, cache.v), self._kv[layer_idx], strict=True
@@ -213,11 +217,11 @@ class Comparison:
         return None
 
     def _means_nothing(self, parameters: list[Tensor]) -> bool:
-        before = self._logits(Harness(self.model), Run(self._prompt))
+        before = self._logits(self._new_harness(self._prompt), Run(self._prompt))
         kept = [parameter.clone() for parameter in parameters]
         for parameter in parameters:
             parameter.mul_(-2).add_(1)
-        after = self._logits(Harness(self.model), Run(self._prompt))
+        after = self._logits(self._new_harness(self._prompt), Run(self._prompt))
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
         return torch.equal(before, after)
