@@ -119,7 +119,9 @@ def _check_memory(folder: Path, dtype: torch.dtype) -> None:
 def _load_reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     model_class = tiny.model_class(tiny.read_config(folder))
     try:
-        model = model_class.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+        model = model_class.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", use_safetensors=True
+        )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise ModelLoadError(f"transformers cannot load the model: {error}") from None
     return model.eval()

@@ -75,8 +75,15 @@ def base_config(name: str) -> PreTrainedConfig:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder's config.json; nothing of the folder is executed."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    """The configuration in a folder's config.json; nothing of the folder is executed.
+
+    Raises:
+        ModelLoadError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (LookupError, OSError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelLoadError(f"transformers cannot read config.json: {error}") from None
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

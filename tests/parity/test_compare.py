@@ -95,6 +95,13 @@ def test_what_cannot_be_compared_says_why(model: str, words: str) -> None:
         compare(request(model))
 
 
+def test_a_configuration_that_transformers_does_not_know_says_so(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "nonesuch"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AxionError, match=r"transformers cannot read config\.json"):
+        compare(request("m", tmp_path, tiny=True))
+
+
 def test_a_tiny_model_has_no_texts() -> None:
     with pytest.raises(InvalidRequestError, match="--prompt"):
         compare(request("llama", prompts=("Hello",)))
