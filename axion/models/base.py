@@ -39,7 +39,7 @@ class Attention(nn.Module):
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
-            config.num_key_value_heads, config.head_dim, config.head_dim
+            config.num_key_value_heads, config.head_dim, config.head_dim, window=self.window
         )
         self.qkv_proj = PackedLinear(
             config.hidden_size,
@@ -238,7 +238,7 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, the hidden states and the KV cache."""
-        return self.model.embed_tokens.weight.dtype
+        return self.model.embed_tokens.dtype
 
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache."""

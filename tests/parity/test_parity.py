@@ -108,7 +108,7 @@ def test_over_blocks_that_another_sequence_computed(row: Row) -> None:
         second.append(
             Run(
                 run.prompt,
-                block_table=run.block_table[:num_blocks],
+                block_tables=[table[:num_blocks] for table in run.block_tables],
                 num_computed_tokens=num_blocks * BLOCK_SIZE,
             )
         )
@@ -122,7 +122,7 @@ def test_after_a_preemption_that_computes_everything_again(row: Row) -> None:
     harness.generate(runs, NUM_TOKENS // 2)
     for run in runs:
         run.num_computed_tokens = 0
-        run.block_table = []
+        run.block_tables = []
     harness.generate(runs, NUM_TOKENS)
     assert_equal(runs, row.answers)
 
