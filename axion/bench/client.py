@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -80,8 +80,16 @@ class Target:
         self._extra = dict(extra or {})
         self.prompts = Prompts()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
+        """Close all connections; requests in them fail."""
         await self._client.close()
+        await asyncio.sleep(0)
 
     async def prepare(self) -> None:
         """Find the model, whether it can be kept from ending early, and how long its words are.

@@ -168,7 +168,7 @@ def soak(
 
     Exit status 1 if so, or if a request fails. It reads the server's /metrics.
     """
-    from axion.bench.soak import judge, snapshot
+    from axion.bench.soak import Snapshot, judge, snapshot
 
     kinds = _kinds(mix or ["32:32*6", "100-400:16-128*3", "600-1000:8"], "", "")
     load = Load(
@@ -181,18 +181,19 @@ def soak(
     )
 
     async def measure() -> tuple[list[Sample], list[str], float | None]:
-        target = Target(url, model, api_key=api_key, chat=chat)
-        with _progress(round(60 * minutes), "soak, seconds") as advance:
+        early: Snapshot | None = None
+        async with Target(url, model, api_key=api_key, chat=chat) as target:
+            await snapshot(target)  # whether there is a /metrics
             await target.prepare()
-            running = asyncio.create_task(run(target, load))
-            begun = time.monotonic()
-            early = None
-            while not running.done():
-                await asyncio.wait({running}, timeout=1.0)
-                passed = time.monotonic() - begun
-                advance(round(passed))
-                if early is None and passed > 6 * minutes:
-                    early = await snapshot(target)
+            with _progress(round(60 * minutes), "soak, seconds") as advance:
+                begun = time.monotonic()
+                running = asyncio.create_task(run(target, load))
+                while not running.done():
+                    await asyncio.wait({running}, timeout=1.0)
+                    passed = time.monotonic() - begun
+                    advance(round(passed))
+                    if early is None and passed > 6 * minutes:
+                        early = await snapshot(target)
             samples = await running
             late = await snapshot(target)
             for _ in range(50):  # the engine learns that clients have left, a step later
@@ -200,7 +201,6 @@ def soak(
                     break
                 await asyncio.sleep(0.1)
                 late = await snapshot(target)
-            await target.close()
         num_failed = sum(sample.error is not None for sample in samples)
         verdict = judge(early or late, late, num_failed)
         return samples, verdict.faults, verdict.memory_growth
@@ -287,7 +287,7 @@ def _measure(
 ) -> Report:
     async def measure() -> list[Figures]:
         found = []
-        try:
+        async with target:
             await target.prepare()
             for index, load in enumerate(loads):
                 load = dataclasses.replace(
@@ -308,8 +308,6 @@ def _measure(
 
                     samples = await run(target, load, on_done)
                 found.append(figures(samples, concurrency=load.concurrency, rate=load.rate))
-        finally:
-            await target.close()
         return found
 
     runs = uvloop.run(measure())

@@ -58,6 +58,7 @@ def test_a_regression_is_an_exit_status(
 ):
     fast, slow = str(tmp_path / "fast.json"), str(tmp_path / "slow.json")
     args = [fake.url, "--num-requests", "4", "--output-len", "8"]
+    fake.control(token_s=0.002)
     assert bench("serve", *args, "-o", fast) == 0
     fake.control(token_s=0.05)
     assert bench("serve", *args, "-o", slow) == 0
