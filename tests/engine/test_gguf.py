@@ -16,9 +16,9 @@ from torch import Tensor
 from axion.engine.loader import eos_token_ids, load_model
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
+from axion.parity.harness import CPU, Harness, Run
 from axion.quantization.gguf import BlockKernel, Int4Kernel
 from tests.gguf_files import CASES, METADATA, build, tensors, write_gguf, write_tiny_gguf
-from tests.parity.harness import CPU, Harness, Run
 
 PROMPT = [(31 * i * i + 7 * i) % 199 for i in range(80)]
 TOLERANCE = 1e-4

@@ -17,6 +17,7 @@ from axion.errors import ModelLoadError
 from axion.layers.linear import Linear
 from axion.layers.moe import Router
 from axion.models.base import CausalLM
+from axion.parity.harness import Harness, Run
 from axion.quantization.base import (
     QuantizationMethod,
     QuantizedExpertLinear,
@@ -25,7 +26,6 @@ from axion.quantization.base import (
 )
 from axion.quantization.registry import quantization_method
 from tests.parity.checkpoints import save_tiny
-from tests.parity.harness import Harness, Run
 from tests.quantization.pairs import (
     CPU,
     PROMPTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -41,13 +42,21 @@ class Run:
 
 class Harness:
     """Blocks are handed out scattered, and hold NaN until a key or value is written: whoever
-    reads a slot that is not the sequence's own, or behind the window, shows it in every logit."""
+    reads a slot that is not the sequence's own, or behind the window, shows it in every logit.
 
-    def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
+    Args:
+        num_tokens: that all runs have together, each time that they are computed.
+    """
+
+    def __init__(self, model: CausalLM, num_tokens: int = 1024) -> None:
         self.model = model
         specs, dtype = model.kv_cache_specs(), model.dtype
-        layout = lay_out(specs, 512, block_size=BLOCK_SIZE, max_chunk=512, dtype=dtype)
+        layout = lay_out(
+            specs, num_tokens, block_size=BLOCK_SIZE, max_chunk=num_tokens, dtype=dtype
+        )
         self.windows = layout.windows
+        # A power of two, and so without a common divisor with 197 when there is one less.
+        num_blocks = 1 << (len(self.windows) * num_tokens // BLOCK_SIZE).bit_length()
         self.kv_caches = allocate(
             specs, layout.groups, num_blocks, BLOCK_SIZE, dtype=dtype, device=CPU
         )
@@ -60,6 +69,17 @@ class Harness:
     @torch.inference_mode()
     def step(self, scheduled: list[tuple[Run, int]]) -> None:
         """Compute so many next tokens of each run; one that reaches its end samples greedily."""
+        input_ids, context = self.prepare(scheduled)
+        hidden_states = self.model(input_ids, context)
+        last_rows = torch.tensor(context.query_lens).cumsum(0) - 1
+        logits = self.model.compute_logits(hidden_states[last_rows])
+        for (run, _), row in zip(scheduled, logits, strict=True):
+            if run.num_computed_tokens == len(run.token_ids):
+                run.logits.append(row)
+                run.token_ids.append(int(row.argmax()))
+
+    def prepare(self, scheduled: list[tuple[Run, int]]) -> tuple[Tensor, ForwardContext]:
+        """What the model is called with for the step; the tokens count as computed."""
         for run, num_tokens in scheduled:
             run.block_tables = run.block_tables or [[] for _ in self.windows]
             for table in run.block_tables:
@@ -93,13 +113,7 @@ class Harness:
             kv_caches=self.kv_caches,
             block_size=BLOCK_SIZE,
         )
-        hidden_states = self.model(torch.tensor(input_ids), context)
-        last_rows = torch.tensor(context.query_lens).cumsum(0) - 1
-        logits = self.model.compute_logits(hidden_states[last_rows])
-        for (run, _), row in zip(scheduled, logits, strict=True):
-            if run.num_computed_tokens == len(run.token_ids):
-                run.logits.append(row)
-                run.token_ids.append(int(row.argmax()))
+        return torch.tensor(input_ids), context
 
     def _visible(self, run: Run, group: int, width: int) -> list[int]:
         """The run's block table, with what its next token does not see as block 0."""
@@ -119,3 +133,62 @@ class Harness:
             if not scheduled:
                 return
             self.step(scheduled)
+
+
+def alone(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    for run in runs:
+        harness.generate([run], num_tokens)
+    return runs
+
+
+def mixed(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    for started in range(1, len(runs)):
+        for _ in range(min(5, num_tokens)):
+            harness.generate(runs[:started], len(runs[started - 1].output) + 1)
+    # The newest first: the order within a batch means nothing.
+    harness.generate(runs[::-1], num_tokens)
+    return runs
+
+
+def chunked(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    harness.generate(runs, num_tokens, budget=9)
+    return runs
+
+
+def warm(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    first = alone(harness, prompts, 1)
+    runs = []
+    for run in first:
+        num_blocks = (len(run.prompt) - 1) // BLOCK_SIZE
+        runs.append(
+            Run(
+                run.prompt,
+                block_tables=[table[:num_blocks] for table in run.block_tables],
+                num_computed_tokens=num_blocks * BLOCK_SIZE,
+            )
+        )
+    harness.generate(runs, num_tokens)
+    return runs
+
+
+def preempted(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    harness.generate(runs, num_tokens // 2)
+    for run in runs:
+        run.num_computed_tokens = 0
+        run.block_tables = []
+    harness.generate(runs, num_tokens)
+    return runs
+
+
+WAYS: dict[str, Callable[[Harness, list[list[int]], int], list[Run]]] = {
+    "alone": alone,
+    "in a batch that mixes prompts and generation": mixed,
+    "prompts in chunks beside generation": chunked,
+    "over blocks that another sequence computed": warm,
+    "after a preemption": preempted,
+}
+"""How an engine comes to the tokens of the prompts; they must be the same in every way."""
