@@ -1,0 +1,547 @@
+"""Every other decoder: transformers' own class, over the paged KV cache.
+
+The class is built as it is. Its attention is called through transformers' attention interface, which
+is where ours takes its place: a step's flat batch goes through the model as one row
+`[1, num_tokens]`, attention finds each token's sequence in the `ForwardContext`, and everything else
+in a decoder looks at one token at a time. That this is so is not assumed. Before the weights are
+read, the model runs on the meta device, where every call of attention tells its shapes and its mask;
+after that, a token must come out the same whatever is beside it in the batch.
+
+What is different from a class of our own: nothing is fused, keys and values of latent attention are
+cached expanded, and ropes that depend on the length are served within their original one.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.auto import modeling_auto
+
+from axion.errors import ModelLoadError
+from axion.layers.attention import paged_attention
+from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.models.base import CausalLM
+
+logger = logging.getLogger("axion.models")
+
+_MAX_LAYERS = 2**10
+_UNLIMITED = 2**24
+_PROBE_TOKENS = 4
+# How far a token's hidden state may be from itself in another batch, in parts of its norm.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Of a call of attention: what is about training, or said by the mask.
+_HARMLESS = frozenset(
+    """
+    dropout position_ids output_attentions output_hidden_states use_cache sliding_window
+    deterministic cache_position is_causal return_dict position_embeddings
+    output_router_logits training past_key_values
+    """.split()  # noqa: SIM905
+)
+# Of config.json: how transformers is to compute, which may name code to fetch.
+_NOT_THE_MODELS = frozenset(
+    {
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+        *("experts_implementation", "_experts_implementation"),
+        *("_experts_implementation_internal", "auto_map", "fusion_config", "name_or_path"),
+        *("_name_or_path", "transformers_weights", "distributed_config"),
+        *("output_attentions", "output_hidden_states", "output_router_logits"),
+    }
+)
+
+
+class _Unsupported(Exception):
+    """Why a class of transformers cannot be served."""
+
+
+class Attend(Protocol):
+    """One pass of the model, as its calls of attention see it."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Queries, keys and values `[num_tokens, num_heads, head_dim]` to
+        `[num_tokens, num_heads, v_head_dim]`."""
+        ...
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    attend: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for each layer: `[1, num_heads, num_tokens, head_dim]` each."""
+    if attend is None:
+        raise _Unsupported("it does not hand the arguments of a step down to its attention")
+    for name, given in kwargs.items():
+        if name not in _HARMLESS and given is not None:
+            raise _Unsupported(f"its attention takes {name}, which is not supported")
+    if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise _Unsupported("its attention is not over the tokens of the step")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    out = attend(q, k, v, scale=scale, softcap=softcap, sinks=s_aux, mask=attention_mask)
+    return out[None], None
+
+
+class _Call(NamedTuple):
+    """One call of attention in a pass.
+
+    Attributes:
+        window: as `paged_attention` takes it.
+        chunk: a token attends to those that share its chunk of so many tokens.
+    """
+
+    spec: KVCacheSpec
+    window: int | None
+    chunk: int | None
+
+
+class _Reach(NamedTuple):
+    """Which of the tokens before it a mask lets a token attend to: see `_Call`."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+@dataclass
+class _Probe:
+    """Finds the calls of attention, and computes nothing."""
+
+    calls: list[_Call] = field(default_factory=list)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, **_: Any) -> Tensor:
+        if mask is None:
+            raise _Unsupported("its attention is not causal")
+        if not hasattr(mask, "reach"):
+            raise _Unsupported("it makes attention masks of its own")
+        if mask.reach is None:
+            raise _Unsupported("a token attends to others than those before it, or not to all")
+        if q.shape[1] % k.shape[1] or k.shape[1] != v.shape[1]:
+            raise _Unsupported("its attention has heads that do not fit each other")
+        self.calls.append(_Call(KVCacheSpec(k.shape[1], k.shape[2], v.shape[2]), *mask.reach))
+        return q.new_zeros(*q.shape[:2], v.shape[-1])
+
+
+def _probe_mask(
+    mask_function: Callable[..., Tensor],
+    q_length: int,
+    kv_length: int,
+    config: PreTrainedConfig,
+    local_size: int | None = None,
+    **_: Any,
+) -> Tensor:
+    """A mask that only says what it lets a token attend to, for `_Probe`."""
+    mask = torch.empty(1, 1, q_length, kv_length)
+    mask.reach = _reach(  # type: ignore[attr-defined]
+        mask_function, local_size, getattr(config, "attention_chunk_size", None)
+    )
+    return mask
+
+
+def _reach(
+    allows: Callable[..., Tensor], local_size: int | None, chunk_size: int | None
+) -> _Reach | None:
+    """What a mask function of transformers allows; None: something else than a `_Reach` says."""
+    far = 2 * (local_size or 2048)
+    with torch.device("cpu"):
+        q = torch.tensor([0, 1, 2, 5, far // 2 - 1, far // 2, far // 2 + 1, far + 3])[:, None]
+        back = torch.tensor([-3, -1, 0, 1, 2, 5, far // 2 - 1, far // 2, far // 2 + 1, far])
+        kv = (q - back).clamp(min=0)
+        expected = (kv <= q) & (kv > q - (local_size or far * 2))
+        try:
+            equal = torch.equal(allows(torch.tensor(0), torch.tensor(0), q, kv), expected)
+        except (RuntimeError, NotImplementedError, IndexError):
+            # Chunks begin after the padding, of which there is none here.
+            return _Reach(chunk=chunk_size) if chunk_size and local_size == chunk_size else None
+    return _Reach(window=local_size) if equal else None
+
+
+class _Local:
+    """Attention of each token to itself, but with all that queries and keys say."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        turned = (q.float().sum(-1, keepdim=True)).tanh() + 2
+        repeats = q.shape[1] // v.shape[1]
+        v = v.repeat_interleave(repeats, 1) + k.mean(-1, keepdim=True).repeat_interleave(repeats, 1)
+        return (v * turned.to(v.dtype)).to(q.dtype)
+
+
+class _Paged:
+    """Attention over the paged KV cache."""
+
+    def __init__(self, calls: list[_Call], context: ForwardContext) -> None:
+        self._calls: Iterator[tuple[int, _Call]] = enumerate(calls)
+        self._context = context
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        index, call = next(self._calls, (0, None))
+        assert call is not None, "the model calls attention more often than when it was built"
+        cache = self._context.kv_caches[index]
+        out = paged_attention(
+            q.to(cache.k.dtype),
+            k.to(cache.k.dtype),
+            v.to(cache.v.dtype),
+            cache,
+            self._context,
+            scale=scale,
+            window=call.window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        return out.to(q.dtype)
+
+    def finish(self) -> None:
+        assert next(self._calls, None) is None, "the model calls attention less often than it did"
+
+
+def _no_experts(module: nn.Module, hidden_states: Tensor, *_: Tensor) -> Tensor:
+    """Experts, for `_Probe`: which tokens go where is not known on the meta device."""
+    return torch.empty_like(hidden_states)
+
+
+_OURS, _PROBING = "axion", "axion_probe"
+AttentionInterface.register(_OURS, _attention)
+AttentionInterface.register(_PROBING, _attention)
+# Of ours none is registered: transformers then makes no mask at all.
+AttentionMaskInterface.register(_PROBING, _probe_mask)
+ALL_EXPERTS_FUNCTIONS.register(_PROBING, _no_experts)
+
+
+@dataclass
+class _Config:
+    """What the engine asks a model's configuration for."""
+
+    vocab_size: int
+
+
+class _HiddenStates(tuple[Tensor]):
+    """A decoder's output: the hidden states, and None for whatever else is asked of it."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Given(nn.Module):
+    """In the decoder's place: hidden states in, and out."""
+
+    def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> _HiddenStates:
+        return _HiddenStates((input_ids,))
+
+
+class TransformersCausalLM(CausalLM):
+    """A class of transformers, as an architecture of ours.
+
+    Attributes:
+        transformers_cls: the class.
+    """
+
+    transformers_cls: ClassVar[type[transformers.PreTrainedModel]]
+    renamed_tensors = ()
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Build it on the meta device, and find its calls of attention.
+
+        Args:
+            config: config.json.
+
+        Raises:
+            ModelLoadError: it cannot be served; the message says why.
+        """
+        nn.Module.__init__(self)
+        self.hf_config = _read_config(self.transformers_cls, config)
+        self.calls: list[_Call] = []
+        with self._refusing(), torch.device("meta"), torch.inference_mode():
+            self.whole = self._build()
+            try:
+                self._find_calls()
+            except (RuntimeError, NotImplementedError):
+                # What it does depends on numbers, of which there are none yet: see `load`.
+                logger.debug("%s cannot be run on the meta device", self.name, exc_info=True)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever transformers raises about the model is a refusal to serve it."""
+        try:
+            yield
+        except ModelLoadError:
+            raise
+        except _Unsupported as error:
+            reason = str(error)
+        except Exception as error:  # of any of some two hundred classes
+            logger.debug("%s cannot be built", self.name, exc_info=True)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        else:
+            return
+        raise ModelLoadError(
+            f"Axion serves {self.name[:80]} by transformers' class, which cannot be done: {reason}."
+        )
+
+    def _build(self) -> transformers.PreTrainedModel:
+        config = copy.deepcopy(self.hf_config)
+        config._attn_implementation = _PROBING
+        config._experts_implementation = _PROBING
+        return self.transformers_cls(config).eval()
+
+    def _find_calls(self) -> None:
+        """Run the model once: what calls attention, with which shapes and masks, and in which of
+        its modules are all the layers."""
+        attend = _Probe()
+        depth = 0
+        decoders: list[str] = []
+
+        def enter(*_: Any) -> None:
+            nonlocal depth
+            depth += 1
+
+        def leave(name: str, *_: Any) -> None:
+            nonlocal depth
+            depth -= 1
+            if depth == 1 and len(attend.calls) > 0 and not decoders:
+                decoders.append(name)
+
+        hooks = [
+            hook
+            for name, module in self.whole.named_modules()
+            for hook in (
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(functools.partial(leave, name)),
+            )
+        ]
+        device = self.whole.device
+        input_ids = torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=device)
+        try:
+            output = self.whole(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                position_ids=torch.arange(_PROBE_TOKENS, device=device)[None],
+                use_cache=False,
+                attend=attend,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not decoders:
+            raise _Unsupported("its attention does not go through transformers' interface")
+        self.calls = attend.calls
+        self.config = _Config(output.logits.shape[-1])
+        self.decoder_name = decoders[0]
+
+    def load(self, tensors: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        """Take the weights, as transformers does, and see that it is safe to batch.
+
+        Args:
+            tensors: by their names in the checkpoint; each is a tensor, or gives one for `[...]`.
+
+        Raises:
+            ModelLoadError: the weights are not what config.json describes, or the model cannot be
+                served; the message says why.
+        """
+        logging = transformers.utils.logging
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        with self._refusing(), torch.inference_mode():
+            self.whole, report = self.transformers_cls.from_pretrained(
+                None,
+                config=self.hf_config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                attn_implementation=_PROBING,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            _check_report(report)
+            self.whole.to(device).eval().requires_grad_(False)
+            if not self.calls:
+                self._find_calls()
+            self.whole.config._attn_implementation = _OURS
+            self._head = self._without_decoder()
+            self._check_locality()
+
+    def _without_decoder(self) -> tuple[nn.Module]:
+        """The model's own way from hidden states to logits: itself, with nothing for a decoder.
+
+        In a tuple, for it is not another part of this module.
+        """
+        head = module = copy.copy(self.whole)
+        *path, last = self.decoder_name.split(".")
+        for name in (*path, None):
+            module._modules = dict(module._modules)
+            if name is not None:
+                module._modules[name] = copy.copy(module._modules[name])
+                module = module._modules[name]
+        module._modules[last] = _Given()
+        return (head,)
+
+    def _check_locality(self) -> None:
+        """See that nothing but attention mixes tokens, and that positions are the ones given."""
+        max_id = self.config.vocab_size - 1
+        for token in (3, 5, 7):
+            hidden = []
+            for ids, positions, row in (
+                ((token, 11, 13, 17), (3, 1, 0, 2), 0),
+                ((19, 23, token, 29), (6, 5, 3, 4), 2),
+            ):
+                rows = torch.tensor([(min(i, max_id), p) for i, p in zip(ids, positions)])
+                rows = rows.to(self.whole.device)
+                hidden.append(self._decode(rows[:, 0], rows[:, 1], _Local())[row].float())
+            difference = (hidden[0] - hidden[1]).norm() / hidden[0].norm()
+            if difference <= _TOLERANCE.get(self.dtype, 1e-1):
+                return
+        raise _Unsupported(
+            "tokens see each other, or their place in the batch, not only by attention (a recurrent "
+            "state, a convolution, positions that are not those given)"
+        )
+
+    def _decode(self, input_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        output = self.whole.get_submodule(self.decoder_name)(
+            input_ids=input_ids[None], position_ids=positions[None], use_cache=False, attend=attend
+        )
+        return output[0][0]
+
+    def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        attend = _Paged(self.calls, context)
+        hidden_states = self._decode(input_ids, context.positions, attend)
+        attend.finish()
+        return hidden_states
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        return self._head[0](input_ids=hidden_states[None], use_cache=False).logits[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.get_input_embeddings().weight.dtype
+
+    def kv_cache_specs(self) -> list[KVCacheSpec]:
+        """What each call of attention needs of the KV cache."""
+        return [call.spec for call in self.calls]
+
+    def max_length(self) -> int:
+        """Longest sequence that the model is meant for, in tokens.
+
+        Ropes that depend on the length are served as far as they do not.
+        """
+        config = self.hf_config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None) or _UNLIMITED
+        for rope in _ropes(config):
+            original = rope.get("original_max_position_embeddings") or length
+            if rope.get("rope_type") == "longrope":
+                length = min(length, original)
+            elif rope.get("rope_type") == "yarn":
+                length = max(length, int(original * (rope.get("factor") or 1)))
+        return min([length, *(call.chunk for call in self.calls if call.chunk)])
+
+    def rope_cache_key(self, num_prompt_tokens: int) -> int:
+        return 0
+
+
+def fallback_class(architecture: str) -> type[TransformersCausalLM] | None:
+    """A class for an architecture that transformers has; None: it has none that writes text."""
+    if architecture not in _architectures():
+        return None
+    cls = getattr(transformers, architecture)
+    return type(architecture, (TransformersCausalLM,), {"transformers_cls": cls})
+
+
+@functools.cache
+def _architectures() -> frozenset[str]:
+    return frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+
+def _read_config(
+    cls: type[transformers.PreTrainedModel], config: dict[str, Any]
+) -> PreTrainedConfig:
+    """Raises: ModelLoadError: config.json is not what the class takes."""
+    if config.get("quantization_config") is not None:
+        raise ModelLoadError(
+            f"The checkpoint is quantized, which is not supported for {cls.__name__}. Use the "
+            "unquantized version of the model."
+        )
+    try:
+        known = cls.config_class.from_dict(_the_models_own(config))
+        num_layers = known.get_text_config().num_hidden_layers
+    except Exception as error:  # of any of some two hundred classes
+        reason = " ".join(str(error).split())[:300]
+        raise ModelLoadError(f"config.json does not suit {cls.__name__}: {reason}.") from None
+    if not 0 < num_layers <= _MAX_LAYERS:
+        raise ModelLoadError(f"config.json: {num_layers} layers are not between 1 and {_MAX_LAYERS}.")
+    return known
+
+
+def _the_models_own(value: Any) -> Any:
+    """config.json without what says how transformers is to compute, which may name code to fetch."""
+    if isinstance(value, dict):
+        return {k: _the_models_own(v) for k, v in value.items() if k not in _NOT_THE_MODELS}
+    if isinstance(value, list):
+        return [_the_models_own(entry) for entry in value]
+    return value
+
+
+def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """`rope_parameters`, of which there may be one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in rope.values() if isinstance(value, dict)]
+    return kinds or [rope]
+
+
+def _check_report(report: dict[str, Any]) -> None:
+    """Raises: ModelLoadError: transformers did not find each tensor that it needs, or found more."""
+    faults = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    faults += [
+        f"{name[:200]!r} is not part of the architecture"
+        for name in sorted(report["unexpected_keys"])
+    ]
+    faults += [
+        f"{name} has shape {list(stored)}, expected {list(expected)}"
+        for name, stored, expected in sorted(report["mismatched_keys"])
+    ]
+    faults += [str(error)[:300] for error in report.get("error_msgs", ())]
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ModelLoadError(
+            f"The weights are not what config.json describes: {'; '.join(faults[:5])}{more}."
+        )
