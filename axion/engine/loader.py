@@ -1,38 +1,39 @@
-"""From a folder with config.json and safetensors files to a model on a device.
+"""From a checkpoint to a model on a device.
 
 The model is built on the meta device; the name, shape and number format of every stored tensor
-is compared with it; only then is memory taken and each tensor copied to its place from the
-mapped file. Nothing that a model's folder holds is ever executed.
+is compared with it; only then is memory taken and each tensor copied to its place, module by
+module. How a quantized model differs is the part of `axion.quantization`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from axion.engine.checkpoint import open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
-from axion.hub.config import MAX_CONFIG_BYTES, load_config, load_json
-from axion.hub.snapshot import weight_files
-from axion.layers.linear import PackedLinear
-from axion.layers.moe import ExpertLinear
+from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
+from axion.quantization.base import (
+    Expected,
+    QuantizationMethod,
+    QuantizedLinear,
+    StoredTensor,
+)
+from axion.quantization.registry import quantization_method
 
 logger = logging.getLogger("axion.engine")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED_DTYPES = ("F64", "F32", "F16", "BF16")
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 
 Progress = Callable[[int, int], None]
@@ -46,22 +47,24 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     on_progress: Progress | None = None,
 ) -> CausalLM:
-    """Load the model in the folder `path`.
+    """Load the model at `path`.
 
     Args:
         dtype: to keep the weights and compute in; see `resolve_dtype`.
-        on_progress: called with (bytes read, bytes in all).
+        on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported, or the
             weights are damaged, not exactly what config.json describes, or too large.
     """
-    config = load_config(path)
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
+    method = quantization_method(config)
     model_config = model_class.config_cls.from_dict(config)
-    stored = _stored_tensors(weight_files(path), model_class)
+    stored = _rename(checkpoint.tensors, model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if model_config.tie_word_embeddings and head and embedding:
         # A tied head is often stored again. Where it differs, transformers does not tie either.
@@ -71,7 +74,7 @@ def load_model(
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
     model = _build(model_class, model_config)
-    _fill(model, stored, device, resolve_dtype(dtype, config, device), on_progress)
+    _fill(model, stored, method, device, resolve_dtype(dtype, config, device), on_progress)
     return model
 
 
@@ -86,18 +89,37 @@ def load_embedding_model(
     Raises:
         ModelLoadError: as in `load_model`.
     """
-    config = load_config(path)
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
     model_class = load_embedding_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
+    method = quantization_method(config)
     model = _build(model_class, model_class.config_cls.from_dict(config))
-    stored = _stored_tensors(weight_files(path), model_class)
+    stored = _rename(checkpoint.tensors, model_class)
     if isinstance(model, CausalLM):
         del model.lm_head
         for name in [name for name in stored if name.startswith("lm_head.")]:
             del stored[name]
-    _fill(model, stored, device, resolve_dtype(dtype, config, device))
+    _fill(model, stored, method, device, resolve_dtype(dtype, config, device))
     return model
+
+
+def _rename(
+    tensors: Mapping[str, StoredTensor], model_class: type[CausalLM] | type[Encoder]
+) -> dict[str, StoredTensor]:
+    """What is stored, by the names that the model's own parameters have."""
+    stored: dict[str, StoredTensor] = {}
+    for tensor in tensors.values():
+        name = tensor.name
+        for pattern, replacement in model_class.renamed_tensors:
+            name = re.sub(pattern, replacement, name)
+        if name in stored:
+            raise ModelLoadError(
+                f"The tensor {name} is stored twice: as {stored[name].name} and as {tensor.name}."
+            )
+        stored[name] = tensor
+    return stored
 
 
 def _build(model_class: type[ModelT], config: Any) -> ModelT:
@@ -111,20 +133,35 @@ def _build(model_class: type[ModelT], config: Any) -> ModelT:
 
 def _fill(
     model: CausalLM | Encoder,
-    stored: dict[str, _StoredTensor],
+    stored: dict[str, StoredTensor],
+    method: QuantizationMethod,
     device: torch.device,
     dtype: torch.dtype,
     on_progress: Progress | None = None,
 ) -> None:
+    ignored = [re.compile(p) for p in (*model.ignored_tensors, *method.ignored_tensors)]
     stored = {
         name: tensor
         for name, tensor in stored.items()
-        if not any(re.fullmatch(pattern, name) for pattern in model.ignored_tensors)
+        if not any(pattern.fullmatch(name) for pattern in ignored)
     }
-    _check(stored, dict(_destinations(model, stored)))
-    _check_memory(model, device, dtype)
-    _allocate(model, device, dtype)
-    _copy(stored, dict(_destinations(model, stored)), on_progress)
+    method.prepare(model, stored)
+    _check(stored, _expected(model, stored))
+    sizes = _sizes(model, method, dtype)
+    _check_memory(sum(sizes.values()), device, dtype, method)
+    done = 0
+    placed: dict[nn.Parameter, nn.Parameter] = {}
+    for path, module in list(model.named_modules()):
+        _allocate(module, device, dtype, placed)
+        for name, place in _destinations(path, module, stored):
+            if name in stored:  # a tied head is not
+                place.copy_(stored[name].read())
+        finished = method.finish(module, device, dtype)
+        if finished is not module:
+            model.set_submodule(path, finished)
+        done += sizes[path]
+        if on_progress is not None and sizes[path]:
+            on_progress(done, sum(sizes.values()))
     model.eval()
 
 
@@ -201,90 +238,21 @@ def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
     return load_json(path, max_bytes) if path.exists() else {}
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredTensor:
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> Tensor:
-        with safe_open(self.file, framework="pt") as tensors:
-            return tensors.get_tensor(self.name)
-
-
-def _stored_tensors(
-    files: Iterable[Path], model_class: type[CausalLM] | type[Encoder]
-) -> dict[str, _StoredTensor]:
-    """What is stored, by the names that the model's own parameters have."""
-    stored: dict[str, _StoredTensor] = {}
-    for file in files:
-        for tensor in _read_header(file):
-            name = tensor.name
-            for pattern, replacement in model_class.renamed_tensors:
-                name = re.sub(pattern, replacement, name)
-            if name in stored:
-                raise ModelLoadError(
-                    f"The tensor {name} is stored twice: in {stored[name].file.name} and in "
-                    f"{file.name}."
-                )
-            stored[name] = tensor
-    return stored
-
-
-def _read_header(file: Path) -> list[_StoredTensor]:
-    try:
-        # Refuses sizes and offsets that do not fit the file, and each other.
-        with safe_open(file, framework="pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            stored = [
-                _StoredTensor(name, file, tuple(entry.get_shape()), entry.get_dtype())
-                for name, entry in slices.items()
-            ]
-        # Of two tensors with one name it takes the last; which is meant nobody knows.
-        with file.open("rb") as stream:
-            header = stream.read(int.from_bytes(stream.read(8), "little"))
-        json.loads(header, object_pairs_hook=_refuse_duplicates)
-    except SafetensorError as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise ModelLoadError(
-            f"{file.name} is damaged ({reason}). Download the model again."
-        ) from None
-    except OSError as error:
-        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
-    except _DuplicateNameError as error:
-        raise ModelLoadError(f"{file.name} holds two tensors named {error}.") from None
-    return stored
-
-
-class _DuplicateNameError(Exception):
-    pass
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    names: set[str] = set()
-    for name, _ in pairs:
-        if name in names:
-            raise _DuplicateNameError(name)
-        names.add(name)
-
-
-def _destinations(model: nn.Module, stored: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that a checkpoint of `model` must hold, and where it goes.
+def _destinations(
+    path: str, module: nn.Module, stored: Collection[str]
+) -> list[tuple[str, Tensor]]:
+    """The tensors that a checkpoint must hold of a module alone, and where they go.
 
     What is packed in the model may be stored apart, as is expected, or packed.
     """
-    seen: set[Tensor] = set()
-    for path, module in model.named_modules():
-        own = {f"{path}.{name}": tensor for name, tensor in _stored_part(module)}
-        if isinstance(module, PackedLinear | ExpertLinear) and own.keys().isdisjoint(stored):
-            parent = path.rpartition(".")[0]
-            yield from ((f"{parent}.{name}", view) for name, view in module.shard_views().items())
-            continue
-        for name, tensor in own.items():
-            if tensor not in seen:  # a tied head is its embedding
-                seen.add(tensor)
-                yield name, tensor
+    views = dict(_stored_part(module))
+    if hasattr(module, "stored_views"):
+        views = module.stored_views()
+    own = {f"{path}.{name}": view for name, view in views.items()}
+    if hasattr(module, "shard_views") and own.keys().isdisjoint(stored):
+        parent = path.rpartition(".")[0]
+        return [(f"{parent}.{name}", view) for name, view in module.shard_views().items()]
+    return list(own.items())
 
 
 def _stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -295,18 +263,34 @@ def _stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, buffer
 
 
-def _check(stored: dict[str, _StoredTensor], expected: dict[str, Tensor]) -> None:
+def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expected]:
+    """Every tensor that a checkpoint of `model` must hold."""
+    seen: set[Tensor] = set()
+    expected: dict[str, Expected] = {}
+    for path, module in model.named_modules():
+        for name, place in _destinations(path, module, stored):
+            if place not in seen:  # a tied head is its embedding
+                seen.add(place)
+                expected[name] = Expected(tuple(place.shape))
+        if isinstance(module, QuantizedLinear):
+            for source in module.sources:
+                expected |= source.expected()
+    return expected
+
+
+def _check(stored: dict[str, StoredTensor], expected: dict[str, Expected]) -> None:
     faults = [f"{name} is missing" for name in expected if name not in stored]
     for name, tensor in stored.items():
         if name not in expected:
             faults.append(f"{name[:200]!r} {list(tensor.shape)} is not part of the architecture")
-        elif tensor.shape != tuple(expected[name].shape):
+            continue
+        shape, dtypes = expected[name]
+        if tensor.shape != shape:
+            faults.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+        elif tensor.dtype not in dtypes:
+            one_of = "one of " if len(dtypes) > 1 else ""
             faults.append(
-                f"{name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
-            )
-        elif tensor.dtype not in _STORED_DTYPES:
-            faults.append(
-                f"{name} is stored as {tensor.dtype}, expected one of {', '.join(_STORED_DTYPES)}"
+                f"{name} is stored as {tensor.dtype}, expected {one_of}{', '.join(dtypes)}"
             )
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -315,49 +299,53 @@ def _check(stored: dict[str, _StoredTensor], expected: dict[str, Tensor]) -> Non
         )
 
 
-def _check_memory(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def _sizes(model: nn.Module, method: QuantizationMethod, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each module, by its path; parameters that are shared count once."""
+    sizes: dict[str, int] = {}
+    seen: set[nn.Parameter] = set()
+    for path, module in model.named_modules():
+        own = set(module.parameters(recurse=False))
+        sizes[path] = method.num_bytes(module, dtype)
+        if own and own <= seen:
+            sizes[path] = 0
+        seen |= own
+    return sizes
+
+
+def _check_memory(
+    need: int, device: torch.device, dtype: torch.dtype, method: QuantizationMethod
+) -> None:
     # Linux promises memory that it does not have, and kills who uses it, without a word.
-    need = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     free = free_memory(device)
     if need > free:
+        kind = method.name or str(dtype).removeprefix("torch.")
         raise ModelLoadError(
-            f"The weights need {need / 2**30:.2f} GiB as {str(dtype).removeprefix('torch.')}, "
+            f"The weights need {need / 2**30:.2f} GiB as {kind}, "
             f"and {max(free, 0) / 2**30:.2f} GiB are free on {device}. Free some memory, or "
             "serve a smaller model."
         )
 
 
-def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give every parameter memory, uninitialised, and keep those that are shared shared.
+def _allocate(
+    module: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    placed: dict[nn.Parameter, nn.Parameter],
+) -> None:
+    """Give a module's own parameters memory, uninitialised; those that were shared stay shared.
 
     Buffers keep their own number format.
+
+    Args:
+        placed: parameters on the meta device to what took their places.
     """
-    placed: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter not in placed:
-                empty = torch.empty_like(parameter, device=device, dtype=dtype)
-                placed[parameter] = nn.Parameter(empty, requires_grad=False)
-            module.register_parameter(name, placed[parameter])
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                module.register_buffer(name, torch.empty_like(buffer, device=device))
-            else:
-                module.register_buffer(name, buffer.to(device), persistent=False)
-
-
-def _copy(
-    stored: dict[str, _StoredTensor], places: dict[str, Tensor], on_progress: Progress | None
-) -> None:
-    by_file: dict[Path, dict[str, str]] = {}
-    for name, tensor in stored.items():
-        by_file.setdefault(tensor.file, {})[name] = tensor.name
-    total = sum(place.nbytes for place in places.values())
-    done = 0
-    for file, names in by_file.items():
-        with safe_open(file, framework="pt") as tensors:
-            for name, stored_name in names.items():
-                places[name].copy_(tensors.get_tensor(stored_name))
-                done += places[name].nbytes
-                if on_progress is not None:
-                    on_progress(done, total)
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter not in placed:
+            empty = torch.empty_like(parameter, device=device, dtype=dtype)
+            placed[parameter] = nn.Parameter(empty, requires_grad=False)
+        module.register_parameter(name, placed[parameter])
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_meta:
+            module.register_buffer(name, torch.empty_like(buffer, device=device))
+        else:
+            module.register_buffer(name, buffer.to(device), persistent=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zmq
 
-from axion.engine.child import connected_to_parent
+from axion.engine.child import connected_to_parent, freeze_heap
 from axion.engine.core import EngineCore
 from axion.engine.messages import (
     AbortRequest,
@@ -45,6 +45,7 @@ class EngineProcess:
         except ModelLoadError as error:
             self._send(EngineFailed(error.message))
             return None
+        freeze_heap()
         self._send(EngineReady(core.info))
         self._send(StepOutputs([], core.stats))
         return core

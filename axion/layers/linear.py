@@ -13,6 +13,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.register_parameter(
             "bias",
@@ -21,6 +22,19 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+class DenseLinear(Linear):
+    """A linear layer whose `weight` its model reads too, so that it is never kept quantized."""
+
+
+class TransposedLinear(Linear):
+    """A linear layer whose weight is stored `[in_features, out_features]`."""
+
+    def stored_views(self) -> dict[str, Tensor]:
+        """Name of each stored tensor to the parameter that it fills, in its shape."""
+        views = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return views | {"weight": views["weight"].T}
 
 
 class FusedLinear(Linear):

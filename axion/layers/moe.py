@@ -146,8 +146,8 @@ class ExpertLinear(nn.Module):
                 f"The model's experts have an input of {in_features} features, which must be a "
                 f"multiple of {_ALIGNMENT}."
             )
-        self.shards = shards
-        out_features = sum(shards.values())
+        self.num_experts, self.in_features, self.shards = num_experts, in_features, shards
+        self.out_features = out_features = sum(shards.values())
         self.weight = nn.Parameter(
             torch.empty(num_experts, out_features, in_features), requires_grad=False
         )
@@ -203,7 +203,7 @@ class Experts(nn.Module):
             `[num_tokens, hidden_size]`.
         """
         experts, order = indices.flatten().sort(stable=True)
-        all_experts = torch.arange(len(self.gate_up_proj.weight), device=experts.device)
+        all_experts = torch.arange(self.gate_up_proj.num_experts, device=experts.device)
         ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
         groups = Groups(experts, ends)
         x = self.gate_up_proj(hidden_states[order // indices.shape[1]], groups)

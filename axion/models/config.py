@@ -48,6 +48,7 @@ _HARMLESS = frozenset(
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
     reorder_and_upcast_attn n_ctx init_std layerdrop
+    quantization_config compression_config
     output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
 )
@@ -56,7 +57,6 @@ _HARMLESS_PATTERN = re.compile(r"_.*|.*dropout.*|.*_pdrop|(pooler|summary)_.*")
 # Fields with which some family computes something else, and the values that leave it out. A
 # family that honours one declares it; for all others any other value is refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
@@ -146,12 +146,6 @@ class BaseConfig:
 
     @classmethod
     def _check_undeclared(cls, name: str, value: Any) -> None:
-        if name == "quantization_config" and value is not None:
-            method = value.get("quant_method") if isinstance(value, dict) else value
-            raise ModelLoadError(
-                f"The checkpoint is quantized ({method}), which is not supported yet. "
-                "Use the unquantized version of the model."
-            )
         if name == "layer_types" and isinstance(value, list):
             value = [kind for kind in value if kind != "full_attention"] or None
         if name in _NEUTRAL:
@@ -329,7 +323,4 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise ModelLoadError(f"config.json: text_config must be an object, got {text!r:.80}.")
-    return text | {
-        "tie_word_embeddings": config.get("tie_word_embeddings", True),
-        "quantization_config": config.get("quantization_config"),
-    }
+    return text | {"tie_word_embeddings": config.get("tie_word_embeddings", True)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
 from axion.layers.embedding import Embedding
+from axion.layers.linear import TransposedLinear
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM, Decoder, PlainMLP
 from axion.models.config import DecoderConfig, Epsilon
@@ -44,24 +44,12 @@ class GPT2Config(DecoderConfig):
         return derived, sources
 
 
-class Conv1D(nn.Module):
-    """`x @ weight + bias`."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(in_features, out_features), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
-
-
 class GPT2Attention(Attention):
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         size = config.hidden_size
-        self.qkv_proj = Conv1D(size, sum(self.qkv_proj.shards.values()))
-        self.o_proj = Conv1D(size, size)
+        self.qkv_proj = TransposedLinear(size, self.qkv_proj.out_features, bias=True)
+        self.o_proj = TransposedLinear(size, size, bias=True)
         if not config.scale_attn_weights:
             self.scale = 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -78,8 +66,9 @@ class GPT2Attention(Attention):
 class GPT2MLP(PlainMLP):
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.up_proj = Conv1D(config.hidden_size, config.intermediate_size)
-        self.down_proj = Conv1D(config.intermediate_size, config.hidden_size)
+        hidden_size, size = config.hidden_size, config.intermediate_size
+        self.up_proj = TransposedLinear(hidden_size, size, bias=True)
+        self.down_proj = TransposedLinear(size, hidden_size, bias=True)
 
 
 class GPT2Decoder(Decoder):

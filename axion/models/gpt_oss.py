@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from axion.layers.activation import get_activation
 from axion.layers.moe import ExpertLinear, Experts, Router
 from axion.layers.rotary import Length
-from axion.models.base import Attention, CausalLM
+from axion.models.base import Attention
 from axion.models.config import Epsilon, NumExperts, Size, WindowConfig
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
@@ -65,11 +65,11 @@ class GptOssAttention(Attention):
 
 
 class GptOssExpertLinear(ExpertLinear):
-    """Stored transposed, and its bias beside it."""
+    """Stored transposed."""
 
-    def shard_views(self) -> dict[str, Tensor]:
-        [name] = self.shards
-        return {name: self.weight.detach().transpose(1, 2), f"{name}_bias": self.bias.detach()}
+    def stored_views(self) -> dict[str, Tensor]:
+        """Name of each stored tensor to the parameter that it fills, in its shape."""
+        return {"weight": self.weight.detach().transpose(1, 2), "bias": self.bias.detach()}
 
 
 class GptOssExperts(Experts):
@@ -101,7 +101,7 @@ class GptOssMoE(MoE):
 
 class GptOssForCausalLM(MoEForCausalLM):
     architectures = ("GptOssForCausalLM",)
-    renamed_tensors = (*CausalLM.renamed_tensors, (r"\.mlp\.router\.", ".mlp.gate."))
+    renamed_tensors = (*MoEForCausalLM.renamed_tensors, (r"\.mlp\.router\.", ".mlp.gate."))
     config_cls = GptOssConfig
     attention_cls = GptOssAttention
     moe_cls = GptOssMoE

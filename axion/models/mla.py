@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
-from axion.layers.linear import Linear
+from axion.layers.linear import DenseLinear, Linear
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import YarnRope, apply_rotary, apply_rotary_interleaved, rotary_embedding
 from axion.models.config import Size
@@ -83,7 +83,7 @@ class MLA(nn.Module):
             self.q_b_proj = Linear(config.q_lora_rank, num_heads * self.head_dim)
         self.kv_a_proj_with_mqa = Linear(hidden_size, self.latent_dim + self.rope_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(self.latent_dim, _LATENT_EPS)
-        self.kv_b_proj = Linear(self.latent_dim, num_heads * (self.nope_dim + self.v_dim))
+        self.kv_b_proj = DenseLinear(self.latent_dim, num_heads * (self.nope_dim + self.v_dim))
         self.o_proj = Linear(num_heads * self.v_dim, hidden_size, bias=bias)
         self.rotary_emb = rotary_embedding(config.rope(layer_idx), self.rope_dim)
         self.scale = self.head_dim**-0.5

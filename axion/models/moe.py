@@ -95,6 +95,7 @@ class MoEForCausalLM(CausalLM):
     renamed_tensors = (
         *CausalLM.renamed_tensors,
         (r"\.experts\.(gate_up|down)_proj$", r".experts.\1_proj.weight"),
+        (r"\.experts\.(gate_up|down)_proj_(\w+)$", r".experts.\1_proj.\2"),
     )
     config_cls: ClassVar[type[DecoderConfig]] = MoEConfig
     moe_cls: ClassVar[type[MoE]] = MoE

@@ -14,7 +14,7 @@ from pathlib import Path
 import loguru
 import zmq
 
-from axion.engine.child import connected_to_parent
+from axion.engine.child import connected_to_parent, freeze_heap
 from axion.engine.messages import AbortRequest, Ping, Shutdown
 from axion.errors import AxionError, ModelNotFoundError
 from axion.pooling.batcher import Batcher
@@ -56,6 +56,7 @@ class PoolingProcess:
         except Exception as error:
             self._send(_load_failed(config, error))
             return None
+        freeze_heap()
         self._send(PoolingReady(PoolingInfo(dim=model.dim, max_length=model.max_length)))
         batcher = Batcher(config.max_batch_size, config.max_batch_tokens, config.max_wait_s)
         return PoolingCore(model, batcher, time.monotonic)

@@ -377,7 +377,7 @@ _PEAK_MEMORY = """
 import json, pathlib, sys
 import torch
 from safetensors.torch import save_file
-from axion.engine.loader import _destinations, load_model
+from axion.engine.loader import _expected, load_model
 from axion.models.config import DecoderConfig
 from axion.models.llama import LlamaForCausalLM
 
@@ -389,7 +389,7 @@ path = pathlib.Path(sys.argv[1])
 config = DecoderConfig.from_dict(json.loads((path / "config.json").read_text()))
 with torch.device("meta"):
     model = LlamaForCausalLM(config)
-tensors = {name: torch.zeros(x.shape) for name, x in _destinations(model)}
+tensors = {name: torch.zeros(x.shape) for name, x in _expected(model).items()}
 save_file(tensors, path / "model.safetensors")
 del tensors
 start, peak = anonymous(), 0

@@ -127,8 +127,6 @@ def test_what_is_beside_the_text_of_a_model_that_sees() -> None:
     )
     with pytest.raises(ModelLoadError, match="text_config must be an object"):
         Gemma3Config.from_dict({"text_config": None})
-    with pytest.raises(ModelLoadError, match="quantized"):
-        Gemma3Config.from_dict({"text_config": {}, "quantization_config": {"quant_method": "awq"}})
 
 
 @pytest.mark.parametrize("architecture", sorted(model_classes()))
@@ -211,11 +209,6 @@ def test_a_family_that_declares_such_a_field_honours_it() -> None:
 )
 def test_its_neutral_value_is_not(fields: dict[str, Any]) -> None:
     read(**fields)
-
-
-def test_a_quantized_checkpoint_is_refused_for_now() -> None:
-    with pytest.raises(ModelLoadError, match=r"quantized \(awq\).*unquantized"):
-        read(quantization_config={"quant_method": "awq", "bits": 4})
 
 
 def test_an_unknown_field_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,95 @@
+"""What a model's files hold, by the names that Hugging Face's own checkpoints have."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+
+from axion.errors import ModelLoadError
+from axion.hub.config import load_config
+from axion.hub.snapshot import weight_files
+from axion.quantization.base import StoredTensor
+
+
+class Checkpoint(Protocol):
+    """A model as it is stored.
+
+    Attributes:
+        config: what config.json says, or would say.
+        tensors: by name, in the order in which they are read fastest.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`. Nothing that a model's files hold is ever executed.
+
+    Raises:
+        ModelLoadError: files are missing, damaged or contradict each other.
+    """
+    return SafetensorsCheckpoint(path)
+
+
+class SafetensorsCheckpoint:
+    """A folder with config.json and safetensors files, which are mapped, not read."""
+
+    def __init__(self, path: Path) -> None:
+        self.config = load_config(path)
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in weight_files(path):
+            for tensor in _read_header(file):
+                if (other := self.tensors.get(tensor.name)) is not None:
+                    raise ModelLoadError(
+                        f"The tensor {tensor.name} is stored twice: in {other.file} and in "
+                        f"{file.name}."
+                    )
+                self.tensors[tensor.name] = tensor
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    try:
+        # Refuses sizes and offsets that do not fit the file, and each other.
+        tensors = safe_open(file, framework="pt")
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+        stored = [
+            StoredTensor(
+                name,
+                file.name,
+                tuple(entry.get_shape()),
+                entry.get_dtype(),
+                partial(tensors.get_tensor, name),
+            )
+            for name, entry in slices.items()
+        ]
+        # Of two tensors with one name it takes the last; which is meant nobody knows.
+        with file.open("rb") as stream:
+            header = stream.read(int.from_bytes(stream.read(8), "little"))
+        json.loads(header, object_pairs_hook=_refuse_duplicates)
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelLoadError(
+            f"{file.name} is damaged ({reason}). Download the model again."
+        ) from None
+    except OSError as error:
+        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
+    except _DuplicateNameError as error:
+        raise ModelLoadError(f"{file.name} holds two tensors named {error}.") from None
+    return stored
+
+
+class _DuplicateNameError(Exception):
+    pass
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    names: set[str] = set()
+    for name, _ in pairs:
+        if name in names:
+            raise _DuplicateNameError(name)
+        names.add(name)

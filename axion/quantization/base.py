@@ -1,0 +1,411 @@
+"""What a format of quantized weights is made of.
+
+A `QuantizationMethod` is what config.json's `quantization_config` asks for. It puts a
+`QuantizedLinear` where the model has a linear layer whose weight is stored quantized, and says by
+a `WeightFormat` how it is stored. That turns what is stored into a `Kernel`, which keeps the weight
+and multiplies by it. Models know nothing of all this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count, groupby
+from math import prod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from axion.layers.linear import DenseLinear, FusedLinear, Linear, PackedLinear
+from axion.layers.moe import ExpertLinear, Groups
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint, not read yet.
+
+    Attributes:
+        name: as it is stored; what a model calls it may differ.
+        file: the name of its file, for messages.
+        dtype: as safetensors calls it (`F32`, `I32`, `F8_E4M3`).
+        read: its values, on the CPU. They may be mapped from the file: not to be written to.
+    """
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+    def part(self, index: int) -> StoredTensor:
+        """One of those that are stacked along the first dimension."""
+        return replace(self, shape=self.shape[1:], read=lambda: self.read()[index])
+
+
+class Expected(NamedTuple):
+    """What a stored tensor must be."""
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...] = FLOATS
+
+
+class Kernel(nn.Module, ABC):
+    """Keeps the weight of a linear layer, in its parameters, and multiplies by it.
+
+    To override: `dequantize`, and `forward` where there is something better than a whole weight
+    that lives as long as one multiplication.
+    """
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight, `[out_features, in_features]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        return F.linear(x, self.dequantize(x.dtype))
+
+
+class DenseKernel(Kernel):
+    """A weight that is not quantized.
+
+    Args:
+        weight: `[out_features, in_features]`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype)
+
+
+class WeightFormat(ABC):
+    """How the weight of a linear layer is stored. A frozen dataclass: where those of q, k and v are
+    equal, the three become one kernel."""
+
+    joinable: ClassVar[bool] = True
+
+    @abstractmethod
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        """What must be stored, by the part of its name behind the layer's (`qweight`, `scales`)."""
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        """From what is stored to tensors whose first dimension is `out_features`, or that times a
+        fixed fraction, so that layers are joined along it. They may not be changed in place."""
+        return tensors
+
+    @abstractmethod
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        """The kernel for what was unpacked.
+
+        Args:
+            tensors: on the device of the model. Mapped from a file, perhaps: what the kernel keeps
+                is a copy.
+            dtype: of hidden states.
+        """
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        """Bytes that the kernel keeps."""
+        tensors = self.expected(in_features, out_features).values()
+        return sum(prod(shape) * _ITEM_SIZE[dtypes[-1]] for shape, dtypes in tensors)
+
+
+_ITEM_SIZE = {
+    **{"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2},
+    **{"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
+}
+
+
+@dataclass(frozen=True)
+class DenseFormat(WeightFormat):
+    """A weight that is not quantized, beside others that are."""
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        return {"weight": Expected((out_features, in_features))}
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        return DenseKernel(tensors["weight"].to(dtype, copy=True))
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        return in_features * out_features * dtype.itemsize
+
+
+class Source(NamedTuple):
+    """Where the weight of one projection comes from.
+
+    Attributes:
+        path: the projection's, in the names that the model has.
+        tensors: what is stored of it, by the part of the name behind `path`.
+        num_stacked: so many projections are stored as one tensor, of which this is a part.
+    """
+
+    path: str
+    format: WeightFormat
+    in_features: int
+    out_features: int
+    tensors: Mapping[str, StoredTensor]
+    num_stacked: int | None = None
+
+    def expected(self) -> dict[str, Expected]:
+        stack = () if self.num_stacked is None else (self.num_stacked,)
+        parts = self.format.expected(self.in_features, self.out_features)
+        return {
+            f"{self.path}.{name}": Expected((*stack, *shape), dtypes)
+            for name, (shape, dtypes) in parts.items()
+        }
+
+    def read(self, device: torch.device) -> dict[str, Tensor]:
+        names = self.format.expected(self.in_features, self.out_features)
+        tensors = {name: self.tensors[name].read().to(device) for name in names}
+        return self.format.unpack(tensors, self.in_features, self.out_features)
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        return self.format.num_bytes(self.in_features, self.out_features, dtype)
+
+
+class QuantizedLinear(nn.Module):
+    """Takes the place of a `Linear`, or of one with several projections.
+
+    Attributes:
+        sources: of the weights of its projections, in order; none where kernels were given.
+    """
+
+    def __init__(self, linear: Linear, sources: list[Source], kernel: Kernel | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.shards = linear.shards if isinstance(linear, FusedLinear) else None
+        self.sources = sources
+        self.kernels = nn.ModuleList([] if kernel is None else [kernel])
+        self.register_parameter("bias", linear.bias)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the weights; they must be what `Source.expected` says."""
+        apart = count()
+
+        def key(source: Source) -> object:
+            return source.format if source.format.joinable else next(apart)
+
+        for _, group in groupby(self.sources, key):
+            [first, *others] = group
+            tensors = first.read(device)
+            if others:
+                parts = [tensors, *(source.read(device) for source in others)]
+                tensors = {name: torch.cat([part[name] for part in parts]) for name in tensors}
+            self.kernels.append(first.format.kernel(tensors, dtype))
+        self.sources = []
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """As the layer whose place it takes."""
+        out = self._multiply(x)
+        if self.bias is not None:
+            out = out + self.bias
+        return out if self.shards is None else out.split(tuple(self.shards.values()), dim=-1)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        if len(self.kernels) == 1:
+            return self.kernels[0](x)
+        return torch.cat([kernel(x) for kernel in self.kernels], dim=-1)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight, `[out_features, in_features]`."""
+        return torch.cat([kernel.dequantize(dtype) for kernel in self.kernels])
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that the weights will take once they are loaded."""
+        return sum(source.num_bytes(dtype) for source in self.sources)
+
+
+class QuantizedPackedLinear(QuantizedLinear):
+    """In the place of a `PackedLinear`: the biases, too, are stored apart."""
+
+    shard_views = PackedLinear.shard_views
+
+
+class QuantizedExpertLinear(nn.Module):
+    """Takes the place of an `ExpertLinear`: each expert is a layer of its own."""
+
+    def __init__(self, linear: ExpertLinear, experts: list[QuantizedLinear]) -> None:
+        super().__init__()
+        self.num_experts, self.out_features = linear.num_experts, linear.out_features
+        self.shards = linear.shards
+        self.experts = nn.ModuleList(experts)
+        self.register_parameter("bias", linear.bias)
+
+    shard_views = ExpertLinear.shard_views
+
+    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+        """`[num_rows, in_features]` to `[num_rows, out_features]`, each row by its expert."""
+        out = x.new_empty(len(x), self.out_features)
+        start = 0
+        for expert, end in zip(self.experts, groups.ends.tolist(), strict=True):
+            if end > start:
+                out[start:end] = expert(x[start:end])
+            start = end
+        return out if self.bias is None else out + self.bias[groups.experts]
+
+
+class QuantizationMethod:
+    """What happens to a model because its weights are quantized, or are to be; this one: nothing.
+
+    Attributes:
+        quant_methods: what config.json calls the method.
+        ignored_tensors: patterns of tensors that such checkpoints hold and nobody reads.
+    """
+
+    quant_methods: ClassVar[tuple[str, ...]] = ()
+    ignored_tensors: ClassVar[tuple[str, ...]] = ()
+    name = ""
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Whether config.json's `quantization_config` asks for this method."""
+        return config.get("quant_method") in cls.quant_methods
+
+    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+        """Change a model on the meta device, before what it expects is compared with `stored`."""
+
+    def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
+        """Bytes of what `module` itself, without those in it, will keep."""
+        own = sum(p.numel() for p in module.parameters(recurse=False)) * dtype.itemsize
+        return own + (module.num_bytes(dtype) if isinstance(module, QuantizedLinear) else 0)
+
+    def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """What takes the place of a module whose parameters have been filled."""
+        return module
+
+
+class StoredQuantized(QuantizationMethod):
+    """A method by which a checkpoint is quantized. To override: `format`.
+
+    Args:
+        config: config.json's `quantization_config`.
+
+    Raises:
+        ModelLoadError: the config asks for something that is not supported.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.name = str(config["quant_method"])
+
+    @abstractmethod
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        """How the weight of a linear layer is stored; None: as a plain one.
+
+        What is stored decides, more than what the config says of it.
+
+        Args:
+            name: of the layer, in the checkpoint's names.
+            tensors: what is stored of the layer, by the part of the name behind the layer's.
+        """
+
+    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+        parts = _by_prefix(stored)
+        for path, module in list(model.named_modules()):
+            if isinstance(module, ExpertLinear):
+                quantized = self._experts(path, module, parts)
+            elif isinstance(module, Linear):
+                quantized = self._linear(path, module, parts)
+            else:
+                continue
+            if quantized is not None:
+                model.set_submodule(path, quantized)
+
+    def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        if not isinstance(module, QuantizedLinear):
+            return module
+        module.load(device, dtype)
+        if not isinstance(module, _Dequantized):
+            return module
+        linear = DenseLinear(0, 0)
+        linear.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
+        linear.bias = module.bias
+        return linear
+
+    def _linear(self, path: str, linear: Linear, parts: _Parts) -> QuantizedLinear | None:
+        shards = {path: linear.out_features}
+        if isinstance(linear, PackedLinear) and path not in parts:
+            parent = path.rpartition(".")[0]
+            shards = {f"{parent}.{name}": size for name, size in linear.shards.items()}
+        sources = [
+            self._source(shard, parts.get(shard, {}), linear.in_features, size)
+            for shard, size in shards.items()
+        ]
+        if _is_dense(sources):
+            return None
+        if isinstance(linear, DenseLinear):
+            return _Dequantized(linear, sources)
+        cls = QuantizedPackedLinear if isinstance(linear, PackedLinear) else QuantizedLinear
+        return cls(linear, sources)
+
+    def _experts(
+        self, path: str, linear: ExpertLinear, parts: _Parts
+    ) -> QuantizedExpertLinear | None:
+        parent = path.rpartition(".")[0]
+        experts = []
+        for expert in range(linear.num_experts):
+            if path in parts:
+                stack = {
+                    name: tensor.part(expert)
+                    for name, tensor in parts[path].items()
+                    if tensor.shape[:1] == (linear.num_experts,)
+                }
+                source = self._source(path, stack, linear.in_features, linear.out_features)
+                sources = [source._replace(num_stacked=linear.num_experts)]
+            else:
+                shards = {f"{parent}.{expert}.{name}": n for name, n in linear.shards.items()}
+                sources = [
+                    self._source(shard, parts.get(shard, {}), linear.in_features, size)
+                    for shard, size in shards.items()
+                ]
+            experts.append(sources)
+        if all(map(_is_dense, experts)):
+            return None
+        template = Linear(linear.in_features, linear.out_features)
+        return QuantizedExpertLinear(linear, [QuantizedLinear(template, own) for own in experts])
+
+    def _source(
+        self, path: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> Source:
+        suffix, tensor = next(iter(tensors.items()), ("", None))
+        name = path if tensor is None else tensor.name.removesuffix(suffix).removesuffix(".")
+        own = self.format(name, tensors, in_features, out_features) if tensors else None
+        return Source(path, own or DenseFormat(), in_features, out_features, tensors)
+
+
+class _Dequantized(QuantizedLinear):
+    """Only while a model loads: a `DenseLinear` whose weight is stored quantized."""
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        return self.in_features * self.out_features * dtype.itemsize
+
+
+_Parts = Mapping[str, Mapping[str, StoredTensor]]
+
+
+def _by_prefix(stored: Mapping[str, StoredTensor]) -> _Parts:
+    """For each prefix of a name that ends before a dot: what is stored, by the rest of the name."""
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        for prefix, rest in _splits(name):
+            parts.setdefault(prefix, {})[rest] = tensor
+    return parts
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    for index, character in enumerate(name):
+        if character == ".":
+            yield name[:index], name[index + 1 :]
+
+
+def _is_dense(sources: list[Source]) -> bool:
+    return all(isinstance(source.format, DenseFormat) for source in sources)

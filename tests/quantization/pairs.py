@@ -1,0 +1,95 @@
+"""Pairs of tiny checkpoints: one quantized, and one with the weights that it stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from axion.engine.loader import load_model
+from axion.models.base import CausalLM
+from tests.parity.checkpoints import save_tiny
+from tests.parity.harness import Harness, Run
+
+CPU = torch.device("cpu")
+PROMPTS = [[5, 90, 33], [7 * i % 190 + 1 for i in range(40)]]
+NUM_TOKENS = 12
+
+
+class Packed(NamedTuple):
+    """A weight in a format.
+
+    Attributes:
+        tensors: what is stored, by the part of the name behind the layer's (`qweight`).
+        weight: what that stands for, `[out_features, in_features]`.
+    """
+
+    tensors: dict[str, Tensor]
+    weight: Tensor
+
+
+Pack = Callable[[str, Tensor], Packed | None]
+
+
+def save_pair(
+    case: str, folder: Path, pack: Pack, quantization: Mapping[str, Any]
+) -> tuple[Path, Path]:
+    """Save a row of the parity table in a format, and what that dequantizes to.
+
+    Args:
+        pack: from the name of a layer that is no embedding, norm or router, and its weight; None:
+            the weight stays.
+        quantization: config.json's `quantization_config`.
+
+    Returns:
+        The folder of the quantized checkpoint, and that of the plain one.
+    """
+    quantized, plain = folder / "quantized", folder / "plain"
+    save_tiny(case, quantized)
+    save_tiny(case, plain)
+    tensors = load_file(quantized / "model.safetensors")
+    weights = dict(tensors)
+    for name, weight in list(tensors.items()):
+        layer = name.removesuffix(".weight")
+        if layer == name or weight.dim() != 2 or "embed" in layer or layer.endswith((".gate",)):
+            continue
+        if (packed := pack(layer, weight)) is not None:
+            del tensors[name]
+            tensors |= {f"{layer}.{key}": tensor for key, tensor in packed.tensors.items()}
+            weights[name] = packed.weight
+    for path, stored in ((quantized, tensors), (plain, weights)):
+        stored = {name: tensor.contiguous() for name, tensor in stored.items()}
+        save_file(stored, path / "model.safetensors", {"format": "pt"})
+    file = quantized / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": dict(quantization)}
+    file.write_text(json.dumps(config))
+    return quantized, plain
+
+
+def load(path: Path, dtype: str = "float32") -> CausalLM:
+    return load_model(path, device=CPU, dtype=dtype)
+
+
+def generate(model: CausalLM) -> list[Run]:
+    """What the model answers to `PROMPTS`, greedily."""
+    runs = [Run(prompt) for prompt in PROMPTS]
+    Harness(model).generate(runs, NUM_TOKENS)
+    return runs
+
+
+def assert_same(quantized: CausalLM, plain: CausalLM, tolerance: float = 1e-4) -> None:
+    """Both answer the same tokens, and their logits differ by at most `tolerance`."""
+    for ours, theirs in zip(generate(quantized), generate(plain), strict=True):
+        assert ours.output == theirs.output
+        difference = (torch.stack(ours.logits) - torch.stack(theirs.logits)).abs().max()
+        assert difference <= tolerance, difference
+
+
+def weight_bytes(model: CausalLM) -> int:
+    """Bytes of the model's parameters."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
