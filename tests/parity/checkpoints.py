@@ -6,7 +6,6 @@ Each is an ordinary Hugging Face folder, saved by transformers, with every param
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-ORIGINAL_LENGTH = 64
-"""Scaled ropes start from this context, so that prompts on both sides of it are short."""
+from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
 
-_TINY = {
-    "vocab_size": 199,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 _MHA = {"num_key_value_heads": 4}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
@@ -112,36 +98,34 @@ def _phi3_longrope(partial_rotary_factor: float = 1.0) -> dict[str, Any]:
     }
 
 
-_WINDOW = 16
-"""Prompts are shorter and longer than this window."""
 _KINDS = ["sliding_attention", "full_attention"]
 _GEMMA = {"head_dim": 24, "num_key_value_heads": 2}
 _PLAIN_ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in _KINDS}
 
 
 def _gemma2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
-    window = {"sliding_window": _WINDOW}
+    window = {"sliding_window": WINDOW}
     return Case("Gemma2ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
 
 
 def _gemma3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
-    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
     return Case("Gemma3ForCausalLM", {**_GEMMA, **window, **config}, neutral or {})
 
 
 def _olmo3(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
-    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
     return Case("Olmo3ForCausalLM", {**window, **config}, neutral or {})
 
 
 def _cohere2(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
-    window = {"sliding_window": _WINDOW, "layer_types": _KINDS}
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
     return Case("Cohere2ForCausalLM", {**window, **config}, neutral or {})
 
 
 def _switched(architecture: str, neutral: dict[str, Any], **config: Any) -> Case:
     """A window with a switch, over all layers."""
-    window = {"sliding_window": _WINDOW, "use_sliding_window": True, "max_window_layers": 0}
+    window = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 0}
     return Case(architecture, {**window, **config}, neutral)
 
 
@@ -207,7 +191,7 @@ def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
 
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
-    return Case("GptOssForCausalLM", {**sizes, "sliding_window": _WINDOW, **config}, neutral or {})
+    return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
 
 
 _DEEPSEEK_YARN = {
@@ -427,31 +411,31 @@ CASES: dict[str, Case] = {
     "cohere-norm-eps": _knob("CohereForCausalLM", "layer_norm_eps", 0.1, 1e-5),
     "cohere-untied": _knob("CohereForCausalLM", "tie_word_embeddings", False, True),
     "mistral": Case(
-        "MistralForCausalLM", {"sliding_window": _WINDOW}, {"sliding_window": _WINDOW + 1}
+        "MistralForCausalLM", {"sliding_window": WINDOW}, {"sliding_window": WINDOW + 1}
     ),
     "mistral-no-window": Case(
-        "MistralForCausalLM", {"sliding_window": None}, {"sliding_window": _WINDOW}
+        "MistralForCausalLM", {"sliding_window": None}, {"sliding_window": WINDOW}
     ),
     "mistral-head-dim": Case("MistralForCausalLM", {"sliding_window": 5, "head_dim": 24}),
     "ministral": Case(
         "MinistralForCausalLM",
-        {"head_dim": 24, "sliding_window": _WINDOW},
-        {"sliding_window": _WINDOW + 1},
+        {"head_dim": 24, "sliding_window": WINDOW},
+        {"sliding_window": WINDOW + 1},
     ),
     "ministral-layer-types": Case(
         "MinistralForCausalLM",
-        {"head_dim": 24, "sliding_window": _WINDOW, "layer_types": _KINDS},
+        {"head_dim": 24, "sliding_window": WINDOW, "layer_types": _KINDS},
         {"layer_types": _KINDS[::-1]},
     ),
     "ministral3": Case("Ministral3ForCausalLM", _ministral3(0.5), _ministral3(0.0)),
     "ministral3-window": Case(
         "Ministral3ForCausalLM",
-        _ministral3(0.5, head_dim=24, sliding_window=_WINDOW),
+        _ministral3(0.5, head_dim=24, sliding_window=WINDOW),
         {"sliding_window": None},
     ),
     "mistral3": Case(
         "Mistral3ForConditionalGeneration",
-        {"model_type": "mistral", "head_dim": 24, "sliding_window": _WINDOW},
+        {"model_type": "mistral", "head_dim": 24, "sliding_window": WINDOW},
         {"sliding_window": None},
         _SEEING,
     ),
@@ -470,7 +454,7 @@ CASES: dict[str, Case] = {
     "gemma-act": Case(
         "GemmaForCausalLM", {**_GEMMA, "hidden_act": "silu"}, {"hidden_act": "gelu_pytorch_tanh"}
     ),
-    "gemma2": _gemma2({"sliding_window": _WINDOW + 1}),
+    "gemma2": _gemma2({"sliding_window": WINDOW + 1}),
     "gemma2-layer-types": _gemma2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "gemma2-query-scalar": _gemma2({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
     "gemma2-act": _gemma2(
@@ -488,14 +472,14 @@ CASES: dict[str, Case] = {
     "gemma2-no-final-cap": _gemma2({"final_logit_softcapping": 30.0}, final_logit_softcapping=None),
     "vaultgemma": Case(
         "VaultGemmaForCausalLM",
-        {**_GEMMA, "sliding_window": _WINDOW, "attn_logit_softcapping": 2.0},
-        {"sliding_window": _WINDOW + 1},
+        {**_GEMMA, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0},
+        {"sliding_window": WINDOW + 1},
     ),
-    "gemma3": _gemma3({"sliding_window": _WINDOW + 1}),
+    "gemma3": _gemma3({"sliding_window": WINDOW + 1}),
     "gemma3-layer-types": _gemma3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "gemma3-pattern": Case(
         "Gemma3ForCausalLM",
-        {**_GEMMA, "sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {**_GEMMA, "sliding_window": WINDOW, "sliding_window_pattern": 2},
         {"sliding_window_pattern": 6},
     ),
     "gemma3-theta": _gemma3(_PLAIN),
@@ -504,18 +488,18 @@ CASES: dict[str, Case] = {
     ),
     "gemma3-query-scalar": _gemma3({"query_pre_attn_scalar": 24}, query_pre_attn_scalar=144),
     "gemma3-final-cap": _gemma3({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
-    "olmo3": _olmo3({"sliding_window": _WINDOW + 1}),
+    "olmo3": _olmo3({"sliding_window": WINDOW + 1}),
     "olmo3-layer-types": _olmo3({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "olmo3-yarn": _olmo3(
         _PLAIN,
         **_ropes(rope_type="yarn", factor=8.0, original_max_position_embeddings=ORIGINAL_LENGTH),
     ),
     "olmo3-theta": _olmo3(_PLAIN, **_ropes(rope_theta=500_000.0)),
-    "cohere2": _cohere2({"sliding_window": _WINDOW + 1}),
+    "cohere2": _cohere2({"sliding_window": WINDOW + 1}),
     "cohere2-layer-types": _cohere2({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "cohere2-pattern": Case(
         "Cohere2ForCausalLM",
-        {"sliding_window": _WINDOW, "sliding_window_pattern": 2},
+        {"sliding_window": WINDOW, "sliding_window_pattern": 2},
         {"sliding_window_pattern": 4},
     ),
     "cohere2-logit-scale": _cohere2({"logit_scale": 0.0625}, logit_scale=0.5),
@@ -527,42 +511,42 @@ CASES: dict[str, Case] = {
     "qwen2-window-off": _switched(
         "Qwen2ForCausalLM", {"use_sliding_window": True}, use_sliding_window=False
     ),
-    "qwen3-window": _switched("Qwen3ForCausalLM", {"sliding_window": _WINDOW + 1}, head_dim=24),
+    "qwen3-window": _switched("Qwen3ForCausalLM", {"sliding_window": WINDOW + 1}, head_dim=24),
     "qwen3-layer-types": _switched(
         "Qwen3ForCausalLM", {"layer_types": _KINDS}, head_dim=24, layer_types=_KINDS[::-1]
     ),
     "smollm3-window": _switched(
         "SmolLM3ForCausalLM", {"use_sliding_window": False}, no_rope_layers=[0, 1]
     ),
-    "phi3-window": _knob("Phi3ForCausalLM", "sliding_window", _WINDOW, None),
-    "starcoder2-window": _knob("Starcoder2ForCausalLM", "sliding_window", _WINDOW, None),
+    "phi3-window": _knob("Phi3ForCausalLM", "sliding_window", WINDOW, None),
+    "starcoder2-window": _knob("Starcoder2ForCausalLM", "sliding_window", WINDOW, None),
     "gemma3-seeing": Case(
         "Gemma3ForConditionalGeneration",
-        {**_GEMMA, "sliding_window": _WINDOW, "layer_types": _KINDS},
-        {"sliding_window": _WINDOW + 1},
+        {**_GEMMA, "sliding_window": WINDOW, "layer_types": _KINDS},
+        {"sliding_window": WINDOW + 1},
         _SEEING,
     ),
     "mixtral": _mixtral(),
     "mixtral-top-1": _mixtral({"num_experts_per_tok": 2}, num_experts_per_tok=1),
-    "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=_WINDOW),
+    "mixtral-window": _mixtral({"sliding_window": None}, sliding_window=WINDOW),
     "mixtral-head-dim": _mixtral(head_dim=24),
     "qwen2-moe": _qwen2_moe(),
     "qwen2-moe-norm": _qwen2_moe({"norm_topk_prob": False}, norm_topk_prob=True),
     "qwen2-moe-no-bias": _qwen2_moe({"qkv_bias": True}, qkv_bias=False),
     "qwen2-moe-sparse-step": _qwen2_moe(decoder_sparse_step=2),
     "qwen2-moe-window": _qwen2_moe(
-        {"sliding_window": _WINDOW + 1},
+        {"sliding_window": WINDOW + 1},
         use_sliding_window=True,
-        sliding_window=_WINDOW,
+        sliding_window=WINDOW,
         max_window_layers=1,
     ),
-    "qwen2-moe-window-off": _qwen2_moe(use_sliding_window=False, sliding_window=_WINDOW),
+    "qwen2-moe-window-off": _qwen2_moe(use_sliding_window=False, sliding_window=WINDOW),
     "qwen3-moe": _qwen3_moe(head_dim=24),
     "qwen3-moe-norm": _qwen3_moe(
         {"norm_topk_prob": False}, norm_topk_prob=True, mlp_only_layers=[0], attention_bias=True
     ),
     "qwen3-moe-window": _qwen3_moe(
-        {"use_sliding_window": False}, use_sliding_window=True, sliding_window=_WINDOW
+        {"use_sliding_window": False}, use_sliding_window=True, sliding_window=WINDOW
     ),
     "olmoe": _olmoe(),
     "olmoe-norm": _olmoe({"norm_topk_prob": False}, norm_topk_prob=True, attention_bias=True),
@@ -612,7 +596,7 @@ CASES: dict[str, Case] = {
         {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
         rope_parameters=_DEEPSEEK_YARN,
     ),
-    "gpt-oss": _gpt_oss({"sliding_window": _WINDOW + 1}),
+    "gpt-oss": _gpt_oss({"sliding_window": WINDOW + 1}),
     "gpt-oss-layer-types": _gpt_oss({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
     "gpt-oss-swiglu-limit": _gpt_oss({"swiglu_limit": 7.0}, swiglu_limit=0.5),
     "gpt-oss-swiglu-alpha": _gpt_oss({"swiglu_alpha": 1.702}, swiglu_alpha=0.9),
@@ -642,24 +626,11 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     A parameter that several versions of a row have is the same in all of them.
     """
     row = CASES[case]
-    model_class = getattr(transformers, row.architecture)
-    config = {**_TINY, **row.config, **changes}
+    config = {**TINY, **row.config, **changes}
     if row.beside:
         config = {"text_config": config, **row.beside}
-    config = model_class.config_class(**config)
-    config._attn_implementation = "eager"
-    model = model_class(config).eval()
-    with torch.no_grad():
-        stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
-        for name, parameter in (
-            *model.named_parameters(),
-            *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
-        ):
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            parameter.normal_(std=0.2, generator=generator)
-            if name.endswith("norm.weight"):
-                parameter += 1.0
-    return model
+    config_class = getattr(transformers, row.architecture).config_class
+    return build(config_class(**config, architectures=[row.architecture]))
 
 
 def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -45,7 +46,7 @@ class Harness:
     def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
         self.model = model
         self.kv_caches = allocate(
-            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=torch.float32, device=CPU
+            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=model.dtype, device=CPU
         )
         for cache in self.kv_caches:
             for tensor in cache:
@@ -56,6 +57,17 @@ class Harness:
     @torch.inference_mode()
     def step(self, scheduled: list[tuple[Run, int]]) -> None:
         """Compute so many next tokens of each run; one that reaches its end samples greedily."""
+        input_ids, context = self.prepare(scheduled)
+        hidden_states = self.model(input_ids, context)
+        last_rows = torch.tensor(context.query_lens).cumsum(0) - 1
+        logits = self.model.compute_logits(hidden_states[last_rows])
+        for (run, _), row in zip(scheduled, logits, strict=True):
+            if run.num_computed_tokens == len(run.token_ids):
+                run.logits.append(row)
+                run.token_ids.append(int(row.argmax()))
+
+    def prepare(self, scheduled: list[tuple[Run, int]]) -> tuple[Tensor, ForwardContext]:
+        """What the model is called with for the step; the tokens count as computed."""
         for run, num_tokens in scheduled:
             while len(run.block_table) * BLOCK_SIZE < run.num_computed_tokens + num_tokens:
                 run.block_table.append(next(self._free_blocks))
@@ -82,13 +94,7 @@ class Harness:
             kv_caches=self.kv_caches,
             block_size=BLOCK_SIZE,
         )
-        hidden_states = self.model(torch.tensor(input_ids), context)
-        last_rows = torch.tensor(context.query_lens).cumsum(0) - 1
-        logits = self.model.compute_logits(hidden_states[last_rows])
-        for (run, _), row in zip(scheduled, logits, strict=True):
-            if run.num_computed_tokens == len(run.token_ids):
-                run.logits.append(row)
-                run.token_ids.append(int(row.argmax()))
+        return torch.tensor(input_ids), context
 
     def generate(self, runs: list[Run], num_tokens: int, *, budget: int = 1 << 20) -> None:
         """Until every run has so many tokens: each step, oldest first, what fits the budget."""
@@ -102,3 +108,62 @@ class Harness:
             if not scheduled:
                 return
             self.step(scheduled)
+
+
+def alone(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    for run in runs:
+        harness.generate([run], num_tokens)
+    return runs
+
+
+def mixed(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    for started in range(1, len(runs)):
+        for _ in range(min(5, num_tokens)):
+            harness.generate(runs[:started], len(runs[started - 1].output) + 1)
+    # The newest first: the order within a batch means nothing.
+    harness.generate(runs[::-1], num_tokens)
+    return runs
+
+
+def chunked(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    harness.generate(runs, num_tokens, budget=9)
+    return runs
+
+
+def warm(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    first = alone(harness, prompts, 1)
+    runs = []
+    for run in first:
+        num_blocks = (len(run.prompt) - 1) // BLOCK_SIZE
+        runs.append(
+            Run(
+                run.prompt,
+                block_table=run.block_table[:num_blocks],
+                num_computed_tokens=num_blocks * BLOCK_SIZE,
+            )
+        )
+    harness.generate(runs, num_tokens)
+    return runs
+
+
+def preempted(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
+    runs = [Run(prompt) for prompt in prompts]
+    harness.generate(runs, num_tokens // 2)
+    for run in runs:
+        run.num_computed_tokens = 0
+        run.block_table = []
+    harness.generate(runs, num_tokens)
+    return runs
+
+
+WAYS: dict[str, Callable[[Harness, list[list[int]], int], list[Run]]] = {
+    "alone": alone,
+    "in a batch that mixes prompts and generation": mixed,
+    "prompts in chunks beside generation": chunked,
+    "over blocks that another sequence computed": warm,
+    "after a preemption": preempted,
+}
+"""How an engine comes to the tokens of the prompts; they must be the same in every way."""

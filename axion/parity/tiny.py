@@ -1,0 +1,204 @@
+"""Small models of any architecture, with every parameter random."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from axion.errors import ModelNotFoundError
+
+ORIGINAL_LENGTH = 64
+"""Scaled ropes start from this context, so that prompts on both sides of it are short."""
+WINDOW = 16
+"""Prompts are shorter and longer than this window."""
+MAX_LAYERS = 6
+
+TINY: dict[str, Any] = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+# Within the original context, growing out of it while generating, and beyond it from the start.
+_PROMPT_LENGTHS = (7, ORIGINAL_LENGTH - 14, ORIGINAL_LENGTH + 26)
+
+# At most so much, where a configuration has the field.
+_LIMITS: dict[str, int] = {
+    **{"original_max_position_embeddings": ORIGINAL_LENGTH, "vocab_size_per_layer_input": 199},
+    **{"sliding_window": WINDOW, "attention_chunk_size": WINDOW},
+    **{"num_experts": 6, "num_local_experts": 6, "n_routed_experts": 6, "moe_num_experts": 6},
+    **{"num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2},
+    **{"top_k_experts": 2, "n_group": 3, "topk_group": 2, "num_shared_experts": 2},
+    **{"moe_intermediate_size": 32, "expert_intermediate_size": 32, "intermediate_size_mlp": 96},
+    **{"shared_expert_intermediate_size": 48, "shared_intermediate_size": 48},
+    **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 20, "qk_head_dim": 20, "hidden_size_per_layer_input": 16, "laurel_rank": 8},
+    **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
+    **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
+    **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
+}
+
+
+def base_config(name: str) -> PreTrainedConfig:
+    """The default configuration of an architecture or a model type of transformers.
+
+    Raises:
+        ModelNotFoundError: transformers has neither.
+    """
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name, name)
+    config_class = getattr(getattr(transformers, architecture, None), "config_class", None)
+    if config_class is None:
+        raise ModelNotFoundError(
+            f"transformers {transformers.__version__} has no architecture and no model type "
+            f"{name[:80]!r}. Name one such as Qwen3ForCausalLM or qwen3, or a model's folder or id."
+        )
+    config = config_class()
+    config.architectures = [architecture]
+    return config
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration in a folder's config.json; nothing of the folder is executed."""
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers for a configuration.
+
+    Raises:
+        ModelNotFoundError: there is none.
+    """
+    for name in config.architectures or ():
+        if isinstance(found := getattr(transformers, name, None), type):
+            return found
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    raise ModelNotFoundError(
+        f"transformers {transformers.__version__} has no class for {config.architectures}."
+    )
+
+
+def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture, small: a few layers, one of each kind, small sizes and lengths."""
+    return type(config)(**_shrunk(config))
+
+
+def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
+    fields = config.to_dict()
+    for name, part in config.sub_configs.items():
+        if isinstance(fields.get(name), dict):
+            fields[name] = _shrunk(part(**fields[name])) if isinstance(part, type) else fields[name]
+    if "num_hidden_layers" not in fields:
+        return _without_token_ids(fields)
+    # A configuration may call its fields by names of its own.
+    own = {common: config.attribute_map.get(common, common) for common in TINY}
+    heads, kv_heads = (
+        fields.get(own[name]) for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    head_dim, hidden_size = fields.get("head_dim"), fields.get(own["hidden_size"])
+    fields |= {own[name]: value for name, value in TINY.items() if own[name] in fields}
+    if kv_heads is None or kv_heads == heads:
+        fields |= {own["num_key_value_heads"]: kv_heads and 4}
+    elif kv_heads == 1:
+        fields |= {own["num_key_value_heads"]: 1}
+    if head_dim is not None:
+        fields["head_dim"] = 16 if head_dim * heads == hidden_size else 24
+    for name, limit in _LIMITS.items():
+        if isinstance(fields.get(name), int) and fields[name] > limit:
+            fields[name] = limit
+    layers = _layers(config.to_dict())
+    num_layers = config.num_hidden_layers
+    fields |= {
+        name: [value[i] for i in layers]
+        for name, value in fields.items()
+        if isinstance(value, list) and len(value) == num_layers
+    }
+    fields[own["num_hidden_layers"]] = len(layers)
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(fields.get(name), dict):
+            fields[name] = _shrunk_rope(fields[name], fields)
+    return _without_token_ids(fields)
+
+
+def _layers(fields: dict[str, Any]) -> list[int]:
+    """One layer of each kind, as the lists with an entry for each layer tell; at least two."""
+    num_layers = fields["num_hidden_layers"]
+    lists = [v for v in fields.values() if isinstance(v, list) and len(v) == num_layers]
+    first: dict[str, int] = {}
+    for i in range(num_layers):
+        first.setdefault(repr([values[i] for values in lists]), i)
+    kinds = sorted(first.values())[:MAX_LAYERS]
+    return kinds if len(kinds) > 1 else list(range(min(2, num_layers)))
+
+
+def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    if any(isinstance(value, dict) for value in rope.values()):  # one for each kind of layer
+        return {
+            kind: _shrunk_rope(value, fields) if isinstance(value, dict) else value
+            for kind, value in rope.items()
+        }
+    head_dim = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    num_pairs = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
+    shrunk = {
+        name: value[:num_pairs] if isinstance(value, list) else value
+        for name, value in rope.items()
+    }
+    if "original_max_position_embeddings" in rope:
+        shrunk["original_max_position_embeddings"] = ORIGINAL_LENGTH
+    return shrunk
+
+
+def _without_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """Ids that a small vocabulary has not; its last ones stand for images and the like."""
+    taken = 0
+    for name, value in fields.items():
+        if name.endswith(("_token_id", "_token_index", "_token_ids")) and value is not None:
+            special = name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            taken += 0 if special else 1
+            fields[name] = None if special else TINY["vocab_size"] - taken
+    return fields
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration in float32, the same every time, with every parameter random.
+
+    transformers initialises norms to ones and biases to zeros, which would hide an ignored one. A
+    parameter that several configurations have is the same in all of them.
+    """
+    config._attn_implementation = "eager"
+    model = model_class(config)(config).eval()
+    with torch.no_grad():
+        stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+        for name, parameter in (
+            *model.named_parameters(),
+            *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
+        ):
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            parameter.normal_(std=0.2, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter += 1.0
+    return model
+
+
+def random_prompts() -> list[list[int]]:
+    """Token ids, the same every time."""
+    return [
+        [(31 * i * i + 7 * i + length) % TINY["vocab_size"] for i in range(length)]
+        for length in _PROMPT_LENGTHS
+    ]
