@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from axion.engine.checkpoint import open_checkpoint
+from axion.engine.checkpoint import Checkpoint, open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
+from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.base import (
     Expected,
     QuantizationMethod,
@@ -62,6 +63,14 @@ def load_model(
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
+    if issubclass(model_class, TransformersCausalLM):
+        return _load_fallback(
+            model_class(config),
+            checkpoint,
+            device,
+            resolve_dtype(dtype, config, device),
+            on_progress,
+        )
     method = quantization_method(config)
     model_config = model_class.config_cls.from_dict(config)
     stored = _rename(checkpoint.tensors, model_class)
@@ -102,6 +111,18 @@ def load_embedding_model(
         for name in [name for name in stored if name.startswith("lm_head.")]:
             del stored[name]
     _fill(model, stored, method, device, resolve_dtype(dtype, config, device))
+    return model
+
+
+def _load_fallback(
+    model: TransformersCausalLM,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Progress | None,
+) -> CausalLM:
+    _check_memory(model.num_bytes(dtype), device, dtype, QuantizationMethod())
+    model.load(checkpoint.tensors, device, dtype, on_progress)
     return model
 
 

@@ -1,14 +1,14 @@
 """Every other decoder: transformers' own class, over the paged KV cache.
 
-The class is built as it is. Its attention is called through transformers' attention interface, which
-is where ours takes its place: a step's flat batch goes through the model as one row
-`[1, num_tokens]`, attention finds each token's sequence in the `ForwardContext`, and everything else
-in a decoder looks at one token at a time. That this is so is not assumed. Before the weights are
-read, the model runs on the meta device, where every call of attention tells its shapes and its mask;
-after that, a token must come out the same whatever is beside it in the batch.
+The class is built as it is. It calls attention through transformers' attention interface, and
+there ours takes its place: a step's flat batch goes through the model as one row
+`[1, num_tokens]`, attention finds each token's sequence in the `ForwardContext`, and all else in a
+decoder looks at one token at a time. That this is so is not assumed. Before the weights are read
+the model is run on the meta device, where every call of attention shows its shapes and its mask;
+when they are read, a token must come out the same whatever is beside it in the batch.
 
-What is different from a class of our own: nothing is fused, keys and values of latent attention are
-cached expanded, and ropes that depend on the length are served within their original one.
+What differs from a class of our own: nothing is fused, latent attention's keys and values are
+cached expanded, and a rope that depends on the length is served only as far as it does not.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.models.auto import modeling_auto
 
 from axion.errors import ModelLoadError
 from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.models.base import CausalLM
+from axion.quantization.base import FLOATS, StoredTensor
+from axion.quantization.registry import quantization_config
+
+if TYPE_CHECKING:  # it takes seconds to import, and only the models in this file need it
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("axion.models")
+
+# What the functions here are called in transformers.
+_OURS, _PROBING = "axion", "axion_probe"
 
 _MAX_LAYERS = 2**10
 _UNLIMITED = 2**24
@@ -61,7 +66,7 @@ _NOT_THE_MODELS = frozenset(
 )
 
 
-class _Unsupported(Exception):
+class _UnsupportedError(Exception):
     """Why a class of transformers cannot be served."""
 
 
@@ -98,12 +103,12 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls for each layer: `[1, num_heads, num_tokens, head_dim]` each."""
     if attend is None:
-        raise _Unsupported("it does not hand the arguments of a step down to its attention")
+        raise _UnsupportedError("it does not hand the arguments of a step down to its attention")
     for name, given in kwargs.items():
         if name not in _HARMLESS and given is not None:
-            raise _Unsupported(f"its attention takes {name}, which is not supported")
+            raise _UnsupportedError(f"its attention takes {name}, which is not supported")
     if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
-        raise _Unsupported("its attention is not over the tokens of the step")
+        raise _UnsupportedError("its attention is not over the tokens of the step")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     out = attend(q, k, v, scale=scale, softcap=softcap, sinks=s_aux, mask=attention_mask)
@@ -138,13 +143,13 @@ class _Probe:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, **_: Any) -> Tensor:
         if mask is None:
-            raise _Unsupported("its attention is not causal")
+            raise _UnsupportedError("its attention is not causal")
         if not hasattr(mask, "reach"):
-            raise _Unsupported("it makes attention masks of its own")
+            raise _UnsupportedError("it makes attention masks of its own")
         if mask.reach is None:
-            raise _Unsupported("a token attends to others than those before it, or not to all")
+            raise _UnsupportedError("a token attends to others than those before it, or not to all")
         if q.shape[1] % k.shape[1] or k.shape[1] != v.shape[1]:
-            raise _Unsupported("its attention has heads that do not fit each other")
+            raise _UnsupportedError("its attention has heads that do not fit each other")
         self.calls.append(_Call(KVCacheSpec(k.shape[1], k.shape[2], v.shape[2]), *mask.reach))
         return q.new_zeros(*q.shape[:2], v.shape[-1])
 
@@ -236,12 +241,20 @@ def _no_experts(module: nn.Module, hidden_states: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(hidden_states)
 
 
-_OURS, _PROBING = "axion", "axion_probe"
-AttentionInterface.register(_OURS, _attention)
-AttentionInterface.register(_PROBING, _attention)
-# Of ours none is registered: transformers then makes no mask at all.
-AttentionMaskInterface.register(_PROBING, _probe_mask)
-ALL_EXPERTS_FUNCTIONS.register(_PROBING, _no_experts)
+@functools.cache
+def _register() -> None:
+    """Tell transformers of the functions above."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.utils import logging
+
+    AttentionInterface.register(_OURS, _attention)
+    AttentionInterface.register(_PROBING, _attention)
+    # None is registered for ours: transformers then makes no masks at all.
+    AttentionMaskInterface.register(_PROBING, _probe_mask)
+    ALL_EXPERTS_FUNCTIONS.register(_PROBING, _no_experts)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 @dataclass
@@ -276,7 +289,7 @@ class TransformersCausalLM(CausalLM):
         transformers_cls: the class.
     """
 
-    transformers_cls: ClassVar[type[transformers.PreTrainedModel]]
+    transformers_cls: ClassVar[type[PreTrainedModel]]
     renamed_tensors = ()
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -289,6 +302,7 @@ class TransformersCausalLM(CausalLM):
             ModelLoadError: it cannot be served; the message says why.
         """
         nn.Module.__init__(self)
+        _register()
         self.hf_config = _read_config(self.transformers_cls, config)
         self.calls: list[_Call] = []
         with self._refusing(), torch.device("meta"), torch.inference_mode():
@@ -310,7 +324,7 @@ class TransformersCausalLM(CausalLM):
             yield
         except ModelLoadError:
             raise
-        except _Unsupported as error:
+        except _UnsupportedError as error:
             reason = str(error)
         except Exception as error:  # of any of some two hundred classes
             logger.debug("%s cannot be built", self.name, exc_info=True)
@@ -321,7 +335,7 @@ class TransformersCausalLM(CausalLM):
             f"Axion serves {self.name[:80]} by transformers' class, which cannot be done: {reason}."
         )
 
-    def _build(self) -> transformers.PreTrainedModel:
+    def _build(self) -> PreTrainedModel:
         config = copy.deepcopy(self.hf_config)
         config._attn_implementation = _PROBING
         config._experts_implementation = _PROBING
@@ -366,29 +380,34 @@ class TransformersCausalLM(CausalLM):
             for hook in hooks:
                 hook.remove()
         if not decoders:
-            raise _Unsupported("its attention does not go through transformers' interface")
+            raise _UnsupportedError("its attention does not go through transformers' interface")
         self.calls = attend.calls
         self.config = _Config(output.logits.shape[-1])
         self.decoder_name = decoders[0]
 
-    def load(self, tensors: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-        """Take the weights, as transformers does, and see that it is safe to batch.
+    def load(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Take the weights, as transformers does, and see that tokens may be batched.
 
         Args:
-            tensors: by their names in the checkpoint; each is a tensor, or gives one for `[...]`.
+            tensors: by their names in the checkpoint.
+            on_progress: called with (bytes read, bytes in all).
 
         Raises:
             ModelLoadError: the weights are not what config.json describes, or the model cannot be
                 served; the message says why.
         """
-        logging = transformers.utils.logging
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        self._check_stored(tensors)
         with self._refusing(), torch.inference_mode():
             self.whole, report = self.transformers_cls.from_pretrained(
                 None,
                 config=self.hf_config,
-                state_dict=dict(tensors),
+                state_dict=_readers(tensors, on_progress),
                 dtype=dtype,
                 attn_implementation=_PROBING,
                 ignore_mismatched_sizes=True,
@@ -401,6 +420,21 @@ class TransformersCausalLM(CausalLM):
             self.whole.config._attn_implementation = _OURS
             self._head = self._without_decoder()
             self._check_locality()
+
+    def _check_stored(self, tensors: Mapping[str, StoredTensor]) -> None:
+        own = self.whole.state_dict()
+        for name, tensor in tensors.items():
+            # What is no number of a kind to compute with may be a table, and a quantized weight.
+            is_table = name in own and not own[name].is_floating_point()
+            if tensor.dtype not in FLOATS and not is_table:
+                raise ModelLoadError(
+                    f"{name[:200]!r} is stored as {tensor.dtype}, expected one of "
+                    f"{', '.join(FLOATS)}."
+                )
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the weights."""
+        return sum(parameter.numel() for parameter in self.whole.parameters()) * dtype.itemsize
 
     def _without_decoder(self) -> tuple[nn.Module]:
         """The model's own way from hidden states to logits: itself, with nothing for a decoder.
@@ -426,15 +460,15 @@ class TransformersCausalLM(CausalLM):
                 ((token, 11, 13, 17), (3, 1, 0, 2), 0),
                 ((19, 23, token, 29), (6, 5, 3, 4), 2),
             ):
-                rows = torch.tensor([(min(i, max_id), p) for i, p in zip(ids, positions)])
+                rows = torch.tensor([(min(i, max_id), p) for i, p in zip(ids, positions, strict=True)])
                 rows = rows.to(self.whole.device)
                 hidden.append(self._decode(rows[:, 0], rows[:, 1], _Local())[row].float())
             difference = (hidden[0] - hidden[1]).norm() / hidden[0].norm()
             if difference <= _TOLERANCE.get(self.dtype, 1e-1):
                 return
-        raise _Unsupported(
-            "tokens see each other, or their place in the batch, not only by attention (a recurrent "
-            "state, a convolution, positions that are not those given)"
+        raise _UnsupportedError(
+            "something else than attention sees other tokens, or a token's place in the batch "
+            "(a recurrent state, a convolution, positions that are not those given)"
         )
 
     def _decode(self, input_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -483,20 +517,22 @@ def fallback_class(architecture: str) -> type[TransformersCausalLM] | None:
     """A class for an architecture that transformers has; None: it has none that writes text."""
     if architecture not in _architectures():
         return None
+    import transformers
+
     cls = getattr(transformers, architecture)
     return type(architecture, (TransformersCausalLM,), {"transformers_cls": cls})
 
 
 @functools.cache
 def _architectures() -> frozenset[str]:
+    from transformers.models.auto import modeling_auto
+
     return frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
-def _read_config(
-    cls: type[transformers.PreTrainedModel], config: dict[str, Any]
-) -> PreTrainedConfig:
+def _read_config(cls: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedConfig:
     """Raises: ModelLoadError: config.json is not what the class takes."""
-    if config.get("quantization_config") is not None:
+    if quantization_config(config) is not None:
         raise ModelLoadError(
             f"The checkpoint is quantized, which is not supported for {cls.__name__}. Use the "
             "unquantized version of the model."
@@ -508,12 +544,14 @@ def _read_config(
         reason = " ".join(str(error).split())[:300]
         raise ModelLoadError(f"config.json does not suit {cls.__name__}: {reason}.") from None
     if not 0 < num_layers <= _MAX_LAYERS:
-        raise ModelLoadError(f"config.json: {num_layers} layers are not between 1 and {_MAX_LAYERS}.")
+        raise ModelLoadError(
+            f"config.json: {num_layers} layers, expected at least 1 and at most {_MAX_LAYERS}."
+        )
     return known
 
 
 def _the_models_own(value: Any) -> Any:
-    """config.json without what says how transformers is to compute, which may name code to fetch."""
+    """config.json without what says how transformers is to compute: it may name code to fetch."""
     if isinstance(value, dict):
         return {k: _the_models_own(v) for k, v in value.items() if k not in _NOT_THE_MODELS}
     if isinstance(value, list):
@@ -528,8 +566,36 @@ def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
     return kinds or [rope]
 
 
+@dataclass
+class _Reader:
+    """A stored tensor, read when transformers asks for all of it."""
+
+    tensor: StoredTensor
+    on_read: Callable[[StoredTensor], None]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        value = self.tensor.read()
+        self.on_read(self.tensor)
+        return value
+
+
+def _readers(
+    tensors: Mapping[str, StoredTensor], on_progress: Callable[[int, int], None] | None
+) -> dict[str, _Reader]:
+    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    total, done = sum(sizes.values()), 0
+
+    def on_read(tensor: StoredTensor) -> None:
+        nonlocal done
+        done += sizes[tensor.name]
+        if on_progress is not None:
+            on_progress(done, total)
+
+    return {name: _Reader(tensor, on_read) for name, tensor in tensors.items()}
+
+
 def _check_report(report: dict[str, Any]) -> None:
-    """Raises: ModelLoadError: transformers did not find each tensor that it needs, or found more."""
+    """Raises: ModelLoadError: transformers missed a tensor, or found one too many."""
     faults = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     faults += [
         f"{name[:200]!r} is not part of the architecture"

@@ -94,9 +94,13 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     )
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture, small: a few layers, one of each kind, small sizes and lengths."""
-    return type(config)(**_shrunk(config))
+def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
+    """The same architecture, small: a few layers, one of each kind, small sizes and lengths.
+
+    Args:
+        changes: fields, over the small ones.
+    """
+    return type(config)(**{**_shrunk(config), **changes})
 
 
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
