@@ -46,6 +46,7 @@ _PROBE_TOKENS = 4
 # How far a token's hidden state may be from itself in another batch, in parts of its norm.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Of a call of attention: what is about training, or said by the mask.
 _HARMLESS = frozenset(
     """
@@ -306,11 +307,14 @@ class TransformersCausalLM(CausalLM):
         self.hf_config = _read_config(self.transformers_cls, config)
         self.calls: list[_Call] = []
         with self._refusing(), torch.device("meta"), torch.inference_mode():
+            if self.hf_config.is_encoder_decoder:
+                raise _UnsupportedError("it reads what an encoder has made of its input")
             self.whole = self._build()
             try:
                 self._find_calls()
             except (RuntimeError, NotImplementedError):
-                if self.transformers_cls._is_stateful:
+                kinds = set(getattr(self.hf_config.get_text_config(), "layer_types", None) or [""])
+                if self.transformers_cls._is_stateful and not kinds <= _ATTENTION_LAYERS:
                     raise _UnsupportedError("it keeps a recurrent state") from None
                 # What it does depends on numbers, of which there are none yet: see `load`.
                 logger.debug("%s cannot be run on the meta device", self.name, exc_info=True)
@@ -536,9 +540,12 @@ def fallback_class(architecture: str) -> type[TransformersCausalLM] | None:
 
 @functools.cache
 def _architectures() -> frozenset[str]:
-    from transformers.models.auto import modeling_auto
+    """Of those that also see or hear, what reads and writes text is served."""
+    from transformers.models.auto import modeling_auto as auto
 
-    return frozenset(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return frozenset(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).union(
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    )
 
 
 def _read_config(cls: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedConfig:

@@ -12,10 +12,9 @@ import ast
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -25,7 +24,10 @@ from typing import Any, NamedTuple
 import torch
 import typer
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from axion.engine.loader import load_model
 from axion.errors import AxionError
@@ -111,8 +113,8 @@ class Row(NamedTuple):
 
     Attributes:
         way: `native`, `fallback`, `refused`, or `untested`: no small model of it could be made.
-        reason: why it is refused, untested, or not equal.
         equal: logits and greedy tokens are transformers'.
+        reason: why it is refused, untested, or not equal.
     """
 
     way: str
@@ -120,8 +122,15 @@ class Row(NamedTuple):
     reason: str = ""
 
 
+TEXT = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_MODEL_TYPES = [
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items(),
+    *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items(),
+]
+
+
 def architectures() -> list[str]:
-    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(), *model_classes()})
+    return sorted({*TEXT, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *model_classes()})
 
 
 def measure(architecture: str) -> Row:
@@ -139,7 +148,7 @@ def measure(architecture: str) -> Row:
         try:
             model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
         except AxionError as error:
-            return Row("refused", reason=error.message.replace(folder, ""))
+            return _refused(error)
         return Row(way, **_compare(model, reference))
 
 
@@ -149,8 +158,12 @@ def _refusal(architecture: str) -> Row | None:
         try:
             cls(json.loads(tiny.base_config(architecture).to_json_string(use_diff=False)))
         except AxionError as error:
-            return Row("refused", reason=error.message)
+            return _refused(error)
     return None
+
+
+def _refused(error: AxionError) -> Row:
+    return Row("refused", reason=error.message.partition("cannot be done: ")[2] or error.message)
 
 
 def _compare(model: CausalLM, reference: PreTrainedModel) -> dict[str, Any]:
@@ -213,12 +226,140 @@ def _in_child(architecture: str, connection: Connection) -> None:
     connection.send(row)
 
 
-def main(names: list[str]) -> None:
+def vllm_architectures(site_packages: Path) -> dict[str, Any]:
+    """Names in vLLM's registry that generate text from text, and its version."""
+    tree = ast.parse((site_packages / "vllm/model_executor/models/registry.py").read_text())
+    tables = {
+        ast.unparse(node.targets[0]): {key.value for key in node.value.keys if key is not None}
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    text = tables["_TEXT_GENERATION_MODELS"] | {
+        name
+        for name in tables["_TRANSFORMERS_SUPPORTED_MODELS"]
+        if not name.endswith("ForConditionalGeneration")
+    }
+    [info] = site_packages.glob("vllm-*.dist-info")
+    return {
+        "version": info.name.removeprefix("vllm-").removesuffix(".dist-info"),
+        "text": len(text),
+        "multimodal": len(tables["_MULTIMODAL_MODELS"]),
+    }
+
+
+def render(catalog: dict[str, Any]) -> str:
+    """`docs/models.md`."""
+    rows = {name: Row(**row) for name, row in catalog["architectures"].items()}
+    served = {name: row for name, row in rows.items() if row.way in ("native", "fallback")}
+    text = {name: row for name, row in served.items() if name in TEXT}
+    also_seeing = {name: row for name, row in served.items() if name not in TEXT}
+    others = {name: row for name, row in rows.items() if name not in served}
+    vllm = catalog["vllm"]
+    return f"""# Models
+
+Which architectures (`architectures` in a model's `config.json`) Axion's own engine serves. This
+page is written by `python -m tests.parity.catalog`, which makes a small model of each architecture
+that transformers {catalog["transformers"]} has for generating text, with every parameter random,
+loads it, and compares {NUM_TOKENS} greedy tokens and their logits (float32, within {TOLERANCE} of
+the largest logit or of 1) with transformers' eager attention: alone, in a mixed batch, and in
+chunks beside generation. Each fork of [tests/parity](../tests/parity/) then has rows for every
+field of a native architecture.
+
+- **native**: a class of Axion's own, one file in `axion/models/`.
+- **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
+  batching, chunked prefill and prefix cache. Nothing is fused and no quantized weights are read, so
+  it is slower and larger than a native class would be.
+- **refused**: it cannot be served by either; loading says why, before the weights are read where
+  that can be known.
+
+| | verified equal | vLLM {vllm["version"]} lists |
+|---|---|---|
+| generate text | {_count(text)} | {vllm["text"]} |
+| text of models that also see or hear | {_count(also_seeing)} | {vllm["multimodal"]}, with images |
+
+vLLM's are names in its registry; it also runs other classes of transformers, which it does not list.
+An architecture that is not on this page, of a newer transformers, is tried, with a warning in the
+log.
+
+## Limits of the fallback
+
+- Ropes that depend on the length: `longrope` is served up to the original context (one set of
+  factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
+- Chunked attention (Llama 4) is served up to one chunk.
+- Latent attention (MLA) is cached expanded.
+- Custom code in a repository (`auto_map`) is never run.
+
+## Text
+
+{_table(text)}
+
+## Text of models that also see or hear
+
+Images and sounds are refused; the weights that are for them are loaded and not used.
+
+{_table(also_seeing)}
+
+## Not served
+
+| architecture | why |
+|---|---|
+{_reasons(others)}
+"""
+
+
+def _count(rows: dict[str, Row]) -> str:
+    ways = Counter(row.way for row in rows.values() if row.equal)
+    return f"{sum(ways.values())} ({ways['native']} native, {ways['fallback']} fallback)"
+
+
+def _table(rows: dict[str, Row]) -> str:
+    lines = ["| architecture | served by | equal | model type |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        way = row.way
+        if way == "native":
+            way = f"[native](../{_file(model_classes()[name])})"
+        types = ", ".join(
+            f"[{kind}](https://huggingface.co/docs/transformers/model_doc/{kind})"
+            for kind, architecture in _MODEL_TYPES
+            if architecture == name
+        )
+        lines.append(f"| `{name}` | {way} | {'yes' if row.equal else row.reason} | {types} |")
+    return "\n".join(lines)
+
+
+def _reasons(rows: dict[str, Row]) -> str:
+    return "\n".join(f"| `{name}` | {row.reason.replace('|', ' ')} |" for name, row in rows.items())
+
+
+def _file(cls: type) -> str:
+    return f"{cls.__module__.replace('.', '/')}.py"
+
+
+def main(
+    names: list[str] = typer.Argument(None, help="these only; default: all"),
+    vllm: Path = typer.Option(None, help="site-packages with vLLM, whose registry is counted"),
+    jobs: int = typer.Option(2, help="how many at a time"),
+) -> None:
+    catalog = json.loads(CATALOG.read_text()) if CATALOG.exists() else {}
     todo = names or architectures()
-    with ThreadPoolExecutor(2) as threads:
-        for name, row in zip(todo, threads.map(measure_apart, todo), strict=True):
-            print(f"{name:40} {row.way:9} {'equal' if row.equal else row.reason}", flush=True)
+    with ThreadPoolExecutor(jobs) as threads:
+        rows = dict(zip(todo, _shown(todo, threads.map(measure_apart, todo)), strict=True))
+    if names:
+        rows = {name: Row(**row) for name, row in catalog["architectures"].items()} | rows
+    catalog = {
+        "transformers": version("transformers"),
+        "vllm": vllm_architectures(vllm) if vllm else catalog["vllm"],
+        "architectures": {name: rows[name]._asdict() for name in sorted(rows)},
+    }
+    CATALOG.write_text(json.dumps(catalog, indent=1) + "\n")
+    DOCUMENT.write_text(render(catalog))
+
+
+def _shown(names: list[str], rows: Iterable[Row]) -> Iterator[Row]:
+    for name, row in zip(names, rows, strict=True):
+        typer.echo(f"{name:44} {row.way:9} {'equal' if row.equal else row.reason}")
+        yield row
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    typer.run(main)
