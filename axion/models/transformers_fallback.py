@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -279,8 +280,16 @@ class _HiddenStates(tuple[Tensor]):
 class _Given(nn.Module):
     """In the decoder's place: hidden states in, and out."""
 
-    def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> _HiddenStates:
-        return _HiddenStates((input_ids,))
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *_: Any,
+        inputs_embeds: Tensor | None = None,
+        **__: Any,
+    ) -> _HiddenStates:
+        hidden_states = input_ids if inputs_embeds is None else inputs_embeds
+        assert hidden_states is not None
+        return _HiddenStates((hidden_states,))
 
 
 class TransformersCausalLM(CausalLM):
@@ -353,18 +362,16 @@ class TransformersCausalLM(CausalLM):
         """Run the model once: what calls attention, with which shapes and masks, and in which of
         its modules are all the layers."""
         attend = _Probe()
-        depth = 0
-        decoders: list[str] = []
+        entered: list[int] = []  # calls of attention before each module that is running
+        decoders: list[tuple[int, str, int]] = []
 
         def enter(*_: Any) -> None:
-            nonlocal depth
-            depth += 1
+            entered.append(len(attend.calls))
 
-        def leave(name: str, *_: Any) -> None:
-            nonlocal depth
-            depth -= 1
-            if depth == 1 and len(attend.calls) > 0 and not decoders:
-                decoders.append(name)
+        def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            num_calls_before = entered.pop()
+            if name and num_calls_before == 0 and hasattr(output, "last_hidden_state"):
+                decoders.append((len(entered), name, len(attend.calls)))
 
         hooks = [
             hook
@@ -387,11 +394,14 @@ class TransformersCausalLM(CausalLM):
         finally:
             for hook in hooks:
                 hook.remove()
-        if not decoders:
+        if not attend.calls:
             raise _UnsupportedError("its attention does not go through transformers' interface")
+        whole = [(depth, name) for depth, name, calls in decoders if calls == len(attend.calls)]
+        if not whole:
+            raise _UnsupportedError("none of its modules goes from token ids to hidden states")
         self.calls = attend.calls
         self.config = _Config(output.logits.shape[-1])
-        self.decoder_name = decoders[0]
+        self.decoder_name = min(whole)[1]
 
     def load(
         self,
@@ -427,6 +437,8 @@ class TransformersCausalLM(CausalLM):
                 self._find_calls()
             self.whole.config._attn_implementation = _OURS
             self._head = self._without_decoder()
+            parameters = inspect.signature(self.whole.forward).parameters
+            self._head_input = "inputs_embeds" if "inputs_embeds" in parameters else "input_ids"
             self._check_locality()
 
     def _check_stored(self, tensors: Mapping[str, StoredTensor]) -> None:
@@ -499,7 +511,7 @@ class TransformersCausalLM(CausalLM):
         return hidden_states
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        return self._head[0](input_ids=hidden_states[None], use_cache=False).logits[0]
+        return self._head[0](**{self._head_input: hidden_states[None]}, use_cache=False).logits[0]
 
     @property
     def dtype(self) -> torch.dtype:

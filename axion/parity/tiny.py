@@ -98,9 +98,17 @@ def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """The same architecture, small: a few layers, one of each kind, small sizes and lengths.
 
     Args:
-        changes: fields, over the small ones.
+        changes: fields, over the small ones; those of a part in a dict of its own.
     """
-    return type(config)(**{**_shrunk(config), **changes})
+    return type(config)(**_merged(_shrunk(config), changes))
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {name: (fields.get(name), value) for name, value in changes.items()}
+    return fields | {
+        name: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+        for name, (old, new) in both.items()
+    }
 
 
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
@@ -134,6 +142,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(value, list) and len(value) == num_layers
     }
     fields[own["num_hidden_layers"]] = len(layers)
+    fields.pop("per_layer_config", None)  # of layers by their numbers, which are others now
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(fields.get(name), dict):
             fields[name] = _shrunk_rope(fields[name], fields)

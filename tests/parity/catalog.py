@@ -48,55 +48,97 @@ MEMORY_BYTES = 10 * 2**30
 
 # Over what `tiny.shrink` makes of the default configuration, where that alone does not do.
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_DECODER = {"is_decoder": True, "type_vocab_size": 2}
+_DECODER = {"is_decoder": True, "type_vocab_size": 2, "pad_token_id": 1}
 _LATENT = {"head_dim": 8, "num_key_value_heads": 4}
 _HEADS = {"num_key_value_heads": 4, "head_dim": 16}
 _PER_LAYER = {"per_layer_config": {"1": {"head_dim": 32}}, "hidden_size_per_layer_input": 16}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2}
 _EXPERTS = {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _ENCODER_HEADS = {"decoder_attention_heads": 4, "encoder_attention_heads": 4}
+_CONVOLVED = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+_COMPASS = {
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 10_000.0}
+        for kind in ("full_attention", "sliding_attention")
+    },
+    "logit_scale": 0.25,
+    "head_dim": 16,
+}
+_CHUNKED = {"attention_chunk_size": 128}
+
+
+def _sections(*sections: int) -> dict[str, Any]:
+    """Of a rope with positions in time, height and width."""
+    return {"text_config": {"rope_parameters": {"mrope_section": list(sections)}}}
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "AXK1ForCausalLM": _LATENT,
     "BambaForCausalLM": _MAMBA,
     "BertGenerationDecoder": {"is_decoder": True},
     "BertLMHeadModel": _DECODER,
     "CamembertForCausalLM": _DECODER,
-    "CohereCompassForCausalLM": {
-        "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10_000.0}
-            for kind in ("full_attention", "sliding_attention")
-        },
-        "logit_scale": 0.25,
-        "head_dim": 16,
-    },
+    "CohereCompassForCausalLM": _COMPASS,
+    "CohereCompassForConditionalGeneration": {"text_config": _COMPASS},
+    "Cosmos3EdgeForConditionalGeneration": {"rope_parameters": {"mrope_section": [4, 2, 2]}},
     "CwmForCausalLM": _IDS,
     "Data2VecTextForCausalLM": _DECODER,
-    "DeepseekV2ForCausalLM": {**_LATENT, "n_group": 1, "topk_group": 1, "topk_method": "greedy"},
+    "DeepseekV2ForCausalLM": {**_LATENT, **_EXPERTS, "topk_method": "greedy"},
     "DeepseekV3ForCausalLM": _LATENT,
     "Dots1ForCausalLM": _EXPERTS,
     "ElectraForCausalLM": _DECODER,
     "Emu3ForCausalLM": _IDS,
     "ErnieForCausalLM": _DECODER,
     "Gemma4ForCausalLM": _PER_LAYER,
+    "Emu3ForConditionalGeneration": {
+        "text_config": _IDS,
+        "vocabulary_map": {"<image>": 5},
+    },
+    "Gemma4ForConditionalGeneration": {"text_config": _PER_LAYER},
     "Gemma4UnifiedForCausalLM": {"per_layer_config": {"1": {"head_dim": 32}}},
     "GraniteMoeHybridForCausalLM": {**_MAMBA, "layer_types": ["full_attention"] * 2},
+    "Glm46VForConditionalGeneration": _sections(2, 3, 3),
+    "Glm4vForConditionalGeneration": _sections(2, 3, 3),
+    "Glm4vMoeForConditionalGeneration": _sections(2, 1, 1),
+    "GlmOcrForConditionalGeneration": _sections(2, 3, 3),
+    "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
     "HrmTextForCausalLM": {"num_layers_per_stack": 1, "num_hidden_layers": 8, "head_dim": 16},
     "HunYuanDenseV1ForCausalLM": _HEADS,
+    "HunYuanVLForConditionalGeneration": {"text_config": _HEADS},
     "HunYuanMoEV1ForCausalLM": {**_HEADS, "num_experts": 6, "moe_topk": 2},
-    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
-    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"]},
-    "Llama4ForCausalLM": {"attention_chunk_size": 128},
+    "Lfm2ForCausalLM": _CONVOLVED,
+    "Lfm2MoeForCausalLM": _CONVOLVED,
+    "Lfm2VlForConditionalGeneration": {"text_config": _CONVOLVED},
+    "Llama4ForCausalLM": _CHUNKED,
+    "Llama4ForConditionalGeneration": {"text_config": _CHUNKED},
+    "Kimi_K25ForConditionalGeneration": {"text_config": _LATENT},
     "LongcatFlashForCausalLM": {
         **_LATENT,
+        **{name: value for name, value in tiny.TINY.items() if "num_" not in name},
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "n_routed_experts": 6,
+        "moe_topk": 2,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "qk_head_dim": 20,
+        "v_head_dim": 20,
         "ffn_hidden_size": 96,
         "expert_ffn_hidden_size": 32,
         "zero_expert_num": 2,
     },
     "MinistralForCausalLM": {"head_dim": 16},
     "MllamaForCausalLM": _IDS,
+    "MllamaForConditionalGeneration": {"text_config": _IDS},
     "ModernBertDecoderForCausalLM": _IDS,
     "NemotronForCausalLM": {"num_key_value_heads": 2, "head_dim": 16},
     "PLBartForCausalLM": _ENCODER_HEADS,
+    "PaddleOCRVLForConditionalGeneration": _sections(4, 4, 4),
+    "Qwen2VLForConditionalGeneration": _sections(2, 3, 3),
+    "Qwen2_5OmniThinkerForConditionalGeneration": _sections(2, 3, 3),
+    "Qwen2_5_VLForConditionalGeneration": _sections(2, 3, 3),
     "RoCBertForCausalLM": _DECODER,
     "RobertaForCausalLM": _DECODER,
     "RobertaPreLayerNormForCausalLM": _DECODER,
@@ -148,8 +190,17 @@ def measure(architecture: str) -> Row:
         try:
             model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
         except AxionError as error:
-            return _refused(error)
+            return _cannot_run(reference) or _refused(error)
         return Row(way, **_compare(model, reference))
+
+
+def _cannot_run(reference: PreTrainedModel) -> Row | None:
+    """Why transformers does not run it on text alone, if it does not."""
+    try:
+        reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
+    except Exception as error:  # of any class of transformers
+        return Row("untested", reason=f"transformers does not run it on text: {_sentence(error)}")
+    return None
 
 
 def _refusal(architecture: str) -> Row | None:
