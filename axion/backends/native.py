@@ -18,7 +18,7 @@ from cachetools import LRUCache
 
 from axion import __version__
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.architectures import native_architectures
+from axion.backends.architectures import fallback_architectures, native_architectures
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.facts import EngineFacts
@@ -151,10 +151,11 @@ class NativeBackend(LibraryBackend):
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
         """What is known of the engine; no architectures where plug-ins may have more."""
+        architectures = await asyncio.to_thread(native_architectures)
         return EngineFacts(
             engine="native",
             version=__version__,
-            architectures=await asyncio.to_thread(native_architectures),
+            architectures=architectures and architectures | fallback_architectures(),
             quantizations=frozenset(),
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )

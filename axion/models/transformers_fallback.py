@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.resources
 import inspect
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -420,12 +422,16 @@ class TransformersCausalLM(CausalLM):
             ModelLoadError: the weights are not what config.json describes, or the model cannot be
                 served; the message says why.
         """
+        if self.name not in _verified():
+            logger.warning(
+                "%s has not been compared with transformers: its answers may be wrong", self.name
+            )
         self._check_stored(tensors)
         with self._refusing(), torch.inference_mode():
             self.whole, report = self.transformers_cls.from_pretrained(
                 None,
                 config=self.hf_config,
-                state_dict=_readers(tensors, on_progress),
+                state_dict=_readers(tensors, dtype.itemsize, on_progress),
                 dtype=dtype,
                 attn_implementation=_PROBING,
                 ignore_mismatched_sizes=True,
@@ -560,6 +566,14 @@ def _architectures() -> frozenset[str]:
     )
 
 
+@functools.cache
+def _verified() -> frozenset[str]:
+    """Architectures that are known to give transformers' answers: see docs/models.md."""
+    text = importlib.resources.files("axion.models").joinpath("catalog.json").read_text()
+    rows = json.loads(text)["architectures"]
+    return frozenset(name for name, row in rows.items() if row["equal"])
+
+
 def _read_config(cls: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedConfig:
     """Raises: ModelLoadError: config.json is not what the class takes."""
     if quantization_config(config) is not None:
@@ -612,9 +626,11 @@ class _Reader:
 
 
 def _readers(
-    tensors: Mapping[str, StoredTensor], on_progress: Callable[[int, int], None] | None
+    tensors: Mapping[str, StoredTensor],
+    itemsize: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> dict[str, _Reader]:
-    sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+    sizes = {name: math.prod(tensor.shape) * itemsize for name, tensor in tensors.items()}
     total, done = sum(sizes.values()), 0
 
     def on_read(tensor: StoredTensor) -> None:

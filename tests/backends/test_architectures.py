@@ -10,12 +10,28 @@ from typing import Any
 import pytest
 
 from axion.backends import architectures
-from axion.backends.architectures import native_architectures
-from axion.models.registry import model_classes
+from axion.backends.architectures import fallback_architectures, native_architectures
+from axion.backends.native import NativeBackend
+from axion.models.registry import load_model_class, model_classes
+from axion.models.transformers_fallback import TransformersCausalLM
+from axion.settings import Settings
 
 
 def test_they_are_those_of_the_registry():
     assert native_architectures() == model_classes().keys()
+
+
+@pytest.mark.parametrize("architecture", ["JetMoeForCausalLM", "Exaone4ForCausalLM"])
+async def test_what_was_measured_of_the_fallback_counts_too(architecture: str):
+    assert architecture in fallback_architectures()
+    assert issubclass(load_model_class([architecture]), TransformersCausalLM)
+    facts = await NativeBackend.facts(Settings())
+    assert facts.architectures is not None
+    assert {architecture, "LlamaForCausalLM"} <= facts.architectures
+
+
+def test_what_was_refused_or_gave_other_answers_does_not_count():
+    assert fallback_architectures().isdisjoint({"MambaForCausalLM", "BloomForCausalLM"})
 
 
 def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.MonkeyPatch):
@@ -30,7 +46,8 @@ def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.Monkey
 def test_torch_is_not_imported_for_it():
     program = (
         "import sys; from axion.backends.architectures import native_architectures as f; "
-        "assert f(); print('torch' in sys.modules)"
+        "from axion.backends.architectures import fallback_architectures as g; "
+        "assert f() and g(); print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout == "False\n", run.stderr

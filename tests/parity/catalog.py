@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 import typer
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -51,7 +51,8 @@ _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _DECODER = {"is_decoder": True, "type_vocab_size": 2, "pad_token_id": 1}
 _LATENT = {"head_dim": 8, "num_key_value_heads": 4}
 _HEADS = {"num_key_value_heads": 4, "head_dim": 16}
-_PER_LAYER = {"per_layer_config": {"1": {"head_dim": 32}}, "hidden_size_per_layer_input": 16}
+_TWO_SIZES = {"per_layer_config": {"1": {"head_dim": 32}}}
+_PER_LAYER = {**_TWO_SIZES, "hidden_size_per_layer_input": 16}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2}
 _EXPERTS = {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _ENCODER_HEADS = {"decoder_attention_heads": 4, "encoder_attention_heads": 4}
@@ -78,11 +79,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "BertGenerationDecoder": {"is_decoder": True},
     "BertLMHeadModel": _DECODER,
     "CamembertForCausalLM": _DECODER,
+    "CodeGenForCausalLM": {"rotary_dim": 8},
     "CohereCompassForCausalLM": _COMPASS,
     "CohereCompassForConditionalGeneration": {"text_config": _COMPASS},
-    "Cosmos3EdgeForConditionalGeneration": {"rope_parameters": {"mrope_section": [4, 2, 2]}},
+    "Cosmos3EdgeForConditionalGeneration": _sections(4, 2, 2),
     "CwmForCausalLM": _IDS,
     "Data2VecTextForCausalLM": _DECODER,
+    "DbrxForCausalLM": {
+        "attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 0.5},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 6, "moe_top_k": 2},
+    },
     "DeepseekV2ForCausalLM": {**_LATENT, **_EXPERTS, "topk_method": "greedy"},
     "DeepseekV3ForCausalLM": _LATENT,
     "Dots1ForCausalLM": _EXPERTS,
@@ -94,13 +100,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "text_config": _IDS,
         "vocabulary_map": {"<image>": 5},
     },
-    "Gemma4ForConditionalGeneration": {"text_config": _PER_LAYER},
-    "Gemma4UnifiedForCausalLM": {"per_layer_config": {"1": {"head_dim": 32}}},
+    "Gemma4ForConditionalGeneration": {"text_config": {**_PER_LAYER, "pad_token_id": 0}},
+    "Gemma4UnifiedForCausalLM": _TWO_SIZES,
+    "Gemma4UnifiedForConditionalGeneration": {"text_config": {**_TWO_SIZES, "pad_token_id": 0}},
     "GraniteMoeHybridForCausalLM": {**_MAMBA, "layer_types": ["full_attention"] * 2},
     "Glm46VForConditionalGeneration": _sections(2, 3, 3),
     "Glm4vForConditionalGeneration": _sections(2, 3, 3),
     "Glm4vMoeForConditionalGeneration": _sections(2, 1, 1),
     "GlmOcrForConditionalGeneration": _sections(2, 3, 3),
+    "GPTJForCausalLM": {"rotary_dim": 8},
     "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
     "HrmTextForCausalLM": {"num_layers_per_stack": 1, "num_hidden_layers": 8, "head_dim": 16},
     "HunYuanDenseV1ForCausalLM": _HEADS,
@@ -175,11 +183,14 @@ def architectures() -> list[str]:
     return sorted({*TEXT, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *model_classes()})
 
 
+def small_config(architecture: str) -> PreTrainedConfig:
+    return tiny.shrink(tiny.base_config(architecture), **CHANGES.get(architecture, {}))
+
+
 def measure(architecture: str) -> Row:
     way = "native" if architecture in model_classes() else "fallback"
     try:
-        config = tiny.shrink(tiny.base_config(architecture), **CHANGES.get(architecture, {}))
-        reference = tiny.build(config)
+        reference = tiny.build(small_config(architecture))
     except Exception as error:  # whatever transformers says of a configuration
         return _refusal(architecture) or Row("untested", reason=_sentence(error))
     with tempfile.TemporaryDirectory() as folder:
@@ -328,9 +339,9 @@ field of a native architecture.
 | generate text | {_count(text)} | {vllm["text"]} |
 | text of models that also see or hear | {_count(also_seeing)} | {vllm["multimodal"]}, with images |
 
-vLLM's are names in its registry; it also runs other classes of transformers, which it does not list.
-An architecture that is not on this page, of a newer transformers, is tried, with a warning in the
-log.
+vLLM's are names in its registry; it also runs other classes of transformers, which it does not
+list. An architecture that is not on this page, of a newer transformers, is tried, with a warning in
+the log.
 
 ## Limits of the fallback
 
