@@ -445,7 +445,7 @@ class TransformersCausalLM(CausalLM):
             self._head = self._without_decoder()
             parameters = inspect.signature(self.whole.forward).parameters
             self._head_input = "inputs_embeds" if "inputs_embeds" in parameters else "input_ids"
-            self._check_locality()
+            self._check_alike()
 
     def _check_stored(self, tensors: Mapping[str, StoredTensor]) -> None:
         own = self.whole.state_dict()
@@ -477,8 +477,9 @@ class TransformersCausalLM(CausalLM):
         module._modules[last] = _Given()
         return (head,)
 
-    def _check_locality(self) -> None:
-        """See that nothing but attention mixes tokens, and that positions are counted as ours."""
+    def _check_alike(self) -> None:
+        """See that tokens may be batched: nothing but attention mixes them, positions are counted
+        as ours, and decoder and head are all there is."""
         device = self.whole.device
 
         def run(ids: tuple[int, ...], positions: tuple[int, ...] | None) -> Tensor:
@@ -486,20 +487,29 @@ class TransformersCausalLM(CausalLM):
             places = None if positions is None else torch.tensor(positions, device=device)
             return self._decode(given, places, _Local()).float()
 
-        tolerance = _TOLERANCE.get(self.dtype, 1e-1)
         for token in (3, 5, 7):  # one that a router of experts does not waver about
             here = run((token, 11, 13, 17), (3, 1, 0, 2))
             there = run((19, 23, token, 29), (6, 5, 3, 4))
-            if (here[0] - there[2]).norm() <= tolerance * here[0].norm():
+            if self._are_alike(there[2], here[0]):
                 break
         else:
             raise _UnsupportedError(
                 "something else than attention sees other tokens, or a token's place in the batch "
                 "(a recurrent state, a convolution, positions that are not those given)"
             )
-        given, own = run((3, 5, 7, 11), (0, 1, 2, 3)), run((3, 5, 7, 11), None)
-        if (given - own).norm() > tolerance * own.norm():
+        ids = (3, 5, 7, 11)
+        own = run(ids, None)
+        if not self._are_alike(run(ids, (0, 1, 2, 3)), own):
             raise _UnsupportedError("it does not count positions from 0")
+        logits = self.compute_logits(own.to(self.dtype)).float()
+        whole = self.whole(
+            input_ids=torch.tensor([ids], device=device), use_cache=False, attend=_Local()
+        )
+        if not self._are_alike(logits, whole.logits[0].float()):
+            raise _UnsupportedError("its decoder and its head are not all that it computes")
+
+    def _are_alike(self, a: Tensor, b: Tensor) -> bool:
+        return bool((a - b).norm() <= _TOLERANCE.get(self.dtype, 1e-1) * b.norm())
 
     def _decode(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> Tensor:
         output = self.whole.get_submodule(self.decoder_name)(
