@@ -320,6 +320,10 @@ class TransformersCausalLM(CausalLM):
         with self._refusing(), torch.device("meta"), torch.inference_mode():
             if self.hf_config.is_encoder_decoder:
                 raise _UnsupportedError("it reads what an encoder has made of its input")
+            if getattr(self.hf_config.get_text_config(), "prefix_lm", False):
+                raise _UnsupportedError(
+                    "tokens of a prompt attend to those behind them (prefix_lm)"
+                )
             self.whole = self._build()
             try:
                 self._find_calls()

@@ -168,6 +168,10 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     assert "attends to others" in refusal("BertLMHeadModel", is_decoder=False)
 
 
+def test_prompts_that_look_ahead_are_refused() -> None:
+    assert "prefix_lm" in refusal("HrmTextForCausalLM", prefix_lm=True)
+
+
 def test_the_decoder_of_an_encoder_is_refused() -> None:
     assert "encoder" in refusal("BartForCausalLM", is_encoder_decoder=True)
 

@@ -65,6 +65,7 @@ _COMPASS = {
     "logit_scale": 0.25,
     "head_dim": 16,
 }
+_SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
 _CHUNKED = {"attention_chunk_size": 128}
 
 
@@ -114,7 +115,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
     "GPTJForCausalLM": {"rotary_dim": 8},
     "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
-    "HrmTextForCausalLM": {"num_layers_per_stack": 1, "num_hidden_layers": 8, "head_dim": 16},
+    "HrmTextForCausalLM": {
+        "num_layers_per_stack": 1,
+        "num_hidden_layers": 8,
+        "head_dim": 16,
+        "prefix_lm": False,
+    },
     "HunYuanDenseV1ForCausalLM": _HEADS,
     "HunYuanVLForConditionalGeneration": {"text_config": _HEADS},
     "HunYuanMoEV1ForCausalLM": {**_HEADS, "num_experts": 6, "moe_topk": 2},
@@ -141,6 +147,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "expert_ffn_hidden_size": 32,
         "zero_expert_num": 2,
     },
+    "MiniMaxM3SparseForConditionalGeneration": {"text_config": _SPARSE},
+    "MiniMaxM3VLForCausalLM": _SPARSE,
     "MinistralForCausalLM": {"head_dim": 16},
     "MllamaForCausalLM": _IDS,
     "MllamaForConditionalGeneration": {"text_config": _IDS},
@@ -192,39 +200,37 @@ def small_config(architecture: str) -> PreTrainedConfig:
 
 
 def measure(architecture: str) -> Row:
-    way = "native" if architecture in model_classes() else "fallback"
     try:
-        reference = tiny.build(small_config(architecture))
+        config = small_config(architecture)
     except Exception as error:  # whatever transformers says of a configuration
-        return _refusal(architecture) or Row("untested", reason=_sentence(error))
+        return _refusal(tiny.base_config(architecture)) or Row("untested", reason=_named(error))
+    if (refused := _refusal(config)) and "Error: " not in refused.reason:
+        return refused
+    try:
+        reference = tiny.build(config)
+        reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
+    except Exception as error:  # of any class of transformers
+        reason = f"transformers itself does not run it on text: {_named(error)}"
+        return Row("untested", reason=reason)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            reference.save_pretrained(folder)
-        except Exception as error:
-            return Row("untested", reason=_sentence(error))
+        reference.save_pretrained(folder)
         try:
             model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
         except AxionError as error:
-            return _cannot_run(reference) or _refused(error)
+            return _refused(error)
+        way = "native" if architecture in model_classes() else "fallback"
         return Row(way, **_compare(model, reference))
 
 
-def _cannot_run(reference: PreTrainedModel) -> Row | None:
-    """Why transformers does not run it on text alone, if it does not."""
+def _refusal(config: PreTrainedConfig) -> Row | None:
+    """Why the fallback refuses it before its weights are read, if it does."""
+    [architecture] = config.architectures
+    if (cls := fallback_class(architecture)) is None or architecture in model_classes():
+        return None
     try:
-        reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
-    except Exception as error:  # of any class of transformers
-        return Row("untested", reason=f"transformers does not run it on text: {_sentence(error)}")
-    return None
-
-
-def _refusal(architecture: str) -> Row | None:
-    """Why the fallback refuses it as its default configuration is, if it does."""
-    if (cls := fallback_class(architecture)) is not None and architecture not in model_classes():
-        try:
-            cls(json.loads(tiny.base_config(architecture).to_json_string(use_diff=False)))
-        except AxionError as error:
-            return _refused(error)
+        cls(json.loads(config.to_json_string(use_diff=False)))
+    except AxionError as error:
+        return _refused(error)
     return None
 
 
@@ -258,7 +264,7 @@ def next_logits(model: PreTrainedModel, run: Run) -> torch.Tensor:
     return logits[len(run.prompt) - 1 :]
 
 
-def _sentence(error: Exception) -> str:
+def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -288,7 +294,7 @@ def _in_child(architecture: str, connection: Connection) -> None:
     try:
         row = measure(architecture)
     except Exception as error:  # of a forward pass
-        row = Row("untested", reason=_sentence(error))
+        row = Row("untested", reason=_named(error))
     connection.send(row)
 
 
@@ -326,10 +332,10 @@ def render(catalog: dict[str, Any]) -> str:
 Which architectures (`architectures` in a model's `config.json`) Axion's own engine serves. This
 page is written by `python -m tests.parity.catalog`, which makes a small model of each architecture
 that transformers {catalog["transformers"]} has for generating text, with every parameter random,
-loads it, and compares {NUM_TOKENS} greedy tokens and their logits (float32, within {TOLERANCE} of
-the largest logit or of 1) with transformers' eager attention: alone, in a mixed batch, and in
-chunks beside generation. Each fork of [tests/parity](../tests/parity/) then has rows for every
-field of a native architecture.
+loads it, and compares {NUM_TOKENS} greedy tokens and their logits (float32, within {TOLERANCE} of 1 or of
+the largest logit) with transformers' eager attention, without a cache: alone, in a mixed batch, in
+chunks beside generation. Beside this, [tests/parity](../tests/parity/) has rows for every field of
+a native architecture that changes what it computes.
 
 - **native**: a class of Axion's own, one file in `axion/models/`.
 - **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
@@ -343,9 +349,9 @@ field of a native architecture.
 | generate text | {_count(text)} | {vllm["text"]} |
 | text of models that also see or hear | {_count(also_seeing)} | {vllm["multimodal"]}, with images |
 
-vLLM's are names in its registry; it also runs other classes of transformers, which it does not
-list. An architecture that is not on this page, of a newer transformers, is tried, with a warning in
-the log.
+vLLM's are names in its registry, some of them several names of one class; it also tries classes of
+transformers that it does not list. The router gives Axion's own engine what is verified here;
+`axion.LLM` tries whatever transformers has, with a warning in the log.
 
 ## Limits of the fallback
 
