@@ -119,7 +119,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_layers_per_stack": 1,
         "num_hidden_layers": 8,
         "head_dim": 16,
-        "prefix_lm": False,
     },
     "HunYuanDenseV1ForCausalLM": _HEADS,
     "HunYuanVLForConditionalGeneration": {"text_config": _HEADS},
@@ -330,12 +329,12 @@ def render(catalog: dict[str, Any]) -> str:
     return f"""# Models
 
 Which architectures (`architectures` in a model's `config.json`) Axion's own engine serves. This
-page is written by `python -m tests.parity.catalog`, which makes a small model of each architecture
-that transformers {catalog["transformers"]} has for generating text, with every parameter random,
-loads it, and compares {NUM_TOKENS} greedy tokens and their logits (float32, within {TOLERANCE} of 1 or of
-the largest logit) with transformers' eager attention, without a cache: alone, in a mixed batch, in
-chunks beside generation. Beside this, [tests/parity](../tests/parity/) has rows for every field of
-a native architecture that changes what it computes.
+page is written by `python -m tests.parity.catalog`. Of each architecture that transformers
+{catalog["transformers"]} has for generating text it makes a small model, with every parameter
+random, and compares {NUM_TOKENS} greedy tokens and their logits with transformers' eager attention
+without a cache, in float32, within {TOLERANCE} of 1 or of the largest logit: alone, in a mixed
+batch, and in chunks beside generation. Besides, [tests/parity](../tests/parity/) has a row for
+every field of a native architecture that changes what it computes.
 
 - **native**: a class of Axion's own, one file in `axion/models/`.
 - **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
@@ -359,6 +358,8 @@ transformers that it does not list. The router gives Axion's own engine what is 
   factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
 - Chunked attention (Llama 4) is served up to one chunk.
 - Latent attention (MLA) is cached expanded.
+- Where layers may be of several kinds (`GraniteMoeHybridForCausalLM`), all must be attention. BERT
+  and its kin need `is_decoder` in `config.json`.
 - Custom code in a repository (`auto_map`) is never run.
 
 ## Text
