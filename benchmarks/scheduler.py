@@ -2,7 +2,8 @@
 
     python benchmarks/scheduler.py
 
-Each figure is the median over steps; the aim is below 1 ms.
+Each figure is the median over steps; the aim is below 1 ms. One group of layers is what most
+models have; six are a Gemma 3's, of which five keep a window.
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ BLOCK_SIZE = 16
 
 
 def main() -> None:
+    print(f"{NUM_SEQS} sequences of {PROMPT_TOKENS} + {OUTPUT_TOKENS} tokens")
+    for windows in ((None,), (None, *[512] * 5)):
+        measure(windows)
+
+
+def measure(windows: tuple[int | None, ...]) -> None:
     length = PROMPT_TOKENS + OUTPUT_TOKENS
+    num_blocks = len(windows) * (NUM_SEQS * length // BLOCK_SIZE + NUM_SEQS)
     scheduler = Scheduler(
-        BlockManager(NUM_SEQS * length // BLOCK_SIZE + NUM_SEQS, BLOCK_SIZE),
+        BlockManager(num_blocks, BLOCK_SIZE, windows=windows),
         max_num_seqs=NUM_SEQS,
         max_num_batched_tokens=NUM_SEQS * PROMPT_TOKENS,
         max_model_len=length + 1,
@@ -49,7 +57,7 @@ def main() -> None:
             times.append(elapsed)
     scheduler.check_integrity()
     p99 = statistics.quantiles(times, n=100)[98]
-    print(f"{NUM_SEQS} sequences of {PROMPT_TOKENS} + {OUTPUT_TOKENS} tokens, {len(times)} steps")
+    print(f"groups of layers      {len(windows):4}")
     print(f"admission of all      {first * 1e3:8.3f} ms")
     print(f"decode step, median   {statistics.median(times) * 1e3:8.3f} ms")
     print(f"decode step, p99      {p99 * 1e3:8.3f} ms")

@@ -2,26 +2,63 @@
 
 The idea is PagedAttention's (arXiv:2309.06180): sequences are cut into blocks of `block_size`
 tokens, and a full block is found again by the chained hash of all tokens up to its end.
+
+Layers that need keys and values for equally long form a group, and a sequence has one block table
+for each group. All groups take their blocks from one pool. Of a group with a window a sequence
+keeps what its next token can see, and gives the rest back while it goes on.
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 
 from axion.engine.sequence import Sequence
 
 
-class Block:
-    """One block; `block_hash` and `token_ids` are set while its content can be reused."""
+def num_window_blocks(window: int | None, block_size: int) -> int:
+    """How many full blocks before it a token can see, of a group with this window."""
+    return sys.maxsize if window is None else -(-(window - 1) // block_size)
 
-    __slots__ = ("block_hash", "block_id", "ref_count", "token_ids")
+
+def num_chunk_blocks(max_chunk: int, block_size: int) -> int:
+    """Blocks that a chunk needs from the first one on that is not full before it."""
+    return (block_size + max_chunk - 2) // block_size + 1
+
+
+def max_blocks_held(
+    num_tokens: int, *, windows: Iterable[int | None], max_chunk: int, block_size: int
+) -> int:
+    """Blocks that a sequence of so many tokens holds at most.
+
+    Args:
+        windows: of each group, how many tokens a token sees, itself included; None: all.
+        max_chunk: tokens of one sequence that a step computes at most.
+    """
+    num_blocks = -(-num_tokens // block_size)
+    chunk_blocks = num_chunk_blocks(max_chunk, block_size)
+    return sum(
+        min(num_blocks, num_window_blocks(window, block_size) + chunk_blocks) for window in windows
+    )
+
+
+class Block:
+    """One block; the attributes but the first two are set while its content can be reused.
+
+    Attributes:
+        cached: where its group finds it by its hash.
+    """
+
+    __slots__ = ("block_hash", "block_id", "cached", "ref_count", "token_ids")
 
     def __init__(self, block_id: int) -> None:
         self.block_id = block_id
         self.ref_count = 0
         self.block_hash: bytes | None = None
         self.token_ids: list[int] | None = None
+        self.cached: dict[bytes, int] | None = None
 
 
 class BlockManager:
@@ -30,19 +67,35 @@ class BlockManager:
     A block is in use (`ref_count` > 0) or free. A free block keeps its content, and can be
     taken back by its hash, until it is allocated again; the least recently used goes first.
 
+    With a window a sequence needs of its full blocks only the last few, as many as
+    `num_window_blocks` says. Those before are given back, and a prefix can be reused without them.
+
     Args:
         num_blocks: blocks in the KV cache.
         block_size: tokens in a block.
+        windows: of each group, the widest first; None: no window.
+        max_chunk: tokens of one sequence that a step computes at most.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        windows: tuple[int | None, ...] = (None,),
+        max_chunk: int = sys.maxsize,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.block_size = block_size
+        self.windows = windows
+        self.max_chunk = max_chunk
         self.enable_prefix_caching = enable_prefix_caching
         self._blocks = [Block(i) for i in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._cached: dict[bytes, int] = {}
+        self._window_blocks = [num_window_blocks(window, block_size) for window in windows]
+        assert self._window_blocks == sorted(self._window_blocks, reverse=True)
+        self._chunk_blocks = num_chunk_blocks(max_chunk, block_size)
+        self._cached: list[dict[bytes, int]] = [{} for _ in windows]
         self._pending: dict[bytes, Sequence] = {}  # blocks that a running sequence computes
 
     @property
@@ -57,124 +110,215 @@ class BlockManager:
     def num_used_blocks(self) -> int:
         return len(self._blocks) - len(self._free)
 
-    def admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence blocks for all its tokens, shared ones where there are any.
+    def max_blocks_held(self, num_tokens: int) -> int:
+        """Blocks that a sequence of so many tokens holds at most."""
+        return max_blocks_held(
+            num_tokens,
+            windows=self.windows,
+            max_chunk=self.max_chunk,
+            block_size=self.block_size,
+        )
 
+    def admit(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence the blocks that it needs, shared ones where there are any.
+
+        These are blocks for all its tokens; under a window as many as it will ever hold at once.
         Sets `num_computed_tokens` to what the prefix cache supplied. At least one token is
         left to compute, because sampling needs its logits. All or nothing: False when there are
         not enough free blocks, or when a running sequence is computing a block that this one
         could share in a moment.
         """
-        assert not sequence.block_table
-        hits = self._match_prefix(sequence)
-        if hits is None:
+        assert not sequence.block_tables
+        num_hits = self._match_prefix(sequence)
+        if num_hits is None:
             return False
-        num_needed = self._num_blocks_for(sequence.num_tokens) - len(hits)
-        num_hits_in_free = sum(1 for block_id in hits if self._blocks[block_id].ref_count == 0)
+        hits = [
+            [cached[block_hash] for block_hash in sequence.block_hashes[start:num_hits]]
+            for cached, start in zip(self._cached, self._starts(num_hits), strict=True)
+        ]
+        ends = self._ends(sequence.num_tokens, num_hits)
+        num_needed = sum(ends) - num_hits * len(ends)
+        num_hits_in_free = sum(
+            1 for row in hits for block_id in row if self._blocks[block_id].ref_count == 0
+        )
         if num_needed > len(self._free) - num_hits_in_free:
             return False
-        for block_id in hits:
-            block = self._blocks[block_id]
-            if block.ref_count == 0:
-                del self._free[block_id]
-            block.ref_count += 1
-        sequence.block_table = hits + [self._take_free_block() for _ in range(num_needed)]
-        sequence.num_computed_tokens = len(hits) * self.block_size
-        sequence.num_registered_blocks = len(hits)
-        for block_hash in sequence.block_hashes[len(hits) :]:
+        for row in hits:
+            for block_id in row:
+                block = self._blocks[block_id]
+                if block.ref_count == 0:
+                    del self._free[block_id]
+                block.ref_count += 1
+        for row, end in zip(hits, ends, strict=True):
+            table = array("q", [0] * (num_hits - len(row)) + row)
+            table.extend([self._take_free_block() for _ in range(num_hits, end)])
+            sequence.block_tables.append(table)
+        sequence.num_computed_tokens = num_hits * self.block_size
+        sequence.num_full_blocks = num_hits
+        for block_hash in sequence.block_hashes[num_hits:]:
             self._pending.setdefault(block_hash, sequence)
         return True
 
     def grow(self, sequence: Sequence) -> bool:
-        """Make room for all tokens of a running sequence; False when no block is free."""
-        num_needed = self._num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
-        if num_needed > len(self._free):
+        """Make room for the next step of a running sequence; False when no block is free."""
+        tables = sequence.block_tables
+        # No table is shorter than the last group's.
+        if len(tables[-1]) * self.block_size >= sequence.num_tokens:
+            return True
+        ends = self._ends(sequence.num_tokens, sequence.num_full_blocks)
+        if sum(ends) - sum(map(len, tables)) > len(self._free):
             return False
-        for _ in range(num_needed):
-            sequence.block_table.append(self._take_free_block())
+        for table, end in zip(tables, ends, strict=True):
+            for _ in range(len(table), end):
+                table.append(self._take_free_block())
         return True
 
-    def register(self, sequence: Sequence) -> None:
-        """Offer the sequence's computed full blocks for reuse."""
-        num_full = sequence.num_computed_tokens // self.block_size
-        if not self.enable_prefix_caching or num_full <= sequence.num_registered_blocks:
+    def advance(self, sequence: Sequence) -> None:
+        """Offer the blocks that have become full for reuse, and give back what is now behind a
+        window."""
+        start, end = sequence.num_full_blocks, sequence.num_computed_tokens // self.block_size
+        if end <= start:
             return
-        sequence.extend_block_hashes(self.block_size)
-        for index in range(sequence.num_registered_blocks, num_full):
-            block_hash = sequence.block_hashes[index]
-            self._settle(block_hash, sequence)
-            # Another sequence may have computed the same block first: one copy is enough.
-            if block_hash not in self._cached:
-                block = self._blocks[sequence.block_table[index]]
-                start = index * self.block_size
-                block.block_hash = block_hash
-                block.token_ids = sequence.token_ids[start : start + self.block_size]
-                self._cached[block_hash] = block.block_id
-        sequence.num_registered_blocks = num_full
+        if self.enable_prefix_caching:
+            self._register(sequence, start, end)
+        if end > self._window_blocks[-1]:
+            behind = [
+                (table, index - num_seen)
+                for index in range(start, end)
+                for table, num_seen in zip(sequence.block_tables, self._window_blocks, strict=True)
+                if index >= num_seen
+            ]
+            self._release([table[index] for table, index in behind])
+            for table, index in behind:
+                table[index] = 0
+        sequence.num_full_blocks = end
 
     def free(self, sequence: Sequence) -> None:
         """Return the sequence's blocks; the next admission starts from nothing computed."""
-        for block_hash in sequence.block_hashes[sequence.num_registered_blocks :]:
+        for block_hash in sequence.block_hashes[sequence.num_full_blocks :]:
             self._settle(block_hash, sequence)
+        starts = self._starts(sequence.num_full_blocks)
+        held = list(zip(starts, sequence.block_tables, strict=True))
         # Last block first: a prefix is worth more than what follows it, so it is evicted later.
-        for block_id in reversed(sequence.block_table):
-            block = self._blocks[block_id]
-            block.ref_count -= 1
-            if block.ref_count == 0:
-                self._free[block_id] = None
-                if block.block_hash is None:
-                    self._free.move_to_end(block_id, last=False)
-        sequence.block_table = []
+        # And the groups in turn: a prefix that one of them has lost is worth nothing in the others.
+        self._release(
+            [
+                table[index]
+                for index in reversed(range(len(sequence.block_tables[0])))
+                for start, table in held
+                if start <= index < len(table)
+            ]
+        )
+        sequence.block_tables = []
         sequence.num_computed_tokens = 0
-        sequence.num_registered_blocks = 0
+        sequence.num_full_blocks = 0
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every block is accounted for by exactly these running sequences."""
         ref_counts = [0] * len(self._blocks)
         for sequence in sequences:
-            assert len(set(sequence.block_table)) == len(sequence.block_table), sequence
-            assert sequence.num_computed_tokens <= len(sequence.block_table) * self.block_size
-            for block_id in sequence.block_table:
+            starts = self._starts(sequence.num_full_blocks)
+            held: list[int] = []
+            for table, start in zip(sequence.block_tables, starts, strict=True):
+                assert not any(table[:start]), "behind the window nothing is held"
+                assert sequence.num_computed_tokens <= len(table) * self.block_size
+                held += table[start:]
+            assert len(set(held)) == len(held), sequence
+            assert len(held) <= self.max_blocks_held(sequence.num_tokens), sequence
+            for block_id in held:
                 ref_counts[block_id] += 1
         for block, ref_count in zip(self._blocks, ref_counts, strict=True):
             assert block.ref_count == ref_count, (block.block_id, block.ref_count, ref_count)
             assert (block.block_id in self._free) == (ref_count == 0), block.block_id
-            if block.block_hash is not None:
-                assert self._cached[block.block_hash] == block.block_id
-        assert len(self._cached) == sum(block.block_hash is not None for block in self._blocks)
-        assert all(sequence.block_table for sequence in self._pending.values())
+            if block.cached is not None and block.block_hash is not None:
+                assert block.cached[block.block_hash] == block.block_id
+        num_cached = sum(block.block_hash is not None for block in self._blocks)
+        assert sum(map(len, self._cached)) == num_cached
+        assert all(sequence.block_tables for sequence in self._pending.values())
 
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+    def _starts(self, num_full_blocks: int) -> list[int]:
+        """The first block that a sequence with so many full ones holds, for each group."""
+        return [max(0, num_full_blocks - num_seen) for num_seen in self._window_blocks]
+
+    def _ends(self, num_tokens: int, num_full_blocks: int) -> list[int]:
+        """The length of its block table, for each group."""
+        num_blocks = -(-num_tokens // self.block_size)
+        return [
+            # Until the window is full, room for all of it: nobody is admitted to fall short later.
+            min(num_blocks, max(num_full_blocks, num_seen) + self._chunk_blocks)
+            for num_seen in self._window_blocks
+        ]
+
+    def _match_prefix(self, sequence: Sequence) -> int | None:
+        """Blocks at the sequence's beginning that are cached; None: the next is on its way."""
+        if not self.enable_prefix_caching or sequence.scores_prompt:
+            return 0  # a token whose log probability is wanted must be computed
+        sequence.extend_block_hashes(self.block_size)
+        longest = num_hits = (sequence.num_tokens - 1) // self.block_size
+        windowed: list[tuple[dict[bytes, int], int]] = []
+        for cached, num_seen in zip(self._cached, self._window_blocks, strict=True):
+            if num_seen < num_hits:
+                windowed.append((cached, num_seen))
+                continue
+            for index in range(num_hits):
+                if not self._is_cached(sequence, index, cached):
+                    num_hits = index
+                    break
+        # Backwards: a missing block that the end of the prefix could see moves the end before it.
+        index = num_hits
+        while windowed and (index := index - 1) >= max(0, num_hits - windowed[0][1]):
+            for cached, num_seen in windowed:
+                if index >= num_hits - num_seen and not self._is_cached(sequence, index, cached):
+                    num_hits = index
+                    break
+        if num_hits < longest and sequence.block_hashes[num_hits] in self._pending:
+            return None
+        return num_hits
+
+    def _is_cached(self, sequence: Sequence, index: int, cached: dict[bytes, int]) -> bool:
+        """Whether a group has this block of the sequence."""
+        block_id = cached.get(sequence.block_hashes[index])
+        start = index * self.block_size
+        return block_id is not None and (
+            self._blocks[block_id].token_ids == sequence.token_ids[start : start + self.block_size]
+        )
+
+    def _register(self, sequence: Sequence, start: int, end: int) -> None:
+        """Let others find the sequence's blocks from `start` up to `end`."""
+        sequence.extend_block_hashes(self.block_size)
+        blocks: list[tuple[bytes, list[int]]] = []
+        for index in range(start, end):
+            block_hash, first = sequence.block_hashes[index], index * self.block_size
+            self._settle(block_hash, sequence)
+            blocks.append((block_hash, sequence.token_ids[first : first + self.block_size]))
+        for table, cached in zip(sequence.block_tables, self._cached, strict=True):
+            for block_id, (block_hash, token_ids) in zip(table[start:end], blocks, strict=True):
+                # Another sequence may have computed the same block first: one copy is enough.
+                if block_hash not in cached:
+                    block = self._blocks[block_id]
+                    block.block_hash, block.token_ids, block.cached = block_hash, token_ids, cached
+                    cached[block_hash] = block_id
 
     def _settle(self, block_hash: bytes, sequence: Sequence) -> None:
         """The sequence does not compute this block any more."""
         if self._pending.get(block_hash) is sequence:
             del self._pending[block_hash]
 
-    def _match_prefix(self, sequence: Sequence) -> list[int] | None:
-        """The cached blocks that the sequence begins with; None: the next one is on its way."""
-        if not self.enable_prefix_caching or sequence.scores_prompt:
-            return []  # a token whose log probability is wanted must be computed
-        sequence.extend_block_hashes(self.block_size)
-        hits: list[int] = []
-        for index in range((sequence.num_tokens - 1) // self.block_size):
-            block_id = self._cached.get(sequence.block_hashes[index])
-            if block_id is None and sequence.block_hashes[index] in self._pending:
-                return None
-            start = index * self.block_size
-            tokens = sequence.token_ids[start : start + self.block_size]
-            if block_id is None or self._blocks[block_id].token_ids != tokens:
-                break
-            hits.append(block_id)
-        return hits
+    def _release(self, block_ids: list[int]) -> None:
+        for block_id in block_ids:
+            block = self._blocks[block_id]
+            block.ref_count -= 1
+            if block.ref_count == 0:
+                self._free[block_id] = None
+                if block.block_hash is None:
+                    self._free.move_to_end(block_id, last=False)
 
     def _take_free_block(self) -> int:
         block_id, _ = self._free.popitem(last=False)
         block = self._blocks[block_id]
         assert block.ref_count == 0
-        if block.block_hash is not None:
-            del self._cached[block.block_hash]
-            block.block_hash = block.token_ids = None
+        if block.cached is not None and block.block_hash is not None:
+            del block.cached[block.block_hash]
+            block.block_hash = block.token_ids = block.cached = None
         block.ref_count = 1
         return block_id

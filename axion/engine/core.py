@@ -62,33 +62,41 @@ class EngineCore:
         )
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
+        max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
+        block_size = config.block_size
         specs = self.model.kv_cache_specs()
-        bytes_per_block = kv_cache.block_bytes(specs, config.block_size, dtype)
+        lay_out = partial(
+            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
+        )
         budget = config.kv_cache_bytes
         if budget is None:
             budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
         num_blocks = kv_cache.num_blocks_that_fit(
-            bytes_per_block=bytes_per_block,
-            block_size=config.block_size,
+            lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
+        layout = lay_out(max_model_len)
         self.runner = ModelRunner(
             self.model,
             kv_cache.allocate(
-                specs, num_blocks, config.block_size, dtype=dtype, device=self.device
+                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
             ),
-            block_size=config.block_size,
+            block_size=block_size,
             device=self.device,
         )
         self.block_manager = BlockManager(
-            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+            num_blocks,
+            block_size,
+            windows=layout.windows,
+            max_chunk=max_chunk,
+            enable_prefix_caching=config.enable_prefix_caching,
         )
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+            max_num_batched_tokens=max_chunk,
             max_model_len=max_model_len,
         )
         parameters = list(self.model.parameters())
@@ -99,10 +107,10 @@ class EngineCore:
             vocab_size=self.model.config.vocab_size,
             max_model_len=max_model_len,
             num_blocks=num_blocks,
-            block_size=config.block_size,
+            block_size=block_size,
             num_parameters=sum(p.numel() for p in parameters),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            kv_cache_bytes=num_blocks * bytes_per_block,
+            kv_cache_bytes=num_blocks * layout.bytes_per_block,
             eos_token_ids=eos_token_ids(path),
         )
         vocabulary = {

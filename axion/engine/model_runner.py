@@ -94,18 +94,20 @@ class ModelRunner:
         num_blocks = [-(-length // self.block_size) for length in context_lens]
 
         token_ids: list[int] = []
-        block_tables = np.zeros((len(scheduled), max(num_blocks)), np.int64)
+        num_groups = len(scheduled[0].sequence.block_tables)
+        block_tables = np.zeros((num_groups, len(scheduled), max(num_blocks)), np.int64)
         for row, (entry, start, end) in enumerate(
             zip(scheduled, starts, context_lens, strict=True)
         ):
             token_ids += entry.sequence.token_ids[start:end]
-            block_tables[row, : num_blocks[row]] = entry.sequence.block_table[: num_blocks[row]]
+            for group, table in enumerate(entry.sequence.block_tables):
+                block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
         rows = np.repeat(np.arange(len(scheduled)), query_lens)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
         first_rows = np.cumsum(query_lens) - query_lens
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
-        blocks = block_tables[rows, positions // self.block_size]
+        blocks = block_tables[:, rows, positions // self.block_size]
         num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
         context = ForwardContext(
             positions=self._to_device(positions),

@@ -70,8 +70,8 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
     ) -> None:
-        assert max_num_batched_tokens >= max_num_seqs
-        assert max_model_len <= block_manager.num_blocks * block_manager.block_size
+        assert block_manager.max_chunk >= max_num_batched_tokens >= max_num_seqs
+        assert block_manager.max_blocks_held(max_model_len) <= block_manager.num_blocks
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -165,7 +165,7 @@ class Scheduler:
                 prompt_logprobs=sequence.take_prompt_logprobs(),
             )
             if not samples:
-                self.block_manager.register(sequence)
+                self.block_manager.advance(sequence)
                 if output.prompt_logprobs is not None:
                     outputs.append(output)
                 continue
@@ -176,7 +176,7 @@ class Scheduler:
                 output.finish_reason, output.error = FinishReason.ERROR, token.error
                 self._finish([sequence], FinishReason.ERROR)
                 continue
-            self.block_manager.register(sequence)
+            self.block_manager.advance(sequence)
             if sequence.params.max_tokens == 0:
                 sequence.finish_reason = output.finish_reason = FinishReason.LENGTH
                 finished.append(sequence)
@@ -208,7 +208,7 @@ class Scheduler:
         ]
 
     def check_integrity(self) -> None:
-        assert all(not sequence.block_table for sequence in self.waiting)
+        assert all(not sequence.block_tables for sequence in self.waiting)
         self.block_manager.check_integrity(self.running)
 
     def _preempt_last(self) -> int:

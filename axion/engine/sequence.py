@@ -34,8 +34,10 @@ class Sequence:
         token_ids: prompt, then output.
         num_computed_tokens: tokens whose keys and values are in the KV cache.
         num_cached_tokens: prompt tokens that the prefix cache supplied at first admission.
-        block_table: ids of the blocks that hold the sequence, in order.
+        block_tables: ids of the blocks that hold the sequence, in order, for each group of layers;
+            0 for one behind the group's window. Arrays, because numpy copies these fast.
         block_hashes: chained hash of every full block, each covering all tokens before it.
+        num_full_blocks: how many blocks are computed as far as the block manager knows.
         seed: start of the sequence's own random stream.
         matcher: where the output is in the grammar that it must follow.
         priority: a lower one is served first.
@@ -47,15 +49,15 @@ class Sequence:
     __slots__ = (
         "arrival",
         "block_hashes",
-        "block_table",
+        "block_tables",
         "eos_token_ids",
         "finish_reason",
         "matcher",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_full_blocks",
         "num_prompt_logprobs",
         "num_prompt_tokens",
-        "num_registered_blocks",
         "params",
         "priority",
         "prompt_logprobs",
@@ -92,9 +94,9 @@ class Sequence:
         # They are out before the first token is.
         self.num_prompt_logprobs = self.num_prompt_tokens - 1 if num_generated else 0
         self.prompt_logprobs: list[TokenLogprobs] = []
-        self.block_table: list[int] = []
+        self.block_tables: list[array[int]] = []
         self.block_hashes: list[bytes] = []
-        self.num_registered_blocks = 0
+        self.num_full_blocks = 0
         self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)
@@ -160,5 +162,5 @@ class Sequence:
         return (
             f"Sequence({self.request_id!r}, {self.status.name.lower()}, "
             f"computed {self.num_computed_tokens}/{self.num_tokens}, "
-            f"blocks {len(self.block_table)})"
+            f"blocks {self.num_full_blocks} full)"
         )

@@ -12,16 +12,18 @@ T = TypeVar("T")
 
 
 class KVCacheSpec(NamedTuple):
-    """Shape of one layer's entry in the KV cache, per token.
+    """What one layer keeps in the KV cache: its entry's shape, per token, and for how long.
 
     Attributes:
         values_in_keys: a value is the beginning of its key, and is not kept again.
+        window: tokens that a token attends to at most, itself included; None: all of them.
     """
 
     num_kv_heads: int
     k_head_dim: int
     v_head_dim: int
     values_in_keys: bool = False
+    window: int | None = None
 
     @property
     def num_elements(self) -> int:
@@ -33,14 +35,18 @@ class KVCacheSpec(NamedTuple):
 class KVCache(NamedTuple):
     """One layer's paged keys and values.
 
+    Layers of different groups may share them: no block is in the tables of two groups.
+
     Attributes:
         k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, contiguous.
         v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, contiguous, or the beginning of
             each key in `k`.
+        group: the layer's, whose block tables and slots are meant for it.
     """
 
     k: Tensor
     v: Tensor
+    group: int = 0
 
 
 @dataclass(slots=True)
@@ -54,9 +60,10 @@ class ForwardContext:
         positions: `[num_tokens]` int64, index of each token in its own sequence.
         rope_lengths: `[num_tokens]` int64, length of the sequence that a length-dependent rope
             sees for this token: `max(num_prompt_tokens, position + 1)`.
-        slot_mapping: `[num_tokens]` int64, where this token's key and value go:
-            `block * block_size + offset`.
-        block_tables: `[num_seqs, max_blocks]` int32 or int64, padded with 0.
+        slot_mapping: `[num_groups, num_tokens]` int64, where this token's key and value go in the
+            layers of a group: `block * block_size + offset`.
+        block_tables: `[num_groups, num_seqs, max_blocks]` int32 or int64, padded with 0; 0 also
+            for blocks behind a group's window.
         context_lens: `[num_seqs]` int64, tokens of each sequence in the KV cache after this step.
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.

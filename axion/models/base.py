@@ -39,7 +39,7 @@ class Attention(nn.Module):
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
-            config.num_key_value_heads, config.head_dim, config.head_dim
+            config.num_key_value_heads, config.head_dim, config.head_dim, window=self.window
         )
         self.qkv_proj = PackedLinear(
             config.hidden_size,

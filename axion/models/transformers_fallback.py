@@ -123,17 +123,20 @@ class _Call(NamedTuple):
     """One call of attention in a pass.
 
     Attributes:
-        window: as `paged_attention` takes it.
         chunk: a token attends to those that share its chunk of so many tokens.
     """
 
     spec: KVCacheSpec
-    window: int | None
     chunk: int | None
 
 
 class _Reach(NamedTuple):
-    """Which of the tokens before it a mask lets a token attend to: see `_Call`."""
+    """Which of the tokens before it a mask lets a token attend to.
+
+    Attributes:
+        window: itself and the `window - 1` before it.
+        chunk: as of a `_Call`.
+    """
 
     window: int | None = None
     chunk: int | None = None
@@ -154,7 +157,9 @@ class _Probe:
             raise _UnsupportedError("a token attends to others than those before it, or not to all")
         if q.shape[1] % k.shape[1] or k.shape[1] != v.shape[1]:
             raise _UnsupportedError("its attention has heads that do not fit each other")
-        self.calls.append(_Call(KVCacheSpec(k.shape[1], k.shape[2], v.shape[2]), *mask.reach))
+        window, chunk = mask.reach
+        spec = KVCacheSpec(k.shape[1], k.shape[2], v.shape[2], window=window)
+        self.calls.append(_Call(spec, chunk))
         return q.new_zeros(*q.shape[:2], v.shape[-1])
 
 
@@ -230,7 +235,7 @@ class _Paged:
             cache,
             self._context,
             scale=scale,
-            window=call.window,
+            window=call.spec.window,
             softcap=softcap,
             sinks=sinks,
         )

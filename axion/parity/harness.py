@@ -9,7 +9,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from axion.engine.kv_cache import allocate
+from axion.engine.kv_cache import allocate, lay_out
 from axion.layers.context import ForwardContext
 from axion.models.base import CausalLM
 
@@ -22,12 +22,13 @@ class Run:
     """One sequence.
 
     Attributes:
+        block_tables: for each group of layers.
         logits: `[vocab_size]` for each token sampled so far.
     """
 
     prompt: list[int]
     token_ids: list[int] = field(init=False)
-    block_table: list[int] = field(default_factory=list)
+    block_tables: list[list[int]] = field(default_factory=list)
     num_computed_tokens: int = 0
     logits: list[Tensor] = field(default_factory=list)
 
@@ -41,18 +42,21 @@ class Run:
 
 class Harness:
     """Blocks are handed out scattered, and hold NaN until a key or value is written: whoever
-    reads a slot that is not the sequence's own shows it in every logit."""
+    reads a slot that is not the sequence's own, or behind the window, shows it in every logit."""
 
     def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
         self.model = model
+        specs, dtype = model.kv_cache_specs(), model.dtype
+        layout = lay_out(specs, 512, block_size=BLOCK_SIZE, max_chunk=512, dtype=dtype)
+        self.windows = layout.windows
         self.kv_caches = allocate(
-            model.kv_cache_specs(), num_blocks, BLOCK_SIZE, dtype=model.dtype, device=CPU
+            specs, layout.groups, num_blocks, BLOCK_SIZE, dtype=dtype, device=CPU
         )
         for cache in self.kv_caches:
-            for tensor in cache:
+            for tensor in (cache.k, cache.v):
                 tensor.fill_(torch.nan)
-        # 197 is prime: every block once, never two neighbours in a row.
-        self._free_blocks = (197 * i % num_blocks for i in count())
+        # 197 is prime: every block but 0 once, never two neighbours in a row.
+        self._free_blocks = (1 + 197 * i % (num_blocks - 1) for i in count())
 
     @torch.inference_mode()
     def step(self, scheduled: list[tuple[Run, int]]) -> None:
@@ -69,19 +73,26 @@ class Harness:
     def prepare(self, scheduled: list[tuple[Run, int]]) -> tuple[Tensor, ForwardContext]:
         """What the model is called with for the step; the tokens count as computed."""
         for run, num_tokens in scheduled:
-            while len(run.block_table) * BLOCK_SIZE < run.num_computed_tokens + num_tokens:
-                run.block_table.append(next(self._free_blocks))
-        input_ids, positions, rope_lengths, slots = [], [], [], []
+            run.block_tables = run.block_tables or [[] for _ in self.windows]
+            for table in run.block_tables:
+                while len(table) * BLOCK_SIZE < run.num_computed_tokens + num_tokens:
+                    table.append(next(self._free_blocks))
+        width = max(len(run.block_tables[0]) for run, _ in scheduled)
+        tables = [
+            [self._visible(run, group, width) for run, _ in scheduled]
+            for group in range(len(self.windows))
+        ]
+        input_ids, positions, rope_lengths = [], [], []
+        slots: list[list[int]] = [[] for _ in self.windows]
         for run, num_tokens in scheduled:
             for position in range(run.num_computed_tokens, run.num_computed_tokens + num_tokens):
                 input_ids.append(run.token_ids[position])
                 positions.append(position)
                 rope_lengths.append(max(len(run.prompt), position + 1))
-                block = run.block_table[position // BLOCK_SIZE]
-                slots.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
+                for of_group, table in zip(slots, run.block_tables, strict=True):
+                    block = table[position // BLOCK_SIZE]
+                    of_group.append(block * BLOCK_SIZE + position % BLOCK_SIZE)
             run.num_computed_tokens += num_tokens
-        width = max(len(run.block_table) for run, _ in scheduled)
-        tables = [run.block_table + [0] * (width - len(run.block_table)) for run, _ in scheduled]
         context_lens = [run.num_computed_tokens for run, _ in scheduled]
         context = ForwardContext(
             positions=torch.tensor(positions),
@@ -95,6 +106,12 @@ class Harness:
             block_size=BLOCK_SIZE,
         )
         return torch.tensor(input_ids), context
+
+    def _visible(self, run: Run, group: int, width: int) -> list[int]:
+        """The run's block table, with what its next token does not see as block 0."""
+        window, table = self.windows[group], run.block_tables[group]
+        start = 0 if window is None else max(0, run.num_computed_tokens - window + 1) // BLOCK_SIZE
+        return [0] * start + table[start:] + [0] * (width - len(table))
 
     def generate(self, runs: list[Run], num_tokens: int, *, budget: int = 1 << 20) -> None:
         """Until every run has so many tokens: each step, oldest first, what fits the budget."""
@@ -141,7 +158,7 @@ def warm(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Ru
         runs.append(
             Run(
                 run.prompt,
-                block_table=run.block_table[:num_blocks],
+                block_tables=[table[:num_blocks] for table in run.block_tables],
                 num_computed_tokens=num_blocks * BLOCK_SIZE,
             )
         )
@@ -154,7 +171,7 @@ def preempted(harness: Harness, prompts: list[list[int]], num_tokens: int) -> li
     harness.generate(runs, num_tokens // 2)
     for run in runs:
         run.num_computed_tokens = 0
-        run.block_table = []
+        run.block_tables = []
     harness.generate(runs, num_tokens)
     return runs
 

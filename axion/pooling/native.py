@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 from torch import Tensor
 
-from axion.engine.kv_cache import allocate
+from axion.engine.kv_cache import KVCacheGroup, allocate
 from axion.engine.loader import load_embedding_model, resolve_device
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
@@ -99,10 +99,11 @@ class NativeEmbedder:
         first_blocks = np.cumsum(num_blocks) - num_blocks
         columns = np.arange(num_blocks.max())
         block_tables = np.where(columns < num_blocks[:, None], first_blocks[:, None] + columns, 0)
-        specs = self._model.kv_cache_specs()
+        specs = [spec._replace(window=None) for spec in self._model.kv_cache_specs()]
         shapes = list(dict.fromkeys(specs))
         caches = allocate(
             shapes,
+            [KVCacheGroup(None, list(range(len(shapes))))],
             int(num_blocks.sum()),
             _BLOCK_SIZE,
             dtype=self._model.dtype,
@@ -112,8 +113,8 @@ class NativeEmbedder:
         return ForwardContext(
             positions=self._to_device(positions),
             rope_lengths=self._to_device(lengths[rows]),
-            slot_mapping=self._to_device(first_blocks[rows] * _BLOCK_SIZE + positions),
-            block_tables=self._to_device(block_tables),
+            slot_mapping=self._to_device(first_blocks[rows] * _BLOCK_SIZE + positions)[None],
+            block_tables=self._to_device(block_tables)[None],
             context_lens=self._to_device(lengths),
             query_lens=lengths.tolist(),
             context_lens_list=lengths.tolist(),

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,13 @@ async def collect(engine: WorkerEngine, name: str, prompt: list[int], params) ->
     outputs = [output async for output in engine.generate(name, prompt, params)]
     assert outputs[-1].finish_reason is not None
     return [token for output in outputs for token in output.token_ids]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder in which the path of a socket is not too long for one."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 async def test_loading_tells_its_progress(config: EngineConfig):
@@ -172,7 +179,7 @@ async def test_a_model_that_does_not_fit_says_need_and_have(config: EngineConfig
 
 @pytest.mark.parametrize("moment", ["loading", "loaded"])
 async def test_nothing_is_left_when_the_parent_is_killed(
-    tiny_model: Path, tmp_path: Path, moment: str
+    tiny_model: Path, short_path: Path, moment: str
 ):
     code = (
         "import asyncio\n"
@@ -188,16 +195,16 @@ async def test_nothing_is_left_when_the_parent_is_killed(
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(short_path)},
     ) as parent:
         assert parent.stdout is not None
         children = psutil.Process(parent.pid).children
-        await until(lambda: list(tmp_path.glob("axion-*")) != [] and children() != [])
+        await until(lambda: list(short_path.glob("axion-*")) != [] and children() != [])
         (child,) = children()
         if moment == "loaded":
             assert int(await asyncio.to_thread(parent.stdout.readline)) == child.pid
         parent.kill()
-        await until(lambda: not child.is_running() and not list(tmp_path.glob("axion-*")))
+        await until(lambda: not child.is_running() and not list(short_path.glob("axion-*")))
 
 
 # An engine without a model: it starts in a moment and does what a test's script says.
@@ -406,11 +413,11 @@ async def test_streams_end_when_the_engine_dies_while_it_is_drained(config: Engi
 
 
 async def test_the_socket_is_for_this_user_alone(
-    config: EngineConfig, script, tmp_path: Path, monkeypatch
+    config: EngineConfig, script, short_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     engine = await spawn_engine(config)
-    (folder,) = tmp_path.glob("axion-*")  # the engine of this script does not remove it
+    (folder,) = short_path.glob("axion-*")  # the engine of this script does not remove it
     assert (folder / "engine.sock").exists()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     await engine.stop(0)
@@ -490,9 +497,9 @@ async def test_a_step_without_end_is_a_hang(config: EngineConfig, monkeypatch):
 
 
 async def test_restarts_leave_nothing_behind(
-    config: EngineConfig, script, tmp_path: Path, monkeypatch
+    config: EngineConfig, script, short_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
     engine = await spawn_engine(config)
     try:
         num_fds = psutil.Process().num_fds()
@@ -501,17 +508,17 @@ async def test_restarts_leave_nothing_behind(
             await until(lambda n=n: engine.health().restarts == n)
             await until(lambda: engine.health().state is BackendState.READY)
         assert psutil.Process().num_fds() == num_fds
-        assert len(list(tmp_path.glob("axion-*"))) == 1
+        assert len(list(short_path.glob("axion-*"))) == 1
     finally:
         await engine.stop(0)
-    assert not list(tmp_path.glob("axion-*"))
+    assert not list(short_path.glob("axion-*"))
 
 
 async def test_a_start_that_is_cancelled_twice_leaves_nothing_behind(
-    config: EngineConfig, script, tmp_path: Path, monkeypatch
+    config: EngineConfig, script, short_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    marker = tmp_path / "pid"
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    marker = short_path / "pid"
     script(
         "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(marker)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
@@ -524,7 +531,7 @@ async def test_a_start_that_is_cancelled_twice_leaves_nothing_behind(
     with pytest.raises(asyncio.CancelledError):
         await starting
     await until(lambda: not psutil.pid_exists(int(marker.read_text())), timeout_s=3)
-    await until(lambda: not list(tmp_path.glob("axion-*")), timeout_s=3)
+    await until(lambda: not list(short_path.glob("axion-*")), timeout_s=3)
 
 
 async def test_files_in_the_working_folder_are_not_imported(

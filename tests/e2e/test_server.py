@@ -78,7 +78,7 @@ def start(folder: Path, **environment: str) -> Server:
 
     until(lambda: bool(ports()))
     server = Server(process, f"http://127.0.0.1:{ports().pop()}")
-    until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+    until(lambda: httpx.get(f"{server.url}/health", timeout=60).status_code == 200)
     return server
 
 

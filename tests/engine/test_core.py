@@ -12,7 +12,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from axion.engine import model_runner
 from axion.engine.core import EngineCore
+from axion.engine.kv_cache import KVCacheLayout, lay_out
 from axion.engine.messages import AddRequest
+from axion.layers.context import KVCacheSpec
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
 from tests.parity.checkpoints import CASES, save_tiny
 
@@ -112,6 +114,41 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
         assert tokens_of(outputs) == expected
         prompt = prompt + expected + [7, 8, 9]
     assert core.stats.num_cached_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "case", ["mistral", "gemma2", "gemma3", "cohere2", "gpt-oss", "olmo3", "qwen2-window"]
+)
+def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
+    path = save_tiny(case, tmp_path)
+    options = {"max_model_len": 200, "max_num_seqs": 2, "max_num_batched_tokens": 16}
+    specs = make_core(path, **options).model.kv_cache_specs()
+
+    def layout(specs: list[KVCacheSpec]) -> KVCacheLayout:
+        return lay_out(specs, 200, block_size=4, max_chunk=16, dtype=torch.float32)
+
+    def num_bytes(specs: list[KVCacheSpec]) -> int:
+        return layout(specs).num_blocks_per_sequence * layout(specs).bytes_per_block
+
+    # Just enough for one sequence, and too little if every layer kept all of it.
+    assert num_bytes(specs) < num_bytes([spec._replace(window=None) for spec in specs])
+    core = make_core(path, block_size=4, kv_cache_bytes=num_bytes(specs), **options)
+    prompt = [(31 * i * i + 7 * i) % 199 for i in range(120)]
+    expected, _ = reference(path, prompt)
+    assert tokens_of(run(core, {"first": prompt})["first"]) == expected
+
+    # Its early blocks have been overwritten by its late ones; what comes next goes on from these.
+    [*_, narrowest] = core.block_manager._cached
+    assert len(narrowest) < (len(prompt) + NUM_TOKENS) // 4
+    longer = [*prompt, *expected, 7, 8, 9]
+    expected_of_longer, _ = reference(path, longer)
+    outputs = run(core, {"longer": longer})["longer"]
+    assert tokens_of(outputs) == expected_of_longer
+    assert outputs[0].num_cached_tokens == 148
+
+    both = run(core, {"first": prompt, "longer": longer})
+    assert tokens_of(both["first"]) == expected
+    assert tokens_of(both["longer"]) == expected_of_longer
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from axion.engine.kv_cache import _cgroup_headroom, num_blocks_that_fit
+from axion.engine import kv_cache
+from axion.engine.kv_cache import (
+    KVCacheGroup,
+    KVCacheLayout,
+    _cgroup_headroom,
+    allocate,
+    num_blocks_that_fit,
+)
 from axion.errors import ModelLoadError
+from axion.layers.context import KVCacheSpec
 
 MIB = 2**20
 
@@ -53,25 +67,110 @@ def test_without_a_limit_the_machine_is_the_limit(tmp_path: Path, own: Path, tex
     assert _cgroup_headroom(tmp_path, own) == psutil.virtual_memory().total
 
 
+def specs_of(windows: list[int | None], head_dim: int = 4) -> list[KVCacheSpec]:
+    return [KVCacheSpec(2, head_dim, head_dim, window=window) for window in windows]
+
+
+def lay_out(specs: list[KVCacheSpec], max_model_len: int, **options: Any) -> KVCacheLayout:
+    options = {"block_size": 16, "max_chunk": 2048, "dtype": torch.bfloat16, **options}
+    return kv_cache.lay_out(specs, max_model_len, **options)
+
+
+def bytes_per_sequence(specs: list[KVCacheSpec], max_model_len: int) -> int:
+    layout = lay_out(specs, max_model_len)
+    return layout.num_blocks_per_sequence * layout.bytes_per_block
+
+
 @pytest.mark.parametrize(
-    ("num_bytes", "advice"),
-    [(130 * MIB, "MAX_SEQ_LEN to at most 2080,"), (0, "Give it"), (-(2**33), "Give it")],
+    ("windows", "expected"),
+    [
+        pytest.param([None] * 3, [(None, 3)], id="llama"),
+        pytest.param([4096] * 3, [(4096, 3)], id="mistral"),
+        pytest.param([4096, None] * 13, [(None, 13), (4096, 13)], id="gemma2"),
+        pytest.param(
+            [*[512] * 5, None] * 4 + [512] * 2, [(None, 4), *[(512, 4)] * 5, (512, 2)], id="gemma3"
+        ),
+        pytest.param([*[1024] * 5, None] * 8, [(None, 8), *[(1024, 8)] * 5], id="gemma3-12b"),
+        pytest.param([*[32768] * 3, None], [(None, 4)], id="window-of-the-models-length"),
+        pytest.param(
+            [None] * 7 + [512] * 2,
+            [*[(None, 2)] * 3, (None, 1), (512, 2)],
+            id="few",
+        ),
+        pytest.param([None] * 7 + [512] * 3, [*[(None, 1)] * 7, *[(512, 1)] * 3], id="no-fit"),
+        pytest.param(
+            [512, 1024, None, 256], [(None, 1), (1024, 1), (512, 1), (256, 1)], id="many-windows"
+        ),
+    ],
 )
-def test_a_cache_that_does_not_fit_says_what_would_help(num_bytes: int, advice: str):
-    with pytest.raises(ModelLoadError, match=advice) as caught:
+def test_layers_are_grouped_by_their_windows(
+    windows: list[int | None], expected: list[tuple[int | None, int]]
+):
+    groups = lay_out(specs_of(windows), 32768).groups
+    assert [(group.window, len(group.layers)) for group in groups] == expected
+    assert sorted(i for group in groups for i in group.layers) == list(range(len(windows)))
+    for group in groups:
+        for i in group.layers:
+            assert windows[i] == group.window or group.window is None
+
+
+def test_layers_of_different_shapes_stay_together():
+    specs = specs_of([512, None]) + specs_of([512, None], head_dim=6)
+    [group] = lay_out(specs, 32768).groups
+    assert group == KVCacheGroup(None, [0, 1, 2, 3])
+
+
+@given(
+    windows=st.lists(st.sampled_from([None, 16, 64, 500]), min_size=1, max_size=40),
+    max_model_len=st.integers(1, 4096),
+)
+def test_windows_never_take_much_more_memory_than_none(
+    windows: list[int | None], max_model_len: int
+):
+    without = bytes_per_sequence(specs_of([None] * len(windows)), max_model_len)
+    assert bytes_per_sequence(specs_of(windows), max_model_len) <= without * 8 / 7
+
+
+def test_five_windowed_layers_in_six_give_nearly_six_times_the_context():
+    windows = [*[512] * 5, None] * 4
+    with_windows = bytes_per_sequence(specs_of(windows), 2**17)
+    without = bytes_per_sequence(specs_of([None] * len(windows)), 2**17)
+    assert without / with_windows > 5
+
+
+def test_all_groups_have_the_memory_of_the_largest():
+    windows = [*[512] * 5, None] * 4 + [512] * 2
+    specs = specs_of(windows)
+    layout = lay_out(specs, 32768)
+    caches = allocate(specs, layout.groups, 3, 16, dtype=torch.bfloat16, device=torch.device("cpu"))
+    tensors = {x.data_ptr(): x for cache in caches for x in (cache.k, cache.v)}
+    assert sum(x.nbytes for x in tensors.values()) == 3 * layout.bytes_per_block
+    for index, group in enumerate(layout.groups):
+        of_group = [caches[i] for i in group.layers]
+        assert {cache.group for cache in of_group} == {index}
+        assert len({cache.k.data_ptr() for cache in of_group}) == len(of_group)
+
+
+@pytest.mark.parametrize("windows", [[None] * 2, [512, None], [512, 512]], ids=str)
+@pytest.mark.parametrize("num_kib", [-8, 0, 130, 150])
+def test_a_cache_that_does_not_fit_says_what_would_help(windows: list[int | None], num_kib: int):
+    specs = specs_of(windows)
+    with pytest.raises(ModelLoadError) as caught:
         num_blocks_that_fit(
-            bytes_per_block=MIB,
-            block_size=16,
-            max_model_len=4096,
-            max_num_seqs=1,
-            num_bytes=num_bytes,
+            partial(lay_out, specs), max_model_len=2**20, max_num_seqs=1, num_bytes=num_kib * 1024
         )
-    assert "0.25 GiB" in caught.value.message
-    assert ("MAX_SEQ_LEN" in caught.value.message) == (num_bytes > 0)
+    need = bytes_per_sequence(specs, 2**20)
+    assert f"needs {need / 2**30:.2f} GiB" in caught.value.message
+    match = re.search(r"MAX_SEQ_LEN to at most (\d+),", caught.value.message)
+    assert (match is None) == (num_kib <= 0)
+    if match is not None:
+        longest = int(match[1])
+        assert bytes_per_sequence(specs, longest) <= num_kib * 1024
+        assert bytes_per_sequence(specs, longest + 1) > num_kib * 1024
 
 
 def test_the_cache_is_no_larger_than_its_sequences_can_use():
     num_blocks = num_blocks_that_fit(
-        bytes_per_block=1, block_size=16, max_model_len=100, max_num_seqs=3, num_bytes=2**40
+        partial(lay_out, specs_of([None])), max_model_len=100, max_num_seqs=3, num_bytes=2**40
     )
     assert num_blocks == 4 * 3 * 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,38 +37,62 @@ def expected_output(prompt: list[int], params: SamplingParams, max_model_len: in
 
 
 class PagedMemory:
-    """Keeps, slot by slot, which token a real KV cache would hold, so that sharing is checked."""
+    """Keeps, slot by slot, which prefix a real KV cache would hold, so that sharing is checked.
 
-    def __init__(self, block_size: int) -> None:
+    All groups of a sequence that the step sees are looked at, and no more than their windows.
+    """
+
+    def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.block_size = block_size
-        self.slots: dict[int, int] = {}
+        self.windows = windows
+        self.slots: dict[int, tuple[int, bytes]] = {}
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
+        for sequence, num_scheduled_tokens in scheduled:
+            start = sequence.num_computed_tokens
+            for slot, entry in self.entries(sequence, start, start, num_scheduled_tokens):
+                self.slots[slot] = entry
         sampled = []
         for sequence, num_scheduled_tokens in scheduled:
             start = sequence.num_computed_tokens
-            end = start + num_scheduled_tokens
-            for position in range(start, end):
-                self.slots[self.slot(sequence, position)] = sequence.token_ids[position]
-            context = [self.slots[self.slot(sequence, p)] for p in range(end)]
-            assert context == sequence.token_ids[:end], "the cache holds another prefix"
-            if end == sequence.num_tokens:
-                sampled.append(SampledToken(next_token(context)))
+            for slot, entry in self.entries(sequence, 0, start, num_scheduled_tokens):
+                assert self.slots.get(slot) == entry, "the cache holds another prefix"
+            if start + num_scheduled_tokens == sequence.num_tokens:
+                sampled.append(SampledToken(next_token(sequence.token_ids)))
         return sampled
 
-    def slot(self, sequence: Sequence, position: int) -> int:
-        block, offset = divmod(position, self.block_size)
-        return sequence.block_table[block] * self.block_size + offset
+    def entries(
+        self, sequence: Sequence, first: int, start: int, num_tokens: int
+    ) -> Iterator[tuple[int, tuple[int, bytes]]]:
+        """What `num_tokens` tokens from `start` on see from `first` on: its slot, and itself."""
+        for group, window in enumerate(self.windows):
+            seen = first if window is None else max(first, start - window + 1)
+            for position in range(seen, start + num_tokens):
+                block, offset = divmod(position, self.block_size)
+                block_id = sequence.block_tables[group][block]
+                entry = group, bytes(sequence.token_ids[: position + 1])
+                yield block_id * self.block_size + offset, entry
 
 
 def make_scheduler(
-    num_blocks: int = 16, block_size: int = 4, *, budget: int = 16, max_num_seqs: int = 4, **kwargs
+    num_blocks: int = 16,
+    block_size: int = 4,
+    *,
+    budget: int = 16,
+    max_num_seqs: int = 4,
+    windows: tuple[int | None, ...] = (None,),
+    **kwargs,
 ) -> Scheduler:
+    """For sequences as long as fit, but not longer than 64 tokens under a window."""
+    manager = BlockManager(num_blocks, block_size, windows=windows, max_chunk=budget, **kwargs)
+    longest = num_blocks * block_size if windows == (None,) else 64
     return Scheduler(
-        BlockManager(num_blocks, block_size, **kwargs),
+        manager,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
-        max_model_len=num_blocks * block_size,
+        max_model_len=max(
+            n for n in range(longest + 1) if manager.max_blocks_held(n) <= num_blocks
+        ),
     )
 
 
@@ -92,6 +117,34 @@ def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
     return outputs
 
 
+def prompts(longest: int) -> st.SearchStrategy[list[int]]:
+    """Short ones of few distinct tokens and long ones of few kinds, so that many begin alike."""
+    return st.lists(st.integers(0, 2), min_size=1, max_size=longest) | st.builds(
+        lambda length, period: [i // period % 3 for i in range(length)],
+        st.integers(1, longest),
+        st.sampled_from([1, 9, 100]),
+    )
+
+
+def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
+    """Blocks of the longest prefix of which every group has what a next token would see."""
+    block_size = manager.block_size
+
+    def sees(num_blocks: int, window: int | None) -> range:
+        first = 0 if window is None else max(0, num_blocks * block_size - window + 1)
+        return range(first // block_size, num_blocks)
+
+    return max(
+        num_blocks
+        for num_blocks in range((sequence.num_tokens - 1) // block_size + 1)
+        if all(
+            sequence.block_hashes[index] in cached
+            for window, cached in zip(manager.windows, manager._cached, strict=True)
+            for index in sees(num_blocks, window)
+        )
+    )
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of adding, stepping and aborting leaves every block accounted for."""
 
@@ -101,16 +154,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         extra_budget=st.integers(0, 12),
         prefix_caching=st.booleans(),
+        windows=st.sampled_from(
+            [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
+        ),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching):
+    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching, windows):
         self.scheduler = make_scheduler(
-            num_blocks,
+            num_blocks * len(windows),
             block_size,
             budget=max_num_seqs + extra_budget,
             max_num_seqs=max_num_seqs,
+            windows=windows,
             enable_prefix_caching=prefix_caching,
         )
-        self.memory = PagedMemory(block_size)
+        self.memory = PagedMemory(block_size, windows)
         self.sequences: dict[str, Sequence] = {}
         self.outputs: dict[str, list[int]] = {}
 
@@ -122,8 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, data, max_tokens, min_tokens, priority):
         longest = self.scheduler.max_model_len - 1
-        # Few distinct tokens, so that prefixes are often shared.
-        prompt = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=longest))
+        prompt = data.draw(prompts(longest))
         request_id = str(len(self.sequences))
         sequence = make_sequence(
             request_id, prompt, max_tokens=max_tokens, min_tokens=min_tokens, priority=priority
@@ -142,6 +198,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.outputs[output.request_id] += output.token_ids
             if output.finish_reason is not None:
                 self.check_output(output.request_id)
+
+    @rule(prompt=prompts(40))
+    def look_for_a_prefix(self, prompt):
+        manager = self.scheduler.block_manager
+        sequence = make_sequence("probe", prompt)
+        found = manager._match_prefix(sequence)
+        if found is not None and manager.enable_prefix_caching:
+            assert found == longest_hit(manager, sequence)
 
     @rule(data=st.data())
     def abort(self, data):
@@ -182,21 +246,24 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 
 
-def test_preempted_sequences_give_the_same_tokens():
+@pytest.mark.parametrize(
+    ("windows", "num_blocks"), [((None,), 8), ((6,), 10), ((None, 6), 18)], ids=str
+)
+def test_preempted_sequences_give_the_same_tokens(windows: tuple[int | None, ...], num_blocks: int):
     prompts = {str(i): [i, i + 1, i + 2] for i in range(4)}
-    roomy, tight = make_scheduler(num_blocks=64), make_scheduler(num_blocks=8)
+    roomy, tight = (make_scheduler(n, budget=4, windows=windows) for n in (64, num_blocks))
     results = []
     for scheduler in (roomy, tight):
         for request_id, prompt in prompts.items():
             scheduler.add(make_sequence(request_id, prompt, max_tokens=20, ignore_eos=True))
-        results.append(run(scheduler, PagedMemory(4)))
+        results.append(run(scheduler, PagedMemory(4, windows)))
     assert results[0] == results[1]
     assert roomy.num_preemptions == 0
     assert tight.num_preemptions > 0
@@ -254,8 +321,9 @@ def test_the_last_in_priority_is_preempted_even_where_it_came_first():
     assert low.output_token_ids[:1] == [next_token([1, 2, 3, 4])]
 
 
-def test_sequences_of_one_prompt_compute_it_once():
-    scheduler, memory = make_scheduler(num_blocks=64, budget=8), PagedMemory(4)
+@pytest.mark.parametrize("windows", [(None,), (None, 3), (9,)], ids=str)
+def test_sequences_of_one_prompt_compute_it_once(windows: tuple[int | None, ...]):
+    scheduler, memory = make_scheduler(64, budget=64, windows=windows), PagedMemory(4, windows)
     prompt = list(range(18))
     for i in range(4):
         scheduler.add(make_sequence(str(i), prompt, max_tokens=3, ignore_eos=True))
@@ -364,8 +432,9 @@ def test_different_salts_share_nothing():
         assert sequence.num_cached_tokens == 0
 
 
-def test_equal_hashes_with_other_tokens_are_no_hit():
-    scheduler, memory = make_scheduler(num_blocks=32), PagedMemory(4)
+@pytest.mark.parametrize("windows", [(None,), (4,)], ids=str)
+def test_equal_hashes_with_other_tokens_are_no_hit(windows: tuple[int | None, ...]):
+    scheduler, memory = make_scheduler(32, windows=windows), PagedMemory(4, windows)
     scheduler.add(make_sequence("first", list(range(9)), max_tokens=1))
     run(scheduler, memory)
     forged = make_sequence("forged", [9] * 9, max_tokens=1)
@@ -383,16 +452,71 @@ def test_least_recently_used_blocks_are_evicted_first():
         sequence = make_sequence(request_id, prompt)
         assert manager.admit(sequence)
         sequence.num_computed_tokens = 2
-        manager.register(sequence)
+        manager.advance(sequence)
         manager.free(sequence)
     filler = make_sequence("c", [3] * 5)  # takes the two unused blocks and the one of "a"
     assert manager.admit(filler)
+    manager.free(filler)
     for request_id, prompt, num_cached in (("a", [1, 1, 0], 0), ("b", [2, 2, 0], 2)):
-        manager.free(filler)
         sequence = make_sequence(request_id, prompt)
         assert manager.admit(sequence)
         assert sequence.num_computed_tokens == num_cached
         manager.free(sequence)
+
+
+@pytest.mark.parametrize("windows", [(8,), (None, 8), (None, 9, 9, 2)], ids=str)
+@pytest.mark.parametrize("prompt_length", [3, 50])
+def test_a_sequence_holds_no_more_than_its_windows(
+    windows: tuple[int | None, ...], prompt_length: int
+):
+    # Chunks of 7 tokens begin anywhere in a block.
+    scheduler, memory = make_scheduler(80, budget=7, windows=windows), PagedMemory(4, windows)
+    manager = scheduler.block_manager
+    sequence = make_sequence("s", [1] * prompt_length, ignore_eos=True)
+    scheduler.add(sequence)
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        num_blocks = -(-sequence.num_tokens // 4)
+        # The largest chunk needs three blocks, and a generated token one.
+        num_ahead = 1 if sequence.num_output_tokens else 3
+        held = [
+            num_blocks if window is None else min(num_blocks, -(-(window - 1) // 4) + num_ahead)
+            for window in windows
+        ]
+        assert manager.num_used_blocks <= sum(held)
+        scheduler.update(scheduled, memory.execute(scheduled))
+    assert sequence.num_tokens == 64
+
+
+def test_with_windows_alone_a_sequence_may_be_longer_than_the_cache():
+    scheduler, memory = make_scheduler(5, budget=8, windows=(8,)), PagedMemory(4, (8,))
+    scheduler.add(make_sequence("long", [3] * 40, max_tokens=20, ignore_eos=True))
+    assert len(run(scheduler, memory)["long"]) == 20
+    assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "is_overwritten", "num_cached"),
+    [(33, False, 32), (33, True, 32), (17, False, 16), (17, True, 0)],
+)
+def test_a_prefix_needs_no_block_behind_its_last_window(
+    length: int, is_overwritten: bool, num_cached: int
+):
+    windows = (None, 6)
+    scheduler, memory = make_scheduler(20, budget=8, windows=windows), PagedMemory(4, windows)
+    prompt = list(range(33))
+    scheduler.add(make_sequence("first", prompt, max_tokens=1))
+    run(scheduler, memory)
+    if is_overwritten:
+        # 10 blocks: the 4 that hold nothing, and the 6 that the first had behind its window.
+        scheduler.add(make_sequence("other", [40] * 17, max_tokens=1))
+        scheduler.schedule()
+        assert scheduler.block_manager.num_used_blocks == 10
+        scheduler.abort(["other"])
+    again = make_sequence("again", prompt[:length], max_tokens=1)
+    scheduler.add(again)
+    assert run(scheduler, memory)["again"] == [next_token(prompt[:length])]
+    assert again.num_cached_tokens == num_cached
 
 
 def test_a_row_of_unusable_logits_ends_only_its_own_sequence():

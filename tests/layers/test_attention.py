@@ -76,8 +76,8 @@ class Sequences:
         context = ForwardContext(
             positions=flat,
             rope_lengths=flat + 1,
-            slot_mapping=torch.cat([self.slots(seq, p) for seq, p in enumerate(positions)]),
-            block_tables=self.tables,
+            slot_mapping=torch.cat([self.slots(seq, p) for seq, p in enumerate(positions)])[None],
+            block_tables=self.tables[None],
             context_lens=torch.tensor(self.context_lens),
             query_lens=self.query_lens,
             context_lens_list=self.context_lens,
@@ -167,7 +167,7 @@ def test_keys_before_the_window_are_not_read() -> None:
     sequences = Sequences([(1, 30), (3, 20)], 4, 2, 4)
     for seq, (query_len, cached) in enumerate([(1, 30), (3, 20)]):
         before = sequences.slots(seq, torch.arange(query_len + cached - (query_len - 1) - 8))
-        for cache in sequences.cache:
+        for cache in (sequences.cache.k, sequences.cache.v):
             cache.view(-1, *cache.shape[2:])[before] = torch.nan
     for seq, out in enumerate(sequences.attend(window=8)):
         torch.testing.assert_close(

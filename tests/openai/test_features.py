@@ -73,7 +73,11 @@ def chat(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate(body)
 
 
-@pytest.mark.parametrize(("fields", "expected"), CHAT, ids=str)
+def _id(value: object) -> str:
+    return str(sorted(value) if isinstance(value, set) else value)
+
+
+@pytest.mark.parametrize(("fields", "expected"), CHAT, ids=_id)
 def test_what_a_chat_asks_for(fields: dict[str, Any], expected: set[str]):
     assert features(chat(**fields)) == expected
 
@@ -99,7 +103,7 @@ def test_every_field_of_a_chat_has_a_feature_or_none_on_purpose():
         ({"prompt": "a", "echo": True}, {"echo"}),
         ({"prompt": "a", "echo": True, "logprobs": 1}, {"echo", "logprobs", "echo.logprobs"}),
     ],
-    ids=str,
+    ids=_id,
 )
 def test_what_a_completion_asks_for(body: dict[str, Any], expected: set[str]):
     assert features(parse_completion(body)) == expected

@@ -97,13 +97,15 @@ def paged_attention(
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
     """
-    keys, values = (x.view(-1, *x.shape[2:]) for x in cache)
-    keys.index_copy_(0, context.slot_mapping, k)
-    values.index_copy_(0, context.slot_mapping, v)
+    keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
+    slot_mapping = context.slot_mapping[cache.group]
+    keys.index_copy_(0, slot_mapping, k)
+    values.index_copy_(0, slot_mapping, v)
     scores = _Scores(scale, softcap, sinks)
     max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
     groups = context.once(
-        (_groups, window, max_scores), partial(_groups, window=window, max_scores=max_scores)
+        (_groups, cache.group, window, max_scores),
+        partial(_groups, kv_group=cache.group, window=window, max_scores=max_scores),
     )
     out = q.new_empty(*q.shape[:2], v.shape[-1])
     for group in groups:
@@ -183,8 +185,9 @@ def _gather(cache: Tensor, slots: Tensor) -> Tensor:
 
 
 def _groups(
-    context: ForwardContext, *, window: int | None, max_scores: int | None
+    context: ForwardContext, *, kv_group: int, window: int | None, max_scores: int | None
 ) -> list[_Decode | _Chunk]:
+    tables = context.block_tables[kv_group]
     groups: list[_Decode | _Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
@@ -202,18 +205,23 @@ def _groups(
             first = context_len - query_len
             for start in range(first, context_len, max_rows):
                 end = min(start + max_rows, context_len)
-                groups.append(_chunk(context, seq, row + start - first, start, end, window))
+                groups.append(_chunk(context, tables, seq, row + start - first, start, end, window))
         row += query_len
     if decodes:
-        groups.append(_decode(context, decodes, decode_rows if groups else None, window))
+        rows = decode_rows if groups else None
+        groups.append(_decode(context, tables, decodes, rows, window))
     return groups
 
 
 def _decode(
-    context: ForwardContext, seqs: list[int], rows: list[int] | None, window: int | None
+    context: ForwardContext,
+    tables: Tensor,
+    seqs: list[int],
+    rows: list[int] | None,
+    window: int | None,
 ) -> _Decode:
     device = context.positions.device
-    tables, context_lens = context.block_tables, context.context_lens
+    context_lens = context.context_lens
     if rows is not None:
         index = torch.tensor(seqs, device=device)
         tables, context_lens = tables[index], context_lens[index]
@@ -233,7 +241,13 @@ def _decode(
 
 
 def _chunk(
-    context: ForwardContext, seq: int, row: int, start: int, end: int, window: int | None
+    context: ForwardContext,
+    tables: Tensor,
+    seq: int,
+    row: int,
+    start: int,
+    end: int,
+    window: int | None,
 ) -> _Chunk:
     """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`."""
     device = context.positions.device
@@ -248,7 +262,7 @@ def _chunk(
             hidden |= tokens <= positions - window
         mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
         mask.masked_fill_(hidden, float("-inf"))
-    slots = _slots(context.block_tables[seq : seq + 1], tokens[None], context.block_size)
+    slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
     return _Chunk(rows, slots[0], mask)
 
 
