@@ -1,4 +1,4 @@
-"""What `axion parity` and `axion new-model` and the process that works for them say to each other."""
+"""What is said between `axion parity` and `axion new-model` and the process that works for them."""
 
 from __future__ import annotations
 
