@@ -250,11 +250,13 @@ class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a backend answers, and if not, why.
 
     Attributes:
+        returns_soon: it is being restarted, and takes requests, which wait until it is back.
         engines: of a model, the engines that may serve it, the one that is wanted most first.
     """
 
     state: BackendState
     detail: str = ""
+    returns_soon: bool = False
     info: EngineInfo | None = None
     stats: EngineStats | None = None
     restarts: int = 0

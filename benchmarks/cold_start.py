@@ -1,11 +1,12 @@
 """From the command to the first token, with a slow engine: covered by the native engine, or not.
 
-    python benchmarks/cold_start.py [--start-s 60] [--engine max --model FOLDER]
+    python benchmarks/cold_start.py [--start-s 60] [--engine max --model FOLDER [--cold]]
 
 The slow engine is a stand-in for vLLM that takes --start-s seconds longer than it must; with
 --engine a real one is started, found as `axion serve` finds it (`AXION_MAX_COMMAND`). The first run
 waits for it (STANDBY=never), in the second the native engine answers until it is ready; then new
-requests go to the slow engine, whose readiness is measured too.
+requests go to the slow engine, whose readiness is measured too. What an engine has compiled it
+keeps: with --cold each run has empty caches, as on a machine that has never served the model.
 """
 
 from __future__ import annotations
@@ -52,18 +53,28 @@ def measure(engine: str, **environment: str) -> None:
     )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-            wait_until(client, "/health/ready", {200}, process)
+            wait_until(client, "/health/ready", {200}, process, pause_s=0.05)
             answered_by = first_token(client)
             print(
                 f"  first token            {time.perf_counter() - start:7.1f} s  by {answered_by}"
             )
             while answered_by != engine:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 answered_by = first_token(client)
             print(f"  first token by {engine:8}{time.perf_counter() - start:7.1f} s")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def empty_caches(folder: Path) -> dict[str, str]:
+    """Places for what Axion, vLLM (XDG_CACHE_HOME) and MAX keep; the Hub's files stay."""
+    hub = os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
+    return {
+        "XDG_CACHE_HOME": str(folder),
+        "MODULAR_CACHE_DIR": str(folder / "modular"),
+        "HF_HOME": hub,
+    }
 
 
 def main() -> None:
@@ -73,6 +84,7 @@ def main() -> None:
     parser.add_argument("--start-s", type=float, default=60.0, help="of the stand-in, in seconds")
     parser.add_argument("--engine", help="a real one (default: a stand-in for vllm)")
     parser.add_argument("--model", default="axion/demo", help="id or folder")
+    parser.add_argument("--cold", action="store_true", help="empty caches for each run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         shared = {"MODEL_NAME": arguments.model}
@@ -81,6 +93,8 @@ def main() -> None:
             shared |= {"AXION_VLLM_COMMAND": str(command), "XDG_CACHE_HOME": place}
         for title, standby in (("waiting for it", "never"), ("covered", "start")):
             print(title)
+            if arguments.cold:
+                shared |= empty_caches(Path(place, standby))
             measure(arguments.engine or "vllm", STANDBY=standby, **shared)
 
 

@@ -27,14 +27,16 @@ def free_port() -> int:
         return port
 
 
-def wait_until(client: httpx.Client, path: str, statuses: set[int], process) -> None:
+def wait_until(
+    client: httpx.Client, path: str, statuses: set[int], process, pause_s: float = 0.005
+) -> None:
     while process.poll() is None:
         try:
             if client.get(path).status_code in statuses:
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.005)
+        time.sleep(pause_s)
     raise SystemExit(f"the server ended with status {process.returncode}")
 
 

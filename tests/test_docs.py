@@ -55,6 +55,13 @@ def test_links_lead_somewhere(path: Path):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_adding_a_model_is_told_in_few_lines():
+    text = (ROOT / "docs" / "adding-a-model.md").read_text()
+    assert len(text.splitlines()) < 60
+    assert "axion new-model" in text
+    assert "axion parity" in text
+
+
 def test_the_tests_that_the_security_guide_names_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
     files = (ROOT / "tests").rglob("test_*.py")

@@ -15,6 +15,18 @@ import msgspec
 logger = logging.getLogger("axion.backends")
 
 _FOLDER = Path(__file__).parent / "measured"
+USAGE_IN_CHUNKS = "stream_options.continuous_usage_stats"
+# What Axion makes good itself in front of a server, and what the server must honour for that.
+_REPAIRED = {
+    # Axion cuts the text, and nobody but the chunks says how many tokens there were.
+    "stop": (USAGE_IN_CHUNKS,),
+    "include_stop_str_in_output": (USAGE_IN_CHUNKS,),
+    # Another number is sent for it.
+    "seed.0": ("seed",),
+    # They are asked for in OpenAI's words.
+    "structured_outputs.json": ("response_format.json_schema",),
+    "structured_outputs.json_object": ("response_format.json_object",),
+}
 
 
 class Support(enum.StrEnum):
@@ -50,6 +62,21 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     def replaced(self, features: Mapping[str, Support]) -> Capabilities:
         """These capabilities, but for `features`."""
         return msgspec.structs.replace(self, features={**self.features, **features})
+
+    def repaired(self, *, tells_usage: bool = False) -> Capabilities:
+        """What becomes of requests where an `Upstream` stands before the server.
+
+        Args:
+            tells_usage: the server tells it in each chunk in words of its own.
+        """
+        told = self.replaced({USAGE_IN_CHUNKS: Support.HONOURED}) if tells_usage else self
+        return told.replaced(
+            {
+                name: Support.HONOURED
+                for name, needed in _REPAIRED.items()
+                if not told.missing(needed)
+            }
+        )
 
 
 @cache

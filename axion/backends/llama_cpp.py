@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from axion.backends.base import ModelConfig
 from axion.backends.facts import EngineFacts
@@ -25,6 +25,8 @@ class LlamaCppBackend(SpawnedBackend):
         formats=frozenset({"gguf"}),
         memory_factor={"cpu": 1.1, "cuda": 1.1},
     )
+    rename: ClassVar = {"repetition_penalty": "repeat_penalty"}
+    counts: ClassVar = {"timings_per_token": True}
 
     def arguments(self, model: ModelConfig, path: str, port: int) -> list[str]:
         options: dict[str, Any] = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 
 from axion.backends.base import ModelConfig
-from axion.backends.capabilities import Capabilities, Support
+from axion.backends.capabilities import Capabilities, Support, shipped_capabilities
 from axion.backends.facts import EngineFacts
 from axion.backends.installed import AskError, ask_once
 from axion.backends.spawned import SpawnedBackend
+from axion.text.tokenizer import read_json
 
 _LIST_TIMEOUT_S = 120.0
 _QUIET = {"MAX_SERVE_DISABLE_TELEMETRY": "1"}
@@ -50,6 +52,7 @@ class MaxBackend(SpawnedBackend):
         memory_factor={"cpu": 2.5, "cuda": 1.2},
         tensor_parallel=True,
     )
+    counts: ClassVar = {"return_token_ids": True}
 
     @classmethod
     async def asked(cls, facts: EngineFacts, command: list[str]) -> EngineFacts:
@@ -103,13 +106,18 @@ class MaxBackend(SpawnedBackend):
             flags.append("--enable-structured-output")
             if model.dtype != "auto":
                 options["--quantization-encoding"] = model.dtype
+        sampling = read_json(Path(path) / "generation_config.json")
+        if sampling.get("do_sample") is False:
+            # It would take the likeliest token whatever temperature a request asks for.
+            options["--temperature"] = sampling.get("temperature") or 1
+            options["--top-k"] = sampling.get("top_k") or -1
         return ["serve", *(str(word) for pair in options.items() for word in pair), *flags]
 
     def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
         known = super().capabilities_for(model, path)
-        if model.device == "cpu":
+        if model.device == "cpu" or known is not shipped_capabilities(self.engine):
             return known
-        # By its documentation; it has been measured on CPU, where it has no grammars.
+        # By its documentation; what is shipped was measured on CPU, where it has no grammars.
         return known.replaced({"response_format.json_schema": Support.HONOURED})
 
     def environment(self, model: ModelConfig, path: str, port: int) -> dict[str, str]:

@@ -618,8 +618,15 @@ def _template_kwargs(
                     param="reasoning_effort",
                 )
             return given
-    if effort == "none" and not reasons:
-        return given  # there is nothing to switch off
+    if effort == "none":
+        if not reasons:
+            return given  # there is nothing to switch off
+        # Without the value, for which Anthropic's API has another word.
+        raise InvalidRequestError(
+            "reasoning_effort asks for no reasoning, which this model cannot do: its chat template "
+            "has no switch for it.",
+            param="reasoning_effort",
+        )
     switch = next((name for name in _REASONING_SWITCHES if name in variables), None)
     hint = f" It can only switch it: use chat_template_kwargs.{switch}." if switch else ""
     raise InvalidRequestError(

@@ -74,6 +74,7 @@ class PoolingWorker(Worker[Output]):
             InvalidRequestError: the model cannot take it.
             EngineUnavailableError: the process is not ready, or ended meanwhile.
         """
+        await self.until_back()
         with self.request(request.request_id, request) as outputs:
             output = await outputs.next()
             outputs.finished = True

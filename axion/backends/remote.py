@@ -35,7 +35,7 @@ class RemoteBackend(UpstreamBackend):
         capabilities: what the server does with requests; without it what is shipped of the engine.
         health_path: answers 200 while the server is well; without it the list of models is asked.
         probe_interval_s: seconds between two looks at its health.
-        verify, extra_body, structured_outputs: as `Upstream` takes them.
+        verify, extra_body: as `Upstream` takes them.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class RemoteBackend(UpstreamBackend):
         probe_interval_s: float = _PROBE_INTERVAL_S,
         verify: Verify = True,
         extra_body: Mapping[str, Any] | None = None,
-        structured_outputs: bool = True,
     ) -> None:
         self.engine = engine
-        self.capabilities = capabilities or shipped_capabilities(engine)
+        self._server_capabilities = capabilities or shipped_capabilities(engine)
+        self.capabilities = self._server_capabilities.repaired()
         self._url = url
         self._api_key = api_key
         self._model = model
@@ -61,7 +61,6 @@ class RemoteBackend(UpstreamBackend):
         self._probe_interval_s = probe_interval_s
         self._verify = verify
         self._extra_body = extra_body
-        self._structured_outputs = structured_outputs
         self._state = BackendState.STARTING
         self._prober: asyncio.Task[None] | None = None
 
@@ -102,8 +101,7 @@ class RemoteBackend(UpstreamBackend):
                 api_key=self._api_key,
                 verify=self._verify,
                 extra_body=self._extra_body,
-                capabilities=self.capabilities,
-                structured_outputs=self._structured_outputs,
+                capabilities=self._server_capabilities,
             )
         except (ValueError, OSError) as error:
             raise ModelLoadError(f"The remote server of {model.name} is wrong: {error}.") from None

@@ -17,7 +17,7 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -71,6 +71,8 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         default_command: the command without that, looked for on PATH.
         known: what is known of it without asking.
         health_path: answers 200 while the server is well.
+        rename, counts: as `Upstream` takes them.
+        capabilities: what becomes of requests, with what Axion makes good in front of the server.
         probe_interval_s: seconds between two looks at its health.
         probe_timeout_s: seconds that a look may take.
         max_missed_probes: looks in a row without success after which the server hangs. One during
@@ -84,6 +86,8 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     default_command: ClassVar[str]
     known: ClassVar[EngineFacts] = EngineFacts(engine="")
     health_path: ClassVar[str] = "/health"
+    rename: ClassVar[Mapping[str, str]] = {}
+    counts: ClassVar[Mapping[str, Any]] = {}
     probe_interval_s: ClassVar[float] = 5.0
     probe_timeout_s: ClassVar[float] = 10.0
     max_missed_probes: ClassVar[int] = 3
@@ -91,7 +95,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     exit_grace_s: ClassVar[float] = 15.0
 
     def __init__(self, *, on_given_up: Callable[[str], None] | None = None) -> None:
-        self.capabilities = shipped_capabilities(self.engine)
+        self._learn(shipped_capabilities(self.engine))
         self.engine_version = ""
         self.logger = logging.getLogger(f"axion.{self.engine}")
         self._supervisor = Supervisor(
@@ -166,7 +170,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         return {}
 
     def capabilities_for(self, model: ModelConfig, path: str) -> Capabilities:
-        """What the server does with requests when it serves this model."""
+        """What the server itself does with requests when it serves this model."""
         return capabilities_of(self.engine, self.engine_version)
 
     def upstream_model(self, model: ModelConfig, path: str) -> str:
@@ -180,8 +184,14 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
             engine=self.engine,
             upstream_model=self.upstream_model(model, path),
             served_name=model.name,
-            capabilities=self.capabilities,
+            rename=self.rename,
+            counts=self.counts,
+            capabilities=self._server_capabilities,
         )
+
+    def _learn(self, capabilities: Capabilities) -> None:
+        self._server_capabilities = capabilities
+        self.capabilities = capabilities.repaired(tells_usage=bool(self.counts))
 
     def cause(self, log_lines: Sequence[str]) -> str:
         """Which of its last lines says why the server ended."""
@@ -207,7 +217,7 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         self.identity = (await asyncio.to_thread(fingerprint, path),)
         self._model, self._path = model, str(path)
         self.engine_version = (await self._facts()).version
-        self.capabilities = self.capabilities_for(model, self._path)
+        self._learn(self.capabilities_for(model, self._path))
         await self._supervisor.start()
 
     async def health(self) -> BackendHealth:

@@ -73,7 +73,9 @@ class Supervisor:
         self._failures: deque[float] = deque()
         self._backoff_s = self.first_backoff_s
         self._given_up = False
+        self._life_began_at = clock()
         self._ready_at: float | None = None
+        self._start_s = 0.0
         self._started: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,6 +83,15 @@ class Supervisor:
     def has_started(self) -> bool:
         """Whether it was ready once."""
         return self._started is not None and self._started.done()
+
+    def returns_within(self, limit_s: float) -> bool:
+        """Whether it is being restarted, and a start takes less than `limit_s` seconds."""
+        return (
+            self.state is BackendState.DOWN
+            and self.has_started
+            and not self._given_up
+            and self._start_s < limit_s
+        )
 
     async def start(self) -> None:
         """Returns when the first life is ready; raises what ended it before that."""
@@ -96,6 +107,7 @@ class Supervisor:
     def ready(self) -> None:
         """Requests can be answered."""
         self._ready_at = self._clock()
+        self._start_s = self._ready_at - self._life_began_at
         if self.state is not BackendState.STOPPED:
             self.state, self.detail = BackendState.READY, ""
         if self._started is not None and not self._started.done():
@@ -124,6 +136,7 @@ class Supervisor:
     async def _supervise(self, started: asyncio.Future[None]) -> None:
         while True:
             self._ready_at = None
+            self._life_began_at = self._clock()
             try:
                 cause = await self._live()
             except Exception as error:  # whatever it is: the next life may be better

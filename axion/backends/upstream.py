@@ -13,15 +13,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from axion.backends.base import Tokenization
-from axion.backends.capabilities import Capabilities, shipped_capabilities
+from axion.backends.capabilities import USAGE_IN_CHUNKS, Capabilities, shipped_capabilities
 from axion.backends.events import EventReader, ServerEvent
 from axion.backends.http import HttpClient, Verify
+from axion.backends.stop_cut import StopCut
 from axion.errors import (
     AxionError,
     CannotContinueError,
@@ -46,6 +48,7 @@ from axion.openai.structured import StructuredRequest
 logger = logging.getLogger("axion.backends")
 
 _DONE = b"[DONE]"
+_NOTHING = b"null"  # with which llama.cpp begins the stream of several prompts
 # Fields that are sent in another way; and those that ask for nothing, which some servers refuse.
 _NOT_SENT = frozenset(
     """
@@ -54,6 +57,8 @@ _NOT_SENT = frozenset(
     modalities best_of structured_outputs guided_json guided_regex guided_choice guided_grammar
     """.split()  # noqa: SIM905
 )
+# Some servers take 0 for none; any other number is as good.
+_SEED_FOR_0 = 1_592_653_589
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_MESSAGE_CHARS = 500
@@ -66,6 +71,7 @@ _CONTEXT_LENGTH = re.compile(
     r"context[ _](?:length|size|window)|maximum (?:model|input|sequence) length", re.IGNORECASE
 )
 
+TokensT = TypeVar("TokensT")
 RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
 ChunkT = TypeVar("ChunkT", ChatCompletionChunk, CompletionChunk)
 
@@ -83,9 +89,10 @@ class Upstream:
         verify: whether to check the server's certificate, or the file of authorities to check by.
         rename: fields of a request that the server has under another name.
         extra_body: fields that every request gets.
+        counts: fields of a stream's request that have each chunk say how many tokens there are,
+            where the server has not vLLM's option for that: by the `token_ids` of a choice, or by
+            llama.cpp's `timings`.
         capabilities: what the server does with requests; without it what is shipped of the engine.
-        structured_outputs: whether the server has vLLM's field of this name; one that has not can
-            be asked for a JSON schema by `response_format`, and for nothing else.
 
     Attributes:
         num_running: requests in it.
@@ -108,8 +115,8 @@ class Upstream:
         verify: Verify = True,
         rename: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        counts: Mapping[str, Any] | None = None,
         capabilities: Capabilities | None = None,
-        structured_outputs: bool = True,
     ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else None
         self._client = HttpClient(base_url, headers=headers, verify=verify)
@@ -124,9 +131,9 @@ class Upstream:
         self._api_key = api_key
         self._rename = dict(rename or {})
         self._extra_body = dict(extra_body or {})
-        self._structured_outputs = structured_outputs
-        missing = self.capabilities.missing(["stream_options.continuous_usage_stats"])
-        self.tells_usage = not missing
+        self._counts = dict(counts or {})
+        self._has_usage_option = not self.capabilities.missing([USAGE_IN_CHUNKS])
+        self.tells_usage = self._has_usage_option or bool(counts)
         self.num_running = 0
         self.last_data_at = 0.0
         self._idle = asyncio.Event()
@@ -242,6 +249,11 @@ class Upstream:
         given = request.model_dump(
             exclude_unset=True, exclude_none=True, by_alias=True, exclude=set(_NOT_SENT)
         )
+        if self.cuts(request):
+            given.pop("stop", None)
+            given.pop("include_stop_str_in_output", None)
+        if request.seed == 0 and self.capabilities.missing(["seed.0"]):
+            given["seed"] = _SEED_FOR_0
         missing = self.capabilities.missing([*given])
         body = {
             self.name_of(name): value
@@ -251,10 +263,17 @@ class Upstream:
         if isinstance(request, StructuredRequest):
             body |= self._constraint(request)
         options: dict[str, Any] = {"include_usage": True}
-        if self.tells_usage:
+        if self._has_usage_option:
             options["continuous_usage_stats"] = True
         own = {"model": self.upstream_model, "stream": True, "stream_options": options}
-        return own | body | self._extra_body
+        return own | self._counts | body | self._extra_body
+
+    def cuts(self, request: GenerationRequest) -> bool:
+        """Whether stop strings of this request are found here, since the server would not."""
+        wanted = ["stop"]
+        if request.include_stop_str_in_output:
+            wanted.append("include_stop_str_in_output")
+        return bool(request.stop and self.capabilities.missing(wanted))
 
     def name_of(self, field: str) -> str:
         """The server's name of a request's field."""
@@ -270,7 +289,7 @@ class Upstream:
         else:
             given = {name: getattr(request, f"guided_{name}", None) for name in _CONSTRAINTS}
         [(name, value)] = [item for item in given.items() if item[1] is not None]
-        if self._structured_outputs:
+        if not self.capabilities.missing([f"structured_outputs.{name}"]):
             return {"structured_outputs": {name: value}}
         if name == "json":
             schema = msgspec.json.decode(value) if isinstance(value, str) else value
@@ -298,7 +317,7 @@ class Upstream:
                         for event in reader.push(data):
                             for chunk in answer.take(event):
                                 yield chunk
-                    response.ends_soon = True
+                    response.ends_soon = not answer.is_cut
         for chunk in answer.end():
             yield chunk
 
@@ -497,6 +516,8 @@ class _Choice(msgspec.Struct):
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class _ChatChoice(_Choice):
@@ -507,11 +528,20 @@ class _TextChoice(_Choice):
     text: str | None = None
 
 
+class _Timings(msgspec.Struct):
+    """Of llama.cpp: the tokens of one choice so far."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
 _NO_ERROR = msgspec.Raw(b"null")
 
 
 class _Event(msgspec.Struct):
     usage: _Usage | None = None
+    timings: _Timings | None = None
     error: msgspec.Raw = _NO_ERROR
     choices: list[Any] | None = None
 
@@ -564,11 +594,21 @@ def _told(body: bytes) -> _Told:
     )
 
 
+@dataclass(slots=True)
+class _Counted:
+    """The tokens of one choice and of its prompt."""
+
+    num_prompt: int = 0
+    num_cached: int = 0
+    num_generated: int = 0
+
+
 class _Answer(Generic[RequestT, ChunkT]):
     """One answer on its way from the server to a client.
 
     Attributes:
-        is_done: the server has said that nothing follows.
+        is_done: nothing follows, as the server has said, or since the answer is cut.
+        is_cut: stop strings ended it, which the server does not know.
     """
 
     path: ClassVar[str]
@@ -600,6 +640,10 @@ class _Answer(Generic[RequestT, ChunkT]):
         self._with_usage = request.usage_in_every_chunk
         self._tells_usage = upstream.tells_usage and num_choices == 1
         self._usage: _Usage | None = None
+        self._counted: dict[int, _Counted] = {}  # where the server counts each choice's tokens
+        stop = request.stop if upstream.cuts(request) else None
+        self._stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        self._cuts: dict[int, StopCut[Any]] = {}
         self._num_chunks = 0  # with tokens in them
         self._began: set[int] = set()
         self._finished: set[int] = set()
@@ -607,6 +651,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         self._wants_usage_only = False
         self._exhausted = False  # all tokens are delivered, and nobody has said so
         self.is_done = False
+        self.is_cut = False
 
     def body(self) -> dict[str, Any] | None:
         """What to ask the server for; None where nothing is left to ask for.
@@ -673,6 +718,8 @@ class _Answer(Generic[RequestT, ChunkT]):
         Raises:
             AxionError: it is an error, or cannot be understood.
         """
+        if self.is_cut or event.data == _NOTHING:
+            return []
         if event.data == _DONE:
             self.is_done = True
             return []
@@ -691,10 +738,48 @@ class _Answer(Generic[RequestT, ChunkT]):
                 raise self._upstream.not_understood()
             if choice.index in self._finished:
                 continue
+            self._count(choice, message.timings)
+            # What cuts the choice also sets its finish_reason.
             chunks += [self._chunk(choice.index, fields) for fields in self._parts(choice)]
             if choice.finish_reason:
                 chunks.append(self._last(choice))
+        if self.is_cut:
+            self.is_cut = self.is_done = len(self._finished) == self._num_choices
         return chunks
+
+    def _count(self, choice: _Choice, timings: _Timings | None) -> None:
+        if timings is None and choice.token_ids is None:
+            return
+        counted = self._counted.setdefault(choice.index, _Counted())
+        if timings is not None:
+            counted.num_prompt = timings.cache_n + timings.prompt_n
+            counted.num_cached = timings.cache_n
+            counted.num_generated = timings.predicted_n
+            return
+        counted.num_prompt += len(choice.prompt_token_ids or ())
+        counted.num_generated += len(choice.token_ids or ())
+
+    def _shown(
+        self, choice: _Choice, text: str, tokens: TokensT | None
+    ) -> tuple[str, list[TokensT]]:
+        """What of a chunk's text can be shown now, and what is told of the tokens in it."""
+        if not self._stop:
+            return text, [] if tokens is None else [tokens]
+        cut = self._cuts.get(choice.index)
+        if cut is None:
+            include = bool(self._request.include_stop_str_in_output)
+            cut = self._cuts[choice.index] = StopCut(self._stop, include)
+        counted = self._counted.get(choice.index)
+        num_generated = self._num_delivered + (counted.num_generated if counted else 0)
+        may_stop = num_generated >= (self._request.min_tokens or 0)
+        shown, told, stop = cut.push(text, tokens, may_stop=may_stop)
+        if stop is not None:
+            choice.finish_reason, choice.stop_reason = "stop", stop
+            self.is_cut = True
+        elif choice.finish_reason:
+            rest, more = cut.flush()
+            shown, told = shown + rest, told + more
+        return shown, told
 
     def end(self) -> Iterator[ChunkT]:
         """What follows the server's last event.
@@ -730,7 +815,7 @@ class _Answer(Generic[RequestT, ChunkT]):
         chunk = {**self._shared, "choices": [{"index": index, "finish_reason": None, **fields}]}
         if self._with_usage:
             chunk["usage"] = self._whole_usage()
-        elif self._tells_usage and self._usage is not None:
+        elif self._tells_usage and (self._usage is not None or self._counted):
             chunk["usage_so_far"] = self._counts()
         return self._validate(chunk)
 
@@ -747,7 +832,7 @@ class _Answer(Generic[RequestT, ChunkT]):
 
     def _counts(self) -> UsageSoFar:
         """Of the whole answer: what was delivered before is part of it, and not of the prompt."""
-        told = self._usage or _Usage()
+        told = self._told_usage()
         if self._wants_usage_only:
             told = _Usage(told.prompt_tokens + self._num_delivered, 0, told.prompt_tokens_details)
         num_here = told.completion_tokens
@@ -760,6 +845,21 @@ class _Answer(Generic[RequestT, ChunkT]):
             num_prompt = before.prompt_tokens
             num_cached = before.cached_tokens
         return UsageSoFar(num_prompt, num_cached, self._num_delivered + num_here)
+
+    def _told_usage(self) -> _Usage:
+        """What the server says; of llama.cpp, the usage of several choices is that of one."""
+        usage = self._usage or _Usage()
+        if not self._counted:
+            return usage
+        per_prompt = self._request.num_choices
+        prompts = {index // per_prompt: counted for index, counted in self._counted.items()}
+        num_cached = sum(counted.num_cached for counted in prompts.values())
+        return _Usage(
+            sum(counted.num_prompt for counted in prompts.values()),
+            sum(counted.num_generated for counted in self._counted.values()),
+            _PromptDetails(max(num_cached, usage.num_cached)),
+            usage.completion_tokens_details,
+        )
 
     def _whole_usage(self) -> dict[str, Any]:
         counts = self._counts()
@@ -817,16 +917,19 @@ class _ChatAnswer(_Answer[ChatCompletionRequest, ChatCompletionChunk]):
             yield {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
         delta: dict[str, Any] = {}
         given = choice.delta
+        content = given.content if given is not None else None
+        entries = choice.logprobs.content if choice.logprobs is not None else None
+        text, told = self._shown(choice, content or "", entries)
+        if text:
+            delta["content"] = text
         if given is not None:
             if reasoning := given.reasoning_content or given.reasoning:
                 delta["reasoning_content"] = reasoning
                 self._num_reasoning_chunks += 1
-            if given.content:
-                delta["content"] = given.content
             if given.tool_calls:
                 calls = self._calls.setdefault(choice.index, set())
                 delta["tool_calls"] = [_call(call, calls) for call in given.tool_calls]
-        logprobs = choice.logprobs and choice.logprobs.content
+        logprobs = [entry for entries in told for entry in entries]
         if delta or logprobs:
             self._num_chunks += 1
             yield {"delta": delta, "logprobs": _chat_logprobs(logprobs) if logprobs else None}
@@ -892,14 +995,16 @@ class _TextAnswer(_Answer[CompletionRequest, CompletionChunk]):
     def _parts(self, choice: _TextChoice) -> Iterator[dict[str, Any]]:
         text = choice.text or ""
         given = choice.logprobs
-        if given is not None and not (given.tokens or given.content):
-            given = None  # MAX sends empty lists to whoever has not asked for any
-        if not text and given is None:
-            return
-        self._num_chunks += 1
+        logprobs = None
         offset = self._num_chars.get(choice.index, 0)
         self._num_chars[choice.index] = offset + len(text)
-        yield {"text": text, "logprobs": _text_logprobs(given, offset) if given else None}
+        # MAX sends empty lists to whoever has not asked for any.
+        if given is not None and (given.tokens or given.content):
+            logprobs = _text_logprobs(given, offset)
+        shown, told = self._shown(choice, text, logprobs)
+        if shown or told:
+            self._num_chunks += 1
+            yield {"text": shown, "logprobs": _joined(told) if told else None}
 
     def _finish(self, index: int, reason: str) -> dict[str, Any]:
         return {
@@ -907,6 +1012,10 @@ class _TextAnswer(_Answer[CompletionRequest, CompletionChunk]):
             "logprobs": None,
             "finish_reason": reason if reason == "length" else "stop",
         }
+
+
+def _joined(lists: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    return {name: [entry for one in lists for entry in one[name]] for name in lists[0]}
 
 
 _decode_chat = msgspec.json.Decoder(_ChatEvent).decode

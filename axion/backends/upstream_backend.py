@@ -41,7 +41,9 @@ class UpstreamBackend(LibraryBackend):
         upstream = self._ready()
         body = upstream.body(request)
         body.pop("priority", None)
-        parts = (self.engine, self.identity, upstream.served_name, body)
+        stop = (request.stop, request.include_stop_str_in_output)
+        cuts = stop if upstream.cuts(request) else None
+        parts = (self.engine, self.identity, upstream.served_name, body, cuts)
         key = hashlib.blake2b(msgspec.json.encode(parts)).digest()
         return PreparedChat(
             key, self._is_deterministic(request), lambda id: self._ready().chat(request, id)

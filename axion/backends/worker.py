@@ -51,6 +51,8 @@ from axion.types import (
 _EXIT_GRACE_S = 5.0
 # The share of a processor that tells a process at work from one that only looks for messages.
 _COMPUTES = 0.05
+# The same for one that loads: from a slow disk or network it may compute next to nothing.
+_LOADS = 0.002
 # A sequence that has got so much further is not what ended the process before.
 _PROVEN_TOKENS = 4
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
@@ -93,16 +95,23 @@ class Worker(Generic[OutputT]):
 
     A process answers between two steps, so a long step and a hang look alike from here. What
     tells them apart is whether it computes: 2,048 tokens of an 8B model take a slow processor
-    some minutes, and keep it busy.
+    some minutes, and keep it busy. While it loads it is not asked, and has all the time that it
+    needs if only it tells its progress or computes now and then.
+
+    New requests wait for a process that is being restarted.
 
     Attributes:
+        MAX_PAUSE_S: how long a request waits for a new process.
         module: what the process runs: `python -m MODULE ADDRESS PARENT_PID`.
         title: what the process is called in messages.
         ping_interval_s: seconds from one ping to the next.
         idle_limit_s: seconds without an answer after which a process that does not compute
             either (stopped, or waiting for what will not come) is ended and started again.
         busy_limit_s: the same for one that computes.
+        load_limit_s: the same for one that loads and does not compute.
     """
+
+    MAX_PAUSE_S: ClassVar[float] = 60.0
 
     module: ClassVar[str]
     title: ClassVar[str]
@@ -110,6 +119,7 @@ class Worker(Generic[OutputT]):
     ping_interval_s: ClassVar[float] = 5.0
     idle_limit_s: ClassVar[float] = 30.0
     busy_limit_s: ClassVar[float] = 600.0
+    load_limit_s: ClassVar[float] = 600.0
 
     def __init__(self) -> None:
         self.supervisor = Supervisor(self._live, title=self.title, logger=self.logger)
@@ -172,6 +182,29 @@ class Worker(Generic[OutputT]):
         # Without a process there is nothing to wait for: it pauses before a restart.
         await self.supervisor.end(_EXIT_GRACE_S if self._connection is not None else 0)
 
+    @property
+    def returns_soon(self) -> bool:
+        """Whether it is being restarted, and requests wait for it."""
+        return self.supervisor.returns_within(self.MAX_PAUSE_S)
+
+    async def until_back(self) -> None:
+        """Wait for the next process, if there is none now.
+
+        Raises:
+            EngineUnavailableError: it takes too long.
+        """
+        if self.state is BackendState.DOWN and not self.returns_soon:
+            raise self.unavailable()
+        try:
+            async with asyncio.timeout(self.MAX_PAUSE_S):
+                while self.state is BackendState.DOWN:
+                    await self._settled.wait()
+        except TimeoutError:
+            raise self.unavailable() from None
+
+    def unavailable(self) -> EngineUnavailableError:
+        return EngineUnavailableError(self.detail, headers={"Retry-After": "5"})
+
     @contextlib.contextmanager
     def request(self, request_id: str, message: msgspec.Struct) -> Iterator[Outputs[OutputT]]:
         """Send one request; leaving the block before its last output aborts it.
@@ -180,7 +213,7 @@ class Worker(Generic[OutputT]):
             EngineUnavailableError: the process is not ready.
         """
         if self.state is not BackendState.READY or self._connection is None:
-            raise EngineUnavailableError(self.detail, headers={"Retry-After": "5"})
+            raise self.unavailable()
         assert request_id not in self._outputs, "request ids are unique"
         connection = self._connection
         outputs = self._outputs[request_id] = Outputs[OutputT]()
@@ -253,24 +286,37 @@ class Worker(Generic[OutputT]):
             self.take(frame)
 
     async def _watch(self, connection: _Connection) -> str:
-        """Returns when the process hangs, and has been killed."""
+        """Returns when the process hangs, and has been killed.
+
+        Raises:
+            ModelLoadError: it hung while it loaded.
+        """
         pid = connection.process.pid
         # Counted in pings and not by the clock: while this process was stopped, it sent none.
         silent_s = 0.0
         computed_s = 0.0
         while True:
             self._has_answered = False
-            if self.state is BackendState.READY:
+            loads = self.state is not BackendState.READY
+            if not loads:
                 connection.send(Ping())
             await asyncio.sleep(self.ping_interval_s)
-            if self._has_answered or self.state is not BackendState.READY:
+            silent_s += self.ping_interval_s
+            share = (_cpu_seconds(pid) - computed_s) / silent_s
+            told = self._has_answered or self.state is BackendState.STOPPED
+            if told or (loads and share > _LOADS):
                 silent_s, computed_s = 0.0, _cpu_seconds(pid)
                 continue
-            silent_s += self.ping_interval_s
-            computes = _cpu_seconds(pid) - computed_s > _COMPUTES * silent_s
-            if silent_s >= (self.busy_limit_s if computes else self.idle_limit_s):
-                connection.process.kill()
-                return f"it did not answer for {silent_s:g} s and was killed"
+            limit_s = self.busy_limit_s if share > _COMPUTES else self.idle_limit_s
+            if silent_s < (self.load_limit_s if loads else limit_s):
+                continue
+            connection.process.kill()
+            if loads:
+                raise ModelLoadError(
+                    f"The {self.title} neither told anything nor computed for {silent_s:g} s while "
+                    "it loaded the model, and was killed."
+                )
+            return f"it did not answer for {silent_s:g} s and was killed"
 
     def _go_down(self) -> None:
         self.supervisor.down()
@@ -304,11 +350,9 @@ class WorkerEngine(Worker[SequenceOutput]):
     """An `EngineClient` whose engine lives in a child process.
 
     Attributes:
-        MAX_PAUSE_S: how long a sequence waits for a new process to go on in.
         MAX_RESUMES: new processes that a sequence is given without getting further.
     """
 
-    MAX_PAUSE_S: ClassVar[float] = 60.0
     MAX_RESUMES: ClassVar[int] = 2
 
     module = "axion.engine.process"
@@ -341,6 +385,7 @@ class WorkerEngine(Worker[SequenceOutput]):
             detail=self.detail,
             info=self._info,
             stats=self._stats,
+            returns_soon=self.returns_soon,
             restarts=self.restarts,
         )
 
@@ -356,6 +401,8 @@ class WorkerEngine(Worker[SequenceOutput]):
     ) -> AsyncGenerator[SequenceOutput, None]:
         """As `EngineClient` says; a sequence that outlives the process goes on in the next one.
 
+        One that comes while there is none waits for it as well.
+
         What ended the process may be one of the sequences in it. So none is taken up more than
         `MAX_RESUMES` times without getting further, and the last time only one by one: that
         tells those that were beside the guilty one from itself.
@@ -367,7 +414,7 @@ class WorkerEngine(Worker[SequenceOutput]):
         while True:
             sequence.begin_life()
             async with AsyncExitStack() as turn:
-                if num_deaths:
+                if num_deaths or self.state is BackendState.DOWN:
                     await self._come_back(turn, alone=num_deaths == self.MAX_RESUMES)
                 message = AddRequest(
                     request_id,
@@ -412,10 +459,9 @@ class WorkerEngine(Worker[SequenceOutput]):
             async with asyncio.timeout(self.MAX_PAUSE_S):
                 if alone:
                     await turn.enter_async_context(self._turn)
-                while self.state not in (BackendState.READY, BackendState.STOPPED):
-                    await self._settled.wait()
+                await self.until_back()
         except TimeoutError:
-            raise EngineUnavailableError(self.detail, headers={"Retry-After": "5"}) from None
+            raise self.unavailable() from None
 
     def first_message(self) -> Start:
         return Start(self._config)

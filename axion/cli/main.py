@@ -21,17 +21,20 @@ COMMANDS = {
     "explain": "Show which engines can serve a model here, and why the others cannot.",
     "conformance": "Find out which fields of a request a server honours, refuses or drops.",
     "compare": "Ask several engines the same: how fast they are, and whether they agree.",
+    "parity": "Compare the native engine with transformers, module by module.",
+    "new-model": "Write the starting file of an architecture, in a checkout.",
     "doctor": "Show what this machine has: devices, memory, engines, cache.",
 }
 
 
 class LazyGroup(TyperGroup):
-    """Runs `NAME` from the function of that name in `axion.cli.NAME`."""
+    """Runs `NAME` from the function of that name in `axion.cli.NAME`; `-` is `_` there."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
         command = typer.Typer(add_completion=False)
-        function = getattr(importlib.import_module(f"axion.cli.{name}"), str(name))
+        module = str(name).replace("-", "_")
+        function = getattr(importlib.import_module(f"axion.cli.{module}"), module)
         command.command(name, help=function.__doc__ or COMMANDS[str(name)])(function)
         return name, get_command(command), rest
 

@@ -40,10 +40,14 @@ async def prompt_token_ids(probe: Probe) -> Finding:
 async def prompt_list(probe: Probe) -> Finding:
     prompts = ["Once upon a time", "1, 2, 3, 4,"]
     alone = [(await probe.given(prompt)).text for prompt in prompts]
-    answer = await probe.ask(prompt=prompts)
-    if sorted(answer.choices) != [0, 1]:
-        return dropped(f"{len(answer.choices)} choice(s) for 2 prompts")
-    return found(answer.texts == alone, "a choice for each", "other answers than each one's alone")
+    for stream in (None, True):
+        answer = await probe.ask(prompt=prompts, stream=stream)
+        how = "streamed" if stream else "whole"
+        if sorted(answer.choices) != [0, 1]:
+            return dropped(f"{len(answer.choices)} choice(s) for 2 prompts, {how}")
+        if answer.texts != alone:
+            return dropped(f"other answers than each one's alone, {how}")
+    return honoured("a choice for each, streamed and whole")
 
 
 @check("echo", "text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,6 +174,7 @@ class Server:
     Args:
         url: with or without the `/v1` of the API.
         model: what the server calls the model.
+        rename: fields that the server has under another name.
         transport: in place of the network, for tests.
 
     Raises:
@@ -186,6 +187,7 @@ class Server:
         model: str,
         *,
         api_key: str | None = None,
+        rename: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
@@ -193,6 +195,7 @@ class Server:
         root = url.rstrip("/").removesuffix("/v1")
         headers = _HEADERS | ({"authorization": f"Bearer {api_key}"} if api_key else {})
         self.model = model
+        self.rename = dict(rename or {})
         self._client = httpx.AsyncClient(
             base_url=root,
             headers=headers,
@@ -226,6 +229,7 @@ class Server:
         Raises:
             RefusedError, FaultError: there is none.
         """
+        body = {self.rename.get(name, name): value for name, value in body.items()}
         answer = Answer()
         if not body.get("stream"):
             for _ in range(_MAX_BUSY_TRIES):
@@ -241,6 +245,8 @@ class Server:
                 answer.after_done += 1
             if data == "[DONE]":
                 answer.done += 1
+                continue
+            if data == "null":  # says nothing, and Axion passes it over
                 continue
             chunk = _object(data)
             if error := chunk.get("error"):

@@ -121,6 +121,8 @@ class Suite:
             else:
                 by_kind[kind] = await self._run(check, self._probes[kind])
         finding = self._with_source(check.feature, _worst(by_kind))
+        if (name := self._server.rename.get(check.feature)) is not None:
+            finding = finding._replace(evidence=f"as `{name}`: {finding.evidence}")
         self.findings[check.feature] = finding
         return Row(check.feature, finding.support or "cannot tell", finding.evidence)
 

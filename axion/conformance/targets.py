@@ -77,7 +77,7 @@ class SpawnedServer:
     async def connect(self) -> AsyncIterator[Server]:
         """The server, which may have come back after an end."""
         upstream = await self._upstream()
-        server = Server(upstream.url, upstream.upstream_model)
+        server = Server(upstream.url, upstream.upstream_model, rename=self._backend.rename)
         try:
             yield server
         finally:

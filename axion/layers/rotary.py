@@ -16,7 +16,7 @@ computed for, so sequences may share cached blocks only where `cache_key` is the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -339,6 +339,22 @@ class Llama3Rope(RotaryEmbedding):
         return (1 - kept) * plain / rope.factor + kept * plain
 
 
+class ProportionalRope(RotaryEmbedding):
+    """The slowest pairs are left unrotated, and the others turn as in a whole head (Gemma 4)."""
+
+    optional = frozenset({"factor"})
+
+    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
+        self.num_rotated = int(rope.partial_rotary_factor * head_dim // 2)
+        super().__init__(replace(rope, partial_rotary_factor=1.0), head_dim)
+        self.rope = rope
+
+    def frequencies(self) -> Tensor:
+        plain = super().frequencies() / (self.rope.factor or 1.0)
+        plain[self.num_rotated :] = 0.0
+        return plain
+
+
 ROPE_TYPES: dict[str, type[RotaryEmbedding]] = {
     "default": RotaryEmbedding,
     "linear": LinearRope,
@@ -346,4 +362,5 @@ ROPE_TYPES: dict[str, type[RotaryEmbedding]] = {
     "yarn": YarnRope,
     "longrope": LongRope,
     "llama3": Llama3Rope,
+    "proportional": ProportionalRope,
 }

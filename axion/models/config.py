@@ -45,9 +45,9 @@ _HARMLESS = frozenset(
     tie_word_embeddings max_window_layers directionality output_past
     return_dict return_dict_in_generate output_attentions output_hidden_states output_scores
     prefix finetuning_task task_specific_params problem_type id2label label2id num_labels
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
-    cross_attention_hidden_size tf_legacy_loss unsloth_fixed unsloth_version is_llama_config
-    reorder_and_upcast_attn n_ctx init_std layerdrop
+    bos_token_id eos_token_id eod_token_id pad_token_id sep_token_id unk_token_id
+    decoder_start_token_id cross_attention_hidden_size tf_legacy_loss unsloth_fixed
+    unsloth_version is_llama_config reorder_and_upcast_attn n_ctx init_std layerdrop
     quantization_config compression_config
     output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
@@ -103,6 +103,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+def is_harmless(name: str) -> bool:
+    """Whether a field of config.json says nothing about how hidden states are computed."""
+    return name in _HARMLESS or _HARMLESS_PATTERN.fullmatch(name) is not None
+
+
 @dataclass(kw_only=True)
 class BaseConfig:
     """A dataclass of the fields that a family honours.
@@ -154,7 +159,7 @@ class BaseConfig:
                     f"config.json: {name}={str(value)[:80]} changes what the model computes and "
                     "is not supported for this architecture."
                 )
-        elif name not in _HARMLESS and not _HARMLESS_PATTERN.fullmatch(name):
+        elif not is_harmless(name):
             logger.warning("config.json: unknown field %r is ignored", name[:80])
 
 

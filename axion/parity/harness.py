@@ -42,13 +42,21 @@ class Run:
 
 class Harness:
     """Blocks are handed out scattered, and hold NaN until a key or value is written: whoever
-    reads a slot that is not the sequence's own, or behind the window, shows it in every logit."""
+    reads a slot that is not the sequence's own, or behind the window, shows it in every logit.
 
-    def __init__(self, model: CausalLM, num_blocks: int = 512) -> None:
+    Args:
+        num_tokens: that all runs have together, each time that they are computed.
+    """
+
+    def __init__(self, model: CausalLM, num_tokens: int = 1024) -> None:
         self.model = model
         specs, dtype = model.kv_cache_specs(), model.dtype
-        layout = lay_out(specs, 512, block_size=BLOCK_SIZE, max_chunk=512, dtype=dtype)
+        layout = lay_out(
+            specs, num_tokens, block_size=BLOCK_SIZE, max_chunk=num_tokens, dtype=dtype
+        )
         self.windows = layout.windows
+        # A power of two, and so without a common divisor with 197 when there is one less.
+        num_blocks = 1 << (len(self.windows) * num_tokens // BLOCK_SIZE).bit_length()
         self.kv_caches = allocate(
             specs, layout.groups, num_blocks, BLOCK_SIZE, dtype=dtype, device=CPU
         )

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from axion.errors import ModelNotFoundError
+from axion.errors import ModelLoadError, ModelNotFoundError
 
 ORIGINAL_LENGTH = 64
 """Scaled ropes start from this context, so that prompts on both sides of it are short."""
@@ -74,8 +75,15 @@ def base_config(name: str) -> PreTrainedConfig:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder's config.json; nothing of the folder is executed."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    """The configuration in a folder's config.json; nothing of the folder is executed.
+
+    Raises:
+        ModelLoadError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (LookupError, OSError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelLoadError(f"transformers cannot read config.json: {error}") from None
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -99,8 +107,16 @@ def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
 
     Args:
         changes: fields, over the small ones; those of a part in a dict of its own.
+
+    Raises:
+        ModelLoadError: the sizes of this one are bound to each other in ways that are not known.
     """
-    return type(config)(**_merged(_shrunk(config), changes))
+    try:
+        return type(config)(**_merged(_shrunk(config), changes))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelLoadError(
+            f"No small configuration can be made of {config.model_type}'s: {error}"
+        ) from None
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -119,18 +135,20 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     # A configuration may call its fields by names of its own.
     own = {common: config.attribute_map.get(common, common) for common in TINY}
     if own["num_hidden_layers"] not in fields:
-        return _without_token_ids(fields)
+        return _with_token_ids(fields)
     heads, kv_heads = (
         fields.get(own[name]) for name in ("num_attention_heads", "num_key_value_heads")
     )
     head_dim, hidden_size = fields.get("head_dim"), fields.get(own["hidden_size"])
-    fields |= {own[name]: value for name, value in TINY.items() if own[name] in fields}
+    fields |= {own[name]: value for name, value in TINY.items() if value and own[name] in fields}
     if kv_heads is None or kv_heads == heads:
         fields |= {own["num_key_value_heads"]: kv_heads and 4}
     elif kv_heads == 1:
         fields |= {own["num_key_value_heads"]: 1}
     if head_dim is not None:
         fields["head_dim"] = 16 if head_dim * heads == hidden_size else 24
+        if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
+            fields["head_dim"] = _LIMITS["qk_rope_head_dim"]
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
@@ -142,11 +160,19 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         if isinstance(value, list) and len(value) == num_layers
     }
     fields[own["num_hidden_layers"]] = len(layers)
-    fields.pop("per_layer_config", None)  # of layers by their numbers, which are others now
+    if (of_layers := fields.get("per_layer_config")) is not None:
+        by_layer = {int(layer): own for layer, own in of_layers.items()}
+        fields["per_layer_config"] = {
+            str(new): _shrunk_heads(by_layer[old])
+            for new, old in enumerate(layers)
+            if old in by_layer
+        }
+    if fields.get("num_kv_shared_layers"):
+        fields["num_kv_shared_layers"] = len(layers) // 2
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(fields.get(name), dict):
             fields[name] = _shrunk_rope(fields[name], fields)
-    return _without_token_ids(fields)
+    return _with_token_ids(fields)
 
 
 def _layers(fields: dict[str, Any], num_layers: int) -> list[int]:
@@ -156,7 +182,16 @@ def _layers(fields: dict[str, Any], num_layers: int) -> list[int]:
     for i in range(num_layers):
         first.setdefault(repr([values[i] for values in lists]), i)
     kinds = sorted(first.values())[:MAX_LAYERS]
+    if num_shared := fields.get("num_kv_shared_layers"):
+        kinds = sorted({i % (num_layers - num_shared) for i in kinds})
+        return [*kinds, *(num_layers - 1 - kinds[-1] + i for i in kinds)]
     return kinds if len(kinds) > 1 else list(range(min(2, num_layers)))
+
+
+def _shrunk_heads(fields: dict[str, int]) -> dict[str, int]:
+    """What a layer has instead of its model's."""
+    sizes = {"head_dim": 32, "num_key_value_heads": 1}
+    return fields | {name: sizes[name] for name in sizes.keys() & fields.keys()}
 
 
 def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -176,14 +211,15 @@ def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]
     return shrunk
 
 
-def _without_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """Ids that a small vocabulary has not; its last ones stand for images and the like."""
-    taken = 0
+def _with_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """Ids that the small vocabulary has: its last ones, since texts begin at the first."""
+    last = TINY["vocab_size"]
     for name, value in fields.items():
-        if name.endswith(("_token_id", "_token_index", "_token_ids")) and value is not None:
-            special = name in ("bos_token_id", "eos_token_id", "pad_token_id")
-            taken += 0 if special else 1
-            fields[name] = None if special else TINY["vocab_size"] - taken
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            last -= 1
+            fields[name] = min(value, last)
+        elif name.endswith("_token_id") and isinstance(value, list):
+            fields[name] = [last - 1]
     return fields
 
 
@@ -192,9 +228,17 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
     transformers initialises norms to ones and biases to zeros, which would hide an ignored one. A
     parameter that several configurations have is the same in all of them.
+
+    Raises:
+        ModelLoadError: transformers cannot build it.
     """
     config._attn_implementation = "eager"
-    model = model_class(config)(config).eval()
+    try:
+        model = model_class(config)(config).eval()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"transformers builds no model of this {config.model_type} configuration: {error}"
+        ) from error
     with torch.no_grad():
         stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
         for name, parameter in (
@@ -203,7 +247,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
         ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             parameter.normal_(std=0.2, generator=generator)
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0
     return model
 

@@ -184,15 +184,17 @@ class ServedModel:
     async def _able(
         self, features: Collection[str], without: Collection[Candidate]
     ) -> tuple[list[Candidate], list[Candidate]]:
-        """Engines that answer now: those that honour all of `features`, and all of them."""
+        """Engines that take requests: those that honour all of `features`, and all that are ready.
+
+        One whose requests wait until it is back takes some only if no other one does.
+        """
         if self._is_stopped:
             return [], []
-        ready = [
-            c
-            for c in self.candidates
-            if c not in without and (await c.health()).state is BackendState.READY
-        ]
-        return [c for c in ready if not c.backend.capabilities.missing(features)], ready
+        healths = [(c, await c.health()) for c in self.candidates if c not in without]
+        able = [item for item in healths if not item[0].backend.capabilities.missing(features)]
+        capable = [c for c, health in able if health.state is BackendState.READY]
+        returning = [c for c, health in able if health.returns_soon]
+        return capable or returning, [c for c, h in healths if h.state is BackendState.READY]
 
     def _pick(self, capable: list[Candidate]) -> Candidate:
         weights = [self.policy.weights.get(candidate.engine, 0.0) for candidate in capable]

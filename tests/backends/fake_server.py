@@ -9,7 +9,8 @@ It prints `listening on PORT` as soon as it takes requests.
 that text as the prompt ends with (a text prompt, or the last message of a chat with
 `continue_final_message`), so a continued answer can be compared with an uninterrupted one. It ends
 by itself after the token `num_tokens - 1`. Honoured: `max_tokens`, `max_completion_tokens`, `stop`,
-`ignore_eos`, `n` (not in style max), `echo`, `logprobs`, `stream`, `stream_options`;
+`ignore_eos`, `n` (not in style max), `echo`, `logprobs`, `stream`, `stream_options`,
+`return_token_ids` (style max), `timings_per_token` (style llama_cpp);
 `tool_choice: required` calls the first tool with `{"a": 1}`. A token is a number or a word, in
 prompts too.
 
@@ -17,7 +18,9 @@ The styles differ as the engines do (recorded of vLLM 0.32 and MAX 26.7; llama_c
 source). vllm: the role has a chunk of its own. max: the role is in every chunk, what is null is
 left out, `logprobs` of completions are empty lists, unknown fields are refused. In both the last
 text comes together with `finish_reason`. llama_cpp: it listens at once and answers 503 while it
-loads; `content: null` comes with the role, `timings` with the usage. Health is `/health`, in style
+loads; `content: null` comes with the role, `timings` of one choice with each event where they are
+asked for, its usage is that of one choice, and `null` comes before the choices of several prompts.
+Health is `/health`, in style
 max also `/v1/health` and `/ping`.
 
 **Settings**, by `--set NAME=VALUE` at the start or `POST /control {"NAME": VALUE}` at any time:
@@ -86,6 +89,7 @@ MAX_FIELDS = set(
     model messages prompt stream stream_options max_tokens max_completion_tokens temperature top_p
     top_k stop seed n logprobs top_logprobs echo ignore_eos tools tool_choice presence_penalty
     frequency_penalty repetition_penalty min_tokens min_p response_format stop_token_ids
+    return_token_ids
     """.split()  # noqa: SIM905
 )
 
@@ -384,11 +388,14 @@ class Engine:
         n = 1 if self.style == "max" else body.get("n") or 1
         options = body.get("stream_options") or {}
         num_prompt = sum(map(count_tokens, prompts))
-        num_generated = 0
+        num_generated, num_told, num_here = 0, 0, 0
+        prompt = prompts[0]
 
         def usage() -> dict[str, Any]:
             counts = {"prompt_tokens": num_prompt, "completion_tokens": num_generated}
-            told = counts | {"total_tokens": num_prompt + num_generated}
+            if self.style == "llama_cpp":
+                counts = {"prompt_tokens": count_tokens(prompt), "completion_tokens": num_here}
+            told = counts | {"total_tokens": sum(counts.values())}
             return told if self.style == "max" else told | {"prompt_tokens_details": None}
 
         def event(choices: list[Any]) -> dict[str, Any]:
@@ -396,6 +403,9 @@ class Engine:
             shared["object"] = "chat.completion.chunk" if is_chat else "text_completion"
             if self.style == "llama_cpp":
                 shared["system_fingerprint"] = "b1-fake"
+                if body.get("timings_per_token") and choices:
+                    timings = {"cache_n": 1, "prompt_n": count_tokens(prompt) - 1}
+                    shared["timings"] = timings | {"predicted_n": num_here, "prompt_ms": 1.5}
             if self.style == "max":
                 shared |= {"service_tier": None} | ({} if is_chat else {"usage": None})
             if self.style == "vllm" and options.get("continuous_usage_stats"):
@@ -403,7 +413,13 @@ class Engine:
             return shared
 
         def choice(index: int, text: str, finish: str | None = None, **delta: Any) -> Any:
+            nonlocal num_told
             shared: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
+            if self.style == "max" and body.get("return_token_ids"):
+                shared["token_ids"] = [7] * (num_generated - num_told)
+                if num_here == 1:
+                    shared["prompt_token_ids"] = [1] * count_tokens(prompt)
+                num_told = num_generated
             if self.style == "vllm":
                 shared |= {"token_ids": None} | ({"stop_reason": None} if finish else {})
             if body.get("logprobs") not in (None, False) and text and is_chat:
@@ -425,6 +441,8 @@ class Engine:
             return shared | {"delta": delta}
 
         await asyncio.sleep(self.first_token_s)
+        if self.style == "llama_cpp" and len(prompts) > 1:
+            yield "null", 0
         for number in range(len(prompts) * n):
             prompt = prompts[number // n]
             limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -480,9 +498,7 @@ class Engine:
                     if finish:
                         yield event([choice(number, "", finish)]), 0
         if options.get("include_usage") and "usage" not in self.drop:
-            timings = {"timings": {"predicted_n": num_generated}}
-            end = event([]) | {"usage": usage()}
-            yield end | (timings if self.style == "llama_cpp" else {}), 0
+            yield event([]) | {"usage": usage()}, 0
 
 
 def prompt_text(body: dict[str, Any]) -> str:

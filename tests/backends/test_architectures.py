@@ -21,7 +21,7 @@ def test_they_are_those_of_the_registry():
     assert native_architectures() == model_classes().keys()
 
 
-@pytest.mark.parametrize("architecture", ["JetMoeForCausalLM", "SeedOssForCausalLM"])
+@pytest.mark.parametrize("architecture", ["JetMoeForCausalLM", "HyperCLOVAXForCausalLM"])
 async def test_what_was_measured_of_the_fallback_counts_too(architecture: str):
     assert architecture in fallback_architectures()
     assert issubclass(load_model_class([architecture]), TransformersCausalLM)

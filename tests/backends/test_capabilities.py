@@ -17,6 +17,7 @@ from axion.backends.capabilities import (
     shipped_capabilities,
 )
 from axion.backends.llama_cpp import LlamaCppBackend
+from axion.backends.max import MaxBackend
 
 
 @pytest.fixture
@@ -50,6 +51,34 @@ def test_data_that_cannot_be_read_is_passed_over(
     (measured_folder() / file_name("llama_cpp", "9.9")).write_bytes(b"{")
     assert capabilities_of("llama_cpp", "9.9") is shipped_capabilities("llama_cpp")
     assert "llama_cpp 9.9" in caplog.text
+
+
+def test_what_was_measured_here_of_max_on_a_gpu_beats_its_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = ModelConfig(model_name="m", device="cuda")
+    backend = MaxBackend()
+    backend.engine_version = "9.9"
+    schema = ["response_format.json_schema"]
+    assert not backend.capabilities_for(model, "m").missing(schema)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = measured_folder() / file_name("max", "9.9")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(msgspec.json.encode(Capabilities(engine="max", version="9.9")))
+    assert backend.capabilities_for(model, "m").missing(schema) == schema
+
+
+def test_what_axion_makes_good_counts_as_honoured():
+    known = Capabilities(
+        engine="x",
+        features=dict.fromkeys(["seed", "response_format.json_schema"], Support.HONOURED),
+    )
+    repaired = known.repaired()
+    assert not repaired.missing(["seed", "seed.0", "structured_outputs.json"])
+    left = ["stop", "structured_outputs.json_object", "structured_outputs.regex"]
+    assert repaired.missing(left) == left
+    # Where the text is cut here, the server must have told by then how many tokens there are.
+    assert not known.repaired(tells_usage=True).missing(["stop", "include_stop_str_in_output"])
 
 
 def test_a_backend_goes_by_the_version_of_its_engine(measured: Capabilities):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,23 @@ def test_max_on_a_gpu(model: Path):
     assert MaxBackend().environment(GPU, str(model), PORT) == {"MAX_SERVE_DISABLE_TELEMETRY": "1"}
     narrow = msgspec.structs.replace(GPU, dtype="bfloat16")
     assert options(MaxBackend(), narrow, model)["--quantization-encoding"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [
+        ({"do_sample": True, "top_k": 5}, ""),
+        ({"do_sample": False}, "--temperature 1 --top-k -1"),
+        ({"do_sample": False, "temperature": 0.5, "top_k": 5}, "--temperature 0.5 --top-k 5"),
+    ],
+)
+def test_max_samples_although_the_model_would_rather_not(
+    model: Path, config: dict[str, Any], sampling: str
+):
+    (model / "generation_config.json").write_text(json.dumps(config))
+    line = " ".join(MaxBackend().arguments(CPU, str(model), PORT))
+    assert sampling in line
+    assert bool(sampling) == ("--top-k" in line)
 
 
 def test_max_on_a_cpu_computes_in_float32(model: Path):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from axion.backends.supervisor import Supervisor
+from axion.backends.supervisor import Sleep, Supervisor
 from axion.types import BackendState
 
 logger = logging.getLogger("axion.test")
@@ -101,6 +101,25 @@ async def test_a_slow_start_is_no_stable_life():
     lives.supervisor._live = slow
     await lives.run()
     assert lives.pauses == [0.5, 1]
+
+
+async def test_it_returns_as_fast_as_it_started_unless_it_is_given_up():
+    lives = Lives(*[1] * 6)
+    supervisor = lives.supervisor
+    soon = []
+
+    async def sleep(pause_s: float, pause: Sleep = lives._sleep) -> None:
+        soon.append((supervisor.returns_within(20), supervisor.returns_within(10)))
+        await pause(pause_s)
+
+    async def slow(live: Callable[[], Awaitable[str]] = supervisor._live) -> str:
+        lives.now += 15
+        return await live()
+
+    supervisor._sleep, supervisor._live = sleep, slow
+    assert not supervisor.returns_within(20)
+    await lives.run()
+    assert soon == [(True, False)] * 5 + [(False, False)]
 
 
 async def test_what_fails_again_and_again_is_given_up_and_tried_now_and_then():

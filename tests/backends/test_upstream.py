@@ -15,7 +15,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axion.backends.capabilities import Capabilities
+from axion.backends.capabilities import Capabilities, Support
 from axion.backends.events import EventReader
 from axion.backends.upstream import Upstream, _ChatAnswer
 from axion.errors import (
@@ -230,6 +230,121 @@ async def test_a_stop_string_ends_the_answer(fake, upstream):
     assert text == " 0 1 2 3 "
 
 
+# What Axion makes good
+
+
+COUNTS = {"max": {"return_token_ids": True}, "llama_cpp": {"timings_per_token": True}}
+
+
+def repairing(upstream: Callable[..., Upstream], server: FakeServer, style: str) -> Upstream:
+    return upstream(server, capabilities=HONOURS_NOTHING, counts=COUNTS[style])
+
+
+@pytest.mark.parametrize("style", COUNTS)
+@pytest.mark.parametrize("kind", ["chat", "text"])
+@pytest.mark.parametrize(
+    ("fields", "text", "num_tokens", "reason"),
+    [
+        ({"stop": "4 5"}, " 0 1 2 3 ", 6, "4 5"),
+        ({"stop": ["9 9", " 3"]}, " 0 1 2", 4, " 3"),
+        ({"stop": "3 4", "include_stop_str_in_output": True}, " 0 1 2 3 4", 5, "3 4"),
+        ({"stop": [" 2", " 5"], "min_tokens": 4}, " 0 1 2 3 4", 6, " 5"),
+        ({"stop": " 4 x", "max_tokens": 5}, " 0 1 2 3 4", 5, None),
+    ],
+)
+async def test_stop_strings_that_the_server_does_not_know_end_the_answer(
+    fake,
+    upstream,
+    style: str,
+    kind: str,
+    fields: dict[str, Any],
+    text: str,
+    num_tokens: int,
+    reason,
+):
+    server = fake(style, token_s=0.001, num_tokens=2000)
+    up = repairing(upstream, server, style)
+    fields = {"max_tokens": 2000, **fields}
+    answers = {
+        "chat": lambda: collect_chat(up.chat(chat_request(**fields), "1")),
+        "text": lambda: collect_completion(up.complete(text_request(**fields), "1")),
+    }
+    answer = await answers[kind]()
+    (choice,) = answer.choices
+    assert (choice.text if kind == "text" else choice.message.content) == text
+    assert choice.finish_reason == ("length" if reason is None else "stop")
+    assert choice.stop_reason == reason
+    assert answer.usage.completion_tokens == num_tokens
+    assert answer.usage.prompt_tokens == {"chat": 2, "text": 1}[kind]
+    assert "stop" not in server.stats()["body"]
+    if reason is not None:
+        await until(lambda: server.stats()["num_aborted"] == 1)
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+async def test_log_probabilities_come_with_the_text_of_their_tokens(fake, upstream, kind: str):
+    up = repairing(upstream, fake("llama_cpp"), "llama_cpp")
+    request = {"stop": "3 5", "max_tokens": 6, "logprobs": True}
+    if kind == "chat":
+        chunks, _ = await take(up.chat(chat_request(**request), "1"))
+        told = [
+            (c.delta.content, [entry.token for entry in c.logprobs.content])
+            for chunk in chunks
+            for c in chunk.choices
+            if c.logprobs is not None
+        ]
+    else:
+        request["logprobs"] = 1
+        chunks, _ = await take(up.complete(text_request(**request), "1"))
+        told = [
+            (c.text, c.logprobs.tokens)
+            for chunk in chunks
+            for c in chunk.choices
+            if c.logprobs is not None
+        ]
+    alone = [(f" {i}", [f" {i}"]) for i in range(6)]
+    assert told == [*alone[:3], ("3 4", [" 3", " 4"]), alone[5]]
+
+
+@pytest.mark.parametrize("fields", [{"n": 3}, {"prompt": ["a b", "c"], "n": 2}])
+async def test_the_usage_is_that_of_all_choices(fake, upstream, fields: dict[str, Any]):
+    up = repairing(upstream, fake("llama_cpp"), "llama_cpp")
+    chunks, _ = await take(up.complete(text_request(max_tokens=5, **fields), "1"))
+    usage = chunks[-1].usage
+    num_choices = len({choice.index for chunk in chunks for choice in chunk.choices})
+    assert usage.completion_tokens == 5 * num_choices
+    assert usage.prompt_tokens == (3 if "prompt" in fields else 1)
+    assert usage.prompt_tokens_details.cached_tokens == len(fields.get("prompt", "a"))
+
+
+async def test_a_cut_choice_does_not_end_the_others(fake, upstream):
+    server = fake("llama_cpp")
+    up = repairing(upstream, server, "llama_cpp")
+    answer = await collect_chat(up.chat(chat_request(stop=" 3", n=2), "1"))
+    assert [choice.message.content for choice in answer.choices] == [" 0 1 2"] * 2
+    assert answer.usage.completion_tokens == 8
+
+
+async def test_usage_in_every_chunk_where_the_server_counts_in_its_own_words(fake, upstream):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    server = fake("max")
+    up = repairing(upstream, server, "max")
+    chunks, _ = await take(up.chat(chat_request(stream_options=options, max_tokens=3), "1"))
+    assert [chunk.usage.completion_tokens for chunk in chunks] == [1, 1, 2, 3, 3, 3]
+    assert server.stats()["body"]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(("features", "sent"), [([], 1_592_653_589), (["seed.0"], 0)])
+def test_seed_0_is_another_number_where_it_means_none(features: list[str], sent: int):
+    honoured = dict.fromkeys(["seed", *features], Support.HONOURED)
+    capabilities = Capabilities(engine="x", features=honoured)
+    up = Upstream(
+        "http://h", engine="x", upstream_model="u", served_name="m", capabilities=capabilities
+    )
+    assert up.body(chat_request(seed=0))["seed"] == sent
+    assert up.body(chat_request(seed=3))["seed"] == 3
+
+
 # What is sent
 
 
@@ -304,9 +419,7 @@ def test_structured_output_in_vllms_words(fields: dict[str, Any], sent: dict[str
     ],
 )
 def test_structured_output_in_openais_words(fields: dict[str, Any], kind: str | None):
-    up = Upstream(
-        "http://h", engine="max", upstream_model="u", served_name="m", structured_outputs=False
-    )
+    up = Upstream("http://h", engine="max", upstream_model="u", served_name="m")
     if kind is None:
         with pytest.raises(InvalidRequestError, match=r"guided_regex is not supported .*\(max\)"):
             up.body(chat_request(**fields))

@@ -102,7 +102,9 @@ async def test_what_the_engine_cannot_take_is_refused_and_it_lives(
     assert len(await collect(engine, "good", [1], SHORT)) == 8
 
 
-async def test_a_killed_worker_is_restarted_and_its_streams_go_on(config: EngineConfig):
+async def test_a_killed_worker_is_restarted_and_its_streams_go_on_beside_new_ones(
+    config: EngineConfig,
+):
     engine = await spawn_engine(config)
     sampled = {"temperature": 1.0, "max_tokens": 120, "ignore_eos": True}
     kinds = {
@@ -121,14 +123,14 @@ async def test_a_killed_worker_is_restarted_and_its_streams_go_on(config: Engine
         pid = engine.pid
         os.kill(pid, signal.SIGKILL)
         await until(lambda: engine.health().state is BackendState.DOWN)
-        with pytest.raises(EngineUnavailableError):
-            await collect(engine, "too soon", [1], SHORT)
+        new = asyncio.create_task(collect(engine, "new", PROMPT, SHORT))
 
         async def rest(name: str) -> None:
             begun[name] += [output async for output in streams[name]]
 
         async with asyncio.timeout(30):
             await asyncio.gather(*map(rest, streams))
+            assert await new == expected["greedy"][:8]
         for name, outputs in begun.items():
             tokens = [token for output in outputs for token in output.token_ids]
             assert tokens == expected[name.partition("-")[0]], name
@@ -350,7 +352,7 @@ async def test_a_sequence_does_not_wait_for_ever_for_a_new_process(
     config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
 ):
     engine = await spawn_engine(config)
-    monkeypatch.setattr(engine, "MAX_PAUSE_S", 0.3)
+    monkeypatch.setattr(engine, "MAX_PAUSE_S", 1.0)
     stream = asyncio.create_task(collect(engine, "a", [1], SHORT))
     await until(lambda: not engine._idle.is_set())
     try:
@@ -361,6 +363,60 @@ async def test_a_sequence_does_not_wait_for_ever_for_a_new_process(
                 await stream
     finally:
         await engine.stop(0)
+
+
+async def test_nobody_waits_for_a_process_that_is_given_up(
+    config: EngineConfig, script, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Supervisor, "max_restarts", 0)
+    engine = await spawn_engine(config)
+    try:
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: "again and again" in engine.health().detail)
+        assert not engine.health().returns_soon
+        async with asyncio.timeout(1):
+            with pytest.raises(EngineUnavailableError, match="again and again") as error:
+                await collect(engine, "a", [1], SHORT)
+        assert error.value.headers == {"Retry-After": "5"}
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.parametrize("life", ["first", "second"])
+async def test_a_worker_that_hangs_while_it_loads_is_killed(
+    config: EngineConfig, script, life: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.1)
+    monkeypatch.setattr(WorkerEngine, "load_limit_s", 0.5)
+    hang = "socket.send(encode(LoadProgress(1, 2)))\ntime.sleep(600)\n"
+    if life == "first":
+        script(hang)
+        with pytest.raises(ModelLoadError, match="neither told anything nor computed"):
+            await spawn_engine(config)
+        return
+    engine = await spawn_engine(config)
+    try:
+        script(hang)
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: engine.health().restarts == 2)
+        script(SERVE)
+        await until(lambda: engine.health().state is BackendState.READY)
+    finally:
+        await engine.stop(0)
+
+
+@pytest.mark.parametrize(
+    "step", ["socket.send(encode(LoadProgress(1, 2)))\ntime.sleep(0.1)", "os.urandom(2**20)"]
+)
+async def test_a_worker_that_loads_for_long_is_not_killed(
+    config: EngineConfig, script, step: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(WorkerEngine, "ping_interval_s", 0.1)
+    monkeypatch.setattr(WorkerEngine, "load_limit_s", 0.5)
+    steps = "\n    ".join(step.splitlines())
+    script(f"end = time.monotonic() + 1.5\nwhile time.monotonic() < end:\n    {steps}\n" + SERVE)
+    engine = await spawn_engine(config)
+    await engine.stop(0)
 
 
 async def test_stop_ends_sequences_that_wait_for_a_new_process(

@@ -1,4 +1,4 @@
-"""The engine's process is killed under its streams: their clients notice nothing but a pause."""
+"""The engine's process is killed: clients, also those who come then, notice nothing but a pause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.e2e.test_server import MODEL, start
+from tests.e2e.test_server import MODEL, start, until
 
 NUM_STREAMS = 50
 NUM_TOKENS = 120
@@ -28,7 +28,9 @@ def fields(i: int) -> dict[str, Any]:
     }
 
 
-async def test_no_token_is_lost_or_doubled_when_the_engine_is_killed(tmp_path: Path):
+async def test_no_token_is_lost_or_doubled_and_nobody_refused_when_the_engine_is_killed(
+    tmp_path: Path,
+):
     # In bfloat16 a token may depend on which sequences are in its batch, without any crash.
     server = await asyncio.to_thread(
         start, tmp_path, CONCURRENT_REQUESTS=str(NUM_STREAMS), DTYPE="float32"
@@ -36,6 +38,9 @@ async def test_no_token_is_lost_or_doubled_when_the_engine_is_killed(tmp_path: P
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     num_begun = 0
     all_begun = asyncio.Event()
+
+    def health() -> httpx.Response:
+        return httpx.get(f"{server.url}/health")
 
     async def whole(i: int) -> tuple[str, Any]:
         answer = await client.completions.create(**fields(i))
@@ -67,12 +72,14 @@ async def test_no_token_is_lost_or_doubled_when_the_engine_is_killed(tmp_path: P
             streams = [asyncio.create_task(stream(i)) for i in range(NUM_STREAMS)]
             await all_begun.wait()
             server.engine().kill()
+            await asyncio.to_thread(until, lambda: health().status_code == 503)
+            late = asyncio.create_task(whole(0))
             results = await asyncio.gather(*streams)
+            assert await late == expected[0]
         assert [(text, tokens) for text, tokens, _ in results] == expected
         assert {tokens for _, tokens, _ in results} == {NUM_TOKENS}
         print(f"longest gap: {max(gap for _, _, gap in results):.1f} s")
-        health = httpx.get(f"{server.url}/health")
-        assert health.status_code == 200
+        assert health().status_code == 200
     finally:
         await client.close()
         assert await asyncio.to_thread(server.stop) == 0

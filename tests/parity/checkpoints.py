@@ -6,12 +6,15 @@ Each is an ordinary Hugging Face folder, saved by transformers, with every param
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
@@ -29,12 +32,15 @@ class Case:
         neutral: fields that take the row's knob away; the reference must then answer something
             else. Empty where the knob is a shape, which the strict loader checks.
         beside: fields around `text_config`, of which `config` then is.
+        inside: the architecture that the model is stored as the text part of, where transformers
+            needs another package to build the whole.
     """
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
+    inside: str = ""
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -217,6 +223,79 @@ def _deepseek(version: str, neutral: dict[str, Any] | None = None, **config: Any
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
     return Case(f"{name}ForCausalLM", config, neutral or {})
+
+
+def _cwm(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    # Its configuration takes no None for these.
+    config = {"bos_token_id": 1, "head_dim": 24, "sliding_window": WINDOW, **config}
+    return Case("CwmForCausalLM", config, neutral or {})
+
+
+def _granite_swa(
+    neutral: dict[str, Any], architecture: str = "GraniteSWAForCausalLM", **config: Any
+) -> Case:
+    config = {"attention_multiplier": 0.25, "sliding_window": WINDOW, **config}
+    return Case(architecture, config, neutral)
+
+
+def _flex_olmo(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {"num_experts": 6, "num_experts_per_tok": 2, **config}
+    return Case("FlexOlmoForCausalLM", config, neutral or {})
+
+
+def _glm4_moe_lite(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+    }
+    return Case("Glm4MoeLiteForCausalLM", {**sizes, **config}, neutral or {})
+
+
+def _exaone4(neutral: dict[str, Any], **config: Any) -> Case:
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
+    return Case("Exaone4ForCausalLM", {**window, **config}, neutral)
+
+
+def _dots1(neutral: dict[str, Any], **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    window = {"sliding_window": WINDOW, "n_shared_experts": 1}
+    return Case("Dots1ForCausalLM", {**experts, **window, **config}, neutral)
+
+
+def _solar_open(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Case("SolarOpenForCausalLM", {**experts, **config}, neutral or {})
+
+
+def _gemma4(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 4, "layer_types": 2 * _KINDS, "sliding_window": WINDOW},
+        **{"head_dim": 24, "global_head_dim": 32, "vocab_size_per_layer_input": 199},
+        "hidden_size_per_layer_input": 16,
+    }
+    return Case("Gemma4ForCausalLM", {**sizes, **config}, neutral or {})
+
+
+def _gemma3n(neutral: dict[str, Any] | None = None, *, inside: str = "", **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 4, "layer_types": 2 * _KINDS, "sliding_window": WINDOW},
+        **{"head_dim": 24, "vocab_size_per_layer_input": 190, "hidden_size_per_layer_input": 16},
+        **{"num_kv_shared_layers": 2, "laurel_rank": 8, "intermediate_size": [96, 80, 64, 96]},
+        "pad_token_id": 0,
+    }
+    return Case("Gemma3nForCausalLM", {**sizes, **config}, neutral or {}, inside=inside)
+
+
+def _cohere2_moe(neutral: dict[str, Any], **config: Any) -> Case:
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
+    window = {"sliding_window": WINDOW, "layer_types": _KINDS}
+    return Case("Cohere2MoeForCausalLM", {**experts, **window, **config}, neutral)
+
+
+def _ernie4_5_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    experts = {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 32}
+    return Case("Ernie4_5_MoeForCausalLM", {**experts, **config}, neutral or {})
 
 
 CASES: dict[str, Case] = {
@@ -617,6 +696,168 @@ CASES: dict[str, Case] = {
         shared_intermediate_size=0,
         attention_bias=True,
     ),
+    "arcee": Case("ArceeForCausalLM"),
+    "arcee-bias": _knob("ArceeForCausalLM", "mlp_bias", True, False, attention_bias=True),
+    "seed-oss": Case("SeedOssForCausalLM", {"head_dim": 24}),
+    "seed-oss-output-bias": _knob(
+        "SeedOssForCausalLM", "attention_out_bias", True, False, attention_bias=False
+    ),
+    "cwm": _cwm({"sliding_window": WINDOW + 1}),
+    "cwm-layer-types": _cwm({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "helium": Case("HeliumForCausalLM", {"head_dim": 16}),
+    "helium-bias": _knob("HeliumForCausalLM", "attention_bias", True, False, head_dim=16),
+    "ernie4-5": Case("Ernie4_5ForCausalLM", {"head_dim": 24}),
+    "ernie4-5-bias": _knob("Ernie4_5ForCausalLM", "use_bias", True, False, head_dim=24),
+    "granite-swa": _granite_swa({"sliding_window": WINDOW + 1}),
+    "granite-swa-theta": _granite_swa(
+        {"layer_rope_theta": [10_000.0, 10_000.0]}, layer_rope_theta=[0, 500_000.0]
+    ),
+    "granite-swa-multipliers": _granite_swa(
+        {"embedding_multiplier": 1.0},
+        embedding_multiplier=3.0,
+        residual_multiplier=0.7,
+        logits_scaling=4.0,
+    ),
+    "granite-moe-swa": _granite_swa(
+        {"shared_intermediate_size": 0},
+        "GraniteMoeSWAForCausalLM",
+        num_local_experts=6,
+        shared_intermediate_size=40,
+    ),
+    "granite-moe-swa-theta": _granite_swa(
+        {"layer_rope_theta": None},
+        "GraniteMoeSWAForCausalLM",
+        num_local_experts=6,
+        layer_rope_theta=[500_000.0, 0],
+    ),
+    "flex-olmo": _flex_olmo(),
+    # The norm behind the experts would undo it, were its eps not as large.
+    "flex-olmo-norm": _flex_olmo({"norm_topk_prob": False}, norm_topk_prob=True, rms_norm_eps=0.5),
+    "glm4-moe-lite": _glm4_moe_lite(),
+    "glm4-moe-lite-layers": _glm4_moe_lite(mlp_layer_types=["sparse", "dense"]),
+    "glm4-moe-lite-knobs": _glm4_moe_lite(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        rope_interleave=False,
+        attention_bias=True,
+        q_lora_rank=None,
+        n_group=3,
+        topk_group=1,
+    ),
+    "exaone4": _exaone4({"sliding_window": WINDOW + 1}),
+    "exaone4-layer-types": _exaone4({"layer_types": _KINDS}, layer_types=_KINDS[::-1]),
+    "exaone4-no-window": _exaone4(
+        {"sliding_window": WINDOW}, sliding_window=None, layer_types=["full_attention"] * 2
+    ),
+    "dots1": _dots1({"sliding_window": WINDOW + 1}, max_window_layers=1),
+    "dots1-knobs": _dots1(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        n_group=3,
+        topk_group=1,
+        first_k_dense_replace=1,
+    ),
+    "minimax-m2": Case("MiniMaxM2ForCausalLM", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "minimax-m2-partial-rotary-factor": Case(
+        "MiniMaxM2ForCausalLM",
+        {
+            **{"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 24},
+            "rope_parameters": _partial(0.5),
+        },
+        {"rope_parameters": _partial(1.0)},
+    ),
+    "solar-open": _solar_open(head_dim=24),
+    "solar-open-knobs": _solar_open(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        n_group=3,
+        topk_group=1,
+        n_shared_experts=2,
+        head_dim=16,
+    ),
+    "apertus": Case("ApertusForCausalLM", {"rope_parameters": _partial(1.0)}),
+    "apertus-act": _knob("ApertusForCausalLM", "hidden_act", "relu2", "silu"),
+    "apertus-rope": _knob("ApertusForCausalLM", "rope_parameters", None, _partial(1.0)),
+    "apertus-bias": _knob("ApertusForCausalLM", "attention_bias", True, False),
+    "hunyuan-v1-dense": Case("HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
+    "hunyuan-v1-dense-alpha": _knob(
+        "HunYuanDenseV1ForCausalLM",
+        "rope_parameters",
+        {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 50.0, "factor": 1.0},
+        _partial(1.0),
+        head_dim=16,
+    ),
+    "hunyuan-v1-dense-bias": _knob(
+        "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
+    ),
+    "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
+    "cohere2-moe-dense": _cohere2_moe(
+        {"prefix_dense_sliding_window_pattern": 2},
+        mlp_layer_types=["dense", "sparse"],
+        layer_types=_KINDS[::-1],
+        prefix_dense_intermediate_size=80,
+    ),
+    "cohere2-moe-shared": _cohere2_moe(
+        {"shared_expert_combination_strategy": "sum"}, num_shared_experts=2, rms_norm_eps=1e-5
+    ),
+    "cohere2-moe-sigmoid": _cohere2_moe(
+        {"norm_topk_prob": True},
+        expert_selection_fn="sigmoid",
+        norm_topk_prob=False,
+        num_shared_experts=1,
+        shared_expert_combination_strategy="sum",
+        logit_scale=0.5,
+    ),
+    "ernie4-5-moe": _ernie4_5_moe(),
+    "ernie4-5-moe-bias": _ernie4_5_moe(
+        {"use_bias": False}, use_bias=True, tie_word_embeddings=False, moe_num_shared_experts=0
+    ),
+    "ernie4-5-moe-layers": _ernie4_5_moe(
+        num_hidden_layers=4, moe_layer_start_index=0, moe_layer_end_index=2, moe_layer_interval=2
+    ),
+    "ernie4-5-moe-norm-min": _ernie4_5_moe({"moe_norm_min": 1e-12}, moe_norm_min=0.9),
+    "gemma3n": _gemma3n({"sliding_window": WINDOW + 1}),
+    "gemma3n-sparsity": _gemma3n(
+        {"activation_sparsity_pattern": [0.0] * 4},
+        activation_sparsity_pattern=[0.95, 0.5, 0.0, 0.9],
+    ),
+    "gemma3n-active-input": _gemma3n({"altup_active_idx": 0}, altup_active_idx=1),
+    "gemma3n-inputs": _gemma3n(altup_num_inputs=2, num_kv_shared_layers=0),
+    "gemma3n-unscaled": _gemma3n({"altup_correct_scale": True}, altup_correct_scale=False),
+    "gemma3n-final-cap": _gemma3n({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
+    "gemma3n-ropes": _gemma3n(_PLAIN, **_ropes(rope_theta=500.0)),
+    "gemma3n-seeing": _gemma3n(inside="Gemma3nForConditionalGeneration"),
+    "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
+    "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
+    "gemma4-keys-are-values": _gemma4(attention_k_eq_v=True, num_global_key_value_heads=1),
+    "gemma4-no-layer-embeddings": _gemma4(hidden_size_per_layer_input=0),
+    "gemma4-experts": _gemma4(
+        enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=32
+    ),
+    "gemma4-final-cap": _gemma4({"final_logit_softcapping": None}, final_logit_softcapping=3.0),
+    "gemma4-ropes": _gemma4(
+        {"rope_parameters": None},
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 10_000.0,
+                "factor": 2.0,
+            },
+        },
+    ),
+    "gemma4-seeing": Case(
+        "Gemma4ForConditionalGeneration",
+        {**_gemma4(num_kv_shared_layers=2).config, "pad_token_id": 0},
+        {"sliding_window": WINDOW + 1},
+        {"vision_config": None, "audio_config": None},
+    ),
 }
 
 
@@ -636,4 +877,15 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
 def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save the row's model as a Hugging Face folder."""
     build_tiny(case).to(dtype).save_pretrained(path)
+    if inside := CASES[case].inside:
+        text = json.loads((path / "config.json").read_text())
+        config = {"architectures": [inside], "text_config": text}
+        config["tie_word_embeddings"] = text["tie_word_embeddings"]
+        (path / "config.json").write_text(json.dumps(config))
+        tensors = load_file(path / "model.safetensors")
+        save_file(
+            {re.sub("^model", "model.language_model", name): t for name, t in tensors.items()}
+            | {"model.vision_tower.x": torch.zeros(1)},
+            path / "model.safetensors",
+        )
     return path

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from axion.engine.loader import load_model
 from axion.models.base import CausalLM
+from axion.parity.harness import Harness, Run
 from tests.parity.checkpoints import save_tiny
-from tests.parity.harness import Harness, Run
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 90, 33], [7 * i % 190 + 1 for i in range(40)]]

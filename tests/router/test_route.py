@@ -236,6 +236,15 @@ class TestFailover:
         first.state = BackendState.READY
         assert (await ask(served))[0] == "a"
 
+    async def test_an_engine_that_is_back_soon_takes_what_no_other_one_can(self):
+        first, second = ScriptedBackend("plain", PLAIN), ScriptedBackend("native")
+        served = await started(first, second)
+        second.state, second.returns_soon = BackendState.DOWN, True
+        assert (await ask(served))[0] == "plain"
+        assert (await ask(served, n=2))[0] == "native"
+        first.state = BackendState.DOWN
+        assert (await ask(served))[0] == "native"
+
     async def test_failures_are_counted(self):
         first, second = ScriptedBackend("a"), ScriptedBackend("b")
         served = await started(first, second)

@@ -57,6 +57,7 @@ class ScriptedBackend:
         self.loaded = asyncio.Event()
         self.loaded.set()
         self.state = BackendState.READY
+        self.returns_soon = False
         self.running = 0
         self.seen: list[Any] = []
         self.stopped_with: float | None = None
@@ -68,7 +69,9 @@ class ScriptedBackend:
 
     async def health(self) -> BackendHealth:
         stats = EngineStats(num_running=self.running, num_generated_tokens=7, num_blocks=99)
-        return BackendHealth(state=self.state, stats=stats, restarts=2)
+        return BackendHealth(
+            state=self.state, stats=stats, restarts=2, returns_soon=self.returns_soon
+        )
 
     async def stop(self, drain_s: float) -> None:
         self.stopped_with = drain_s

@@ -72,8 +72,8 @@ class _Scores(NamedTuple):
 
 def paged_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cache: KVCache,
     context: ForwardContext,
     *,
@@ -86,8 +86,8 @@ def paged_attention(
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`.
-        k: `[num_tokens, num_kv_heads, head_dim]`.
-        v: `[num_tokens, num_kv_heads, v_head_dim]`.
+        k: `[num_tokens, num_kv_heads, head_dim]`; None: another layer has stored them.
+        v: `[num_tokens, num_kv_heads, v_head_dim]`; None as well then.
         scale: factor on the scores, usually `head_dim ** -0.5`.
         window: a token attends to itself and the `window - 1` before it; None: to all of them.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv:2408.00118).
@@ -98,16 +98,17 @@ def paged_attention(
         `[num_tokens, num_heads, v_head_dim]`.
     """
     keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
-    slot_mapping = context.slot_mapping[cache.group]
-    keys.index_copy_(0, slot_mapping, k)
-    values.index_copy_(0, slot_mapping, v)
+    if k is not None:
+        slot_mapping = context.slot_mapping[cache.group]
+        keys.index_copy_(0, slot_mapping, k)
+        values.index_copy_(0, slot_mapping, v)
     scores = _Scores(scale, softcap, sinks)
     max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
     groups = context.once(
         (_groups, cache.group, window, max_scores),
         partial(_groups, kv_group=cache.group, window=window, max_scores=max_scores),
     )
-    out = q.new_empty(*q.shape[:2], v.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.shape[-1])
     for group in groups:
         if isinstance(group, _Chunk):
             out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
