@@ -102,7 +102,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "text_config": _IDS,
         "vocabulary_map": {"<image>": 5},
     },
-    "Gemma4ForConditionalGeneration": {"text_config": {**_PER_LAYER, "pad_token_id": 0}},
+    "Gemma4ForConditionalGeneration": {
+        "text_config": {**_PER_LAYER, "pad_token_id": 0},
+        # Elsewhere than in text: it reads something else in their places.
+        **{f"{kind}_token_id": 10_000 for kind in ("image", "video", "audio")},
+    },
     "Gemma4UnifiedForCausalLM": _TWO_SIZES,
     "Gemma4UnifiedForConditionalGeneration": {"text_config": {**_TWO_SIZES, "pad_token_id": 0}},
     "GraniteMoeHybridForCausalLM": {**_MAMBA, "layer_types": ["full_attention"] * 2},
