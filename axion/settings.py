@@ -45,6 +45,15 @@ class Settings(BaseSettings):
         min_length=1,
         description="Hugging Face id, local folder, or axion/demo for the bundled model",
     )
+    allow_pickle: bool = Field(
+        False,
+        description="whether the native engine loads pytorch_model.bin where there are no"
+        " safetensors; of pickles it takes tensors only",
+    )
+    allowed_model_folders: str = Field(
+        "",
+        description="folders that local models must lie in, with commas between; empty: anywhere",
+    )
     served_model_name: str = Field(
         "", description="name that clients use for the model; empty: the value of MODEL_NAME"
     )
@@ -126,6 +135,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
     )
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="what the native engine quantizes a plain checkpoint's linear layers to while"
+        " it loads them: int8, int4 or fp8; none: they stay as they are stored",
+    )
     tensor_parallel_size: int = Field(
         1,
         ge=1,
@@ -162,6 +176,13 @@ class Settings(BaseSettings):
     def _backends_are_names(cls, names: str) -> str:
         listed(names)
         return names
+
+    @field_validator("allowed_model_folders")
+    @classmethod
+    def _folders_are_paths(cls, folders: str) -> str:
+        if folders and not all(map(is_folder, listed(folders))):
+            raise ValueError("must be paths with commas between them, each absolute, ./x or ~/x")
+        return folders
 
     @field_validator("backend_weights")
     @classmethod
@@ -232,6 +253,12 @@ def listed(names: str) -> list[str]:
     if not all(found):
         raise ValueError("must be names with commas between them")
     return found
+
+
+def model_folders(settings: Settings) -> list[str]:
+    """The folders that local models must lie in; none where they may lie anywhere."""
+    folders = settings.allowed_model_folders
+    return listed(folders) if folders else []
 
 
 def shares(text: str) -> dict[str, float]:

@@ -178,6 +178,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (the checkpoint's own where the device computes it well), `float32`,
             `bfloat16` or `float16`.
+        quantization: what plain weights are quantized to as they are loaded: `int8`, `int4`,
+            `fp8`, or `none`.
         max_model_len: prompt and output tokens of one sequence; the model's own limit applies too.
         max_num_seqs: sequences computed in one step.
         max_num_batched_tokens: token budget of one step.
@@ -185,11 +187,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_bytes: size of the KV cache; None measures what is free.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
     model_path: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     max_model_len: int = 4096
     max_num_seqs: int = 10
     max_num_batched_tokens: int = 2048
@@ -198,6 +202,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
+    allow_pickle: bool = False
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Which architectures the native engine serves, read from its files without importing torch."""
+"""What the native engine serves, read from its files without importing torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import cache
 from importlib.metadata import entry_points
 
 PLUGIN_GROUP = "axion.models"
-_BASE = "CausalLM"
 
 
 @cache
@@ -20,15 +19,26 @@ def native_architectures() -> frozenset[str] | None:
     """
     if entry_points(group=PLUGIN_GROUP):
         return None
+    return _declared_by("axion.models", "CausalLM", "architectures")
+
+
+@cache
+def native_quantizations() -> frozenset[str]:
+    """Names that config.json has for the methods of `axion.quantization`."""
+    return _declared_by("axion.quantization", "StoredQuantized", "quant_methods")
+
+
+def _declared_by(package: str, base: str, attribute: str) -> frozenset[str]:
+    """The strings in `attribute = (...)` of the classes in a package that inherit from `base`."""
     classes: dict[str, ast.ClassDef] = {}
-    for file in importlib.resources.files("axion.models").iterdir():
+    for file in importlib.resources.files(package).iterdir():
         if file.name.endswith(".py"):
             tree = ast.parse(file.read_text())
             classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     found: set[str] = set()
     for cls in classes.values():
-        if _BASE in _ancestors(cls, classes):
-            found.update(_declared(cls))
+        if base in _ancestors(cls, classes):
+            found.update(_declared(cls, attribute))
     return frozenset(found)
 
 
@@ -54,10 +64,9 @@ def _ancestors(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
     return found
 
 
-def _declared(cls: ast.ClassDef) -> list[str]:
-    """The strings in `architectures = (...)` of a class."""
+def _declared(cls: ast.ClassDef, attribute: str) -> list[str]:
     names: list[str] = []
     for node in cls.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "architectures":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute:
             names += ast.literal_eval(node.value)
     return names

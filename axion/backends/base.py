@@ -25,7 +25,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_name: what clients call it; the model's name when empty.
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
+        quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
         tensor_parallel_size: GPUs that share each of the model's layers.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
     model_name: str
@@ -35,10 +37,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 2048
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     kv_cache_bytes: int | None = None
     memory_fraction: float = 0.9
     num_threads: int | None = None
     tensor_parallel_size: int = 1
+    allow_pickle: bool = False
 
     @property
     def name(self) -> str:

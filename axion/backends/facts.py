@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import msgspec
 import psutil
 
 from axion.backends.installed import AskError, ask
-from axion.errors import ModelLoadError
-from axion.hub.config import MAX_CONFIG_BYTES, load_json
-from axion.hub.snapshot import weight_files
+from axion.hub.config import load_config, quantization_config
+from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_architecture
+from axion.hub.snapshot import FORMATS_WITH_PICKLE, has_only_pickle, weight_files
 
-WeightFormat = Literal["safetensors", "gguf"]
+WeightFormat = Literal["safetensors", "gguf", "pickle"]
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -23,9 +24,12 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a model's files say.
 
     Attributes:
-        architectures: as in config.json, or the one name of a GGUF file's `general.architecture`.
-        quantization: `quant_method` of config.json's `quantization_config`; empty for none.
+        architectures: as in config.json; of a GGUF file the same, or its own name for one that
+            is not known.
+        quantization: `quant_method` of config.json's `quantization_config`, or the type of most of
+            a GGUF file's weights; empty for none.
         weight_bytes: of the files.
+        num_embedding_weights: numbers in the token embedding; 0 where config.json does not tell.
         head_dim: 0 where config.json does not tell.
         max_length: longest sequence that the model is meant for, in tokens; 0 where that is not
             told.
@@ -37,6 +41,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = ""
     dtype: str = ""
     weight_bytes: int = 0
+    num_embedding_weights: int = 0
     head_dim: int = 0
     max_length: int = 0
     has_remote_code: bool = False
@@ -65,6 +70,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         problem: why it could not be asked, if it was and could not.
         architectures: those that the engine itself lists; None if it was not asked.
         devices: those that it computes on.
+        quantizations: the methods by which weights may be quantized; None if any.
+        quantizes: what it can quantize plain weights to while it loads them.
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
@@ -85,6 +92,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     formats: frozenset[str] = frozenset({"safetensors"})
     quantizations: frozenset[str] | None = None
+    quantizes: frozenset[str] = frozenset()
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
@@ -99,33 +107,59 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         weight_bytes: of the weights, where these are not in the folder.
 
     Raises:
-        ModelLoadError: config.json, or the GGUF file's header, cannot be read.
+        ModelLoadError: config.json names no architecture; it, or the GGUF file's header, cannot be
+            read.
     """
-    if path.suffix == ".gguf":
-        return ModelFacts(
-            name=name,
-            architectures=(gguf_architecture(path),),
-            format="gguf",
-            weight_bytes=path.stat().st_size,
-        )
-    config = load_json(path / "config.json", MAX_CONFIG_BYTES)
+    if is_gguf(path):
+        return _gguf_facts(name, read_gguf(path))
+    config = load_config(path)
     # A model that takes pictures too has what we are after one level down.
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    quantization = config.get("quantization_config")
-    quantization = quantization if isinstance(quantization, dict) else {}
+    quantization = quantization_config(config) or {}
     return ModelFacts(
         name=name,
-        architectures=tuple(map(str, config.get("architectures") or ())),
+        architectures=tuple(config["architectures"]),
+        format="pickle"
+        if has_only_pickle({file.name for file in path.iterdir()})
+        else "safetensors",
         quantization=str(quantization.get("quant_method") or ""),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or ""),
-        weight_bytes=sum(file.stat().st_size for file in weight_files(path))
+        weight_bytes=sum(file.stat().st_size for file in weight_files(path, FORMATS_WITH_PICKLE))
         if weight_bytes is None
         else weight_bytes,
+        num_embedding_weights=_product(text, "vocab_size", "hidden_size"),
         head_dim=_head_dim(text),
         max_length=_max_length(text),
         has_remote_code=bool(config.get("auto_map")),
     )
+
+
+def _product(config: dict[str, Any], *names: str) -> int:
+    sizes: list[Any] = [config.get(name) for name in names]
+    return prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+
+
+def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
+    def value(key: str) -> int:
+        number = gguf.metadata.get(f"{gguf.architecture}.{key}")
+        return number if type(number) is int else 0
+
+    stored = gguf.quantization
+    return ModelFacts(
+        name=name,
+        architectures=(gguf_architecture(gguf),),
+        format="gguf",
+        quantization="" if stored in FLOAT_TYPES else stored,
+        dtype=_GGUF_DTYPES.get(stored, ""),
+        weight_bytes=gguf.num_bytes,
+        head_dim=value("attention.key_length")
+        or value("embedding_length") // (value("attention.head_count") or 1),
+        max_length=value("context_length"),
+    )
+
+
+_GGUF_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _head_dim(config: dict[str, Any]) -> int:
@@ -152,65 +186,6 @@ def _max_length(config: dict[str, Any]) -> int:
         base = original if isinstance(original, int) else length
         return max(length, int(base * factor))
     return length
-
-
-# Bytes of each type of a value, by its number in the file: the three that have a length, a string,
-# a list and a string's own, are read apart.
-_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_GGUF_STRING, _GGUF_LIST = 8, 9
-_MAX_GGUF_ENTRIES = 10_000
-_MAX_GGUF_STRING = 2**20
-
-
-def gguf_architecture(path: Path) -> str:
-    """`general.architecture` of a GGUF file.
-
-    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The gguf package would
-    read all of the header, which takes seconds where it holds a vocabulary.
-
-    Raises:
-        ModelLoadError: it is no GGUF file, or does not say.
-    """
-    try:
-        with path.open("rb") as file:
-            magic, _, _, num_entries = struct.unpack("<4sIQQ", file.read(24))
-            if magic != b"GGUF":
-                raise ValueError
-            for _ in range(min(num_entries, _MAX_GGUF_ENTRIES)):
-                key = _gguf_string(file)
-                (kind,) = struct.unpack("<I", file.read(4))
-                if key == "general.architecture" and kind == _GGUF_STRING:
-                    return _gguf_string(file)
-                _skip_gguf_value(file, kind)
-    except (struct.error, ValueError, KeyError, OverflowError, OSError):
-        pass
-    raise ModelLoadError(f"{path.name} is no GGUF file that names its architecture.")
-
-
-def _gguf_string(file: BinaryIO) -> str:
-    (length,) = struct.unpack("<Q", file.read(8))
-    text = file.read(length) if length <= _MAX_GGUF_STRING else b""
-    if len(text) != length:
-        raise ValueError
-    return text.decode()
-
-
-def _skip_gguf_value(file: BinaryIO, kind: int) -> None:
-    if kind == _GGUF_STRING:
-        (length,) = struct.unpack("<Q", file.read(8))
-        file.seek(length, 1)
-    elif kind == _GGUF_LIST:
-        inner, count = struct.unpack("<IQ", file.read(12))
-        if inner in _GGUF_SIZES:
-            file.seek(_GGUF_SIZES[inner] * count, 1)
-            return
-        for _ in range(count):
-            if not file.read(1):
-                raise ValueError
-            file.seek(-1, 1)
-            _skip_gguf_value(file, inner)
-    else:
-        file.seek(_GGUF_SIZES[kind], 1)
 
 
 async def device_facts(device: str) -> DeviceFacts:

@@ -18,7 +18,11 @@ from cachetools import LRUCache
 
 from axion import __version__
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.architectures import fallback_architectures, native_architectures
+from axion.backends.architectures import (
+    fallback_architectures,
+    native_architectures,
+    native_quantizations,
+)
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.facts import EngineFacts
@@ -32,8 +36,10 @@ from axion.errors import (
     InvalidRequestError,
     ModelLoadError,
 )
+from axion.hub.gguf import TENSOR_TYPES, is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_generation_config
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -156,7 +162,10 @@ class NativeBackend(LibraryBackend):
             engine="native",
             version=__version__,
             architectures=architectures and architectures | fallback_architectures(),
-            quantizations=frozenset(),
+            formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
+            quantizations=await asyncio.to_thread(native_quantizations)
+            | {kind.name for kind in TENSOR_TYPES.values()},
+            quantizes=frozenset({"int8", "int4", "fp8"}),
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -172,7 +181,8 @@ class NativeBackend(LibraryBackend):
                 f"tensor_parallel_size is {model.tensor_parallel_size}; the native engine computes "
                 "on one device."
             )
-        path = (await resolve(model.model_name)).path
+        formats = FORMATS_WITH_PICKLE if model.allow_pickle else FORMATS
+        path = (await resolve(model.model_name, formats=formats)).path
         starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
         try:
             text = await asyncio.to_thread(_load_text, path)
@@ -311,23 +321,31 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         model_path=str(path),
         device=model.device,
         dtype=model.dtype,
+        quantization=model.quantization,
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
+        allow_pickle=model.allow_pickle,
     )
 
 
 def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, Any]]:
     tokenizer = load_tokenizer(path)
+    stored = (
+        gguf_generation_config(read_gguf(path))
+        if is_gguf(path)
+        else read_json(path / "generation_config.json")
+    )
     try:
-        config = msgspec.convert(read_json(path / "generation_config.json"), _GenerationConfig)
+        config = msgspec.convert(stored, _GenerationConfig)
         defaults = {k: v for k, v in msgspec.structs.asdict(config).items() if v is not None}
         SamplingParams(**defaults)
     except (msgspec.ValidationError, InvalidRequestError) as error:
-        raise ModelLoadError(f"generation_config.json of the model is wrong: {error}") from None
+        where = "the GGUF file" if is_gguf(path) else "generation_config.json"
+        raise ModelLoadError(f"The sampling defaults in {where} are wrong: {error}") from None
     return tokenizer, load_chat_template(path, tokenizer), defaults
 
 

@@ -22,6 +22,7 @@ from axion.errors import (
     ModelLoadError,
     ModelNotFoundError,
 )
+from axion.hub.resolve import require_allowed
 from axion.pooling.messages import (
     EmbedRequest,
     Failed,
@@ -35,7 +36,7 @@ from axion.pooling.messages import (
     StepOutputs,
     decode_from_pooling,
 )
-from axion.settings import Settings, is_folder, named_models
+from axion.settings import Settings, is_folder, model_folders, named_models
 from axion.types import (
     PoolingConfig,
     PoolingHealth,
@@ -146,6 +147,9 @@ class PoolingBackend:
 
     A client may name a model of the settings, or any that fastembed has. A folder is only ever
     opened because the settings name it.
+
+    Raises:
+        ModelNotFoundError: such a folder lies outside ALLOWED_MODEL_FOLDERS.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -154,6 +158,9 @@ class PoolingBackend:
             PoolingKind.EMBEDDING: named_models(settings.embedding_model),
             PoolingKind.RERANK: named_models(settings.rerank_model),
         }
+        for models in self._named.values():
+            for model in filter(is_folder, models.values()):
+                require_allowed(model, model_folders(settings))
         self.created = int(time.time())
         # Least recently used first.
         self._slots: dict[_Key, _Slot] = {}

@@ -23,7 +23,7 @@ import uvloop
 from axion.backends.base import InferenceBackend
 from axion.backends.engines import engine_names
 from axion.cli.loading import Show, model_config
-from axion.cli.session import has_chat_template, terminal_safe
+from axion.cli.session import terminal_safe
 from axion.errors import AxionError, InvalidRequestError
 from axion.observability.logging import configure_logging
 from axion.openai.chat import ChatCompletionRequest
@@ -33,6 +33,7 @@ from axion.openai.delivered import Delivered
 from axion.openai.features import features
 from axion.router.plan import Plan, plan
 from axion.settings import Settings, listed, load_settings
+from axion.text.chat_template import has_chat_template
 from axion.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -294,8 +295,7 @@ async def _compare(
         await _make_plan(contender, progress)
     runnable = [contender for contender in contenders if contender.plan is not None]
     path = next((path for contender in runnable if (path := _files(contender))), None)
-    # A GGUF file has its template within.
-    as_chat = path is None or not path.is_dir() or has_chat_template(path)
+    as_chat = path is None or has_chat_template(path)
     requests = [read(prompt, as_chat=as_chat) for prompt in prompts]
     for group in [runnable] if together else [[contender] for contender in runnable]:
         try:
@@ -417,7 +417,7 @@ Split = Callable[[str], Sequence[Any]]
 
 def _splitter(path: Path | None) -> tuple[Split, str]:
     """What cuts an answer into the units that are compared, and their name."""
-    if path is not None and path.is_dir():
+    if path is not None:
         tokenizer = load_tokenizer(path)
         return partial(tokenizer.encode, add_special_tokens=False), "tokens"
     return tuple, "characters"

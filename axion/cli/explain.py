@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from axion.settings import Settings, listed, load_settings
+from axion.settings import Settings, listed, load_settings, model_folders
 
 if TYPE_CHECKING:
     from axion.router.decide import Decision
@@ -61,7 +61,8 @@ async def _decide(settings: Settings) -> tuple[Decision, str]:
     name = settings.model_name
     if engines.keys() == {"remote"}:
         return decide_for(ModelFacts(name=name), device, facts, settings), ""
-    glimpse = await peek(name, formats=weight_formats(facts))
+    formats = weight_formats(facts)
+    glimpse = await peek(name, formats=formats, folders=model_folders(settings))
     known = model_facts(name, glimpse.path, glimpse.weight_bytes)
     note = "Only config.json was fetched." if glimpse.downloaded else ""
     return decide_for(known, device, facts, settings), note

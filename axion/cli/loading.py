@@ -36,10 +36,12 @@ def model_config(settings: Settings) -> ModelConfig:
         max_num_batched_tokens=settings.max_batched_tokens,
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
         tensor_parallel_size=settings.tensor_parallel_size,
+        allow_pickle=settings.allow_pickle,
     )
 
 

@@ -76,7 +76,7 @@ def _metavar(annotation: Any) -> str:
     """What to write after a flag, from the type of its setting."""
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    names = {int: "INTEGER", float: "NUMBER", Path: "FILE", str: "TEXT"}
+    names = {bool: "true|false", int: "INTEGER", float: "NUMBER", Path: "FILE", str: "TEXT"}
     for kind, name in names.items():
         if annotation is kind or kind in _inner_types(annotation):
             return name
@@ -136,7 +136,8 @@ def run_server(settings: Settings) -> None:
         except AxionError as error:
             if model.model_name == DEMO_MODEL or DEMO_HINT in error.message:
                 raise
-            raise type(error)(f"{error.message} {DEMO_HINT}") from None
+            end = "" if error.message.endswith(".") else "."
+            raise type(error)(f"{error.message}{end} {DEMO_HINT}") from None
     if status:
         sys.exit(status)
 

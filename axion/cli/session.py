@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -24,12 +23,12 @@ from axion.backends.base import InferenceBackend
 from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import Snapshot
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, Snapshot
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest
-from axion.settings import load_settings
-from axion.text.tokenizer import read_tokenizer_config
+from axion.settings import load_settings, model_folders
+from axion.text.chat_template import has_chat_template
 
 Chunk = dict[str, Any]
 Chunks = Generator[Chunk, None, None]
@@ -140,7 +139,14 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
     name = name or settings.model_name
     with LoopThread() as loop:
         with progress() as show:
-            snapshot = loop.call(resolve(name, on_progress=partial(show, f"Downloading {name}")))
+            snapshot = loop.call(
+                resolve(
+                    name,
+                    on_progress=partial(show, f"Downloading {name}"),
+                    formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
+                    folders=model_folders(settings),
+                )
+            )
             config = msgspec.structs.replace(
                 model_config(settings),
                 model_name=str(snapshot.path),
@@ -157,15 +163,6 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
             yield LocalModel(loop, backend, snapshot)
         finally:
             loop.call(backend.stop(0))
-
-
-def has_chat_template(path: Path) -> bool:
-    """Whether the model in a folder takes conversations."""
-    return (
-        (path / "chat_template.jinja").is_file()
-        or any(path.glob("additional_chat_templates/*.jinja"))
-        or bool(read_tokenizer_config(path).get("chat_template"))
-    )
 
 
 class LoopThread:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from axion.conformance.server import FaultError, Server
+from axion.hub.gguf import is_gguf
 
 _ENDS = (
     "<|im_end|>",
@@ -31,7 +32,7 @@ class Tokens:
         self._path = path
         self._tokenizer: Any = None
         self._known: dict[str, list[int]] = {}
-        if path is not None and (path / "tokenizer.json").is_file():
+        if path is not None and (is_gguf(path) or (path / "tokenizer.json").is_file()):
             from axion.text.tokenizer import load_tokenizer
 
             self._tokenizer = load_tokenizer(path)

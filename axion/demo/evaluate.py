@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from axion.demo import MODEL_DIR
 from axion.demo.chat import END_OF_TURN, render
@@ -21,6 +22,7 @@ from axion.demo.words import SPEECH
 
 PASS_MARK = 0.9
 MAX_NEW_TOKENS = 160
+_KV_CACHE_BYTES = 256 * 2**20
 
 Generate = Callable[[Sequence[str]], Sequence[str]]
 
@@ -147,6 +149,25 @@ def transformers_generate(folder: Path = MODEL_DIR, batch_size: int = 50) -> Gen
     return generate
 
 
+def engine_generate(folder: Path = MODEL_DIR, **options: Any) -> Generate:
+    """Greedy decoding by Axion's own engine.
+
+    Args:
+        options: as `axion.llm.LLM` takes them.
+    """
+    from axion.llm import LLM
+    from axion.types import SamplingParams
+
+    llm = LLM(str(folder), max_num_seqs=50, kv_cache_bytes=_KV_CACHE_BYTES, **options)
+    params = SamplingParams(temperature=0, max_tokens=MAX_NEW_TOKENS)
+
+    def generate(prompts: Sequence[str]) -> list[str]:
+        token_ids: list[Any] = [llm.tokenizer.encode(prompt) for prompt in prompts]
+        return [answer.text for answer in llm.generate(token_ids, params)]
+
+    return generate
+
+
 def print_report(
     accuracy: dict[str, float], failures: Sequence[Failure], show_failures: bool = False
 ) -> None:
@@ -168,15 +189,15 @@ def print_report(
 
 
 def run(
-    folder: Path, per_skill: int, seed: int = 0, show_failures: bool = False
+    generate: Generate, per_skill: int, seed: int = 0, show_failures: bool = False
 ) -> dict[str, float]:
-    """Evaluates a model folder with transformers and prints the report.
+    """Evaluates a model and prints the report.
 
     Returns:
         The accuracy per skill on held-out questions, and that on the model's own words.
     """
     asked = [*cases(seed, per_skill), *own_word_cases()]
-    accuracy, failures = evaluate_with_failures(transformers_generate(folder), asked)
+    accuracy, failures = evaluate_with_failures(generate, asked)
     print_report(accuracy, failures, show_failures)
     return accuracy
 
@@ -188,8 +209,18 @@ def main() -> None:
     parser.add_argument("--per-skill", type=int, default=100, help="questions for each skill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show-failures", action="store_true", help="print the wrong answers")
+    parser.add_argument(
+        "--quantization",
+        choices=("none", "int8", "int4", "fp8"),
+        help="measure by Axion's own engine, with weights of this kind, not by transformers",
+    )
     arguments = parser.parse_args()
-    run(arguments.model, arguments.per_skill, arguments.seed, arguments.show_failures)
+    generate = (
+        transformers_generate(arguments.model)
+        if arguments.quantization is None
+        else engine_generate(arguments.model, quantization=arguments.quantization)
+    )
+    run(generate, arguments.per_skill, arguments.seed, arguments.show_failures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from axion.errors import ModelLoadError
 from axion.hub.config import load_config
-from axion.hub.snapshot import weight_files
+from axion.hub.gguf import is_gguf
+from axion.hub.snapshot import has_only_pickle, weight_files
 from axion.quantization.base import StoredTensor
 
 
@@ -27,12 +28,24 @@ class Checkpoint(Protocol):
     tensors: dict[str, StoredTensor]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint at `path`. Nothing that a model's files hold is ever executed.
+
+    Args:
+        allow_pickle: weights in pytorch_model.bin may be loaded.
 
     Raises:
         ModelLoadError: files are missing, damaged or contradict each other.
     """
+    if is_gguf(path):
+        # Only such a model needs it, and it takes a while to import.
+        from axion.engine.gguf import GGUFCheckpoint
+
+        return GGUFCheckpoint(path)
+    if allow_pickle and has_only_pickle({file.name for file in path.iterdir()}):
+        from axion.engine.pickle_checkpoint import PickleCheckpoint
+
+        return PickleCheckpoint(path)
     return SafetensorsCheckpoint(path)
 
 

@@ -21,6 +21,7 @@ from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
+from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
 from axion.types import (
@@ -58,7 +59,12 @@ class EngineCore:
         self.device = resolve_device(config.device)
         path = Path(config.model_path)
         self.model = load_model(
-            path, device=self.device, dtype=config.dtype, on_progress=on_progress
+            path,
+            device=self.device,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            allow_pickle=config.allow_pickle,
+            on_progress=on_progress,
         )
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
@@ -108,7 +114,7 @@ class EngineCore:
             max_model_len=max_model_len,
             num_blocks=num_blocks,
             block_size=block_size,
-            num_parameters=sum(p.numel() for p in parameters),
+            num_parameters=num_parameters(self.model),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
             kv_cache_bytes=num_blocks * layout.bytes_per_block,
             eos_token_ids=eos_token_ids(path),

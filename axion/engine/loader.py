@@ -7,11 +7,14 @@ module. How a quantized model differs is the part of `axion.quantization`.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from axion.engine.checkpoint import Checkpoint, open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
+from axion.hub.gguf import is_gguf, read_gguf
+from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
@@ -31,6 +36,7 @@ from axion.quantization.base import (
     StoredTensor,
 )
 from axion.quantization.registry import quantization_method
+from axion.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger("axion.engine")
 
@@ -38,6 +44,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 
 Progress = Callable[[int, int], None]
+Placed = MutableMapping[nn.Parameter, nn.Parameter]
 ModelT = TypeVar("ModelT", CausalLM, Encoder)
 
 
@@ -46,32 +53,31 @@ def load_model(
     *,
     device: torch.device,
     dtype: str | torch.dtype = "auto",
+    quantization: str = "none",
+    allow_pickle: bool = False,
     on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model at `path`.
 
     Args:
         dtype: to keep the weights and compute in; see `resolve_dtype`.
+        quantization: what plain weights are quantized to; see `quantization_method`.
+        allow_pickle: weights in pytorch_model.bin may be loaded.
         on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported, or the
             weights are damaged, not exactly what config.json describes, or too large.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     config = checkpoint.config
     model_class = load_model_class(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
+    method = quantization_method(config, quantization)
     if issubclass(model_class, TransformersCausalLM):
-        return _load_fallback(
-            model_class(config),
-            checkpoint,
-            device,
-            resolve_dtype(dtype, config, device),
-            on_progress,
-        )
-    method = quantization_method(config)
+        computed = resolve_dtype(dtype, config, device)
+        return _load_fallback(model_class, checkpoint, method, device, computed, on_progress)
     model_config = model_class.config_cls.from_dict(config)
     stored = _rename(checkpoint.tensors, model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
@@ -115,13 +121,21 @@ def load_embedding_model(
 
 
 def _load_fallback(
-    model: TransformersCausalLM,
+    model_class: type[TransformersCausalLM],
     checkpoint: Checkpoint,
+    method: QuantizationMethod,
     device: torch.device,
     dtype: torch.dtype,
     on_progress: Progress | None,
 ) -> CausalLM:
-    _check_memory(model.num_bytes(dtype), device, dtype, QuantizationMethod())
+    if method.name:
+        raise ModelLoadError(
+            f"{model_class.__name__[:80]} is served by transformers' class, whose weights cannot be "
+            f"quantized ({method.name}). Use the unquantized version of the model, with "
+            "QUANTIZATION=none."
+        )
+    model = model_class(checkpoint.config)
+    _check_memory(model.num_bytes(dtype), device, dtype, method)
     model.load(checkpoint.tensors, device, dtype, on_progress)
     return model
 
@@ -171,8 +185,11 @@ def _fill(
     sizes = _sizes(model, method, dtype)
     _check_memory(sum(sizes.values()), device, dtype, method)
     done = 0
-    placed: dict[nn.Parameter, nn.Parameter] = {}
-    for path, module in list(model.named_modules()):
+    # Weak: of what a quantized module takes the place, nothing stays.
+    placed: Placed = WeakValueDictionary()
+    modules = dict(model.named_modules())
+    for path in sizes:
+        module = modules.pop(path)  # so that what is replaced is free
         _allocate(module, device, dtype, placed)
         for name, place in _destinations(path, module, stored):
             if name in stored:  # a tied head is not
@@ -180,10 +197,17 @@ def _fill(
         finished = method.finish(module, device, dtype)
         if finished is not module:
             model.set_submodule(path, finished)
+            _return_free_memory()
         done += sizes[path]
         if on_progress is not None and sizes[path]:
             on_progress(done, sum(sizes.values()))
     model.eval()
+
+
+def _return_free_memory() -> None:
+    # Between what stays, glibc keeps what is freed, which would add up to the plain model's size.
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -238,10 +262,16 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
     Raises:
         ModelLoadError: one of these files is damaged.
     """
+    if is_gguf(path):
+        return tuple(gguf_generation_config(read_gguf(path))["eos_token_id"])
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        ids = _load_if_there(path / name, MAX_CONFIG_BYTES).get("eos_token_id")
-        found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+        config = _load_if_there(path / name, MAX_CONFIG_BYTES)
+        for part in (config, config.get("text_config")):
+            ids = part.get("eos_token_id") if isinstance(part, dict) else None
+            found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
+    if not (path / "tokenizer.json").exists():
+        return tuple(sorted(found | _eos_of_other_tokenizer(path)))
     token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
@@ -253,6 +283,15 @@ def eos_token_ids(path: Path) -> tuple[int, ...]:
             if added.get("content") == token
         }
     return tuple(sorted(found))
+
+
+def _eos_of_other_tokenizer(path: Path) -> set[int]:
+    try:
+        tokenizer = load_tokenizer(path)
+    except ModelLoadError:  # there is none; who needs one says so
+        return set()
+    id = tokenizer.token_to_id(tokenizer.eos_token) if tokenizer.eos_token else None
+    return set() if id is None else {id}
 
 
 def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
@@ -351,7 +390,7 @@ def _allocate(
     module: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
-    placed: dict[nn.Parameter, nn.Parameter],
+    placed: Placed,
 ) -> None:
     """Give a module's own parameters memory, uninitialised; those that were shared stay shared.
 
@@ -361,10 +400,11 @@ def _allocate(
         placed: parameters on the meta device to what took their places.
     """
     for name, parameter in module.named_parameters(recurse=False):
-        if parameter not in placed:
+        place = placed.get(parameter)
+        if place is None:
             empty = torch.empty_like(parameter, device=device, dtype=dtype)
-            placed[parameter] = nn.Parameter(empty, requires_grad=False)
-        module.register_parameter(name, placed[parameter])
+            place = placed[parameter] = nn.Parameter(empty, requires_grad=False)
+        module.register_parameter(name, place)
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
             module.register_buffer(name, torch.empty_like(buffer, device=device))

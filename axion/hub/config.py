@@ -34,6 +34,23 @@ def load_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def quantization_config(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json says of how its weights are quantized, by whichever name and wherever.
+
+    Raises:
+        ModelLoadError: it is no object.
+    """
+    text = config.get("text_config")
+    for place in (config, text if isinstance(text, dict) else {}):
+        for name in ("quantization_config", "compression_config"):
+            value = place.get(name)
+            if value is not None and not isinstance(value, dict):
+                raise ModelLoadError(f"config.json: {name} must be an object, got {value!r:.80}.")
+            if value:
+                return dict(value)
+    return None
+
+
 def load_json(path: Path, max_bytes: int) -> dict[str, Any]:
     """A JSON object from a file of at most `max_bytes`.
 

@@ -10,6 +10,7 @@ HF_ENDPOINT, HF_HUB_OFFLINE and the proxies'.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,57 +33,82 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
-from axion.hub.messages import Downloaded, Failed, Message, Progress
-from axion.hub.snapshot import check_snapshot, select_files
+from axion.hub.messages import Downloaded, Failed, FromCache, Message, Progress
+from axion.hub.snapshot import (
+    FORMATS,
+    SMALL_FILES,
+    check_snapshot,
+    choose_gguf,
+    has_only_gguf,
+    select_files,
+)
 
 API_TIMEOUT_S = 10.0
 REPORT_INTERVAL_S = 0.1
-# The small files that a cached snapshot must have when the Hub cannot be asked for its list.
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+# A download that has not written for so long is dead.
+STALE_AFTER_S = 3600.0
 
 Report = Callable[[int, int], None]
 
 
-def download(repo_id: str, revision: str, report: Report) -> Path:
-    """The folder of a complete snapshot, downloaded where the cache lacks it.
+def download(
+    repo_id: str,
+    revision: str,
+    report: Report,
+    warn: Callable[[str], None],
+    *,
+    tag: str = "",
+    formats: Collection[str] = FORMATS,
+) -> tuple[Path, str]:
+    """A complete snapshot, downloaded where the cache lacks it: its folder, or the GGUF file that
+    `tag` means; and its commit.
 
-    Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken.
+    Where the Hub cannot be asked, or denies it, a complete snapshot in the cache is taken, and
+    `warn` called with the reason.
 
     Raises:
         ModelNotFoundError: no such repository or revision.
         ModelLoadError: no access, no network, no space, or no weights that Axion loads.
     """
     try:
-        path = _fetch(repo_id, revision, report)
+        folder, files = _fetch(repo_id, revision, report, tag, formats)
     except AxionError:
         raise
     except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
-        cached = cached_snapshot(repo_id, revision)
+        cached = cached_snapshot(repo_id, revision, tag=tag, formats=formats)
         if cached is None:
             raise explain(error, repo_id, revision) from error
-        path = cached
-    check_snapshot(path)
-    return path
+        if not constants.HF_HUB_OFFLINE:
+            warn(_shortly(error))
+        return cached
+    if files[0].endswith(".gguf"):
+        return folder / files[0], folder.name
+    check_snapshot(folder, formats)
+    return folder, folder.name
 
 
-def _fetch(repo_id: str, revision: str, report: Report) -> Path:
+def _fetch(
+    repo_id: str, revision: str, report: Report, tag: str, formats: Collection[str]
+) -> tuple[Path, list[str]]:
     info = HfApi().model_info(
         repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
     )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    files = select_files(sizes)
+    files = select_files(sizes, tag=tag, formats=formats)
     total = sum(
         sizes[name]
         for name in files
         if not isinstance(try_to_load_from_cache(repo_id, name, revision=info.sha), str)
     )
+    _remove_stale(repo_id)
     _require_space(total)
 
     lock = threading.Lock()
-    done = 0
+    done = received = 0
     last_report = 0.0
 
     class Bar(tqdm):
@@ -93,36 +119,79 @@ def _fetch(repo_id: str, revision: str, report: Report) -> Path:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal done, last_report
+            nonlocal done, last_report, received
             if not self.counts_bytes:
                 return
             with lock:
                 self.n += n or 0
+                received += int(n or 0)
                 # One bar counts bytes received, another bytes written.
                 done = max(done, min(int(self.n), total))
                 if done == total or time.monotonic() - last_report >= REPORT_INTERVAL_S:
                     last_report = time.monotonic()
                     report(done, total)
 
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar))
-
-
-def cached_snapshot(repo_id: str, revision: str) -> Path | None:
-    """A complete snapshot in the cache, found without the network."""
-    try:
-        path = Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=_SMALL_FILES,
-                ignore_patterns=["*/*"],
+    while True:
+        before = received
+        try:
+            path = snapshot_download(
+                repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar
             )
-        )
-        check_snapshot(path)
+            return Path(path), files
+        except Exception as error:
+            # The library goes on after a connection that ended early, not after a reset one.
+            if not _is_network_fault(error) or received == before:
+                raise
+
+
+def _is_network_fault(error: BaseException) -> bool:
+    # httpx's or httpx2's, by the version of huggingface_hub
+    return any(base.__name__ == "TransportError" for base in type(error).__mro__)
+
+
+def _remove_stale(repo_id: str) -> None:
+    """Remove what downloads that were killed have left: the library begins such files anew."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    for file in folder.glob("blobs/*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > STALE_AFTER_S:
+                file.unlink()
+
+
+def cached_snapshot(
+    repo_id: str, revision: str, *, tag: str = "", formats: Collection[str] = FORMATS
+) -> tuple[Path, str] | None:
+    """A complete snapshot in the cache, as `download` gives it, found without the network."""
+    try:
+        if "gguf" in formats and (path := _cached_gguf(repo_id, revision, tag)) is not None:
+            return path
+        folder = _cached_folder(repo_id, revision, SMALL_FILES)
+        check_snapshot(folder, formats)
     except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
         return None
-    return path
+    return (folder, folder.name) if not tag else None
+
+
+def _cached_gguf(repo_id: str, revision: str, tag: str) -> tuple[Path, str] | None:
+    folder = _cached_folder(repo_id, revision, [])
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    if not tag and not has_only_gguf(names):
+        return None
+    chosen = choose_gguf(names, tag)
+    return (folder / chosen[0], folder.name) if set(chosen) <= set(names) else None
+
+
+def _cached_folder(repo_id: str, revision: str, needed: list[str]) -> Path:
+    """The folder of a snapshot in the cache, which must have all files of the patterns."""
+    return Path(
+        snapshot_download(
+            repo_id,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=needed,
+            ignore_patterns=["*/*"],
+        )
+    )
 
 
 def _require_space(num_bytes: int) -> None:
@@ -135,6 +204,12 @@ def _require_space(num_bytes: int) -> None:
             f"The download needs {num_bytes / 1e9:.1f} GB and the disk of the model cache has "
             f"{free / 1e9:.1f} GB free. Make room, or set HF_HOME to a folder on a larger disk."
         )
+
+
+def _shortly(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"Hugging Face answered {error.response.status_code}."
+    return f"Hugging Face cannot be reached ({type(error.__cause__ or error).__name__})."
 
 
 def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
@@ -198,16 +273,25 @@ def explain(error: BaseException, repo_id: str, revision: str) -> AxionError:
 
 
 def main() -> None:
-    """Arguments: repository id and revision. Messages on stdout, warnings on stderr."""
+    """Arguments: repository id, revision, tag (or nothing), formats of weights with commas between
+    (or nothing). Messages on stdout, warnings on stderr."""
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    repo_id, revision = sys.argv[1:]
+    repo_id, revision, *rest = sys.argv[1:]
+    tag, formats = rest or ("", ",".join(FORMATS))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         # Nothing but messages may reach the parent, whatever a library prints.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            path = download(repo_id, revision, lambda *args: _send(out, Progress(*args)))
-            _send(out, Downloaded(str(path), path.name))
+            path, commit = download(
+                repo_id,
+                revision,
+                lambda *args: _send(out, Progress(*args)),
+                lambda reason: _send(out, FromCache(reason)),
+                tag=tag,
+                formats=formats.split(","),
+            )
+            _send(out, Downloaded(str(path), commit))
         except AxionError as error:
             _send(out, Failed(error.message, isinstance(error, ModelNotFoundError)))
 

@@ -19,6 +19,12 @@ class Downloaded(msgspec.Struct, frozen=True, tag=True):
     revision: str
 
 
+class FromCache(msgspec.Struct, frozen=True, tag=True):
+    """The Hub could not be asked, and what is in the local cache is taken."""
+
+    reason: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The download failed; `not_found` where the model does not exist."""
 
@@ -26,4 +32,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     not_found: bool
 
 
-Message = Progress | Downloaded | Failed
+Message = Progress | Downloaded | FromCache | Failed

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from axion.hub.resolve import parse_id, resolve
+from axion.hub.resolve import HubName, parse_id, resolve
+from axion.hub.snapshot import FORMATS
 from axion.settings import DEMO_MODEL, is_folder
 
 
@@ -25,19 +26,21 @@ class Glimpse(NamedTuple):
     downloaded: bool = False
 
 
-async def peek(model_name: str, *, formats: Collection[str] = ("safetensors",)) -> Glimpse:
+async def peek(
+    model_name: str, *, formats: Collection[str] = FORMATS, folders: Collection[str] = ()
+) -> Glimpse:
     """Look at a model; of one that is not on this machine only config.json is downloaded.
 
     Raises:
         ModelNotFoundError, ModelLoadError: as `resolve`.
     """
     if model_name == DEMO_MODEL or is_folder(model_name):
-        return Glimpse((await resolve(model_name, formats=formats)).path)
-    repo_id, revision = parse_id(model_name)
-    return await asyncio.to_thread(_peek, repo_id, revision)
+        return Glimpse((await resolve(model_name, formats=formats, folders=folders)).path)
+    return await asyncio.to_thread(_peek, parse_id(model_name), formats)
 
 
-def _peek(repo_id: str, revision: str) -> Glimpse:
+def _peek(name: HubName, formats: Collection[str]) -> Glimpse:
+    repo_id, revision, tag = name
     # It takes a second to import.
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -50,13 +53,30 @@ def _peek(repo_id: str, revision: str) -> Glimpse:
             repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        weights = [name for name in select_files(sizes) if name.endswith(".safetensors")]
+        files = select_files(sizes, tag=tag, formats=formats)
+        if files[0].endswith(".gguf"):
+            return Glimpse(_cached_gguf(repo_id, files, info.sha))
+        weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
         config = Path(hf_hub_download(repo_id, "config.json", revision=info.sha))
     except AxionError:
         raise
     except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
-        cached = cached_snapshot(repo_id, revision)
+        cached = cached_snapshot(repo_id, revision, tag=tag, formats=formats)
         if cached is None:
             raise explain(error, repo_id, revision) from error
-        return Glimpse(cached)
+        return Glimpse(cached[0])
     return Glimpse(config.parent, sum(sizes[name] for name in weights), downloaded=True)
+
+
+def _cached_gguf(repo_id: str, files: list[str], commit: str | None) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    from axion.errors import ModelLoadError
+
+    found = [try_to_load_from_cache(repo_id, name, revision=commit) for name in files]
+    if not all(isinstance(path, str) for path in found):
+        raise ModelLoadError(
+            f"{repo_id} holds GGUF files, whose header says what they are, and {files[0]} is not "
+            "on this machine. Serve it once, or name a file that is here."
+        )
+    return Path(str(found[0]))

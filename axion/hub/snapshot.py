@@ -12,15 +12,28 @@ import msgspec
 
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_INDEX_BYTES, load_json
+from axion.hub.gguf import is_gguf, shard_names, shard_paths
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
+
+PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
+
+# Of weights, those that the native engine loads; and with what is loaded only if it is allowed.
+FORMATS = frozenset({"safetensors", "gguf"})
+FORMATS_WITH_PICKLE = FORMATS | {"pickle"}
+# Of a repository's GGUF files, the one that is taken where none is named.
+_USUAL_GGUF = "Q4_K_M"
 
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 # A module of sentence-transformers: how an embedding model pools.
 _MODULE_CONFIG = re.compile(r"\d+_\w+/config\.json", re.ASCII)
 _TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLE_FILE = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin", re.ASCII)
+_TOKENIZER_SUFFIXES = (".model", ".tiktoken", "merges.txt")  # beside those in JSON
+# Files that are not weights, as patterns.
+SMALL_FILES = ["*.json", "*.jinja", *(f"*{suffix}" for suffix in _TOKENIZER_SUFFIXES)]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,27 +51,36 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["demo", "local", "hub"]
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of the snapshot folder `path`, in a stable order.
+def weight_files(path: Path, formats: Collection[str] = FORMATS) -> list[Path]:
+    """The files with the weights of the snapshot folder `path`, in a stable order.
 
     The index decides where there is one, then `model.safetensors`, then every safetensors
-    file of the folder but Mistral's `consolidated` copies of the same weights.
+    file of the folder but Mistral's `consolidated` copies of the same weights. Pickle files are
+    taken where `formats` has `pickle` and there are no others.
 
     Raises:
         ModelLoadError: there are none, a file that the index names is missing, or the index
             names something outside the folder.
     """
-    if not (path / INDEX_FILE).exists():
-        names = {file.name for file in path.glob("*.safetensors")}
-        refuse_other_formats(names or {file.name for file in path.iterdir()})
-        return [path / name for name in sorted(_choose_weights(names))]
-    weight_map = load_json(path / INDEX_FILE, MAX_INDEX_BYTES).get("weight_map")
+    if (path / INDEX_FILE).exists():
+        return _indexed_files(path, INDEX_FILE, ".safetensors")
+    names = {file.name for file in path.iterdir()}
+    if "pickle" in formats and has_only_pickle(names):
+        if PICKLE_INDEX_FILE in names:
+            return _indexed_files(path, PICKLE_INDEX_FILE, ".bin")
+        return [path / name for name in sorted(filter(_PICKLE_FILE.fullmatch, names))]
+    refuse_other_formats(names)
+    return [path / name for name in sorted(_choose_weights(names))]
+
+
+def _indexed_files(path: Path, index: str, suffix: str) -> list[Path]:
+    weight_map = load_json(path / index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelLoadError(f'{INDEX_FILE} has no "weight_map" from tensor names to files.')
+        raise ModelLoadError(f'{index} has no "weight_map" from tensor names to files.')
     files = []
     for name in sorted({str(name) for name in weight_map.values()}):
-        if not name.endswith(".safetensors") or not is_safe_name(name) or "/" in name:
-            raise ModelLoadError(f"{INDEX_FILE} names {name[:80]!r}, not a safetensors file.")
+        if not name.endswith(suffix) or not is_safe_name(name) or "/" in name:
+            raise ModelLoadError(f"{index} names {name[:80]!r}, not a {suffix[1:]} file.")
         files.append(path / name)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -69,45 +91,52 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def check_snapshot(path: Path) -> None:
+def check_snapshot(path: Path, formats: Collection[str] = FORMATS) -> None:
     """Raises: ModelLoadError: config.json or weights are missing; says which."""
-    weight_files(path)
+    weight_files(path, formats)
     if not (path / "config.json").is_file():
         raise ModelLoadError("The model has no config.json.")
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of the names, sizes and times of change of the file `path`, or of a folder's files."""
+    """Digest of the names, sizes and times of change of a model's files."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+    for file in shard_paths(path) if is_gguf(path) else sorted(path.rglob("*")):
         if file.is_file():
             stat = file.stat()
-            name = file.relative_to(path)
+            name = file.relative_to(path.parent)
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
-def select_files(names: Collection[str]) -> list[str]:
-    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights.
+def select_files(
+    names: Collection[str], *, tag: str = "", formats: Collection[str] = FORMATS
+) -> list[str]:
+    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights; or
+    GGUF files alone, if `tag` names one or there are no other weights.
 
     Raises:
-        ModelLoadError: a name would leave the folder, or there are no safetensors weights.
+        ModelLoadError: a name would leave the folder, or there are no weights of `formats`.
     """
     for name in names:
         if not is_safe_name(name):
             raise ModelLoadError(f"The repository lists an unsafe file name: {name[:80]!r}.")
     top = [name for name in names if "/" not in name]
-    refuse_other_formats(top)
+    if "gguf" in formats and (tag or has_only_gguf(names)):
+        return choose_gguf(names, tag)
+    weights = _choose_weights(top)
+    if "pickle" in formats and has_only_pickle(top) and not tag:
+        weights = list(filter(_PICKLE_FILE.fullmatch, top))
+    else:
+        refuse_other_formats(["x.gguf"] if tag else top)
     templates = [
         name
         for name in names
         if name.endswith(".jinja") and str(PurePosixPath(name).parent) in _TEMPLATE_FOLDERS
     ]
     modules = [name for name in names if _MODULE_CONFIG.fullmatch(name)]
-    small = [
-        name for name in top if name.endswith((".json", ".jinja")) or name == "tokenizer.model"
-    ]
-    return sorted({*templates, *modules, *small, *_choose_weights(top)})
+    small = [name for name in top if name.endswith((".json", ".jinja", *_TOKENIZER_SUFFIXES))]
+    return sorted({*templates, *modules, *small, *weights})
 
 
 def refuse_other_formats(names: Collection[str]) -> None:
@@ -116,15 +145,61 @@ def refuse_other_formats(names: Collection[str]) -> None:
         return
     if any(name.endswith(".gguf") for name in names):
         raise ModelLoadError(
-            "The model has GGUF weights only, which Axion does not load yet. "
-            "Use the safetensors version of the model."
+            "The model has GGUF weights only, which none of the engines in use loads. The engines "
+            "native and llama_cpp do: name one in AXION_BACKENDS."
         )
     if any(name.endswith(_PICKLE_SUFFIXES) for name in names):
         raise ModelLoadError(
             "The model has pickle weights only (.bin or .pt), which can run code when they are "
-            "loaded and are refused. Use a version with safetensors."
+            "loaded and are refused. Use a version with safetensors, or set ALLOW_PICKLE=true, and "
+            "the native engine takes the tensors of pytorch_model.bin and nothing else."
         )
     raise ModelLoadError("The model has no safetensors weights.")
+
+
+def has_only_gguf(names: Collection[str]) -> bool:
+    """Whether there are GGUF files among `names`, and no safetensors beside them."""
+    has_others = any(name.endswith(".safetensors") and "/" not in name for name in names)
+    return not has_others and any(name.endswith(".gguf") for name in names)
+
+
+def has_only_pickle(names: Collection[str]) -> bool:
+    """Whether there are `pytorch_model.bin` or its parts among `names`, and no safetensors."""
+    has_others = any(name.endswith(".safetensors") for name in names)
+    return not has_others and any(map(_PICKLE_FILE.fullmatch, names))
+
+
+def choose_gguf(names: Collection[str], tag: str = "") -> list[str]:
+    """The GGUF file, or files if it is split, that `tag` means: a quantization or a file's name.
+
+    Raises:
+        ModelLoadError: it means none, or it is empty and there are several of them.
+    """
+    models = {
+        shard_names(name)[0]
+        for name in names
+        if name.endswith(".gguf") and not PurePosixPath(name).name.startswith("mmproj")
+    }
+    found = {name for name in models if tag and _is_meant(name, tag)}
+    if not tag:
+        usual = {name for name in models if _is_meant(name, _USUAL_GGUF)}
+        found = usual if len(usual) == 1 else models
+    if len(found) != 1:
+        shown = ", ".join(sorted(found or models)[:40]) or "none"
+        raise ModelLoadError(
+            f"The model has {len(found) or 'no'} GGUF files that {tag[:80]!r} could mean. Put a "
+            "colon behind the model's name, and a quantization such as Q4_K_M or a file's name. "
+            f"There are: {shown}."
+            if tag
+            else f"The model has several GGUF files: {shown}. Name one."
+        )
+    return shard_names(found.pop())
+
+
+def _is_meant(name: str, tag: str) -> bool:
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", PurePosixPath(name).stem)
+    part = rf"(?:.*[-._])?{re.escape(tag)}"
+    return name == tag or re.fullmatch(part, stem, re.IGNORECASE) is not None
 
 
 def is_safe_name(name: str) -> bool:

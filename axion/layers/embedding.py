@@ -16,3 +16,8 @@ class Embedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return F.embedding(input_ids, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it gives."""
+        return self.weight.dtype

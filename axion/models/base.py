@@ -238,7 +238,7 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, the hidden states and the KV cache."""
-        return self.model.embed_tokens.weight.dtype
+        return self.model.embed_tokens.dtype
 
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache."""

@@ -33,7 +33,6 @@ from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.models.base import CausalLM
 from axion.quantization.base import FLOATS, StoredTensor
-from axion.quantization.registry import quantization_config
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the models in this file need it
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -595,11 +594,6 @@ def _verified() -> frozenset[str]:
 
 def _read_config(cls: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedConfig:
     """Raises: ModelLoadError: config.json is not what the class takes."""
-    if quantization_config(config) is not None:
-        raise ModelLoadError(
-            f"The checkpoint is quantized, which is not supported for {cls.__name__}. Use the "
-            "unquantized version of the model."
-        )
     try:
         known = cls.config_class.from_dict(_the_models_own(config))
         num_layers = known.get_text_config().num_hidden_layers

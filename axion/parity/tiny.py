@@ -212,14 +212,18 @@ def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]
 
 
 def _with_token_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """Ids that the small vocabulary has: its last ones, since texts begin at the first."""
-    last = TINY["vocab_size"]
+    """Ids that the small vocabulary has. What stands for images and the like is in no prompt: it
+    is no text."""
+    used = {token_id for prompt in random_prompts() for token_id in prompt}
+    unused = iter(sorted(set(range(TINY["vocab_size"])) - used, reverse=True))
     for name, value in fields.items():
-        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
-            last -= 1
-            fields[name] = min(value, last)
-        elif name.endswith("_token_id") and isinstance(value, list):
-            fields[name] = [last - 1]
+        if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if isinstance(value, list):
+                fields[name] = [min(token_id, TINY["vocab_size"] - 1) for token_id in value]
+            elif value is not None:
+                fields[name] = min(value, TINY["vocab_size"] - 1)
+        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            fields[name] = next(unused)
     return fields
 
 

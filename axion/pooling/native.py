@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,11 @@ class NativeEmbedder:
 
 
 def _download(model: str) -> Path:
-    repo_id, revision = parse_id(model)
+    repo_id, revision, tag = parse_id(model)
     logger.info("looking for %s", model)
-    return download(repo_id, revision, lambda *_: None)
+    warn = partial(logger.warning, "%s is served from the local cache: %s", repo_id)
+    formats = ("safetensors",)
+    return download(repo_id, revision, lambda *_: None, warn, tag=tag, formats=formats)[0]
 
 
 def _tokenizer(folder: Path, max_length: int) -> BatchTokenizer:

@@ -9,7 +9,7 @@ and multiplies by it. Models know nothing of all this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import count, groupby
 from math import prod
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers.linear import DenseLinear, FusedLinear, Linear, PackedLinear
-from axion.layers.moe import ExpertLinear, Groups
+from axion.layers.moe import ExpertLinear, Groups, Router
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -87,9 +87,13 @@ class DenseKernel(Kernel):
 
 class WeightFormat(ABC):
     """How the weight of a linear layer is stored. A frozen dataclass: where those of q, k and v are
-    equal, the three become one kernel."""
+    equal, the three become one kernel.
 
-    joinable: ClassVar[bool] = True
+    Attributes:
+        joinable: whether they may.
+    """
+
+    joinable: bool = True
 
     @abstractmethod
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
@@ -234,8 +238,8 @@ class QuantizedExpertLinear(nn.Module):
 
     def __init__(self, linear: ExpertLinear, experts: list[QuantizedLinear]) -> None:
         super().__init__()
-        self.num_experts, self.out_features = linear.num_experts, linear.out_features
-        self.shards = linear.shards
+        self.num_experts, self.shards = linear.num_experts, linear.shards
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.experts = nn.ModuleList(experts)
         self.register_parameter("bias", linear.bias)
 
@@ -250,6 +254,21 @@ class QuantizedExpertLinear(nn.Module):
                 out[start:end] = expert(x[start:end])
             start = end
         return out if self.bias is None else out + self.bias[groups.experts]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers a model has learnt, however they are kept."""
+    seen: set[nn.Parameter] = set()
+    total = 0
+    for module in model.modules():
+        if isinstance(module, Kernel):
+            continue
+        if isinstance(module, QuantizedLinear):
+            total += module.in_features * module.out_features
+        own = set(module.parameters(recurse=False)) - seen
+        total += sum(parameter.numel() for parameter in own)
+        seen |= own
+    return total
 
 
 class QuantizationMethod:
@@ -269,8 +288,9 @@ class QuantizationMethod:
         """Whether config.json's `quantization_config` asks for this method."""
         return config.get("quant_method") in cls.quant_methods
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-        """Change a model on the meta device, before what it expects is compared with `stored`."""
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        """Change a model on the meta device, before what it expects is compared with `stored`,
+        from which may be removed what nobody needs."""
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
         """Bytes of what `module` itself, without those in it, will keep."""
@@ -293,7 +313,7 @@ class StoredQuantized(QuantizationMethod):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.name = str(config["quant_method"])
+        self.name = str(config.get("quant_method"))
 
     @abstractmethod
     def format(
@@ -308,11 +328,13 @@ class StoredQuantized(QuantizationMethod):
             tensors: what is stored of the layer, by the part of the name behind the layer's.
         """
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
         parts = _by_prefix(stored)
         for path, module in list(model.named_modules()):
             if isinstance(module, ExpertLinear):
                 quantized = self._experts(path, module, parts)
+            elif type(module) in (DenseLinear, Router):
+                quantized = self._dequantized(path, module, parts)
             elif isinstance(module, Linear):
                 quantized = self._linear(path, module, parts)
             else:
@@ -324,12 +346,7 @@ class StoredQuantized(QuantizationMethod):
         if not isinstance(module, QuantizedLinear):
             return module
         module.load(device, dtype)
-        if not isinstance(module, _Dequantized):
-            return module
-        linear = DenseLinear(0, 0)
-        linear.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
-        linear.bias = module.bias
-        return linear
+        return module.dequantized(dtype) if isinstance(module, _Dequantized) else module
 
     def _linear(self, path: str, linear: Linear, parts: _Parts) -> QuantizedLinear | None:
         shards = {path: linear.out_features}
@@ -342,10 +359,15 @@ class StoredQuantized(QuantizationMethod):
         ]
         if _is_dense(sources):
             return None
-        if isinstance(linear, DenseLinear):
-            return _Dequantized(linear, sources)
         cls = QuantizedPackedLinear if isinstance(linear, PackedLinear) else QuantizedLinear
         return cls(linear, sources)
+
+    def _dequantized(
+        self, path: str, layer: DenseLinear | Router, parts: _Parts
+    ) -> QuantizedLinear | None:
+        out_features, in_features = layer.weight.shape
+        source = self._source(path, parts.get(path, {}), in_features, out_features)
+        return None if _is_dense([source]) else _Dequantized(layer, source)
 
     def _experts(
         self, path: str, linear: ExpertLinear, parts: _Parts
@@ -383,7 +405,20 @@ class StoredQuantized(QuantizationMethod):
 
 
 class _Dequantized(QuantizedLinear):
-    """Only while a model loads: a `DenseLinear` whose weight is stored quantized."""
+    """Only while a model loads: a layer that needs its weight as it is, which is stored
+    quantized."""
+
+    def __init__(self, layer: DenseLinear | Router, source: Source) -> None:
+        template = Linear(source.in_features, source.out_features)
+        template.bias = layer.bias
+        super().__init__(template, [source])
+        self._layer = (layer,)  # not a part of this one
+
+    def dequantized(self, dtype: torch.dtype) -> nn.Module:
+        [layer] = self._layer
+        layer.weight = nn.Parameter(self.dequantize(dtype), requires_grad=False)
+        layer.bias = self.bias
+        return layer
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         return self.in_features * self.out_features * dtype.itemsize

@@ -10,9 +10,11 @@ from typing import Any
 
 import axion.quantization
 from axion.errors import ModelLoadError
+from axion.hub.config import quantization_config
 from axion.quantization.base import QuantizationMethod, StoredQuantized
+from axion.quantization.on_load import Fp8OnLoad, Int4OnLoad, Int8OnLoad
 
-_FIELDS = ("quantization_config", "compression_config")
+_ON_LOAD = {cls.name: cls for cls in (Int8OnLoad, Int4OnLoad, Fp8OnLoad)}
 
 
 @cache
@@ -26,15 +28,24 @@ def method_classes() -> tuple[type[StoredQuantized], ...]:
     return tuple(found)
 
 
-def quantization_method(config: Mapping[str, Any]) -> QuantizationMethod:
+def quantization_method(config: Mapping[str, Any], on_load: str = "none") -> QuantizationMethod:
     """What reads the weights that `config`, as in config.json, describes.
+
+    Args:
+        on_load: what plain weights are quantized to: `int8`, `int4`, `fp8`; or `none`.
 
     Raises:
         ModelLoadError: they are quantized by a method, or with an option of it, that is not
-            supported.
+            supported; or they are not plain and `on_load` asks for that.
     """
     if (quantization := quantization_config(config)) is None:
-        return QuantizationMethod()
+        return QuantizationMethod() if on_load == "none" else _ON_LOAD[on_load]()
+    if on_load != "none":
+        raise ModelLoadError(
+            f"QUANTIZATION={on_load} quantizes plain weights, and the checkpoint's are quantized "
+            f"already ({str(quantization.get('quant_method'))[:80]}). Unset it, or use the "
+            "unquantized version of the model."
+        )
     for cls in method_classes():
         if cls.reads(quantization):
             return cls(quantization)
@@ -43,16 +54,3 @@ def quantization_method(config: Mapping[str, Any]) -> QuantizationMethod:
         f"The checkpoint is quantized ({str(quantization.get('quant_method'))[:80]}), which is not "
         f"supported. Supported: {', '.join(names)}. Or use the unquantized version of the model."
     )
-
-
-def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """`quantization_config` of config.json, by whichever name and wherever it is."""
-    text = config.get("text_config")
-    for place in (config, text if isinstance(text, dict) else {}):
-        for name in _FIELDS:
-            if (value := place.get(name)) is None:
-                continue
-            if not isinstance(value, dict):
-                raise ModelLoadError(f"config.json: {name} must be an object, got {value!r:.80}.")
-            return value
-    return None

@@ -13,6 +13,8 @@ _GIB = 2**30
 # Longer lists are not shown: a message is for reading.
 _MAX_SHOWN = 60
 _HALVES = ("bfloat16", "float16")
+# Of a weight, with its share of what belongs to a row or to a group.
+_WEIGHT_BITS = {"int8": 8.0, "fp8": 8.0, "int4": 5.0}
 
 
 class Reason(enum.StrEnum):
@@ -74,6 +76,7 @@ def decide(
     *,
     known: Sequence[str] = (),
     dtype: str = "auto",
+    quantization: str = "none",
     tensor_parallel_size: int = 1,
 ) -> Decision:
     """Judge each engine of `order`.
@@ -82,10 +85,11 @@ def decide(
         engines: facts by name.
         known: names of the engines that there are; without it those of `engines`.
         dtype: the number format that the settings ask for, or `auto`.
+        quantization: what plain weights are to be quantized to, or `none`.
         tensor_parallel_size: GPUs that are to share the model.
     """
     verdicts = tuple(
-        _judge(name, engine, model, device, dtype, tensor_parallel_size)
+        _judge(name, engine, model, device, dtype, quantization, tensor_parallel_size)
         if (engine := engines.get(name)) is not None
         else _unknown(name, known or list(engines))
         for name in dict.fromkeys(order)
@@ -106,12 +110,14 @@ def _judge(
     model: ModelFacts,
     device: DeviceFacts,
     dtype: str,
+    quantization: str,
     tensor_parallel_size: int,
 ) -> Verdict:
-    need = _memory_bytes(engine, model, device, dtype) // tensor_parallel_size
+    need = _memory_bytes(engine, model, device, dtype, quantization) // tensor_parallel_size
     for code, reason in (
         _installation(engine),
         _files(engine, model),
+        _quantization(engine, model, quantization),
         _architecture(engine, model, device),
         _device(engine, model, device, dtype),
         _parallelism(engine, tensor_parallel_size),
@@ -178,6 +184,23 @@ def _files(engine: EngineFacts, model: ModelFacts) -> _Finding:
     return _FINE
 
 
+def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> _Finding:
+    if quantization == "none":
+        return _FINE
+    if model.quantization:
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"QUANTIZATION is {quantization}, and the weights are quantized already, by "
+            f"{model.quantization}.",
+        )
+    if quantization not in engine.quantizes:
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"QUANTIZATION is {quantization}, to which it does not quantize weights.",
+        )
+    return _FINE
+
+
 def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -> _Finding:
     if engine.architectures is None:
         return _FINE
@@ -230,12 +253,21 @@ def _parallelism(engine: EngineFacts, tensor_parallel_size: int) -> _Finding:
     return _FINE
 
 
-def _memory_bytes(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: str) -> int:
+def _memory_bytes(
+    engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: str, quantization: str
+) -> int:
     computed = engine.dtypes.get(device.kind)
     if dtype == "auto" and computed is not None and len(computed) == 1:
         (dtype,) = computed
     widened = 2 if dtype == "float32" and model.dtype in _HALVES and not model.quantization else 1
-    return int(model.weight_bytes * widened * engine.memory_factor.get(device.kind, 0.0))
+    need = float(model.weight_bytes * widened)
+    if quantization in _WEIGHT_BITS:
+        # The embedding, and the few numbers that are no linear layer's, stay as they are.
+        plain_bits = 16 * widened if model.dtype in _HALVES else 32
+        of_embedding = model.num_embedding_weights * plain_bits / 8
+        of_layers = max(need - of_embedding, 0.0)
+        need = min(need, of_embedding) + of_layers * _WEIGHT_BITS[quantization] / plain_bits
+    return int(need * engine.memory_factor.get(device.kind, 0.0))
 
 
 def _memory(need: int, model: ModelFacts, device: DeviceFacts) -> _Finding:

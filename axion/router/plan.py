@@ -16,7 +16,7 @@ from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts, device_fa
 from axion.errors import ModelLoadError
 from axion.hub.resolve import resolve
 from axion.router.decide import Decision, decide
-from axion.settings import Settings, listed
+from axion.settings import Settings, listed, model_folders
 
 logger = logging.getLogger("axion.router")
 
@@ -57,6 +57,7 @@ async def plan(model: ModelConfig, settings: Settings, show: Show) -> Plan:
             model.model_name,
             on_progress=partial(show, f"Downloading {model.model_name}"),
             formats=weight_formats(facts),
+            folders=model_folders(settings),
         )
         known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
         model = msgspec.structs.replace(
@@ -110,6 +111,7 @@ def decide_for(
         listed(settings.axion_backends),
         known=engine_names(),
         dtype=settings.dtype,
+        quantization=settings.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
     )
 

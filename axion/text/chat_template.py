@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 
 from axion.errors import InvalidRequestError, ModelLoadError
+from axion.hub.gguf import is_gguf, read_gguf
+from axion.text.mistral_template import mistral_template
 from axion.text.template_process import DEFAULT_TIMEOUT_S, TemplateProcess
-from axion.text.tokenizer import Tokenizer, read_tokenizer_config
+from axion.text.tokenizer import Tokenizer, read_json, read_tokenizer_config
+from axion.text.tokenizer_formats import TEKKEN_FILE, chat_format
 
 Message = dict[str, Any]
 
@@ -147,10 +150,11 @@ class ChatTemplate:
 def load_chat_template(
     path: Path, tokenizer: Tokenizer, *, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> ChatTemplate | None:
-    """The chat template of a Hugging Face model folder; None if it has none.
+    """The chat template of a Hugging Face model folder or GGUF file; None if it has none.
 
     `chat_template.jinja` and `additional_chat_templates/` come before the `chat_template` of
-    `tokenizer_config.json`.
+    `tokenizer_config.json`, and that before `chat_template.json`. Where there is none,
+    `tekken.json` tells the format.
 
     Args:
         timeout_s: most time for one conversation, in seconds.
@@ -158,7 +162,7 @@ def load_chat_template(
     Raises:
         ModelLoadError: a template has a syntax error, or there are several and no default.
     """
-    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    templates = _templates(path)
     if not templates:
         return None
     if "default" not in templates:
@@ -171,8 +175,42 @@ def load_chat_template(
 
 def template_source(path: Path) -> str:
     """The chat template that a model folder has for requests with tools; empty if it has none."""
-    templates = _template_files(path) or _config_templates(read_tokenizer_config(path))
+    templates = _templates(path)
     return templates.get("tool_use") or templates.get("default") or ""
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether the model in a folder or GGUF file takes conversations."""
+    return bool(_templates(path))
+
+
+def _templates(path: Path) -> dict[str, str]:
+    if is_gguf(path):
+        return _gguf_templates(read_gguf(path).metadata)
+    tokenizer = _config_templates(read_tokenizer_config(path), "tokenizer_config.json")
+    if templates := tokenizer | _template_files(path):
+        return templates
+    # Where the processors of models for images and sound have theirs.
+    processor = path / "chat_template.json"
+    if templates := _config_templates(read_json(processor), processor.name):
+        return templates
+    if not (path / TEKKEN_FILE).is_file():
+        return {}
+    version, thinks = chat_format(path / TEKKEN_FILE)
+    template = mistral_template(version, thinks=thinks)
+    return {"default": template} if template else {}
+
+
+def _gguf_templates(metadata: dict[str, Any]) -> dict[str, str]:
+    key = "tokenizer.chat_template"
+    templates = {
+        "default" if name == key else name.removeprefix(f"{key}."): template
+        for name, template in metadata.items()
+        if name == key or name.startswith(f"{key}.")
+    }
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise ModelLoadError("A chat template of the GGUF file is not a text.")
+    return templates
 
 
 def _template_files(path: Path) -> dict[str, str]:
@@ -184,7 +222,7 @@ def _template_files(path: Path) -> dict[str, str]:
         raise ModelLoadError("A chat template of the model is not UTF-8 text.") from None
 
 
-def _config_templates(config: dict[str, Any]) -> dict[str, str]:
+def _config_templates(config: dict[str, Any], file: str) -> dict[str, str]:
     templates = config.get("chat_template")
     if templates is None:
         return {}
@@ -196,8 +234,8 @@ def _config_templates(config: dict[str, Any]) -> dict[str, str]:
         )
     except (TypeError, KeyError, msgspec.ValidationError):
         raise ModelLoadError(
-            "chat_template in tokenizer_config.json must be a string, or a list of objects "
-            "with name and template."
+            f"chat_template in {file} must be a string, or a list of objects with name and "
+            "template."
         ) from None
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from axion.errors import InvalidRequestError, ModelLoadError
+from axion.errors import AxionError, InternalError, InvalidRequestError, ModelLoadError
+from axion.hub.gguf import is_gguf, read_gguf
+from axion.text.byte_alphabet import BYTE_ALPHABET, from_alphabet
+from axion.text.tokenizer_formats import convert
+from axion.text.tokenizer_formats.gguf import convert as convert_gguf
 
 # Parallelism only helps batches, and the library warns about it at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,12 +80,14 @@ class Tokenizer:
 
         Raises:
             InvalidRequestError: the text is not Unicode: it has an unpaired surrogate.
+            InternalError: the tokenizer's files led the library astray.
         """
         try:
-            # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
-            (encoding,) = self._tokenizer.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
+            with _panics_as(InternalError("The model's tokenizer failed on this text.")):
+                # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
+                (encoding,) = self._tokenizer.encode_batch_fast(
+                    [text], add_special_tokens=add_special_tokens
+                )
         except TypeError:  # the library's word for what UTF-8 cannot hold
             raise InvalidRequestError(
                 "The text has an unpaired surrogate (such as \\ud800), which is not a character."
@@ -139,22 +146,40 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder.
+    """The tokenizer of a model folder (`tokenizer.json`, or one of `tokenizer_formats`), or of a
+    GGUF file.
 
     Raises:
-        ModelLoadError: there is no `tokenizer.json`, or a file of the tokenizer is damaged.
+        ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise ModelLoadError(_missing_tokenizer(path))
+    with _panics_as(ModelLoadError("The model's tokenizer is damaged: its tables contradict.")):
+        if is_gguf(path):
+            return Tokenizer(*convert_gguf(read_gguf(path).metadata))
+        config = read_tokenizer_config(path)
+        special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
+        file = path / "tokenizer.json"
+        if file.is_file():
+            try:
+                return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
+            except Exception as error:  # the library raises nothing narrower
+                raise ModelLoadError(
+                    f"tokenizer.json cannot be read by the tokenizers library: {error}"
+                ) from None
+        converted = convert(path, config)
+        if converted is None:
+            raise ModelLoadError(_missing_tokenizer(path))
+        return Tokenizer(converted.tokenizer, converted.special_tokens | special_tokens)
+
+
+@contextmanager
+def _panics_as(error: AxionError) -> Iterator[None]:
+    """Raises `error` where a file leads the library's Rust out of its bounds."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelLoadError(
-            f"tokenizer.json cannot be read by the tokenizers library: {error}"
-        ) from None
-    named = read_json(path / "special_tokens_map.json") | read_tokenizer_config(path)
-    return Tokenizer(tokenizer, _named_special_tokens(named))
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":  # the library does not export it
+            raise
+        raise error from panic
 
 
 def read_tokenizer_config(path: Path) -> dict[str, Any]:
@@ -180,15 +205,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _missing_tokenizer(path: Path) -> str:
-    other = [
-        name
-        for pattern in ("*.model", "tekken.json", "*.tiktoken", "vocab.json", "vocab.txt")
-        for name in sorted(file.name for file in path.glob(pattern))
-    ]
-    found = f" ({', '.join(other)} cannot be used yet)" if other else ""
+    other = [name for name in ("vocab.json", "vocab.txt") if (path / name).is_file()]
+    found = f" ({other[0]} alone does not say how texts are cut)" if other else ""
     return (
-        f"The model has no tokenizer.json{found}. A tokenizer in the format of the Hugging Face "
-        "tokenizers library is needed: use a repository that has one, or write it with "
+        f"The model has no tokenizer{found}: expected tokenizer.json, tokenizer.model, tekken.json "
+        "or a file of tiktoken. Use a repository that has one, or write it with "
         "AutoTokenizer.from_pretrained(model).save_pretrained(folder)."
     )
 
@@ -279,7 +300,7 @@ def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
         return 0
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     if "ByteLevel" in kinds:
-        byte_tokens = set(_BYTE_ALPHABET)
+        byte_tokens = set(BYTE_ALPHABET)
     elif getattr(tokenizer.model, "byte_fallback", False):
         byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
     else:
@@ -287,22 +308,12 @@ def _most_chars_of_a_token(tokenizer: tokenizers.Tokenizer) -> int:
     return shrinks * max(map(len, vocabulary)) if byte_tokens <= vocabulary.keys() else 0
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (github.com/openai/gpt-2, `encoder.py`)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
-
-
-_BYTE_ALPHABET = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_bytes(token: str) -> bytes:
     try:
-        return bytes(_BYTE_ALPHABET[char] for char in token)
+        return from_alphabet(token)
     except KeyError:
         return token.encode()
 

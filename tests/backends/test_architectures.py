@@ -10,15 +10,26 @@ from typing import Any
 import pytest
 
 from axion.backends import architectures
-from axion.backends.architectures import fallback_architectures, native_architectures
+from axion.backends.architectures import (
+    fallback_architectures,
+    native_architectures,
+    native_quantizations,
+)
 from axion.backends.native import NativeBackend
 from axion.models.registry import load_model_class, model_classes
 from axion.models.transformers_fallback import TransformersCausalLM
+from axion.quantization.registry import method_classes
 from axion.settings import Settings
 
 
 def test_they_are_those_of_the_registry():
     assert native_architectures() == model_classes().keys()
+
+
+def test_the_methods_of_quantization_are_those_of_the_registry():
+    names = {name for cls in method_classes() for name in cls.quant_methods}
+    assert native_quantizations() == names
+    assert {"fp8", "compressed-tensors"} <= names
 
 
 @pytest.mark.parametrize("architecture", ["JetMoeForCausalLM", "HyperCLOVAXForCausalLM"])
@@ -45,9 +56,10 @@ def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.Monkey
 
 def test_torch_is_not_imported_for_it():
     program = (
-        "import sys; from axion.backends.architectures import native_architectures as f; "
-        "from axion.backends.architectures import fallback_architectures as g; "
-        "assert f() and g(); print('torch' in sys.modules)"
+        "import sys; from axion.backends import architectures as a; "
+        "assert a.native_architectures() and a.native_quantizations(); "
+        "assert a.fallback_architectures(); "
+        "print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout == "False\n", run.stderr

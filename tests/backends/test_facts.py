@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from gguf import GGMLQuantizationType as Type
 
-from axion.backends.facts import device_facts, gguf_architecture, model_facts
+from axion.backends.facts import device_facts, model_facts
 from axion.errors import ModelLoadError
 from axion.hub.resolve import resolve
-
-
-def string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
-def gguf(*entries: bytes) -> bytes:
-    return struct.pack("<4sIQQ", b"GGUF", 3, 0, len(entries)) + b"".join(entries)
-
-
-ARCHITECTURE = string("general.architecture") + struct.pack("<I", 8) + string("llama")
-NUMBER = string("a.number") + struct.pack("<IQ", 10, 5)
-NUMBERS = string("numbers") + struct.pack("<IIQ", 9, 5, 3) + struct.pack("<3i", 1, 2, 3)
-STRINGS = string("strings") + struct.pack("<IIQ", 9, 8, 2) + string("a") + string("bc")
-LISTS = string("lists") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 0, 2) + b"ab"
+from tests.backends.engine_models import write_gguf
+from tests.gguf_files import build, write_tiny_gguf
 
 
 async def test_a_snapshot_tells_what_it_is():
@@ -46,8 +33,14 @@ async def test_a_snapshot_tells_what_it_is():
         ({"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}, {"head_dim": 32}),
         ({"text_config": {"head_dim": 8, "torch_dtype": "bfloat16"}}, {"head_dim": 8}),
         ({"quantization_config": {"quant_method": "awq"}}, {"quantization": "awq"}),
+        ({"compression_config": {"quant_method": "awq"}}, {"quantization": "awq"}),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+            {"quantization": "fp8"},
+        ),
+        ({"vocab_size": 100, "hidden_size": 64}, {"num_embedding_weights": 6400}),
+        ({"vocab_size": "many", "hidden_size": 64}, {"num_embedding_weights": 0}),
         ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
-        ({"architectures": None}, {"architectures": ()}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
         ({"max_position_embeddings": 2048}, {"max_length": 2048}),
         (
@@ -80,39 +73,54 @@ def test_config_json_is_read(tmp_path: Path, config: dict[str, Any], expected: d
     assert {name: getattr(facts, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    "entries",
-    [(ARCHITECTURE,), (NUMBER, NUMBERS, STRINGS, LISTS, ARCHITECTURE)],
-    ids=["first", "last"],
-)
-def test_a_gguf_file_names_its_architecture(tmp_path: Path, entries: tuple[bytes, ...]):
-    file = tmp_path / "model.gguf"
-    file.write_bytes(gguf(*entries))
-    assert gguf_architecture(file) == "llama"
-    facts = model_facts("m", file)
-    assert (facts.format, facts.architectures) == ("gguf", ("llama",))
-    assert facts.weight_bytes == file.stat().st_size
+def test_a_config_without_architectures_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="names no architecture"):
+        model_facts("m", tmp_path)
+
+
+def test_pickle_is_a_format_of_its_own(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"architectures": ["A"]}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 10)
+    facts = model_facts("m", tmp_path)
+    assert (facts.format, facts.weight_bytes) == ("pickle", 10)
+
+
+def gguf_of(case: str, folder: Path, kind: Type = Type.F32) -> Path:
+    return write_tiny_gguf(case, build(case), folder / "model.gguf", kind)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("case", "kind", "architecture", "quantization"),
     [
-        b"",
-        b"GGUF",
-        b"GGML" + bytes(100),
-        gguf(NUMBER),
-        gguf(ARCHITECTURE)[:-3],
-        gguf(string("x") + struct.pack("<I", 99)),
-        gguf(string("x") + struct.pack("<IIQ", 9, 8, 2**60)),
-        gguf(struct.pack("<Q", 2**63)),
+        ("llama", Type.F32, "LlamaForCausalLM", ""),
+        ("mixtral", Type.Q8_0, "MixtralForCausalLM", "Q8_0"),
+        ("olmo3", Type.Q4_0, "Olmo3ForCausalLM", "Q4_0"),
+        ("qwen3", Type.BF16, "Qwen3ForCausalLM", ""),
     ],
-    ids=range(8),
 )
-def test_what_is_no_gguf_file_is_a_clear_error(tmp_path: Path, content: bytes):
+def test_a_gguf_file_tells_what_it_is(
+    tmp_path: Path, case: str, kind: Type, architecture: str, quantization: str
+):
+    file = gguf_of(case, tmp_path, kind)
+    facts = model_facts("m", file)
+    assert (facts.format, facts.architectures) == ("gguf", (architecture,))
+    assert facts.quantization == quantization
+    assert facts.dtype == {Type.F32: "float32", Type.BF16: "bfloat16"}.get(kind, "")
+    assert facts.weight_bytes == file.stat().st_size
+    assert facts.max_length == 512
+
+
+def test_an_unknown_architecture_keeps_its_name(tmp_path: Path):
+    facts = model_facts("m", write_gguf(tmp_path / "m.gguf", "mamba"))
+    assert facts.architectures == ("mamba",)
+
+
+def test_what_is_no_gguf_file_is_a_clear_error(tmp_path: Path):
     file = tmp_path / "model.gguf"
-    file.write_bytes(content)
+    file.write_bytes(b"GGUF")
     with pytest.raises(ModelLoadError, match=r"model\.gguf is no GGUF file"):
-        gguf_architecture(file)
+        model_facts("m", file)
 
 
 async def test_the_cpu_has_the_memory_that_is_available():

@@ -1112,12 +1112,13 @@ async def test_the_engine_is_started_with_the_models_limits(folders: dict[str, P
         return EchoEngine()
 
     backend = NativeBackend(factory)
-    await backend.start(
-        ModelConfig(model_name=str(folders["none"]), max_seq_len=77, max_num_seqs=3)
-    )
+    path = str(folders["none"])
+    limits = {"max_seq_len": 77, "max_num_seqs": 3, "quantization": "int8"}
+    await backend.start(ModelConfig(model_name=path, **limits))
     (config,) = configs
     assert config.model_path == str(folders["none"])
     assert (config.max_model_len, config.max_num_seqs) == (77, 3)
+    assert config.quantization == "int8"
 
 
 async def test_an_engine_that_fails_to_start_fails_the_backend(folders: dict[str, Path]):

@@ -241,6 +241,15 @@ async def test_row_17_a_client_cannot_name_a_folder(
     assert len(processes_of(backend)) == 2
 
 
+async def test_a_folder_elsewhere_than_the_settings_allow_is_refused_at_the_start(
+    cross_encoder: Path,
+):
+    named = {"rerank_model": f"mine={cross_encoder}"}
+    PoolingBackend(Settings(**named, allowed_model_folders=str(cross_encoder.parent)))
+    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+        PoolingBackend(Settings(**named, allowed_model_folders="/nowhere"))
+
+
 async def test_the_wrong_kind_of_model_is_told_apart(backend: PoolingBackend, cross_encoder: Path):
     for name in (cross_encoder.name, "BAAI/bge-reranker-base"):
         with pytest.raises(InvalidRequestError, match="/v1/rerank"):

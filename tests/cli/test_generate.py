@@ -48,11 +48,13 @@ def test_settings_reach_the_engine(
 ) -> None:
     monkeypatch.setenv("MAX_SEQ_LEN", "77")
     monkeypatch.setenv("DTYPE", "float32")
+    monkeypatch.setenv("QUANTIZATION", "int4")
     monkeypatch.setenv("MODEL_NAME", model)
     assert run("-p", "hi") == 0
     assert backend.started_with is not None
     assert backend.started_with.name == model
     assert (backend.started_with.max_seq_len, backend.started_with.dtype) == (77, "float32")
+    assert backend.started_with.quantization == "int4"
 
 
 @pytest.mark.parametrize("args", [["-p", "-"], []])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import httpx
 import openai
 import psutil
 import pytest
+
+from tests.tiny_model import save_tiny_model
 
 MODEL = "axion/demo"
 
@@ -84,9 +87,16 @@ def start(folder: Path, **environment: str) -> Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start(tmp_path_factory.mktemp("server"), MAX_CONNECTIONS="300")
+    folder = tmp_path_factory.mktemp("server")
+    broken = save_tiny_model(folder / "broken")
+    truncate(broken / "model.safetensors")
+    server = start(folder, MAX_CONNECTIONS="300", EMBEDDING_MODEL=f"broken={broken}")
     yield server
     assert server.stop() == 0
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
 
 
 def ask(server: Server, text: str, **options):
@@ -260,6 +270,34 @@ def test_sigterm_lets_running_streams_finish_and_leaves_nothing(tmp_path: Path):
     assert not engine.is_running()
     log = (tmp_path / "server.log").read_text()
     assert "Traceback" not in log
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_others_served(server: Server):
+    with pytest.raises(openai.APIStatusError) as caught:
+        server.openai.with_options(max_retries=0).embeddings.create(model="broken", input="Hello")
+    assert caught.value.status_code == 503
+    assert "broken" in caught.value.message
+    assert "/" not in caught.value.message
+    assert ask(server, "What is 20 + 22?").choices[0].message.content == "20 + 22 = 42"
+
+
+def test_a_damaged_model_ends_the_start_with_a_sentence(tmp_path: Path):
+    folder = save_tiny_model(tmp_path / "model")
+    truncate(folder / "model.safetensors")
+    result = subprocess.run(
+        [sys.executable, "-m", "axion"],
+        cwd=tmp_path,
+        env={**os.environ, "MODEL_NAME": str(folder), "SERVER_PORT": "0"}
+        | {"AXION_BACKENDS": "native"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert re.match(r"model\.safetensors is damaged \(.*\)\. Download the model again\.", last)
+    assert last.endswith("MODEL_NAME=axion/demo.")
+    assert "Traceback" not in result.stderr
 
 
 def test_no_model_says_why_and_names_the_demo(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import pickle
@@ -352,6 +353,14 @@ def test_eos_is_the_union_of_all_that_name_one(tmp_path: Path) -> None:
     write("config.json", {"eos_token_id": None})
     write("generation_config.json", {})
     assert eos_token_ids(tmp_path) == (9,)
+    write("config.json", {"eos_token_id": 5, "text_config": {"eos_token_id": [6, 7]}})
+    assert eos_token_ids(tmp_path) == (5, 6, 7, 9)
+
+
+def test_a_tokenizer_of_another_format_names_the_end_too(tmp_path: Path) -> None:
+    ranks = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    (tmp_path / "qwen.tiktoken").write_text("".join(ranks))
+    assert eos_token_ids(tmp_path) == (256,)
 
 
 def test_loading_holds_one_copy_of_the_model(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +40,10 @@ class Hub(ThreadingHTTPServer):
         self.valid_tokens: set[str] = set()
         self.fail_with: int | None = None
         self.block_downloads: threading.Event | None = None
+        # By file: at which bytes its next downloads break off, and whether by a reset.
+        self.cuts: dict[str, list[int]] = {}
+        self.resets = False
+        self.ranges: list[str] = []
         self.download_began = threading.Event()
 
     @property
@@ -85,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "resolve":
                 if repo.gated and token not in hub.tokens_with_access:
                     return self._error(403 if token else 401, code="GatedRepo")
-                self._file(repo.files[file], with_body=with_body)
+                self._file(file, repo.files[file], with_body=with_body)
         return None
 
     def _info(self, parts: list[str], repo: Repo) -> dict[str, Any]:
@@ -101,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             for name, data in repo.files.items()
         ]
 
-    def _file(self, data: bytes, *, with_body: bool) -> None:
+    def _file(self, name: str, data: bytes, *, with_body: bool) -> None:
         hub = cast(Hub, self.server)
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT}
         if with_body and hub.block_downloads is not None:
@@ -109,6 +116,20 @@ class _Handler(BaseHTTPRequestHandler):
             hub.download_began.set()
             hub.block_downloads.wait()
             self.close_connection = True
+            return
+        if with_body and (wanted := self.headers.get("Range")):
+            hub.ranges.append(wanted)
+            first = int(wanted.removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
+            self._send(206, data[first:], headers)
+            return
+        if with_body and (cuts := hub.cuts.get(name)):
+            self._send(200, data[: cuts.pop(0)], headers, length=len(data))
+            self.close_connection = True
+            if hub.resets:
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                os.close(self.connection.detach())
             return
         self._send(200, data if with_body else b"", headers, length=len(data))
 

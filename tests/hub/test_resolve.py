@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import uvloop
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
 
 from .conftest import COMMIT, Hub, Repo
 
@@ -97,9 +98,50 @@ async def test_cancelled_download_ends_at_once_and_leaves_no_process(
     ]
 
 
+async def test_download_that_breaks_off_goes_on_where_it_was(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    files["model.safetensors"] = weights = os.urandom(2**20) * 24
+    hub.repos[ID] = Repo(files)
+    hub.cuts["model.safetensors"] = [len(weights) - 1]
+    snapshot = await resolve(ID)
+    assert (snapshot.path / "model.safetensors").read_bytes() == weights
+    # The library writes in pieces of 10 MiB.
+    assert hub.ranges == [f"bytes={20 * 2**20}-"]
+
+
+async def test_download_whose_connection_is_reset_keeps_the_files_that_are_complete(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files)
+    hub.cuts["model.safetensors"] = [60_000]
+    hub.resets = True
+    snapshot = await resolve(ID)
+    assert (snapshot.path / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert hub.downloads().count("config.json") == 1
+
+
+async def test_what_a_killed_download_has_left_is_removed(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.repos[ID] = Repo(files)
+    blobs = tmp_path / "hf" / "hub" / "models--acme--tiny-llama" / "blobs"
+    blobs.mkdir(parents=True)
+    dead, alive = blobs / "x.1.incomplete", blobs / "y.2.incomplete"
+    dead.write_bytes(b"dead")
+    alive.write_bytes(b"another process writes this")
+    os.utime(dead, (0, 0))
+    await resolve(ID)
+    assert [file.name for file in blobs.glob("*.incomplete")] == [alive.name]
+
+
 @pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "no network", "server error", "no access"])
 async def test_complete_cached_snapshot_needs_no_network(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, how: str
+    hub: Hub,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
 ) -> None:
     hub.repos[ID] = Repo(files)
     first = await resolve(ID)
@@ -115,6 +157,15 @@ async def test_complete_cached_snapshot_needs_no_network(
             monkeypatch.setenv("HF_TOKEN", "hf_revoked")
     assert await resolve(ID) == first
     assert hub.downloads() == []
+    said = {
+        "HF_HUB_OFFLINE": "",
+        "no network": "cannot be reached (ConnectError)",
+        "server error": "answered 500",
+        "no access": "answered 401",
+    }[how]
+    assert (f"{ID} is served from the local cache: Hugging Face {said}" in caplog.text) == bool(
+        said
+    )
 
 
 async def test_cached_snapshot_that_lacks_a_file_is_not_taken_offline(
@@ -200,7 +251,7 @@ async def test_invalid_token_is_told_apart_from_a_missing_model(
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("pytorch_model.bin", "pickle"), ("model.gguf", "GGUF"), ("README.md", "no safetensors")],
+    [("pytorch_model.bin", "pickle"), ("README.md", "no safetensors")],
 )
 async def test_repository_without_safetensors_is_refused_before_any_download(
     hub: Hub, name: str, said: str
@@ -229,6 +280,60 @@ async def test_download_larger_than_the_disk_does_not_begin(
     assert "needs 1000000000.0 GB" in error.message
     assert "HF_HOME" in error.message
     assert hub.downloads() == []
+
+
+PICKLED = {
+    "config.json": b"{}",
+    "pytorch_model.bin.index.json": b'{"weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}',
+    "pytorch_model-00001-of-00001.bin": b"p",
+    "training_args.bin": b"t",
+}
+
+
+async def test_pickle_is_downloaded_only_where_it_is_allowed(hub: Hub) -> None:
+    hub.repos[ID] = Repo(PICKLED)
+    error = await refused(ID)
+    assert "set ALLOW_PICKLE=true" in error.message
+    assert hub.downloads() == []
+    snapshot = await resolve(ID, formats=FORMATS_WITH_PICKLE)
+    got = {file.name for file in snapshot.path.iterdir()}
+    assert got == PICKLED.keys() - {"training_args.bin"}
+
+
+async def test_safetensors_come_before_pickle(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repos[ID] = Repo(files)
+    snapshot = await resolve(ID, formats=FORMATS_WITH_PICKLE)
+    assert not (snapshot.path / "pytorch_model.bin").exists()
+
+
+class TestAllowedFolders:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "models" / "tiny"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"")
+        return folder
+
+    async def test_a_model_within_is_served(self, folder: Path) -> None:
+        allowed = ["/nowhere", str(folder.parent)]
+        assert (await resolve(str(folder), folders=allowed)).path == folder
+        assert (await resolve(str(folder), folders=[str(folder)])).path == folder
+
+    @pytest.mark.parametrize("name", ["models/tiny", "models-too/link", "missing"])
+    async def test_a_path_elsewhere_is_not_found_whatever_is_there(
+        self, folder: Path, tmp_path: Path, name: str
+    ) -> None:
+        allowed = tmp_path / "models-too"
+        allowed.mkdir()
+        (allowed / "link").symlink_to(folder)
+        with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+            await resolve(str(tmp_path / name), folders=[str(allowed)])
+
+    async def test_other_models_are_not_concerned(self, hub: Hub, files: dict[str, bytes]) -> None:
+        hub.repos[ID] = Repo(files)
+        assert (await resolve(ID, folders=["/nowhere"])).source == "hub"
+        assert (await resolve("axion/demo", folders=["/nowhere"])).source == "demo"
 
 
 @pytest.mark.parametrize(
@@ -314,15 +419,88 @@ async def test_unusable_folder_says_what_is_missing(
     assert said in (await refused(str(folder))).message
 
 
-async def test_gguf_file_is_named_as_such(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "GGUF file" in (await refused(str(tmp_path / "m.gguf"))).message
+GGUF_REPO = {
+    "config.json": b"{}",
+    "README.md": b"#",
+    "tiny-Q4_K_M.gguf": b"4" * 400,
+    "tiny-IQ4_K_M-x.gguf": b"i" * 400,
+    "tiny.Q8_0.gguf": b"8" * 800,
+    "mmproj-F16.gguf": b"m" * 100,
+    "BF16/tiny-BF16-00001-of-00002.gguf": b"b" * 900,
+    "BF16/tiny-BF16-00002-of-00002.gguf": b"c" * 900,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (ID, ["tiny-Q4_K_M.gguf"]),
+        (f"{ID}:Q4_K_M", ["tiny-Q4_K_M.gguf"]),
+        (f"{ID}:q8_0", ["tiny.Q8_0.gguf"]),
+        (f"{ID}@main:Q8_0", ["tiny.Q8_0.gguf"]),
+        (f"{ID}:tiny.Q8_0.gguf", ["tiny.Q8_0.gguf"]),
+        (
+            f"{ID}:BF16",
+            ["BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"],
+        ),
+    ],
+)
+async def test_of_a_repository_of_gguf_files_one_is_downloaded(
+    hub: Hub, name: str, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(GGUF_REPO)
+    snapshot = await resolve(name)
+    assert (str(snapshot.path).endswith(files[0]), snapshot.revision) == (True, COMMIT)
+    assert sorted(hub.downloads()) == [name.rpartition("/")[2] for name in files]
+    # What it resolves to is a name too, as engines get it.
+    assert (await resolve(str(snapshot.path))).path == snapshot.path
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert (await resolve(name)).path == snapshot.path
+
+
+async def test_beside_safetensors_a_gguf_file_is_taken_where_it_is_named(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    hub.repos[ID] = Repo(files)
+    assert (await resolve(f"{ID}:Q4_K_M")).path.name == "model.Q4_K_M.gguf"
+    assert (await resolve(ID)).path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "formats", "said"),
+    [
+        (f"{ID}:Q2_K", FORMATS, "no GGUF files that 'Q2_K' could mean"),
+        (f"{ID}:Q8_0", {"safetensors"}, "none of the engines in use loads"),
+        (ID, {"safetensors"}, "none of the engines in use loads"),
+        (f"{ID}:", FORMATS, "names no GGUF file"),
+        (f"{ID}:../x", FORMATS, "names no GGUF file|holds '..'"),
+    ],
+)
+async def test_gguf_file_that_is_not_there_or_of_no_use_is_refused(
+    hub: Hub, name: str, formats: set[str], said: str
+) -> None:
+    hub.repos[ID] = Repo(GGUF_REPO)
+    with pytest.raises((ModelLoadError, ModelNotFoundError), match=said):
+        await resolve(name, formats=formats)
+    assert hub.downloads() == []
+
+
+async def test_folder_with_one_gguf_model_is_that_model(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"m-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    first = tmp_path / "m-00001-of-00002.gguf"
+    assert (await resolve(str(tmp_path))).path == first
+    assert (await resolve(str(tmp_path / "m-00002-of-00002.gguf"))).path == first
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert "several GGUF files" in (await refused(str(tmp_path))).message
 
 
 async def test_gguf_file_is_for_those_who_load_it(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
     assert (await resolve(str(file), formats={"gguf"})).path == file
+    with pytest.raises(ModelLoadError, match="none of the engines in use loads"):
+        await resolve(str(file), formats={"safetensors"})
     before = fingerprint(file)
     file.write_bytes(b"GGUF2")
     assert fingerprint(file) != before

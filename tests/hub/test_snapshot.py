@@ -95,6 +95,9 @@ def test_selection_takes_configs_tokenizer_templates_and_one_copy_of_the_weights
             "config.json",
             "generation_config.json",
             "tokenizer.model",
+            "tekken.json",
+            "qwen.tiktoken",
+            "merges.txt",
             "chat_template.jinja",
             "chat_templates/rag.jinja",
             "additional_chat_templates/tool_use.jinja",
@@ -119,9 +122,12 @@ def test_selection_takes_configs_tokenizer_templates_and_one_copy_of_the_weights
         "chat_templates/rag.jinja",
         "config.json",
         "generation_config.json",
+        "merges.txt",
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         INDEX_FILE,
+        "qwen.tiktoken",
+        "tekken.json",
         "tokenizer.model",
     ]
 

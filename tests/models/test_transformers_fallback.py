@@ -258,9 +258,11 @@ def test_progress_ends_at_the_total_and_the_number_format_is_as_asked(small: Pat
     assert [run.output for run in chunked(Harness(model), PROMPTS, 3)]
 
 
-def test_a_quantized_checkpoint_is_refused(small: Path) -> None:
-    change_config(small, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ModelLoadError, match="quantized"):
+def test_quantized_weights_are_refused(small: Path) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be quantized"):
+        load_model(small, device=CPU, quantization="int8")
+    change_config(small, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
+    with pytest.raises(ModelLoadError, match="cannot be quantized"):
         load(small)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from axion.engine.loader import load_model
 from axion.models.base import CausalLM
 from axion.parity.harness import Harness, Run
+from axion.quantization.base import QuantizedExpertLinear, QuantizedLinear
 from tests.parity.checkpoints import save_tiny
 
 CPU = torch.device("cpu")
@@ -71,8 +72,29 @@ def save_pair(
     return quantized, plain
 
 
-def load(path: Path, dtype: str = "float32") -> CausalLM:
-    return load_model(path, device=CPU, dtype=dtype)
+def load(path: Path, dtype: str = "float32", **options: str) -> CausalLM:
+    """The model, which must take as much memory as was counted before."""
+    counted: list[int] = []
+    model = load_model(
+        path,
+        device=CPU,
+        dtype=dtype,
+        on_progress=lambda done, total: counted.append(total),
+        **options,
+    )
+    assert counted[-1] == weight_bytes(model)
+    return model
+
+
+def dequantized(model: CausalLM, plain: CausalLM) -> CausalLM:
+    """`plain`, with the weights that the quantized `model` has."""
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedExpertLinear):
+            weights = [expert.dequantize(model.dtype) for expert in module.experts]
+            plain.get_submodule(path).weight.copy_(torch.stack(weights))
+        elif isinstance(module, QuantizedLinear) and ".experts." not in path:
+            plain.get_submodule(path).weight.copy_(module.dequantize(model.dtype))
+    return plain
 
 
 def generate(model: CausalLM) -> list[Run]:

@@ -79,7 +79,7 @@ def pack(name: str, weight: Tensor) -> Packed:
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def method(config: dict[str, object]) -> QuantizationMethod:
+    def method(config: dict[str, object], on_load: str) -> QuantizationMethod:
         is_quantized = "quantization_config" in config
         return RowMethod(CONFIG) if is_quantized else QuantizationMethod()
 

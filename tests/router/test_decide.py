@@ -30,6 +30,8 @@ ENGINE = EngineFacts(
     head_dims={"cpu": frozenset({32, 64})},
 )
 
+_QUANTIZES = {"quantizes": frozenset({"int8", "int4"}), "memory_factor": {"cpu": 1}}
+
 
 def judge(
     engine: dict[str, Any] | None = None,
@@ -77,6 +79,33 @@ def judge(
         ({"model": {"format": "gguf"}}, Reason.UNSUPPORTED_FORMAT, "gguf; it loads safetensors"),
         ({"model": {"quantization": "gptq"}}, Reason.ACCEPTED, ""),
         ({"model": {"quantization": "awq"}}, Reason.UNSUPPORTED_QUANTIZATION, "awq"),
+        ({"quantization": "int8"}, Reason.UNSUPPORTED_QUANTIZATION, "QUANTIZATION is int8, to"),
+        (
+            {"quantization": "int8", "model": {"quantization": "gptq"}},
+            Reason.UNSUPPORTED_QUANTIZATION,
+            "quantized already, by gptq",
+        ),
+        # 2 Gi of weights of two bytes, a quarter of them the embedding's: 1 GiB and 1.5 GiB.
+        (
+            {
+                "quantization": "int8",
+                "engine": {"dtypes": {}, **_QUANTIZES},
+                "model": {"dtype": "bfloat16", "num_embedding_weights": 2**29},
+            },
+            Reason.ACCEPTED,
+            "needs some 2.5 GiB",
+        ),
+        # The same computed in float32: 2 GiB of embedding; what is quantized is as small.
+        (
+            {
+                "quantization": "int4",
+                "dtype": "float32",
+                "engine": _QUANTIZES,
+                "model": {"dtype": "bfloat16", "num_embedding_weights": 2**29},
+            },
+            Reason.ACCEPTED,
+            "needs some 2.9 GiB",
+        ),
         (
             {"engine": {"devices": frozenset({"cuda"})}},
             Reason.UNSUPPORTED_DEVICE,

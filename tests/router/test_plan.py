@@ -107,14 +107,16 @@ async def test_python_that_comes_with_a_model_is_told(folder: Path):
 
 async def test_a_gguf_file_goes_to_the_engine_that_loads_it(folder: Path):
     path = write_gguf(folder.parent / "m.gguf")
-    with pytest.raises(ModelLoadError, match="llama_cpp"):
-        await made(path)
-    with pytest.raises(ModelLoadError, match="AXION_LLAMA_CPP_COMMAND"):
-        await made(path, axion_backends="llama_cpp,native")
+    assert engines(await made(path)) == ["native"]
     write_program(folder / "llama-server", "#!/bin/sh\necho 'version: 1 (a)' >&2\n")
-    found = await made(path, axion_backends="native,llama_cpp")
-    assert engines(found) == ["llama_cpp"]
-    assert found.backends[0][1].model_name == str(path)
+    for order in (["native", "llama_cpp"], ["llama_cpp", "native"]):
+        found = await made(path, axion_backends=",".join(order))
+        assert engines(found) == order
+        assert found.backends[0][1].model_name == str(path)
+    other = write_gguf(folder.parent / "other.gguf", "mamba")
+    assert engines(await made(other, axion_backends="native,llama_cpp")) == ["llama_cpp"]
+    with pytest.raises(ModelLoadError, match="mamba"):
+        await made(other)
 
 
 async def test_a_remote_server_alone_needs_no_files(monkeypatch: pytest.MonkeyPatch):
@@ -130,6 +132,23 @@ async def test_a_remote_server_alone_needs_no_files(monkeypatch: pytest.MonkeyPa
 async def test_a_model_that_is_not_there_is_not_found(tmp_path: Path):
     with pytest.raises(ModelNotFoundError):
         await made(tmp_path / "nothing")
+
+
+async def test_a_model_elsewhere_than_the_settings_allow_is_not_found(folder: Path):
+    model = str(write_model(folder.parent / "m"))
+    assert (await made(model, allowed_model_folders=str(folder.parent))).decision
+    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+        await made(model, allowed_model_folders=f"{folder.parent}/other")
+
+
+async def test_pickle_is_planned_for_only_where_it_is_allowed(folder: Path):
+    path = write_model(folder.parent / "pickled")
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match="ALLOW_PICKLE"):
+        await made(str(path), axion_backends="native")
+    planned = await made(str(path), axion_backends="native", allow_pickle=True)
+    assert planned.decision is not None
+    assert planned.decision.engines == ("native",)
 
 
 async def test_several_gpus_are_for_engines_that_can(folder: Path, device: Callable[..., None]):
@@ -171,7 +190,7 @@ async def test_engines_that_run_side_by_side_share_a_gpu(folder: Path, device: C
 async def test_what_is_downloaded_is_shown(monkeypatch: pytest.MonkeyPatch, folder: Path):
     model = write_model(folder.parent / "m")
 
-    async def resolve(name: str, *, on_progress: Any, formats: Any) -> Any:
+    async def resolve(name: str, *, on_progress: Any, formats: Any, folders: Any) -> Any:
         on_progress(1, 2)
         return await real_resolve(str(model), formats=formats)
 

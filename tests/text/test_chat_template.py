@@ -268,6 +268,20 @@ class TestLoading:
         model_folder.write("additional_chat_templates/tool_use.jinja", "tools")
         assert self.prompt(model_folder, tools=[TOOL]) == "tools"
 
+    def test_named_files_add_to_the_config(self, model_folder: ModelFolder) -> None:
+        model_folder.write("tokenizer_config.json", {"chat_template": "default"})
+        model_folder.write("additional_chat_templates/tool_use.jinja", "tools")
+        assert self.prompt(model_folder) == "default"
+        assert self.prompt(model_folder, tools=[TOOL]) == "tools"
+
+    @pytest.mark.parametrize(("config", "said"), [({}, "processor"), ({"chat_template": "x"}, "x")])
+    def test_a_processors_template_is_taken_where_the_tokenizer_has_none(
+        self, model_folder: ModelFolder, config: dict[str, Any], said: str
+    ) -> None:
+        model_folder.write("tokenizer_config.json", config)
+        model_folder.write("chat_template.json", {"chat_template": "processor"})
+        assert self.prompt(model_folder) == said
+
     @pytest.mark.parametrize(
         ("chat_template", "message"),
         [

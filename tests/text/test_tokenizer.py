@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
 import time
@@ -11,8 +13,9 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
-from axion.errors import InvalidRequestError, ModelLoadError
+from axion.errors import InternalError, InvalidRequestError, ModelLoadError
 from axion.text.tokenizer import Tokenizer, load_tokenizer
 
 from .conftest import SENTENCES, ModelFolder, Pair, added_token, byte_level
@@ -188,16 +191,40 @@ def test_what_is_not_unicode_is_the_clients_error(byte_level_tokenizer: Tokenize
         byte_level_tokenizer.encode("a\ud800")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "qwen.tiktoken"])
-def test_a_folder_without_tokenizer_json_is_refused_with_what_would_do(
+def test_a_table_that_leads_the_library_astray_is_refused_and_fails_one_request(
+    model_folder: ModelFolder,
+) -> None:
+    trie = b"\xff\xff\xff\xff\xff\xff\xff\x7f" * 2
+    table = len(trie).to_bytes(4, "little") + trie + b"a\0"
+    library = tokenizers.Tokenizer(BPE())
+    library.normalizer = normalizers.Precompiled(table)
+    with pytest.raises(InternalError, match="failed on this text"):
+        Tokenizer(library).encode("abc")
+
+    file = json.loads((model_folder.path / "tokenizer.json").read_bytes())
+    encoded = base64.b64encode(table).decode()
+    file["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": encoded}
+    model_folder.write("tokenizer.json", file)
+    with pytest.raises(ModelLoadError, match="tokenizer is damaged"):
+        load_tokenizer(model_folder.path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "vocab.json"])
+def test_a_folder_without_a_tokenizer_is_refused_with_what_would_do(
     model_folder: ModelFolder, name: str
 ) -> None:
     (model_folder.path / "tokenizer.json").unlink()
     model_folder.write(name, "")
-    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json.*save_pretrained") as caught:
+    with pytest.raises(ModelLoadError, match=r"has no tokenizer.*save_pretrained") as caught:
         load_tokenizer(model_folder.path)
-    assert name in caught.value.message
+    assert ("vocab.json" in caught.value.message) == (name == "vocab.json")
     assert str(model_folder.path) not in caught.value.message
+
+
+def test_tokenizer_json_comes_before_other_files(model_folder: ModelFolder) -> None:
+    for name in ("tokenizer.model", "tekken.json", "qwen.tiktoken"):
+        model_folder.write(name, "damaged")
+    assert load_tokenizer(model_folder.path).decode([65])
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

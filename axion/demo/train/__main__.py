@@ -41,7 +41,9 @@ def main() -> None:
             f"saved to {arguments.out}"
         )
     accuracy = evaluate.run(
-        arguments.out, arguments.per_skill, show_failures=arguments.show_failures
+        evaluate.transformers_generate(arguments.out),
+        arguments.per_skill,
+        show_failures=arguments.show_failures,
     )
     if training:
         write_card(arguments.out, training, accuracy, arguments.per_skill)

@@ -1,0 +1,279 @@
+"""compressed-tensors, as llm-compressor writes them
+(https://github.com/vllm-project/compressed-tensors).
+
+A config has groups of layers, each with a scheme for their weights and one for their inputs. What
+is stored follows from the group's format: `weight` as int8 or E4M3, or `weight_packed`, integers of
+four or eight bits in words of 32, the lowest bits first, which were shifted up to be unsigned; and
+`weight_scale`, `weight_zero_point`, and `weight_g_idx`, the group of each input where they are not
+in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axion.errors import ModelLoadError
+from axion.quantization import integers
+from axion.quantization.base import (
+    Expected,
+    Kernel,
+    StoredQuantized,
+    StoredTensor,
+    WeightFormat,
+)
+from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
+from axion.quantization.int8 import Int8Kernel
+from axion.quantization.patterns import matches
+
+_WORD = 32
+_STRATEGIES = ("tensor", "channel", "group", "block")
+_INDICES = ("I32", "I64")
+
+
+@dataclass(frozen=True)
+class Int8Format(WeightFormat):
+    """Integers of eight bits, as they are, with a scale for each output or for all.
+
+    Attributes:
+        rounds_input: inputs are meant to be rounded too.
+        scale_shape: of what is stored, where it is not one scale an output.
+    """
+
+    rounds_input: bool
+    scale_shape: tuple[int, ...] | None
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        scale = (out_features, 1) if self.scale_shape is None else self.scale_shape
+        return {
+            "weight": Expected((out_features, in_features), ("I8",)),
+            "weight_scale": Expected(scale),
+        }
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        scale = tensors["weight_scale"].float().flatten().expand(out_features)
+        return {"codes": tensors["weight"], "scale": scale}
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        return Int8Kernel(**tensors, rounds_input=self.rounds_input)
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        return out_features * (in_features + 4)
+
+
+@dataclass(frozen=True)
+class GroupedFormat(WeightFormat):
+    """Integers with a scale for each group of a row, and perhaps a zero point.
+
+    Attributes:
+        is_packed: they are stored in words.
+        group_size: inputs of one; the last of a row may be smaller.
+        scale_dtype: as it is stored.
+        group_dtype: of `weight_g_idx`; None: groups are in order.
+    """
+
+    bits: int
+    is_packed: bool
+    group_size: int
+    scale_dtype: str
+    has_zeros: bool
+    group_dtype: str | None
+
+    @property
+    def is_ordered(self) -> bool:
+        return self.group_dtype is None
+
+    @property
+    def joinable(self) -> bool:  # type: ignore[override]
+        return self.is_ordered
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        per_word = _WORD // self.bits
+        num_groups = -(-in_features // self.group_size)
+        expected = {"weight_scale": Expected((out_features, num_groups), (self.scale_dtype,))}
+        if self.is_packed:
+            columns = -(-in_features // per_word)
+            expected["weight_packed"] = Expected((out_features, columns), ("I32",))
+            expected["weight_shape"] = Expected((2,), _INDICES)
+        else:
+            expected["weight"] = Expected((out_features, in_features), ("I8",))
+        if self.has_zeros:
+            rows = -(-out_features // per_word) if self.is_packed else out_features
+            dtype = "I32" if self.is_packed else "I8"
+            expected["weight_zero_point"] = Expected((rows, num_groups), (dtype,))
+        if self.group_dtype is not None:
+            expected["weight_g_idx"] = Expected((in_features,), (self.group_dtype,))
+        return expected
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        # What is signed becomes unsigned; both the codes and the zero points, so that the
+        # difference stays.
+        if self.is_packed:
+            codes = tensors["weight_packed"].contiguous().view(torch.uint8)
+        else:
+            codes = _unsigned(tensors["weight"])
+        scales = tensors["weight_scale"]
+        if not self.has_zeros:
+            zeros = torch.full_like(scales, 2 ** (self.bits - 1), dtype=torch.uint8)
+        elif self.is_packed:
+            words = tensors["weight_zero_point"].T.contiguous().view(torch.uint8)
+            zeros = integers.unpack(words, self.bits)[:, :out_features].T
+        else:
+            zeros = _unsigned(tensors["weight_zero_point"])
+        unpacked = {"codes": codes, "scales": scales, "zeros": zeros}
+        if self.group_dtype is not None:
+            unpacked["groups"] = tensors["weight_g_idx"]
+        return unpacked
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        codes = tensors["codes"]
+        if self._is_by_output(codes.shape[1] * 8 // self.bits):
+            signed = (codes.to(torch.int16) - 128).to(torch.int8)
+            return Int8Kernel(signed, tensors["scales"].flatten(), rounds_input=False)
+        return integers.integer_kernel(
+            **tensors, dtype=dtype, bits=self.bits, group_size=self.group_size
+        )
+
+    def _is_by_output(self, in_features: int) -> bool:
+        """Whether it is eight bits, and a scale for each output."""
+        is_one_group = self.group_size >= in_features
+        return self.bits == 8 and is_one_group and not self.has_zeros and self.is_ordered
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        if self._is_by_output(in_features):
+            return out_features * (in_features + 4)
+        return integers.num_bytes(
+            in_features,
+            out_features,
+            dtype,
+            bits=self.bits,
+            group_size=self.group_size,
+            scale_bytes=4 if self.scale_dtype == "F32" else 2,
+            is_ordered=self.is_ordered,
+        )
+
+
+def _unsigned(codes: Tensor) -> Tensor:
+    return (codes.to(torch.int16) + 128).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """What a config group says of its layers.
+
+    Attributes:
+        group_size: inputs that share a scale; None: all of an output.
+    """
+
+    targets: tuple[str, ...]
+    bits: int
+    group_size: int | None
+    rounds_input: bool
+    block: tuple[int, int] | None
+
+
+class CompressedTensors(StoredQuantized):
+    quant_methods = ("compressed-tensors",)
+    ignored_tensors = (*NOT_NEEDED, r".*\.(input|output|[qkv])_zero_point")
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        groups = config.get("config_groups")
+        if not isinstance(groups, dict) or not groups:
+            raise ModelLoadError("config.json: the quantization's config_groups must be an object.")
+        self._schemes = [_scheme(str(name), group) for name, group in groups.items()]
+        sparsity = config.get("sparsity_config") or {}
+        if sparsity.get("format", "dense") != "dense":
+            raise _unsupported(f"sparse weights ({sparsity['format']!r:.80})")
+        if config.get("transform_config"):
+            raise _unsupported("a transform_config")
+
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        packed, weight = tensors.get("weight_packed"), tensors.get("weight")
+        if packed is None and (weight is None or weight.dtype not in ("I8", E4M3)):
+            return None
+        scheme, scale = self._find(name), tensors.get("weight_scale")
+        if packed is None and weight is not None and weight.dtype == E4M3:
+            return Float8Format.of("weight_scale", scale, scheme.block, out_features)
+        if scheme.bits == 4 and packed is None:
+            raise _unsupported("weights of 4 bits that are stored in 8")
+        shape = (out_features, 1) if scale is None else scale.shape
+        has_zeros = "weight_zero_point" in tensors
+        if packed is None and not has_zeros and shape in ((), (1,), (1, 1), (out_features, 1)):
+            is_by_row = shape == (out_features, 1)
+            return Int8Format(scheme.rounds_input, None if is_by_row else tuple(shape))
+        if in_features % (_WORD // scheme.bits):
+            raise _unsupported(f"{in_features} inputs, which do not fill their words ({name:.100})")
+        indices = tensors.get("weight_g_idx")
+        return GroupedFormat(
+            bits=scheme.bits,
+            is_packed=packed is not None,
+            group_size=scheme.group_size or in_features,
+            scale_dtype="F32" if scale is None else scale.dtype,
+            has_zeros=has_zeros,
+            group_dtype=None if indices is None else indices.dtype,
+        )
+
+    def _find(self, name: str) -> _Scheme:
+        """The scheme of a layer: a group that names it comes before one that names its kind."""
+        if len(self._schemes) == 1:
+            return self._schemes[0]
+        for names in (_names, _names_kind):
+            for scheme in self._schemes:
+                if any(names(target, name) for target in scheme.targets):
+                    return scheme
+        raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
+
+
+def _names(target: str, layer: str) -> bool:
+    if target.startswith("re:"):
+        return matches(target.removeprefix("re:"), layer)
+    return target == layer
+
+
+def _names_kind(target: str, layer: str) -> bool:
+    return target == "Linear"
+
+
+def _scheme(name: str, group: Any) -> _Scheme:
+    group = group if isinstance(group, dict) else {}
+    targets, weights, inputs = (
+        group.get(key) for key in ("targets", "weights", "input_activations")
+    )
+    if not isinstance(targets, list) or not isinstance(weights, dict):
+        raise ModelLoadError(
+            f"config.json: the quantization's {name:.80} lacks targets or weights."
+        )
+    kind, bits, strategy = (weights.get(key) for key in ("type", "num_bits", "strategy"))
+    if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)):
+        raise _unsupported(f"weights of type {kind!r:.20} with {bits!r:.20} bits")
+    if strategy not in _STRATEGIES:
+        raise _unsupported(f"the strategy {strategy!r:.40} for weights")
+    group_size = weights.get("group_size") if strategy == "group" else None
+    if strategy == "group" and not (type(group_size) is int and group_size > 0):
+        raise _unsupported(f"groups of {group_size!r:.20} inputs")
+    return _Scheme(
+        targets=tuple(map(str, targets)),
+        bits=int(bits),
+        group_size=group_size,
+        rounds_input=isinstance(inputs, dict) and inputs.get("num_bits") == 8,
+        block=block_size(weights.get("block_structure")) if strategy == "block" else None,
+    )
+
+
+def _unsupported(what: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"The checkpoint is quantized (compressed-tensors) with {what}, which is not supported. "
+        "Supported: integer weights of 4 and 8 bits and E4M3, dense, by tensor, channel, group or "
+        "block."
+    )

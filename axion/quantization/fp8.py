@@ -1,0 +1,140 @@
+"""Weights stored as E4M3, by DeepSeek with a scale for each block of 128 x 128 (arXiv:2412.19437,
+section 3.3), by others with one for each output or for all.
+
+`weight` is what is stored, and beside it `weight_scale_inv` or `weight_scale`, which it is
+multiplied by. Scales that were measured for inputs or for the KV cache are not needed: inputs are
+rounded by their own largest number where they are rounded at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axion.errors import ModelLoadError
+from axion.quantization.base import (
+    FLOATS,
+    Expected,
+    Kernel,
+    StoredQuantized,
+    StoredTensor,
+    WeightFormat,
+)
+from axion.quantization.float8 import Float8Kernel
+
+E4M3 = "F8_E4M3"
+NOT_NEEDED = (r".*\.(input|activation|output|[qkv]|kv)_scale(_ub)?",)
+_SCALES = ("weight_scale_inv", "weight_scale", "scale_inv", "scale")
+_SCALE_DTYPES = ("F8_E8M0", *FLOATS)
+
+
+@dataclass(frozen=True)
+class Float8Format(WeightFormat):
+    """
+    Attributes:
+        scale: what the scales are called.
+        num_dims: of the tensor of scales; one of less than two may be left out.
+        block: rows and columns of the weight that share a scale; 0: all.
+        is_whole: the number of rows is a multiple of the block's.
+    """
+
+    scale: str
+    num_dims: int
+    block: tuple[int, int]
+    is_whole: bool
+
+    @classmethod
+    def of(
+        cls, name: str, scale: StoredTensor | None, block: tuple[int, int] | None, out_features: int
+    ) -> Float8Format:
+        """The format of a weight with these scales."""
+        shape = (out_features, 1) if scale is None else scale.shape
+        if len(shape) < 2 or block is None:
+            block = (0, 0) if shape in ((), (1,), (1, 1)) else (1, 0)
+        return cls(name, len(shape), block, not block[0] or out_features % block[0] == 0)
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        grid = self._grid(in_features, out_features)
+        shape = grid if self.num_dims == 2 else grid[: self.num_dims]
+        return {
+            "weight": Expected((out_features, in_features), (E4M3,)),
+            self.scale: Expected(shape, _SCALE_DTYPES),
+        }
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        scale = tensors[self.scale].float().reshape(self._grid(in_features, out_features))
+        if not self.is_whole:
+            scale = scale.repeat_interleave(self.block[0], 0)[:out_features]
+        return {
+            "codes": tensors["weight"],
+            "scale": scale if self.block[0] else scale.expand(out_features, 1),
+        }
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        codes = tensors["codes"]
+        num_rows, num_columns = self.block
+        block = (num_rows if num_rows and self.is_whole else 1, num_columns or codes.shape[1])
+        return Float8Kernel(codes, tensors["scale"], block)
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        num_rows, num_columns = self._grid(in_features, out_features)
+        if not (self.block[0] and self.is_whole):
+            num_rows = out_features
+        return in_features * out_features + 4 * num_rows * num_columns
+
+    def _grid(self, in_features: int, out_features: int) -> tuple[int, int]:
+        num_rows, num_columns = (
+            -(-size // block) if block else 1
+            for size, block in zip((out_features, in_features), self.block, strict=True)
+        )
+        return num_rows, num_columns
+
+
+class Fp8(StoredQuantized):
+    quant_methods = ("fp8", "fbgemm_fp8")
+    ignored_tensors = NOT_NEEDED
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        for name, known in (
+            ("fmt", (None, "e4m3")),
+            ("expert_dtype", (None, "fp8")),
+            ("activation_scheme", (None, "dynamic", "static")),
+        ):
+            if config.get(name) not in known:
+                raise ModelLoadError(
+                    f"The checkpoint is quantized ({self.name}) with {name}={config[name]!r:.80}, "
+                    f"which is not supported. Supported: {', '.join(filter(None, known))}."
+                )
+        self._block = block_size(config.get("weight_block_size"))
+
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        weight = tensors.get("weight")
+        if weight is None or weight.dtype != E4M3:
+            return None
+        scale = next((key for key in _SCALES if key in tensors), _SCALES[0])
+        return Float8Format.of(scale, tensors.get(scale), self._block, out_features)
+
+
+def block_size(value: Any) -> tuple[int, int] | None:
+    """Rows and columns of a block, as a config has them.
+
+    Raises:
+        ModelLoadError: they are no sizes.
+    """
+    if value is None:
+        return None
+    sizes = tuple(value) if isinstance(value, list) else ()
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ModelLoadError(
+            f"config.json: the block of a weight must be two sizes, got {value!r:.80}."
+        )
+    return sizes[0], sizes[1]

@@ -1,0 +1,181 @@
+"""Weights as GGUF files have them: kept as stored, and dequantized in pieces when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from axion.hub.gguf import FLOAT_TYPES, TENSOR_TYPES, TensorType
+from axion.layers.embedding import Embedding
+from axion.layers.linear import Linear
+from axion.quantization.base import (
+    Expected,
+    Kernel,
+    QuantizedLinear,
+    StoredQuantized,
+    StoredTensor,
+    WeightFormat,
+)
+from axion.quantization.gguf_blocks import dequantize, four_bits
+
+BLOCK_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values() if kind.name not in FLOAT_TYPES}
+
+# Numbers that are dequantized at once.
+_PIECE = {"cpu": 2**20, "cuda": 2**24}
+# What ATen's kernel for four bits takes.
+_INT4_TYPES = frozenset({"Q4_0", "Q4_1", "Q4_K"})
+_INT4_GROUP = 32
+_INT4_ROWS = 16
+# It packs so many rows at once.
+_INT4_BLOCK = 64
+
+
+class BlockKernel(Kernel):
+    """Keeps rows of blocks.
+
+    Args:
+        weight: uint8, `[out_features, in_features / block_size * num_bytes]`.
+    """
+
+    def __init__(self, weight: Tensor, kind: TensorType) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.kind = kind
+        row_size = weight.shape[1] // kind.num_bytes * kind.block_size
+        self.rows_at_once = max(1, _PIECE[weight.device.type] // row_size)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return torch.cat([piece.to(dtype, copy=True) for piece in self._pieces()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in self._pieces()], dim=-1)
+
+    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows of the weight, `[n, in_features]`."""
+        return dequantize(self.weight[indices], self.kind).to(dtype)
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """Some rows after the other, float32, each until the next is asked for."""
+        buffer = None
+        for rows in self.weight.split(self.rows_at_once):
+            piece = dequantize(rows, self.kind, buffer)
+            buffer = piece.flatten() if buffer is None else buffer
+            yield piece
+
+
+class Int4Kernel(Kernel):
+    """Four bits by ATen's own product, in bfloat16 on the CPU: a hundred times faster there.
+
+    Each block's scale and offset become bfloat16, as the weights would.
+    """
+
+    def __init__(self, weight: Tensor, kind: TensorType) -> None:
+        super().__init__()
+        packed, pairs = [], []
+        for rows in weight.split(_INT4_BLOCK):
+            parts = four_bits(rows, kind)
+            assert parts is not None
+            codes, scale, zero = parts
+            packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+            pairs.append(torch.stack((scale, zero), dim=-1).bfloat16())
+        self.packed = nn.Parameter(torch.cat(packed), requires_grad=False)
+        scales_and_zeros = torch.cat(pairs).transpose(0, 1).contiguous()
+        self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
+        self.in_features = len(scales_and_zeros) * _INT4_GROUP
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        # The layout is ATen's own; a product with ones and zeros is exact.
+        return self(torch.eye(self.in_features, dtype=torch.bfloat16)).T.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.reshape(-1, self.in_features), self.packed, _INT4_GROUP, self.scales_and_zeros
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class BlockFormat(WeightFormat):
+    kind: TensorType
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        return {"weight": Expected((out_features, in_features), (self.kind.name,))}
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        weight = tensors["weight"]
+        if weight.device.type == "cpu" and self._suits_int4(len(weight), dtype):
+            return Int4Kernel(weight, self.kind)
+        return BlockKernel(weight.clone(), self.kind)
+
+    def _suits_int4(self, out_features: int, dtype: torch.dtype) -> bool:
+        # In float32 and float16 that kernel is slower than all else.
+        suits = dtype == torch.bfloat16 and out_features % _INT4_ROWS == 0
+        return suits and self.kind.name in _INT4_TYPES
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        if self._suits_int4(out_features, dtype):
+            return out_features * (in_features // 2 + in_features // _INT4_GROUP * 4)
+        return out_features * in_features // self.kind.block_size * self.kind.num_bytes
+
+
+class BlockEmbedding(QuantizedLinear):
+    """Takes the place of an `Embedding`, and of the head that shares its weight."""
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        [source] = self.sources
+        weight = source.read(device)["weight"].clone()
+        self.kernels.append(BlockKernel(weight, source.format.kind))
+        self.sources = []
+        self.dtype = dtype
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[n]` token ids to `[n, embedding_dim]`."""
+        return self.kernels[0].rows(input_ids, self.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """`[..., embedding_dim]` to `[..., num_embeddings]`."""
+        return self.kernels[0](x)
+
+
+class TiedHead(nn.Module):
+    """The head of a model whose embedding is a `BlockEmbedding`."""
+
+    def __init__(self, head: Linear, embedding: BlockEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.register_parameter("bias", head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.embedding.project(x)
+        return logits if self.bias is None else logits + self.bias
+
+
+class GGUFMethod(StoredQuantized):
+    """The quantization of a GGUF file: each tensor has a type of its own."""
+
+    quant_methods = ("gguf",)
+
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        kind = BLOCK_TYPES.get(tensors["weight"].dtype) if "weight" in tensors else None
+        return BlockFormat(kind) if kind is not None else None
+
+    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+        super().prepare(model, stored)
+        for path, module in list(model.named_modules()):
+            weight = stored.get(f"{path}.weight")
+            if not isinstance(module, Embedding) or weight is None:
+                continue
+            num_embeddings, embedding_dim = module.weight.shape
+            source = self._source(path, {"weight": weight}, embedding_dim, num_embeddings)
+            if isinstance(source.format, BlockFormat):
+                embedding = BlockEmbedding(Linear(embedding_dim, num_embeddings), [source])
+                model.set_submodule(path, embedding)
+                head = getattr(model, "lm_head", None)
+                if head is not None and getattr(head, "weight", None) is module.weight:
+                    model.lm_head = TiedHead(head, embedding)

@@ -1,0 +1,116 @@
+"""Weights of eight bits with one scale for each output, multiplied as integers where the hardware
+can: the inputs of each token are then rounded to eight bits too."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from axion.quantization.rows import RowKernel
+
+# ATen's product of bfloat16 and int8 is the best for so few tokens at most; beyond, the weight is
+# dequantized.
+_MAX_FEW = 16
+_ZERO = 128
+# cuBLAS takes more than 16 rows, and multiples of this everywhere.
+_CUDA_MIN_ROWS, _CUDA_MULTIPLE = 32, 8
+
+
+class Int8Kernel(RowKernel):
+    """
+    Args:
+        codes: `[out_features, in_features]`, int8.
+        scale: `[out_features]`.
+        rounds_input: inputs may be rounded to eight bits, by the largest of each token.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, *, rounds_input: bool) -> None:
+        super().__init__(codes.shape[1], len(codes))
+        self.is_packed = rounds_input and codes.device.type == "cpu" and _has_vnni_product()
+        self.is_cuda_product = (
+            rounds_input
+            and codes.device.type == "cuda"
+            and not codes.shape[0] % _CUDA_MULTIPLE
+            and not codes.shape[1] % _CUDA_MULTIPLE
+            and _has_cuda_product(codes.device)
+        )
+        kept = torch.ops.onednn.qlinear_prepack(codes, None) if self.is_packed else codes.clone()
+        self.codes = nn.Parameter(kept, requires_grad=False)
+        self.scale = nn.Parameter(scale.float().clone(), requires_grad=False)
+        self.register_buffer(
+            "zeros",
+            torch.zeros(len(codes), dtype=torch.int32) if self.is_packed else None,
+            persistent=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if self.is_packed or self.is_cuda_product:
+            out = self._integer_product(rows).to(x.dtype)
+        elif len(rows) <= _MAX_FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            ones = torch.ones_like(self.scale, dtype=x.dtype)
+            out = torch._weight_int8pack_mm(rows, self.codes, ones)
+            out = (out.float() * self.scale).to(x.dtype)
+        else:
+            return super().forward(x)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        return (self.codes[start:end].float() * self.scale[start:end, None]).to(dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        if not self.is_packed:
+            return super().dequantize(dtype)
+        # The layout is oneDNN's own; a product with ones and zeros is exact.
+        ones = torch.eye(self.in_features, dtype=torch.uint8) + _ZERO
+        return _vnni_product(ones, self.codes, self.scale, self.zeros).T.to(dtype)
+
+    def _integer_product(self, rows: Tensor) -> Tensor:
+        """`[n, in_features]` to `[n, out_features]`, float32."""
+        rows = rows.float()
+        step = rows.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
+        codes = (rows / step).round_()
+        if self.is_packed:
+            codes = codes.add_(_ZERO).to(torch.uint8)
+            return _vnni_product(codes, self.codes, self.scale, self.zeros).mul_(step)
+        padding = max(_CUDA_MIN_ROWS - len(rows), -len(rows) % _CUDA_MULTIPLE)
+        codes = nn.functional.pad(codes.to(torch.int8), (0, 0, 0, padding))
+        product = torch._int_mm(codes, self.codes.T)[: len(rows)]
+        return product * self.scale * step
+
+
+def _vnni_product(codes: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
+    # Signed inputs would be computed by oneDNN's reference, a thousand times slower, where there
+    # is no AMX.
+    return torch.ops.onednn.qlinear_pointwise.default(
+        *(codes, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    )
+
+
+@cache
+def _has_vnni_product() -> bool:
+    """Whether the CPU multiplies integers of eight bits without overflow, and torch uses that."""
+    if not torch.cpu._is_vnni_supported():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randint(-127, 128, (32, 64), generator=generator) for _ in range(2))
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(right.to(torch.int8), None)
+        ones, zeros = torch.ones(32), torch.zeros(32, dtype=torch.int32)
+        out = _vnni_product((left + _ZERO).to(torch.uint8), packed, ones, zeros)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.equal(out, (left @ right.T).float())
+
+
+@cache
+def _has_cuda_product(device: torch.device) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randint(-127, 128, (32, 64), generator=generator) for _ in range(2))
+    try:
+        out = torch._int_mm(left.to(device, torch.int8), right.to(device, torch.int8).T)
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.equal(out.cpu(), (left @ right.T).int())

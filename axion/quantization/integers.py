@@ -1,0 +1,217 @@
+"""Unsigned integers of a few bits, packed; a scale and a zero point for each group of a row.
+
+`weight = (code - zero) * scale`. GPTQ and AWQ differ in how they store that.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from axion.quantization.base import Kernel
+from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
+
+# The groups that ATen's kernel takes, and the multiple that the number of outputs must be.
+_ATEN_GROUPS = (32, 64, 128, 256)
+_ATEN_ROWS = 16
+# It packs so many rows at once.
+_ATEN_BLOCK = 64
+# Its time is by the row; dequantizing first is faster for more.
+_ATEN_MAX_ROWS = 128
+_NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """Codes `[..., n]` from the bytes `[..., n * bits / 8]` that hold them one after another, the
+    lowest bits first; all uint8."""
+    if bits == 8:
+        return packed
+    octets = packed.unflatten(-1, (-1, bits))  # eight codes each
+    codes = []
+    for index in range(8):
+        byte, shift = divmod(index * bits, 8)
+        code = octets[..., byte] >> shift
+        if shift + bits > 8:
+            code = code | octets[..., byte + 1] << (8 - shift)
+        codes.append(code & (1 << bits) - 1)
+    return torch.stack(codes, -1).flatten(-2)
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """What `unpack` with four bits undoes."""
+    return codes[..., ::2] | codes[..., 1::2] << 4
+
+
+def num_bytes(
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype,
+    *,
+    bits: int,
+    group_size: int,
+    scale_bytes: int,
+    is_ordered: bool = True,
+) -> int:
+    """Bytes that the kernel of `integer_kernel` keeps, on the CPU.
+
+    Args:
+        is_ordered: there are no `groups`.
+    """
+    is_aten = _suits_aten(in_features, out_features, dtype, bits, group_size)
+    of_group = 2 * dtype.itemsize if is_aten else scale_bytes + 1
+    num_groups = out_features * -(-in_features // group_size)
+    of_order = 0 if is_ordered and in_features % group_size == 0 else 4 * in_features
+    return in_features * out_features * bits // 8 + num_groups * of_group + of_order
+
+
+def integer_kernel(
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    groups: Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    bits: int,
+    group_size: int,
+) -> Kernel:
+    """What multiplies by such a weight.
+
+    Args:
+        codes: as `unpack` takes them, `[out_features, in_features * bits / 8]`.
+        scales: `[out_features, num_groups]`.
+        zeros: `[out_features, num_groups]`, uint8.
+        groups: `[in_features]`, the group of each input, where they are not in order.
+        dtype: of hidden states.
+    """
+    out_features, in_features = len(codes), codes.shape[1] * 8 // bits
+    in_order = torch.arange(in_features, device=codes.device) // group_size
+    if groups is None and in_features % group_size:
+        groups = in_order
+    is_aten = _suits_aten(in_features, out_features, dtype, bits, group_size)
+    if is_aten and codes.device.type == "cpu":
+        order = None if groups is None else groups.argsort(stable=True)
+        if order is None or torch.equal(groups[order], in_order):
+            return AtenInt4Kernel(codes, scales, zeros, order, group_size, dtype)
+    return IntegerKernel(codes, scales, zeros, groups, bits)
+
+
+def _suits_aten(
+    in_features: int, out_features: int, dtype: torch.dtype, bits: int, group_size: int
+) -> bool:
+    return (
+        # It computes in float32 and float16 too, and some hundred times slower.
+        dtype == torch.bfloat16
+        and bits == 4
+        and group_size in _ATEN_GROUPS
+        and in_features % group_size == 0
+        and out_features % _ATEN_ROWS == 0
+    )
+
+
+class IntegerKernel(RowKernel):
+    """Dequantizes as it multiplies; on any device, and in any number format."""
+
+    def __init__(
+        self, codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor | None, bits: int
+    ) -> None:
+        super().__init__(codes.shape[1] * 8 // bits, len(codes))
+        self.bits = bits
+        self.codes = nn.Parameter(codes.clone(), requires_grad=False)
+        self.scales = nn.Parameter(scales.clone(), requires_grad=False)
+        self.zeros = nn.Parameter(zeros.clone(), requires_grad=False)
+        self.register_parameter(
+            "groups", None if groups is None else nn.Parameter(groups.int(), requires_grad=False)
+        )
+        table = _NIBBLES.to(codes.device) if bits == 4 else None
+        self.register_buffer("table", table, persistent=False)
+
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        codes = self._codes(self.codes[start:end])
+        scales, zeros = self.scales[start:end].float(), self.zeros[start:end]
+        if self.groups is None:
+            codes = codes.unflatten(1, (scales.shape[1], -1))
+            return codes.sub_(zeros[..., None]).mul_(scales[..., None]).flatten(1).to(dtype)
+        return codes.sub_(zeros[:, self.groups]).mul_(scales[:, self.groups]).to(dtype)
+
+    def _codes(self, packed: Tensor) -> Tensor:
+        if self.table is not None:
+            return look_up(self.table, packed)
+        return unpack(packed, self.bits).float()
+
+
+class AtenInt4Kernel(RowKernel):
+    """ATen's product with weights of four bits, in bfloat16 on the CPU.
+
+    Scales and zeros become bfloat16, as the weights would.
+
+    Args:
+        order: `[in_features]`, which input each column is for, once groups are in order.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor,
+        order: Tensor | None,
+        group_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(codes.shape[1] * 2, len(codes), row_multiple=_ATEN_BLOCK)
+        self.group_size = group_size
+        scales = scales.T.float()
+        # weight = (code - 8) * scale + zero
+        pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
+        self.packed = nn.Parameter(_aten_pack(codes, order), requires_grad=False)
+        self.scales_and_zeros = nn.Parameter(pairs.to(dtype), requires_grad=False)
+        self.register_parameter(
+            "order", None if order is None else nn.Parameter(order.int(), requires_grad=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order is not None:
+            x = x[..., self.order]
+        is_whole = self.out_features % _ATEN_BLOCK == 0
+        if x.numel() > _ATEN_MAX_ROWS * self.in_features and is_whole and _knows_layout():
+            return super().forward(x)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.reshape(-1, self.in_features), self.packed, self.group_size, self.scales_and_zeros
+        )
+        return out.view(*x.shape[:-1], -1)
+
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight, whose columns are in the order of its groups."""
+        blocks = self.packed.view(-1, self.in_features, _ATEN_BLOCK // 2)
+        blocks = blocks[start // _ATEN_BLOCK : end // _ATEN_BLOCK]
+        codes = torch.cat([blocks & 15, blocks >> 4], -1).transpose(1, 2).contiguous()
+        scales, zeros = self.scales_and_zeros[:, start:end].float().transpose(0, 1).unbind(-1)
+        groups = codes.view(end - start, -1, self.group_size).float().sub_(8)
+        return groups.mul_(scales[..., None]).add_(zeros[..., None]).flatten(1).to(dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        # The layout is ATen's own; a product with ones and zeros is exact.
+        return self(torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)).T.to(dtype)
+
+
+@cache
+def _knows_layout() -> bool:
+    """Whether ATen packs as `AtenInt4Kernel.rows` reads, which depends on the CPU: 64 rows a block,
+    of which each column is 32 bytes that hold the first rows and, in their upper halves, the
+    others."""
+    codes = torch.arange(2 * _ATEN_BLOCK * 4).view(-1, 4).remainder(15).to(torch.uint8)
+    first, second = codes.view(2, 2, _ATEN_BLOCK // 2, 4).unbind(1)
+    expected = (first | second << 4).transpose(1, 2)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    return torch.equal(packed.flatten(), expected.flatten())
+
+
+def _aten_pack(codes: Tensor, order: Tensor | None) -> Tensor:
+    step = max(MAX_PIECE // codes.shape[1] // _ATEN_BLOCK, 1) * _ATEN_BLOCK
+    pieces = []
+    for piece in codes.split(step):
+        values = unpack(piece, 4).int()
+        values = values if order is None else values[:, order]
+        pieces.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))
+    return torch.cat(pieces)

@@ -1,0 +1,62 @@
+"""A weight that is dequantized a few rows at a time, while it is multiplied by."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from axion.quantization.base import Kernel
+
+MAX_PIECE = 2**22
+"""Most numbers of a weight that are dequantized at once: 16 MiB of float32."""
+
+
+def pair_table(first: Tensor, second: Tensor) -> Tensor:
+    """What `look_up` reads: for each byte, two float32 as one integer.
+
+    Args:
+        first, second: `[256]`.
+    """
+    return torch.stack([first, second], 1).float().view(torch.int64).flatten()
+
+
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """Bytes `[..., n]` to the float32 `[..., 2 * n]` that they stand for.
+
+    Several times faster than an embedding is, which reads rows.
+    """
+    found = table.index_select(0, codes.flatten().int())
+    return found.view(torch.float32).view(*codes.shape[:-1], -1)
+
+
+class RowKernel(Kernel):
+    """To override: `rows`.
+
+    Args:
+        row_multiple: pieces begin at multiples of so many rows.
+    """
+
+    def __init__(self, in_features: int, out_features: int, row_multiple: int = 1) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.row_multiple = row_multiple
+
+    @abstractmethod
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight, `[end - start, in_features]`."""
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return torch.cat([self.rows(*piece, dtype) for piece in self._pieces()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = [F.linear(x, self.rows(*piece, x.dtype)) for piece in self._pieces()]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        step = max(MAX_PIECE // self.in_features // self.row_multiple, 1) * self.row_multiple
+        for start in range(0, self.out_features, step):
+            yield start, min(start + step, self.out_features)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import tokenizers
+from tokenizers import AddedToken, processors
+
+from axion.errors import ModelLoadError
+
+# The largest in use have some 20 MB and tokens of some 500 bytes; a token of n bytes costs n².
+MAX_FILE_BYTES = 256 * 2**20
+MAX_TOKEN_LENGTH = 1024
+MAX_TOKENS = 4 * 2**20
+
+Piece = TypeVar("Piece", str, bytes)
+
+
+class Converted(NamedTuple):
+    """A tokenizer of the library.
+
+    Attributes:
+        special_tokens: `bos_token` and its like, as far as the file itself names them.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    special_tokens: dict[str, str]
+
+
+def read_file(file: Path) -> bytes:
+    """Raises: ModelLoadError: it cannot be read, or is larger than any tokenizer is."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ModelLoadError(f"{file.name} cannot be read: {error.strerror}.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ModelLoadError(
+            f"{file.name} is larger than {MAX_FILE_BYTES // 2**20} MiB, which no real tokenizer is."
+        )
+    return data
+
+
+def merges_of(ranks: Mapping[Piece, float]) -> list[tuple[Piece, Piece]]:
+    """Pairs of tokens in the order in which they merge, for a format that only ranks tokens.
+
+    Both sentencepiece and tiktoken merge the two neighbours whose union ranks first, and of
+    equal ones the leftmost. Here every way to make a token of two others becomes a merge of the
+    token's rank; of equal ranks the longer left part goes first, which lets a run of spaces grow
+    from the left, as theirs does.
+
+    Args:
+        ranks: lower merges earlier.
+    """
+    merges = []
+    for token, rank in ranks.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ranks and right in ranks:
+                merges.append((rank, -cut, -len(right), left, right))
+    merges.sort(key=lambda merge: merge[:3])
+    return [(left, right) for *_, left, right in merges]
+
+
+def added_tokens(path: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
+    """By id: `added_tokens_decoder` of tokenizer_config.json, else the older added_tokens.json.
+
+    Raises:
+        ModelLoadError: they are not of their form.
+    """
+    try:
+        if decoder := config.get("added_tokens_decoder"):
+            return {
+                _id(id): AddedToken(
+                    token["content"],
+                    lstrip=bool(token.get("lstrip")),
+                    rstrip=bool(token.get("rstrip")),
+                    normalized=False,
+                    special=bool(token.get("special")),
+                )
+                for id, token in decoder.items()
+            }
+        file = path / "added_tokens.json"
+        older = json.loads(file.read_bytes()) if file.is_file() else {}
+        return {
+            _id(id): AddedToken(token, normalized=False, special=False)
+            for token, id in older.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise ModelLoadError(
+            "The added tokens of the tokenizer (tokenizer_config.json or added_tokens.json) are "
+            "not of their form: ids and tokens."
+        ) from None
+
+
+def _id(id: Any) -> int:
+    number = int(id)
+    if not 0 <= number < MAX_TOKENS:
+        raise ValueError(id)
+    return number
+
+
+def add_around(
+    tokenizer: tokenizers.Tokenizer, *, before: str | None = None, after: str | None = None
+) -> None:
+    """Have the tokenizer write `before` and `after` a text, where it has these tokens."""
+    ids = {
+        token: id
+        for token in (before, after)
+        if token and (id := tokenizer.token_to_id(token)) is not None
+    }
+    around = [part for part in (before, "$A", after) if part == "$A" or part in ids]
+    if ids:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=around, special_tokens=list(ids.items())
+        )
+
+
+def named(config: dict[str, Any], name: str) -> str | None:
+    """`bos_token` and its like of tokenizer_config.json, in each of its forms."""
+    token = config.get(name)
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None

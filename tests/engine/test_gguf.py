@@ -1,0 +1,255 @@
+"""GGUF files of every architecture, and of every type, as models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from torch import Tensor
+
+from axion.engine.loader import eos_token_ids, load_model
+from axion.errors import ModelLoadError
+from axion.models.base import CausalLM
+from axion.parity.harness import CPU, Harness, Run
+from axion.quantization.gguf import BlockKernel, Int4Kernel
+from tests.gguf_files import CASES, METADATA, build, tensors, write_gguf, write_tiny_gguf
+
+PROMPT = [(31 * i * i + 7 * i) % 199 for i in range(80)]
+TOLERANCE = 1e-4
+LLAMA = json.loads(METADATA.read_text())["llama"]
+
+
+def load(path: Path, dtype: str = "float32") -> CausalLM:
+    return load_model(path, device=CPU, dtype=dtype)
+
+
+def logits(model: CausalLM) -> Tensor:
+    """Of the token after the prompt, and of the one after that."""
+    run = Run(PROMPT)
+    Harness(model).generate([run], 2)
+    return torch.stack(run.logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_converted_model_is_the_model(case: str, tmp_path: Path):
+    reference = build(case)
+    found = logits(load(write_tiny_gguf(case, reference, tmp_path / "model.gguf")))
+    with torch.inference_mode():
+        prompt = torch.tensor([[*PROMPT, int(found[0].argmax())]])
+        expected = reference(prompt[:, :-1]).logits[0, -1]
+    assert (found[0] - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("llama-bias", Type.Q4_0),
+        ("qwen3-tied", Type.Q8_0),
+        ("llama-head-dim", Type.Q5_1),
+        ("mixtral", Type.Q8_0),
+        ("gpt-oss", Type.Q5_0),
+        ("gpt2", Type.Q4_1),
+        ("gpt-neox", Type.Q4_0),
+        ("falcon-new", Type.Q8_0),
+        ("deepseek-v2", Type.Q8_0),
+        ("glm4", Type.BF16),
+        ("gemma3", Type.F16),
+    ],
+)
+def test_a_quantized_model_is_that_of_its_dequantized_weights(
+    case: str, kind: Type, tmp_path: Path
+):
+    model = build(case)
+    quantized = write_tiny_gguf(case, model, tmp_path / "quantized.gguf", kind)
+    stored = {
+        tensor.name: torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        for tensor in gguf.GGUFReader(quantized).tensors
+    }
+    metadata = json.loads(METADATA.read_text())[case]
+    plain = write_gguf(tmp_path / "plain.gguf", metadata, stored)
+    found, expected = load(quantized), load(plain)
+    assert (logits(found) - logits(expected)).abs().max() <= TOLERANCE
+    if kind not in (Type.F16, Type.BF16):
+        assert num_bytes(found) < num_bytes(expected)
+
+
+def num_bytes(model: CausalLM) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+# Of each block, where its float16 scales are.
+SCALES = {
+    Type.Q2_K: (80, 82),
+    Type.Q3_K: (108,),
+    Type.Q4_K: (0, 2),
+    Type.Q5_K: (0, 2),
+    Type.Q6_K: (208,),
+    Type.IQ4_XS: (0,),
+    Type.IQ4_NL: (0,),
+    Type.Q4_0: (0,),
+}
+
+
+def random_blocks(shape: tuple[int, ...], kind: Type, seed: int) -> np.ndarray:
+    block_size, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(seed)
+    blocks = random.integers(
+        0, 256, size=(*shape[:-1], shape[-1] // block_size, num_bytes), dtype=np.uint8
+    )
+    for at in SCALES[kind]:
+        blocks[..., at : at + 2] = np.frombuffer(np.float16(0.0004).tobytes(), np.uint8)
+    return blocks.reshape(*shape[:-1], -1)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A llama with rows long enough for the K types, each in places; and its plain version."""
+    from tests.parity.checkpoints import build_tiny
+
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
+    model = build_tiny("llama", **sizes, tie_word_embeddings=True)
+    kinds = {
+        "attn_q": Type.Q4_K,
+        "attn_k": Type.Q4_K,
+        "attn_v": Type.Q6_K,
+        "attn_output": Type.Q3_K,
+        "ffn_gate": Type.Q2_K,
+        "ffn_up": Type.IQ4_XS,
+        "ffn_down": Type.Q5_K,
+        "token_embd": Type.Q6_K,
+    }
+    metadata = LLAMA | {
+        "llama.embedding_length": 256,
+        "llama.feed_forward_length": 256,
+        "llama.rope.dimension_count": 64,
+    }
+    for key in ("key_length", "value_length"):
+        metadata.pop(f"llama.attention.{key}", None)
+    folder = tmp_path_factory.mktemp("gguf")
+    writers = [gguf.GGUFWriter(folder / f"{name}.gguf", "llama") for name in ("mixed", "plain")]
+    for seed, (name, tensor) in enumerate(tensors(LLAMA, model)):
+        kind = next((kind for part, kind in kinds.items() if part in name), None)
+        if kind is None:
+            data = [tensor.detach().numpy()] * 2
+        else:
+            blocks = random_blocks(tuple(tensor.shape), kind, seed)
+            data = [blocks, gguf.quants.dequantize(blocks, kind)]
+        for writer, values, raw in zip(writers, data, (kind, None), strict=True):
+            writer.add_tensor(name, values, raw_dtype=raw)
+    for writer in writers:
+        for key, value in metadata.items():
+            if key != "general.architecture":
+                add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+                add(key, value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return folder / "mixed.gguf", folder / "plain.gguf"
+
+
+def test_types_may_differ_from_tensor_to_tensor(mixed: tuple[Path, Path]):
+    found, expected = (load(path) for path in mixed)
+    assert (logits(found) - logits(expected)).abs().max() <= TOLERANCE
+    kinds = [k.kind.name for k in found.modules() if isinstance(k, BlockKernel)]
+    assert kinds[:6] == ["Q6_K", "Q4_K", "Q6_K", "Q3_K", "Q2_K", "IQ4_XS"]  # q and k are one
+
+
+def test_weights_take_the_memory_that_they_have_in_the_file(mixed: tuple[Path, Path]):
+    model = load(mixed[0])
+    stored = sum(tensor.n_bytes for tensor in gguf.GGUFReader(mixed[0]).tensors)
+    assert num_bytes(model) == stored
+
+
+def test_in_bfloat16_four_bits_are_multiplied_by_atens_kernel(mixed: tuple[Path, Path]):
+    found, expected = load(mixed[0], "bfloat16"), load(mixed[1], "bfloat16")
+    assert any(isinstance(module, Int4Kernel) for module in found.modules())
+    exact = logits(load(mixed[1]))
+    # No further from the exact ones than bfloat16 itself is.
+    error = (logits(found).float() - exact).abs().max()
+    assert error <= 2 * (logits(expected).float() - exact).abs().max()
+
+
+def test_int4_keeps_the_weight_to_the_error_of_bfloat16(mixed: tuple[Path, Path]):
+    layer = load(mixed[0], "bfloat16").model.layers[0].self_attn.qkv_proj
+    kernel, exact = layer.kernels[0], load(mixed[0]).model.layers[0].self_attn.qkv_proj.kernels[0]
+    assert isinstance(kernel, Int4Kernel)
+    difference = kernel.dequantize(torch.float32) - exact.dequantize(torch.float32)
+    weight = exact.dequantize(torch.float32)
+    assert difference.abs().max() <= 2**-7 * weight.abs().max()
+
+
+def test_a_split_file_is_one_model(tmp_path: Path):
+    model = build("llama")
+    all_tensors = dict(tensors(LLAMA, model))
+    names = sorted(all_tensors)
+    parts = [names[: len(names) // 2], names[len(names) // 2 :]]
+    for number, part in enumerate(parts):
+        metadata: dict[str, Any] = LLAMA if number == 0 else {"general.architecture": "llama"}
+        path = tmp_path / f"m-{number + 1:05}-of-00002.gguf"
+        split = {"split.no": number, "split.count": 2, "split.tensors.count": len(names)}
+        write_gguf(path, metadata | split, {name: all_tensors[name] for name in part})
+    whole = load(write_tiny_gguf("llama", model, tmp_path / "whole.gguf"))
+    found = load(tmp_path / "m-00001-of-00002.gguf")
+    assert torch.equal(logits(found), logits(whole))
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelLoadError, match="1 of the model's 2 GGUF files are missing"):
+        load(tmp_path / "m-00001-of-00002.gguf")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "changes", "said"),
+    [
+        ({"general.architecture": "mamba"}, {}, "architecture 'mamba' are not supported"),
+        ({"llama.embedding_length": 0}, {}, r"llama\.embedding_length must be a positive integer"),
+        ({"llama.block_count": 3}, {}, r"no tensor blk\.2\.\w+\.weight"),
+        ({"llama.block_count": 1}, {}, r"not part of its architecture: 'blk\.1\."),
+        ({"llama.attention.head_count": 3}, {}, "multiple of num_key_value_heads"),
+        ({"llama.some_new_thing": 3}, {}, "llama.some_new_thing=3, which changes what"),
+        ({"llama.attention.causal": False}, {}, "encoder"),
+        ({"llama.rope.scaling.type": "spiral"}, {}, "rope type 'spiral'"),
+        ({}, {"blk.0.ffn_up.weight": None}, r"no tensor blk\.0\.ffn_up\.weight"),
+        ({}, {"blk.0.ffn_up.weight": torch.zeros(5, 64)}, r"has shape \[5, 64\], expected \[96"),
+        ({}, {"blk.0.extra.weight": torch.zeros(5)}, r"architecture: 'blk\.0\.extra\.weight'"),
+        ({}, {"token_embd.weight": None}, r"no tensor token_embd\.weight"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_computed_is_refused_by_name(
+    metadata: dict[str, Any], changes: dict[str, Tensor | None], said: str, tmp_path: Path
+):
+    stored = dict(tensors(LLAMA, build("llama"))) | changes
+    stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    path = write_gguf(tmp_path / "m.gguf", LLAMA | metadata, stored)
+    with pytest.raises(ModelLoadError, match=said) as caught:
+        load(path)
+    assert "config.json" not in caught.value.message or "has shape" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=Type.IQ2_XXS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as IQ2_XXS"):
+        load(tmp_path / "m.gguf")
+
+
+def test_all_tokens_that_end_an_answer_are_known(tmp_path: Path):
+    tokens = ["a", "<|endoftext|>", "<|im_end|>", "</s>", "<|eot_id|>"]
+    metadata = LLAMA | {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1, 3, 3, 3, 1],  # the last is an ordinary one
+        "tokenizer.ggml.eos_token_id": 3,
+    }
+    path = write_gguf(tmp_path / "m.gguf", metadata, dict(tensors(LLAMA, build("llama"))))
+    assert eos_token_ids(path) == (1, 2, 3)

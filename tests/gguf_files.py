@@ -1,0 +1,310 @@
+"""Tiny GGUF files of every architecture, as llama.cpp's converter would write them.
+
+Their metadata is the converter's own, recorded in gguf_metadata.json; their tensors are written
+here, as it does. `python -m tests.gguf_files SOURCES`, SOURCES being a folder with llama.cpp's
+sources, records the metadata again and compares every tensor with what the converter writes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.parity.checkpoints import ORIGINAL_LENGTH, build_tiny
+
+METADATA = Path(__file__).parent / "gguf_metadata.json"
+_SLIDING = ["sliding_attention"] * 5 + ["full_attention"]
+_FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": _FACTORS,
+    "long_factor": [2 * factor + 1 for factor in _FACTORS],
+    "original_max_position_embeddings": ORIGINAL_LENGTH,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": ORIGINAL_LENGTH,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.7,
+}
+# A row of the parity table and what is changed of it: a file has no place for some fields, which
+# are then the architecture's own.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-bias": ("llama-attention-bias", {"mlp_bias": True}),
+    "llama-head-dim": ("llama-head-dim", {"tie_word_embeddings": True}),
+    "llama-rope-llama3": ("llama-rope-llama3", {}),
+    "llama-rope-linear": ("llama-rope-linear", {}),
+    "llama-rope-yarn": ("llama-rope-yarn-attention-factor", {}),
+    "mixtral": ("mixtral", {}),
+    "ministral3": ("ministral3", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-moe": ("qwen2-moe", {"norm_topk_prob": False}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-tied": ("qwen3-tied", {}),
+    "qwen3-moe": ("qwen3-moe", {"norm_topk_prob": True}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 24}),
+    "gemma3": (
+        "gemma3",
+        {"num_hidden_layers": 6, "layer_types": _SLIDING, "query_pre_attn_scalar": 24},
+    ),
+    "glm": ("glm", {"rms_norm_eps": 1e-5}),
+    "glm4": ("glm4", {}),
+    "glm4-moe": ("glm4-moe-groups", {"use_qk_norm": True, "routed_scaling_factor": 2.5}),
+    "granite": ("granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}),
+    "granite-moe": ("granite-moe", {"logits_scaling": 8.0}),
+    "granite-moe-shared": ("granite-moe-shared", {}),
+    "olmo": ("olmo-clip-qkv", {}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3-yarn", {}),
+    "olmoe": ("olmoe", {"norm_topk_prob": False}),
+    "phi": ("phi", {"intermediate_size": 256}),
+    "phi3": ("phi3", {}),
+    "phi3-longrope": ("phi3", {"rope_parameters": _LONGROPE}),
+    "deepseek-v2": ("deepseek-v2-groups", {"attention_bias": False}),
+    "deepseek-v3": ("deepseek-v3", {"rope_parameters": _YARN, "scoring_func": "sigmoid"}),
+    "gpt-oss": ("gpt-oss", {}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4}),
+    "cohere": ("cohere", {"use_qk_norm": True}),
+    "cohere2": ("cohere2", {"num_hidden_layers": 4, "layer_types": [*_SLIDING[2:]]}),
+    "stablelm": ("stablelm-qkv-bias", {}),
+    "stablelm-parallel": ("stablelm-parallel-residual", {}),
+    "starcoder2": ("starcoder2", {}),
+    "nemotron": ("nemotron", {"head_dim": 16}),
+    "gpt2": ("gpt2", {}),
+    "gpt-neox": ("gpt-neox", {}),
+    "falcon": ("falcon", {}),
+    "falcon-new": ("falcon-new", {}),
+}
+
+_PAIRED = {"llama", "mistral3", "granite", "granitemoe", "smollm3", "olmo"}
+_SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron"}
+
+
+def build(case: str) -> PreTrainedModel:
+    """The model of a case, random and the same every time."""
+    row, changes = CASES[case]
+    return build_tiny(row, **changes)
+
+
+def write_tiny_gguf(
+    case: str,
+    model: PreTrainedModel,
+    path: Path,
+    kind: Type = Type.F32,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model`, that of `case`, as a GGUF file.
+
+    Args:
+        kind: of the tensors that are quantized: matrices but for routers and learned positions.
+        metadata: entries beside the recorded ones.
+    """
+    recorded = json.loads(METADATA.read_text())[case]
+    return write_gguf(path, recorded | (metadata or {}), dict(tensors(recorded, model)), kind)
+
+
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    kind: Type | Callable[[str], Type] = Type.F32,
+) -> Path:
+    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
+    for key, value in metadata.items():
+        if key != "general.architecture":
+            _ADD[type(value)](writer, key, value)
+    for name, tensor in tensors.items():
+        data = tensor.detach().float().contiguous().numpy()
+        wanted = kind(name) if callable(kind) else kind
+        is_plain = data.ndim < 2 or not re.search(
+            r"^(?!.*(gate_inp|norm|rope|position)).*weight", name
+        )
+        actual = Type.F32 if is_plain else wanted
+        block_size, _ = gguf.GGML_QUANT_SIZES[actual]
+        if data.shape[-1] % block_size:
+            actual = Type.F32
+        writer.add_tensor(name, gguf.quants.quantize(data, actual), raw_dtype=actual)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+_ADD: dict[type, Callable[[gguf.GGUFWriter, str, Any], None]] = {
+    int: gguf.GGUFWriter.add_uint32,
+    float: gguf.GGUFWriter.add_float32,
+    bool: gguf.GGUFWriter.add_bool,
+    str: gguf.GGUFWriter.add_string,
+    list: gguf.GGUFWriter.add_array,
+}
+
+
+def tensors(metadata: Mapping[str, Any], model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors as the converter renames and changes them."""
+    arch = metadata["general.architecture"]
+    [number] = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch]
+    names = gguf.get_tensor_name_map(number, metadata[f"{arch}.block_count"])
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    yield from _rope_tensors(model)
+    for name, tensor in state.items():
+        for part, value in _parts(arch, model.config, name, tensor):
+            mapped = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            assert mapped is not None, part
+            yield mapped, value
+
+
+def _rope_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    rope = model.config.rope_parameters if hasattr(model.config, "rope_parameters") else {}
+    if rope.get("rope_type") == "llama3":
+        embedding = model.get_decoder().rotary_emb
+        size = 2 * len(embedding.inv_freq)
+        plain = rope["rope_theta"] ** -(torch.arange(0, size, 2) / size)
+        yield "rope_freqs.weight", plain / embedding.inv_freq
+    if rope.get("rope_type") == "longrope":
+        yield "rope_factors_long.weight", torch.tensor(rope["long_factor"])
+        yield "rope_factors_short.weight", torch.tensor(rope["short_factor"])
+
+
+def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    num_heads = config.num_attention_heads
+    num_groups = getattr(config, "num_key_value_heads", None) or num_heads
+    if arch in _PAIRED and (match := re.search(r"([qk])_proj\.(weight|bias)$", name)):
+        heads = num_heads if match[1] == "q" else num_groups
+        tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    elif arch in _SHIFTED and name.endswith("norm.weight"):
+        tensor = tensor + 1
+    elif name.endswith("e_score_correction_bias"):
+        name = name.replace("_bias", ".bias")
+    elif name.endswith("sinks"):
+        name += ".weight"
+    elif match := re.fullmatch(r"(.*\.(?:experts|shared_mlp|block_sparse_moe)\.)(.*)", name):
+        yield from _expert_parts(arch, match[1], match[2], tensor)
+        return
+    elif name.endswith("kv_b_proj.weight"):
+        size = config.qk_nope_head_dim + config.v_head_dim
+        halves = tensor.view(num_heads, size, -1).split(
+            (config.qk_nope_head_dim, config.v_head_dim), dim=1
+        )
+        yield name.replace("kv_b", "k_b"), halves[0].transpose(1, 2)
+        yield name.replace("kv_b", "v_b"), halves[1]
+        return
+    elif arch == "gpt2" and re.search(r"c_(attn|proj|fc)\.weight$", name):
+        tensor = tensor.T
+    elif arch == "gptneox" and ".query_key_value." in name:
+        tensor = tensor.unflatten(0, (num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    elif arch == "falcon" and ".query_key_value." in name:
+        is_new = config.new_decoder_architecture
+        groups = config.num_kv_heads if is_new else 1 if config.multi_query else num_heads
+        qkv = tensor.unflatten(0, (groups, num_heads // groups + 2, -1))
+        tensor = torch.cat(
+            [part.flatten(0, 2) for part in (qkv[:, :-2], qkv[:, -2:-1], qkv[:, -1:])]
+        )
+    yield name, tensor
+
+
+def _expert_parts(
+    arch: str, parent: str, name: str, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Gate and up apart, all experts together."""
+    if arch == "gpt-oss":
+        suffix = "bias" if name.endswith("_bias") else "weight"
+        if suffix == "weight":
+            tensor = tensor.transpose(1, 2)
+        if name.startswith("down"):
+            yield f"{parent}down_proj.{suffix}", tensor
+        else:
+            yield f"{parent}gate_proj.{suffix}", tensor[:, ::2]
+            yield f"{parent}up_proj.{suffix}", tensor[:, 1::2]
+    elif name.startswith(("gate_up_proj", "input_linear")):
+        gate, up = tensor.chunk(2, dim=-2)
+        plain = _plain(parent)
+        yield f"{plain}gate_proj.weight", gate
+        yield f"{plain}up_proj.weight", up
+    elif name.startswith(("down_proj", "output_linear")):
+        yield f"{_plain(parent)}down_proj.weight", tensor
+    else:
+        yield parent + name.replace("router.weight", "router.layer.weight"), tensor
+
+
+def _plain(parent: str) -> str:
+    """Where most architectures have experts, and those that every token passes."""
+    parent = re.sub(r"block_sparse_moe\.(experts\.)?", "mlp.experts.", parent)
+    return parent.replace("shared_mlp.", "mlp.shared_experts.")
+
+
+def record(sources: Path) -> None:
+    """Convert every case by llama.cpp's converter; keep the metadata, compare the tensors."""
+    # It brings a gguf of its own, newer than the one that is installed.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        del sys.modules[name]
+    sys.path[:0] = [str(sources), str(sources / "gguf-py")]
+    conversion = importlib.import_module("conversion")
+    base = importlib.import_module("conversion.base")
+    recorded = {}
+    for case in CASES:
+        model = build(case)
+        with tempfile.TemporaryDirectory() as folder:
+            converted = _convert(conversion, base, model, Path(folder))
+            fields = gguf.GGUFReader(converted)
+            arch = fields.get_field("general.architecture").contents()
+            recorded[case] = {
+                key: field.contents()
+                for key, field in fields.fields.items()
+                if key == "general.architecture" or key.startswith(f"{arch}.")
+            }
+            theirs = {tensor.name: tensor.data for tensor in fields.tensors}
+            ours = {name: x.detach().numpy() for name, x in tensors(recorded[case], model)}
+            assert ours.keys() == theirs.keys(), (case, ours.keys() ^ theirs.keys())
+            for name, data in theirs.items():
+                np.testing.assert_allclose(ours[name], data, rtol=1e-5, err_msg=f"{case} {name}")
+        print(case)
+    METADATA.write_text(json.dumps(recorded, indent=1) + "\n")
+
+
+def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    # Fields that configurations had when these were published.
+    rope = config.get("rope_parameters") or {}
+    config.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
+    config.setdefault("n_ctx", config.get("n_positions"))
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        config["num_kv_heads"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {str(id): id for id in range(config["vocab_size"])}
+    tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = base.ModelBase.load_hparams(folder, False)
+    cls = conversion.get_model_class(base.get_model_architecture(found, base.ModelType.TEXT))
+    converter = cls(folder, base.gguf.LlamaFileType.ALL_F32, folder / "model.gguf")
+    for part in (converter, getattr(converter, "impl", converter)):
+        part.hparams["rotary_pct"] = config["rotary_pct"]
+        type(part).set_vocab = lambda self: None
+    with torch.inference_mode():
+        converter.write()
+    return folder / "model.gguf"
+
+
+if __name__ == "__main__":
+    record(Path(sys.argv[1]))
