@@ -130,8 +130,8 @@ def _load_fallback(
 ) -> CausalLM:
     if method.name:
         raise ModelLoadError(
-            f"{model_class.__name__[:80]} is served by transformers' class, whose weights cannot be "
-            f"quantized ({method.name}). Use the unquantized version of the model, with "
+            f"{model_class.__name__[:80]} is served by transformers' class, whose weights cannot "
+            f"be quantized ({method.name}). Use the unquantized version of the model, with "
             "QUANTIZATION=none."
         )
     model = model_class(checkpoint.config)

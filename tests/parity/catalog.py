@@ -203,6 +203,7 @@ def small_config(architecture: str) -> PreTrainedConfig:
 
 
 def measure(architecture: str) -> Row:
+    is_native = architecture in model_classes()
     try:
         config = small_config(architecture)
     except Exception as error:  # whatever transformers says of a configuration
@@ -214,15 +215,14 @@ def measure(architecture: str) -> Row:
         reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
     except Exception as error:  # of any class of transformers
         reason = f"transformers itself does not run it on text: {_named(error)}"
-        return Row("untested", reason=reason)
+        return Row("native" if is_native else "untested", reason=reason)
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
         try:
             model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
         except AxionError as error:
             return _refused(error)
-        way = "native" if architecture in model_classes() else "fallback"
-        return Row(way, **_compare(model, reference))
+        return Row("native" if is_native else "fallback", **_compare(model, reference))
 
 
 def _refusal(config: PreTrainedConfig) -> Row | None:
