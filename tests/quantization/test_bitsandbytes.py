@@ -122,6 +122,7 @@ class FourBit:
         }
 
 
+@dataclass(frozen=True)
 class EightBit:
     config: ClassVar = {
         "quant_method": "bitsandbytes",

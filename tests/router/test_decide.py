@@ -30,7 +30,7 @@ ENGINE = EngineFacts(
     head_dims={"cpu": frozenset({32, 64})},
 )
 
-_QUANTIZES = {"quantizes": frozenset({"int8", "int4"}), "memory_factor": {"cpu": 1}}
+_QUANTIZES = {"quantizes": ("int8", "int4"), "memory_factor": {"cpu": 1}}
 
 
 def judge(
