@@ -222,7 +222,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges and running totals of one engine."""
+    """Gauges and running totals of one engine.
+
+    Attributes:
+        peak_memory_bytes: the most that its process has had resident.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -233,6 +237,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    peak_memory_bytes: int = 0
 
 
 class BackendState(enum.StrEnum):

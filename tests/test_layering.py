@@ -18,7 +18,7 @@ ROOT = Path(axion.__file__).parent
 API_ROOMS = [
     {"axion.cli", "axion.__main__"},
     {"axion.server"},
-    {"axion.conformance"},
+    {"axion.conformance", "axion.bench"},
     {"axion.router"},
     {"axion.backends"},
     {

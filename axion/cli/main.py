@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "Answer one prompt, on stdout.",
     "explain": "Show which engines can serve a model here, and why the others cannot.",
     "conformance": "Find out which fields of a request a server honours, refuses or drops.",
+    "bench": "Measure a server: latency and throughput under load, caches, hours of soak.",
     "compare": "Ask several engines the same: how fast they are, and whether they agree.",
     "parity": "Compare the native engine with transformers, module by module.",
     "new-model": "Write the starting file of an architecture, in a checkout.",
@@ -28,13 +29,17 @@ COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """Runs `NAME` from the function of that name in `axion.cli.NAME`; `-` is `_` there."""
+    """Runs `NAME` from the function of that name in `axion.cli.NAME`, or from its `app`, which has
+    commands of its own; `-` is `_` there."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
+        attribute = str(name).replace("-", "_")
+        module = importlib.import_module(f"axion.cli.{attribute}")
+        if hasattr(module, "app"):
+            return name, get_command(module.app), rest
         command = typer.Typer(add_completion=False)
-        module = str(name).replace("-", "_")
-        function = getattr(importlib.import_module(f"axion.cli.{module}"), module)
+        function = getattr(module, attribute)
         command.command(name, help=function.__doc__ or COMMANDS[str(name)])(function)
         return name, get_command(command), rest
 

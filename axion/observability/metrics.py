@@ -41,6 +41,10 @@ _ENGINE_GAUGES = {
     "num_waiting": ("axion_engine_waiting_sequences", "Sequences waiting for a place"),
     "num_blocks_used": ("axion_engine_blocks_used", "KV cache blocks in use"),
     "num_blocks": ("axion_engine_blocks", "KV cache blocks in all"),
+    "peak_memory_bytes": (
+        "axion_engine_peak_memory_bytes",
+        "The most memory that the engine's process has had resident",
+    ),
 }
 _ENGINE_COUNTERS = {
     "num_prompt_tokens": ("axion_engine_prompt_tokens", "Prompt tokens taken in"),
