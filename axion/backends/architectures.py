@@ -1,9 +1,10 @@
-"""What the native engine has, read from its files without importing torch."""
+"""What the native engine serves, read from its files without importing torch."""
 
 from __future__ import annotations
 
 import ast
 import importlib.resources
+import json
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -39,6 +40,19 @@ def _declared_by(package: str, base: str, attribute: str) -> frozenset[str]:
         if base in _ancestors(cls, classes):
             found.update(_declared(cls, attribute))
     return frozenset(found)
+
+
+@cache
+def fallback_architectures() -> frozenset[str]:
+    """What has no such class, and gives transformers' answers by transformers' own.
+
+    That is measured, not declared: see `docs/models.md`.
+    """
+    text = importlib.resources.files("axion.models").joinpath("catalog.json").read_text()
+    rows = json.loads(text)["architectures"]
+    return frozenset(
+        name for name, row in rows.items() if row["way"] == "fallback" and row["equal"]
+    )
 
 
 def _ancestors(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:

@@ -18,7 +18,11 @@ from cachetools import LRUCache
 
 from axion import __version__
 from axion.backends.answer import Answer, Piece, ShownToken
-from axion.backends.architectures import native_architectures, native_quantizations
+from axion.backends.architectures import (
+    fallback_architectures,
+    native_architectures,
+    native_quantizations,
+)
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.facts import EngineFacts
@@ -153,10 +157,11 @@ class NativeBackend(LibraryBackend):
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
         """What is known of the engine; no architectures where plug-ins may have more."""
+        architectures = await asyncio.to_thread(native_architectures)
         return EngineFacts(
             engine="native",
             version=__version__,
-            architectures=await asyncio.to_thread(native_architectures),
+            architectures=architectures and architectures | fallback_architectures(),
             formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
             quantizations=await asyncio.to_thread(native_quantizations)
             | {kind.name for kind in TENSOR_TYPES.values()},

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from axion.engine.checkpoint import open_checkpoint
+from axion.engine.checkpoint import Checkpoint, open_checkpoint
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
@@ -28,6 +28,7 @@ from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
+from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.base import (
     Expected,
     QuantizationMethod,
@@ -74,6 +75,9 @@ def load_model(
         config["architectures"], has_remote_code=config.get("auto_map") is not None
     )
     method = quantization_method(config, quantization)
+    if issubclass(model_class, TransformersCausalLM):
+        computed = resolve_dtype(dtype, config, device)
+        return _load_fallback(model_class, checkpoint, method, device, computed, on_progress)
     model_config = model_class.config_cls.from_dict(config)
     stored = _rename(checkpoint.tensors, model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
@@ -113,6 +117,26 @@ def load_embedding_model(
         for name in [name for name in stored if name.startswith("lm_head.")]:
             del stored[name]
     _fill(model, stored, method, device, resolve_dtype(dtype, config, device))
+    return model
+
+
+def _load_fallback(
+    model_class: type[TransformersCausalLM],
+    checkpoint: Checkpoint,
+    method: QuantizationMethod,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Progress | None,
+) -> CausalLM:
+    if method.name:
+        raise ModelLoadError(
+            f"{model_class.__name__[:80]} is served by transformers' class, whose weights cannot "
+            f"be quantized ({method.name}). Use the unquantized version of the model, with "
+            "QUANTIZATION=none."
+        )
+    model = model_class(checkpoint.config)
+    _check_memory(model.num_bytes(dtype), device, dtype, method)
+    model.load(checkpoint.tensors, device, dtype, on_progress)
     return model
 
 

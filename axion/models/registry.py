@@ -13,6 +13,7 @@ import axion.models
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
+from axion.models.transformers_fallback import fallback_class
 
 ENTRY_POINT_GROUP = "axion.models"
 
@@ -43,7 +44,8 @@ def embedding_classes() -> dict[str, type[CausalLM] | type[Encoder]]:
 
 
 def load_model_class(architectures: list[str], *, has_remote_code: bool = False) -> type[CausalLM]:
-    """The class of the first of `architectures` that writes text.
+    """The class of the first of `architectures` that writes text; where none has one of Axion's
+    own, transformers' class.
 
     Args:
         architectures: as in config.json.
@@ -53,6 +55,10 @@ def load_model_class(architectures: list[str], *, has_remote_code: bool = False)
     Raises:
         ModelLoadError: there is no class; the message lists what there is.
     """
+    if model_classes().keys().isdisjoint(architectures):
+        for name in architectures:
+            if (cls := fallback_class(name)) is not None:
+                return cls
     return _first(architectures, model_classes(), has_remote_code)
 
 

@@ -102,29 +102,40 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     )
 
 
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """The same architecture, small: a few layers, one of each kind, small sizes and lengths.
+
+    Args:
+        changes: fields, over the small ones; those of a part in a dict of its own.
 
     Raises:
         ModelLoadError: the sizes of this one are bound to each other in ways that are not known.
     """
     try:
-        return type(config)(**_shrunk(config))
+        return type(config)(**_merged(_shrunk(config), changes))
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ModelLoadError(
             f"No small configuration can be made of {config.model_type}'s: {error}"
         ) from None
 
 
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {name: (fields.get(name), value) for name, value in changes.items()}
+    return fields | {
+        name: _merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+        for name, (old, new) in both.items()
+    }
+
+
 def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     fields = config.to_dict()
-    for name, part in config.sub_configs.items():
+    for name in config.sub_configs:
         if isinstance(fields.get(name), dict):
-            fields[name] = _shrunk(part(**fields[name])) if isinstance(part, type) else fields[name]
-    if "num_hidden_layers" not in fields:
-        return _with_token_ids(fields)
+            fields[name] = _shrunk(getattr(config, name))
     # A configuration may call its fields by names of its own.
     own = {common: config.attribute_map.get(common, common) for common in TINY}
+    if own["num_hidden_layers"] not in fields:
+        return _with_token_ids(fields)
     heads, kv_heads = (
         fields.get(own[name]) for name in ("num_attention_heads", "num_key_value_heads")
     )
@@ -141,8 +152,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
-    layers = _layers(config.to_dict())
     num_layers = config.num_hidden_layers
+    layers = _layers(config.to_dict(), num_layers)
     fields |= {
         name: [value[i] for i in layers]
         for name, value in fields.items()
@@ -164,9 +175,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     return _with_token_ids(fields)
 
 
-def _layers(fields: dict[str, Any]) -> list[int]:
+def _layers(fields: dict[str, Any], num_layers: int) -> list[int]:
     """One layer of each kind, as the lists with an entry for each layer tell; at least two."""
-    num_layers = fields["num_hidden_layers"]
     lists = [v for v in fields.values() if isinstance(v, list) and len(v) == num_layers]
     first: dict[str, int] = {}
     for i in range(num_layers):
@@ -190,7 +200,7 @@ def _shrunk_rope(rope: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]
             kind: _shrunk_rope(value, fields) if isinstance(value, dict) else value
             for kind, value in rope.items()
         }
-    head_dim = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
+    head_dim = fields.get("head_dim") or TINY["hidden_size"] // TINY["num_attention_heads"]
     num_pairs = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
     shrunk = {
         name: value[:num_pairs] if isinstance(value, list) else value

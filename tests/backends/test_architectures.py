@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from axion.backends import architectures
-from axion.backends.architectures import native_architectures, native_quantizations
-from axion.models.registry import model_classes
+from axion.backends.architectures import (
+    fallback_architectures,
+    native_architectures,
+    native_quantizations,
+)
+from axion.backends.native import NativeBackend
+from axion.models.registry import load_model_class, model_classes
+from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.registry import method_classes
+from axion.settings import Settings
 
 
 def test_they_are_those_of_the_registry():
@@ -23,6 +30,19 @@ def test_the_methods_of_quantization_are_those_of_the_registry():
     names = {name for cls in method_classes() for name in cls.quant_methods}
     assert native_quantizations() == names
     assert {"fp8", "compressed-tensors"} <= names
+
+
+@pytest.mark.parametrize("architecture", ["JetMoeForCausalLM", "HyperCLOVAXForCausalLM"])
+async def test_what_was_measured_of_the_fallback_counts_too(architecture: str):
+    assert architecture in fallback_architectures()
+    assert issubclass(load_model_class([architecture]), TransformersCausalLM)
+    facts = await NativeBackend.facts(Settings())
+    assert facts.architectures is not None
+    assert {architecture, "LlamaForCausalLM"} <= facts.architectures
+
+
+def test_what_was_refused_or_gave_other_answers_does_not_count():
+    assert fallback_architectures().isdisjoint({"MambaForCausalLM", "BloomForCausalLM"})
 
 
 def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.MonkeyPatch):
@@ -38,6 +58,7 @@ def test_torch_is_not_imported_for_it():
     program = (
         "import sys; from axion.backends import architectures as a; "
         "assert a.native_architectures() and a.native_quantizations(); "
+        "assert a.fallback_architectures(); "
         "print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

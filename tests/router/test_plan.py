@@ -94,7 +94,7 @@ async def test_a_model_that_no_engine_serves_has_the_reason_of_each(folder: Path
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["max", "vllm", "native"]
     assert "NopeForCausalLM" in lines[1]
     assert "AXION_VLLM_COMMAND" in lines[2]
-    assert "LlamaForCausalLM" in lines[3]  # what there is
+    assert "NopeForCausalLM" in lines[3]
 
 
 async def test_python_that_comes_with_a_model_is_told(folder: Path):

@@ -1,0 +1,442 @@
+"""Which architectures Axion serves, measured: `python -m tests.parity.catalog` (some ten minutes).
+
+Each architecture of transformers that writes text, and each of Axion's own, is made small, saved
+with every parameter random, loaded, and compared with transformers. What comes out is written to
+`axion/models/catalog.json`, from which the router knows what the fallback serves, and to
+`docs/models.md`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import multiprocessing
+import resource
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import typer
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from axion.engine.loader import load_model
+from axion.errors import AxionError
+from axion.models.base import CausalLM
+from axion.models.registry import model_classes
+from axion.models.transformers_fallback import fallback_class
+from axion.parity import tiny
+from axion.parity.harness import Harness, Run, alone, chunked, mixed
+
+ROOT = Path(__file__).parent.parent.parent
+CATALOG = ROOT / "axion" / "models" / "catalog.json"
+DOCUMENT = ROOT / "docs" / "models.md"
+
+NUM_TOKENS = 32
+TOLERANCE = 1e-4
+TIMEOUT_S = 300
+MEMORY_BYTES = 10 * 2**30
+
+# Over what `tiny.shrink` makes of the default configuration, where that alone does not do.
+_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_DECODER = {"is_decoder": True, "type_vocab_size": 2, "pad_token_id": 1}
+_LATENT = {"head_dim": 8, "num_key_value_heads": 4}
+_HEADS = {"num_key_value_heads": 4, "head_dim": 16}
+_TWO_SIZES = {"per_layer_config": {"1": {"head_dim": 32}}}
+_PER_LAYER = {**_TWO_SIZES, "hidden_size_per_layer_input": 16}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2}
+_EXPERTS = {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2}
+_ENCODER_HEADS = {"decoder_attention_heads": 4, "encoder_attention_heads": 4}
+_CONVOLVED = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+_COMPASS = {
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 10_000.0}
+        for kind in ("full_attention", "sliding_attention")
+    },
+    "logit_scale": 0.25,
+    "head_dim": 16,
+}
+_SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
+_CHUNKED = {"attention_chunk_size": 128}
+
+
+def _sections(*sections: int) -> dict[str, Any]:
+    """Of a rope with positions in time, height and width."""
+    return {"text_config": {"rope_parameters": {"mrope_section": list(sections)}}}
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "AXK1ForCausalLM": _LATENT,
+    "BambaForCausalLM": _MAMBA,
+    "BertGenerationDecoder": {"is_decoder": True},
+    "BertLMHeadModel": _DECODER,
+    "CamembertForCausalLM": _DECODER,
+    "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 5}},
+    "CodeGenForCausalLM": {"rotary_dim": 8},
+    "CohereCompassForCausalLM": _COMPASS,
+    "CohereCompassForConditionalGeneration": {"text_config": _COMPASS},
+    "Cosmos3EdgeForConditionalGeneration": _sections(4, 2, 2),
+    "CwmForCausalLM": _IDS,
+    "Data2VecTextForCausalLM": _DECODER,
+    "DbrxForCausalLM": {
+        "attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 0.5},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 6, "moe_top_k": 2},
+    },
+    "DeepseekV2ForCausalLM": {**_LATENT, **_EXPERTS, "topk_method": "greedy"},
+    "DeepseekV3ForCausalLM": _LATENT,
+    "Dots1ForCausalLM": _EXPERTS,
+    "ElectraForCausalLM": _DECODER,
+    "Emu3ForCausalLM": _IDS,
+    "ErnieForCausalLM": _DECODER,
+    "Gemma4ForCausalLM": _PER_LAYER,
+    "Emu3ForConditionalGeneration": {
+        "text_config": _IDS,
+        "vocabulary_map": {"<image>": 5},
+    },
+    "Gemma4ForConditionalGeneration": {
+        "text_config": {**_PER_LAYER, "pad_token_id": 0},
+        # Elsewhere than in text: it reads something else in their places.
+        **{f"{kind}_token_id": 10_000 for kind in ("image", "video", "audio")},
+    },
+    "Gemma4UnifiedForCausalLM": _TWO_SIZES,
+    "Gemma4UnifiedForConditionalGeneration": {"text_config": {**_TWO_SIZES, "pad_token_id": 0}},
+    "GraniteMoeHybridForCausalLM": {**_MAMBA, "layer_types": ["full_attention"] * 2},
+    "Glm46VForConditionalGeneration": _sections(2, 3, 3),
+    "Glm4vForConditionalGeneration": _sections(2, 3, 3),
+    "Glm4vMoeForConditionalGeneration": _sections(2, 1, 1),
+    "GlmOcrForConditionalGeneration": _sections(2, 3, 3),
+    "NemotronHForCausalLM": {"num_hidden_layers": 2, "layers_block_type": ["mamba", "attention"]},
+    "Ovis2ForConditionalGeneration": {"visual_indicator_token_ids": [190, 191, 192, 193, 194]},
+    "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
+    "GPTJForCausalLM": {"rotary_dim": 8},
+    "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
+    "HrmTextForCausalLM": {
+        "num_layers_per_stack": 1,
+        "num_hidden_layers": 8,
+        "head_dim": 16,
+    },
+    "HunYuanDenseV1ForCausalLM": _HEADS,
+    "HunYuanVLForConditionalGeneration": {"text_config": _HEADS},
+    "HunYuanMoEV1ForCausalLM": {**_HEADS, "num_experts": 6, "moe_topk": 2},
+    "Lfm2ForCausalLM": _CONVOLVED,
+    "Lfm2MoeForCausalLM": _CONVOLVED,
+    "Lfm2VlForConditionalGeneration": {"text_config": _CONVOLVED},
+    "Llama4ForCausalLM": _CHUNKED,
+    "Llama4ForConditionalGeneration": {"text_config": _CHUNKED},
+    "Kimi_K25ForConditionalGeneration": {"text_config": _LATENT},
+    "LongcatFlashForCausalLM": {
+        **_LATENT,
+        **{name: value for name, value in tiny.TINY.items() if "num_" not in name},
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "n_routed_experts": 6,
+        "moe_topk": 2,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "qk_head_dim": 20,
+        "v_head_dim": 20,
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 32,
+        "zero_expert_num": 2,
+    },
+    "MiniMaxM3SparseForConditionalGeneration": {"text_config": _SPARSE},
+    "MiniMaxM3VLForCausalLM": _SPARSE,
+    "MinistralForCausalLM": {"head_dim": 16},
+    "MllamaForCausalLM": _IDS,
+    "MllamaForConditionalGeneration": {"text_config": _IDS},
+    "ModernBertDecoderForCausalLM": _IDS,
+    "NemotronForCausalLM": {"num_key_value_heads": 2, "head_dim": 16},
+    "PLBartForCausalLM": _ENCODER_HEADS,
+    "PaddleOCRVLForConditionalGeneration": _sections(4, 4, 4),
+    "Qwen2VLForConditionalGeneration": _sections(2, 3, 3),
+    "Qwen2_5OmniThinkerForConditionalGeneration": _sections(2, 3, 3),
+    "Qwen2_5_VLForConditionalGeneration": _sections(2, 3, 3),
+    "RoCBertForCausalLM": _DECODER,
+    "RobertaForCausalLM": _DECODER,
+    "RobertaPreLayerNormForCausalLM": _DECODER,
+    "WhisperForCausalLM": _ENCODER_HEADS,
+    "XLMRobertaForCausalLM": _DECODER,
+    "XLMRobertaXLForCausalLM": _DECODER,
+    "XmodForCausalLM": {**_DECODER, "default_language": "en_XX"},
+    "YoutuForCausalLM": _LATENT,
+}
+
+
+class Row(NamedTuple):
+    """What was measured of an architecture.
+
+    Attributes:
+        way: `native`, `fallback`, `refused`, or `untested`: no small model of it could be made.
+        equal: logits and greedy tokens are transformers'.
+        reason: why it is refused, untested, or not equal.
+    """
+
+    way: str
+    equal: bool = False
+    reason: str = ""
+
+
+TEXT = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_MODEL_TYPES = [
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items(),
+    *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items(),
+]
+
+
+def architectures() -> list[str]:
+    return sorted({*TEXT, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(), *model_classes()})
+
+
+def small_config(architecture: str) -> PreTrainedConfig:
+    return tiny.shrink(tiny.base_config(architecture), **CHANGES.get(architecture, {}))
+
+
+def measure(architecture: str) -> Row:
+    is_native = architecture in model_classes()
+    try:
+        config = small_config(architecture)
+    except Exception as error:  # whatever transformers says of a configuration
+        return _refusal(tiny.base_config(architecture)) or Row("untested", reason=_named(error))
+    if (refused := _refusal(config)) and "Error: " not in refused.reason:
+        return refused
+    try:
+        reference = tiny.build(config)
+        reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
+    except Exception as error:  # of any class of transformers
+        reason = f"transformers itself does not run it on text: {_named(error)}"
+        return Row("native" if is_native else "untested", reason=reason)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        try:
+            model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
+        except AxionError as error:
+            return _refused(error)
+        return Row("native" if is_native else "fallback", **_compare(model, reference))
+
+
+def _refusal(config: PreTrainedConfig) -> Row | None:
+    """Why the fallback refuses it before its weights are read, if it does."""
+    [architecture] = config.architectures
+    if (cls := fallback_class(architecture)) is None or architecture in model_classes():
+        return None
+    try:
+        cls(json.loads(config.to_json_string(use_diff=False)))
+    except AxionError as error:
+        return _refused(error)
+    return None
+
+
+def _refused(error: AxionError) -> Row:
+    return Row("refused", reason=error.message.partition("cannot be done: ")[2] or error.message)
+
+
+def _compare(model: CausalLM, reference: PreTrainedModel) -> dict[str, Any]:
+    longest = model.max_length() - NUM_TOKENS
+    prompts = [prompt[:longest] for prompt in tiny.random_prompts()]
+    expected: list[torch.Tensor] = []
+    for way in (alone, mixed, chunked):
+        runs = way(Harness(model), prompts, NUM_TOKENS)
+        expected = expected or [next_logits(reference, run) for run in runs]
+        for run, logits in zip(runs, expected, strict=True):
+            difference = (torch.stack(run.logits) - logits).abs().max().item()
+            if not difference <= TOLERANCE * max(1.0, logits.abs().max().item()):
+                return {"reason": f"{way.__name__}: logits differ by {difference:.1e}"}
+            if run.output != logits.argmax(-1).tolist():
+                return {"reason": f"{way.__name__}: tokens differ"}
+    return {"equal": True}
+
+
+@torch.inference_mode()
+def next_logits(model: PreTrainedModel, run: Run) -> torch.Tensor:
+    """What transformers predicts at each generated token, without a cache.
+
+    Where its best is each time the token that was generated, it generates the same.
+    """
+    logits = model(input_ids=torch.tensor([run.token_ids[:-1]]), use_cache=False).logits[0]
+    return logits[len(run.prompt) - 1 :]
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def measure_apart(architecture: str) -> Row:
+    """The same in a process of its own, which may crash, fill its memory or not end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.parity.catalog"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_in_child, args=(architecture, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(TIMEOUT_S):
+            return Row("untested", reason=f"not done in {TIMEOUT_S} s")
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return Row("untested", reason=f"its process ended with {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+
+
+def _in_child(architecture: str, connection: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    torch.set_num_threads(1)
+    try:
+        row = measure(architecture)
+    except Exception as error:  # of a forward pass
+        row = Row("untested", reason=_named(error))
+    connection.send(row)
+
+
+def vllm_architectures(site_packages: Path) -> dict[str, Any]:
+    """Names in vLLM's registry that generate text from text, and its version."""
+    tree = ast.parse((site_packages / "vllm/model_executor/models/registry.py").read_text())
+    tables = {
+        ast.unparse(node.targets[0]): {key.value for key in node.value.keys if key is not None}
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    text = tables["_TEXT_GENERATION_MODELS"] | {
+        name
+        for name in tables["_TRANSFORMERS_SUPPORTED_MODELS"]
+        if not name.endswith("ForConditionalGeneration")
+    }
+    [info] = site_packages.glob("vllm-*.dist-info")
+    return {
+        "version": info.name.removeprefix("vllm-").removesuffix(".dist-info"),
+        "text": len(text),
+        "multimodal": len(tables["_MULTIMODAL_MODELS"]),
+    }
+
+
+def render(catalog: dict[str, Any]) -> str:
+    """`docs/models.md`."""
+    rows = {name: Row(**row) for name, row in catalog["architectures"].items()}
+    served = {name: row for name, row in rows.items() if row.way in ("native", "fallback")}
+    text = {name: row for name, row in served.items() if name in TEXT}
+    also_seeing = {name: row for name, row in served.items() if name not in TEXT}
+    others = {name: row for name, row in rows.items() if name not in served}
+    vllm = catalog["vllm"]
+    return f"""# Models
+
+Which architectures (`architectures` in a model's `config.json`) Axion's own engine serves. This
+page is written by `python -m tests.parity.catalog`. Of each architecture that transformers
+{catalog["transformers"]} has for generating text it makes a small model, with every parameter
+random, and compares {NUM_TOKENS} greedy tokens and their logits with transformers' eager attention
+without a cache, in float32, within {TOLERANCE} of 1 or of the largest logit: alone, in a mixed
+batch, and in chunks beside generation. Besides, [tests/parity](../tests/parity/) has a row for
+every field of a native architecture that changes what it computes.
+
+- **native**: a class of Axion's own, one file in `axion/models/`.
+- **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
+  batching, chunked prefill and prefix cache. Nothing is fused and no quantized weights are read, so
+  it is slower and larger than a native class would be.
+- **refused**: it cannot be served by either; loading says why, before the weights are read where
+  that can be known.
+
+| | verified equal | vLLM {vllm["version"]} lists |
+|---|---|---|
+| generate text | {_count(text)} | {vllm["text"]} |
+| text of models that also see or hear | {_count(also_seeing)} | {vllm["multimodal"]}, with images |
+
+vLLM's are names in its registry, some of them several names of one class; it also tries classes of
+transformers that it does not list. The router gives Axion's own engine what is verified here;
+`axion.LLM` tries whatever transformers has, with a warning in the log.
+
+## Limits of the fallback
+
+- Ropes that depend on the length: `longrope` is served up to the original context (one set of
+  factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
+- Chunked attention (Llama 4) is served up to one chunk.
+- Latent attention (MLA) is cached expanded.
+- Where layers may be of several kinds (`GraniteMoeHybridForCausalLM`), all must be attention. BERT
+  and its kin need `is_decoder` in `config.json`.
+- Custom code in a repository (`auto_map`) is never run.
+
+## Text
+
+{_table(text)}
+
+## Text of models that also see or hear
+
+Images and sounds are refused; the weights that are for them are loaded and not used.
+
+{_table(also_seeing)}
+
+## Not served
+
+| architecture | why |
+|---|---|
+{_reasons(others)}
+"""
+
+
+def _count(rows: dict[str, Row]) -> str:
+    ways = Counter(row.way for row in rows.values() if row.equal)
+    return f"{sum(ways.values())} ({ways['native']} native, {ways['fallback']} fallback)"
+
+
+def _table(rows: dict[str, Row]) -> str:
+    lines = ["| architecture | served by | equal | model type |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        way = row.way
+        if way == "native":
+            way = f"[native](../{_file(model_classes()[name])})"
+        types = ", ".join(
+            f"[{kind}](https://huggingface.co/docs/transformers/model_doc/{kind})"
+            for kind, architecture in _MODEL_TYPES
+            if architecture == name
+        )
+        lines.append(f"| `{name}` | {way} | {'yes' if row.equal else row.reason} | {types} |")
+    return "\n".join(lines)
+
+
+def _reasons(rows: dict[str, Row]) -> str:
+    return "\n".join(f"| `{name}` | {row.reason.replace('|', ' ')} |" for name, row in rows.items())
+
+
+def _file(cls: type) -> str:
+    return f"{cls.__module__.replace('.', '/')}.py"
+
+
+def main(
+    names: list[str] = typer.Argument(None, help="these only; default: all"),
+    vllm: Path = typer.Option(None, help="site-packages with vLLM, whose registry is counted"),
+    jobs: int = typer.Option(2, help="how many at a time"),
+) -> None:
+    catalog = json.loads(CATALOG.read_text()) if CATALOG.exists() else {}
+    todo = names or architectures()
+    with ThreadPoolExecutor(jobs) as threads:
+        rows = dict(zip(todo, _shown(todo, threads.map(measure_apart, todo)), strict=True))
+    if names:
+        rows = {name: Row(**row) for name, row in catalog["architectures"].items()} | rows
+    catalog = {
+        "transformers": version("transformers"),
+        "vllm": vllm_architectures(vllm) if vllm else catalog["vllm"],
+        "architectures": {name: rows[name]._asdict() for name in sorted(rows)},
+    }
+    CATALOG.write_text(json.dumps(catalog, indent=1) + "\n")
+    DOCUMENT.write_text(render(catalog))
+
+
+def _shown(names: list[str], rows: Iterable[Row]) -> Iterator[Row]:
+    for name, row in zip(names, rows, strict=True):
+        typer.echo(f"{name:44} {row.way:9} {'equal' if row.equal else row.reason}")
+        yield row
+
+
+if __name__ == "__main__":
+    typer.run(main)
