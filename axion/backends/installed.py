@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def interpreter(program: str) -> str | None:
     return path if path is not None and "python" in Path(path).name else None
 
 
+def separation(program: str) -> dict[str, str]:
+    """Variables to set for a program that another Python than this one runs, or none.
+
+    Where this process finds its modules is no place for that Python to look.
+    """
+    python = os.path.abspath(interpreter(program) or program)
+    if os.path.dirname(python) == os.path.dirname(os.path.abspath(sys.executable)):
+        return {}
+    # Python takes an empty one for none.
+    return {name: "" for name in ("PYTHONPATH", "PYTHONHOME") if name in os.environ}
+
+
 async def ask(
     command: Sequence[str],
     *,
@@ -69,7 +82,7 @@ async def ask(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **separation(command[0]), **(env or {})},
         )
     except OSError as error:
         raise AskError(f"{name} cannot be run: {error.strerror}.") from None

@@ -25,7 +25,7 @@ import msgspec
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Capabilities, capabilities_of, shipped_capabilities
 from axion.backends.facts import EngineFacts, device_facts
-from axion.backends.installed import AskError, ask_once, find_command
+from axion.backends.installed import AskError, ask_once, find_command, separation
 from axion.backends.process import GuardedProcess
 from axion.backends.supervisor import Supervisor
 from axion.backends.upstream import Upstream
@@ -116,16 +116,22 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
         return await cls._facts()
 
     @classmethod
-    async def _facts(cls) -> EngineFacts:
-        facts = msgspec.structs.replace(
+    def unasked_facts(cls) -> EngineFacts:
+        """What is known of the engine on this machine without a question to it."""
+        return msgspec.structs.replace(
             cls.known,
             engine=cls.engine,
             command=cls.default_command,
             variable=cls.command_variable,
+            installed=find_command(cls.command_variable, cls.default_command) is not None,
         )
+
+    @classmethod
+    async def _facts(cls) -> EngineFacts:
+        facts = cls.unasked_facts()
         command = find_command(cls.command_variable, cls.default_command)
         if command is None:
-            return msgspec.structs.replace(facts, installed=False)
+            return facts
         try:
             return await cls.asked(facts, command)
         except AskError as error:
@@ -271,10 +277,12 @@ class SpawnedBackend(UpstreamBackend, abc.ABC):
     async def _live_at(self, port: int) -> str:
         model, path = self._model, self._path
         upstream = self.connect(model, path, port)
+        command = self._command()
+        env = _QUIET | _visible_gpu(model.device) | self.environment(model, path, port)
         process = self._process = await GuardedProcess.spawn(
-            [*self._command(), *self.arguments(model, path, port), *self._user_arguments()],
+            [*command, *self.arguments(model, path, port), *self._user_arguments()],
             logger=self.logger,
-            env=_QUIET | _visible_gpu(model.device) | self.environment(model, path, port),
+            env=separation(command[0]) | env,
             noise=f"GET {self.health_path} ",
             grace_s=self.exit_grace_s,
         )

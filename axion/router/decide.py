@@ -94,14 +94,19 @@ def decide(
         else _unknown(name, known or list(engines))
         for name in dict.fromkeys(order)
     )
-    accepted = [verdict.memory_bytes for verdict in verdicts if verdict.accepted]
-    together = accepted[0] + accepted[-1] if len(accepted) > 1 else 0
+    accepted = [verdict for verdict in verdicts if verdict.accepted]
     return Decision(
         model=model.name,
         device=device.kind,
         verdicts=verdicts,
-        standby_fits=not device.free_bytes or together <= device.free_bytes,
+        standby_fits=len(accepted) < 2 or fit_together(accepted[0], accepted[-1], device),
     )
+
+
+def fit_together(first: Verdict, second: Verdict, device: DeviceFacts) -> bool:
+    """Whether the device has room for two engines that can serve the model."""
+    needed = first.memory_bytes + second.memory_bytes
+    return not device.free_bytes or needed <= device.free_bytes
 
 
 def _judge(

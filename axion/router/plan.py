@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
 from axion.backends.base import InferenceBackend, ModelConfig
 from axion.backends.engines import Engine, engine_names, load_engine
 from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts, device_facts, model_facts
+from axion.backends.spawned import SpawnedBackend
 from axion.errors import ModelLoadError
 from axion.hub.resolve import resolve
-from axion.router.decide import Decision, decide
+from axion.router.decide import Decision, decide, fit_together
 from axion.settings import Settings, listed, model_folders
 
 logger = logging.getLogger("axion.router")
 
+T = TypeVar("T")
+
 # Stage, bytes done, bytes in all.
 Show = Callable[[str, int, int], None]
+# Takes a backend that the plan is certain to have, and what it is to load.
+Begin = Callable[[InferenceBackend, ModelConfig], None]
 
 # What of a GPU's memory the cache of an engine that stands by may take.
 _STANDBY_CACHE_SHARE = 0.05
@@ -39,43 +46,109 @@ class Plan:
     decision: Decision | None = None
 
 
-async def plan(model: ModelConfig, settings: Settings, show: Show) -> Plan:
+async def plan(
+    model: ModelConfig, settings: Settings, show: Show, begin: Begin | None = None
+) -> Plan:
     """Find the model's files, ask the engines that the settings name, and decide.
+
+    Args:
+        begin: called before the engines have answered, if whatever they answer the last one is to
+            run; the plan has that backend too.
 
     Raises:
         ModelNotFoundError: there is no such model.
         ModelLoadError: no engine can serve it; the message has the reason of each.
     """
     engines = load_engines(listed(settings.axion_backends))
-    device, facts = await asyncio.gather(
-        device_facts(settings.device), engine_facts(engines, settings)
-    )
-    if engines.keys() == {"remote"}:
+    asked = {name: engine for name, engine in engines.items() if _is_spawned(engine)}
+
+    @cache
+    def backend(name: str) -> InferenceBackend:
+        engine = engines[name]
+        assert engine is not None
+        return engine.from_settings(settings, partial(show, "Loading weights"))
+
+    async with _running(engine_facts(asked, settings)) as asking:
+        device, facts = await asyncio.gather(
+            device_facts(settings.device),
+            engine_facts({n: e for n, e in engines.items() if n not in asked}, settings),
+        )
+        facts |= {name: engine.unasked_facts() for name, engine in asked.items()}
         known = ModelFacts(name=model.name)
-    else:
-        snapshot = await resolve(
-            model.model_name,
-            on_progress=partial(show, f"Downloading {model.model_name}"),
-            formats=weight_formats(facts),
-            folders=model_folders(settings),
-        )
-        known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
-        model = msgspec.structs.replace(
-            model,
-            model_name=str(snapshot.path),
-            served_name=model.name,
-            # Some engines refuse more than the model is meant for.
-            max_seq_len=min(model.max_seq_len, known.max_length or model.max_seq_len),
-        )
+        if engines.keys() != {"remote"}:
+            model, known = await _find(model, facts, settings, show)
+        if begin is not None:
+            widest = decide_for(known, device, facts, settings)
+            if _needs_last(model, device, widest, asked, settings):
+                begin(backend(widest.engines[-1]), model)
+        facts |= await asking
     decision = decide_for(known, device, facts, settings)
     _tell(decision, settings)
     if not decision.engines:
         raise ModelLoadError(no_engine(decision))
-    on_progress = partial(show, "Loading weights")
-    chosen = [engines[name] for name in decision.engines]
-    backends = [engine.from_settings(settings, on_progress) for engine in chosen if engine]
+    backends = [backend(name) for name in decision.engines]
     configs = _shares(model, device, decision, settings)
     return Plan(tuple(zip(backends, configs, strict=True)), decision)
+
+
+async def _find(
+    model: ModelConfig, facts: Mapping[str, EngineFacts], settings: Settings, show: Show
+) -> tuple[ModelConfig, ModelFacts]:
+    """The model with the place of its files, and what they say."""
+    snapshot = await resolve(
+        model.model_name,
+        on_progress=partial(show, f"Downloading {model.model_name}"),
+        formats=weight_formats(facts),
+        folders=model_folders(settings),
+    )
+    known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
+    found = msgspec.structs.replace(
+        model,
+        model_name=str(snapshot.path),
+        served_name=model.name,
+        # Some engines refuse more than the model is meant for.
+        max_seq_len=min(model.max_seq_len, known.max_length or model.max_seq_len),
+    )
+    return found, known
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """A task that does not outlive the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _is_spawned(engine: Any) -> TypeGuard[type[SpawnedBackend]]:
+    return isinstance(engine, type) and issubclass(engine, SpawnedBackend)
+
+
+def _needs_last(
+    model: ModelConfig,
+    device: DeviceFacts,
+    widest: Decision,
+    asked: Collection[str],
+    settings: Settings,
+) -> bool:
+    """Whether the last engine is to run, with nothing but `model` to load, whatever is answered.
+
+    Args:
+        widest: the decision if each engine that is asked can serve the model.
+    """
+    if not widest.engines or widest.engines[-1] in asked:
+        return False
+    *others, last = (verdict for verdict in widest.verdicts if verdict.accepted)
+    if not others:
+        return True
+    return (
+        settings.standby != "never"
+        and all(fit_together(other, last, device) for other in others)
+        and _shares(model, device, widest, settings)[-1] == model
+    )
 
 
 def load_engines(names: Sequence[str]) -> dict[str, Engine | None]:

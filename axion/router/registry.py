@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import InvalidRequestError, ModelNotFoundError
-from axion.router.plan import Plan
+from axion.router.plan import Begin, Plan
 from axion.router.served import Planner, RoutingPolicy, ServedModel
 from axion.types import BackendHealth
 
@@ -26,7 +26,7 @@ class ModelRegistry:
     ) -> ServedModel:
         """Serve `model` by `backends`, the one that is wanted most first; see `add_planned`."""
 
-        async def plan() -> Plan:
+        async def plan(begin: Begin) -> Plan:
             return Plan([(backend, model) for backend in backends])
 
         return self.add_planned(model, plan, policy)

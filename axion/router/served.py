@@ -12,11 +12,11 @@ from typing import Literal
 
 import msgspec
 
-from axion.backends.base import ModelConfig
+from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import AxionError, EngineUnavailableError, InvalidRequestError, ModelLoadError
 from axion.router.candidate import LOADING, NOT_LOADED, Candidate
 from axion.router.decide import Decision
-from axion.router.plan import Plan
+from axion.router.plan import Begin, Plan
 from axion.router.shadow import Shadow
 from axion.types import BackendHealth, BackendState, EngineHealth
 
@@ -52,7 +52,7 @@ class RoutingPolicy:
         return frozenset(shadow | self.weights.keys())
 
 
-Planner = Callable[[], Awaitable[Plan]]
+Planner = Callable[[Begin], Awaitable[Plan]]
 
 
 class ServedModel:
@@ -62,11 +62,12 @@ class ServedModel:
     cannot be loaded has the next one loaded in its place, and so has one that fails later.
 
     Args:
-        planner: gives the engines when the model is started.
+        planner: gives the engines when the model is started. What it passes on before it is done is
+            loaded meanwhile.
 
     Attributes:
         created: seconds since the epoch at which the server took the model up.
-        candidates: the engines; none before the model is started.
+        candidates: the engines; before they are planned none, or the one that is loaded meanwhile.
         decision: why these engines; None before that, or where nobody had to decide.
         shadow: what copies requests to another engine, if the policy says so.
     """
@@ -79,6 +80,8 @@ class ServedModel:
         self.decision: Decision | None = None
         self.shadow: Shadow | None = None
         self._planner = planner
+        self._planning: asyncio.Task[None] | None = None
+        self._has_begun = asyncio.Event()
         self._is_down = False
         self._is_stopped = False
         self._ending: set[asyncio.Task[None]] = set()
@@ -94,19 +97,13 @@ class ServedModel:
             AxionError: no engine can be had; the state is then down.
         """
         try:
-            plan = await self._planner()
-            self.candidates = [Candidate(*backend) for backend in plan.backends]
-            self.decision = plan.decision
-            self.shadow = self._create_shadow()
-            if not self.candidates:
-                raise ModelLoadError(f"There is no engine that serves {self.name}.")
-            self._launch(self.candidates[0])
-            if self.policy.standby != "never" and self._standby_fits:
-                self._launch(self.candidates[-1])
-            for candidate in self.candidates:
-                if candidate.engine in self.policy.engines:
-                    self._launch(candidate)
-            while not any(candidate.has_started for candidate in self.candidates):
+            self._planning = asyncio.create_task(self._plan())
+            await self._has_begun.wait()
+            while True:
+                if self._planning.done():
+                    self._planning.result()  # or why there is no plan
+                if any(candidate.has_started for candidate in self.candidates):
+                    return
                 if not await self._one_more_loaded():
                     raise next(c.failure for c in reversed(self.candidates) if c.failure)
         except BaseException:
@@ -165,9 +162,53 @@ class ServedModel:
         self._is_stopped = True
         await self._end(drain_s)
 
+    async def _plan(self) -> None:
+        """Have the engines planned, and load those that are wanted from the start."""
+        begun: dict[InferenceBackend, Candidate] = {}
+
+        def begin(backend: InferenceBackend, model: ModelConfig) -> None:
+            begun[backend] = candidate = Candidate(backend, model)
+            self.candidates.append(candidate)
+            self._launch(candidate)
+            self._has_begun.set()
+
+        try:
+            plan = await self._planner(begin)
+        except Exception as error:
+            if not any(candidate.has_started for candidate in self.candidates):
+                raise
+            logger.error("%s is served without its other engines: %s", self.name, error)
+            return
+        finally:
+            self._has_begun.set()
+        self.candidates = [
+            begun.get(backend) or Candidate(backend, model) for backend, model in plan.backends
+        ]
+        self.decision = plan.decision
+        self.shadow = self._create_shadow()
+        if not self.candidates:
+            raise ModelLoadError(f"There is no engine that serves {self.name}.")
+        self._launch(self.candidates[0])
+        if self.policy.standby != "never" and self._standby_fits:
+            self._launch(self.candidates[-1])
+        for candidate in self.candidates:
+            if candidate.engine in self.policy.engines:
+                self._launch(candidate)
+
     @property
     def _standby_fits(self) -> bool:
         return self.decision is None or self.decision.standby_fits
+
+    @property
+    def _begun(self) -> list[asyncio.Task[None]]:
+        """The planning and the starts of engines, over or not."""
+        tasks = [self._planning, *(candidate.starting for candidate in self.candidates)]
+        return [task for task in tasks if task is not None]
+
+    @property
+    def _has_one_engine(self) -> bool:
+        is_planned = self._planning is not None and self._planning.done()
+        return is_planned and len(self.candidates) == 1
 
     def _create_shadow(self) -> Shadow | None:
         if self.policy.shadow is None:
@@ -232,12 +273,12 @@ class ServedModel:
             await candidate.backend.start(candidate.model)
         except Exception as error:
             candidate.failure = error
-            if len(self.candidates) > 1:
+            if not self._has_one_engine:
                 logger.error("%s cannot be served by %s: %s", self.name, candidate.engine, error)
             if not any(c.has_started for c in self.candidates if c is not candidate):
                 self._launch_another()
             return
-        if len(self.candidates) > 1:
+        if not self._has_one_engine:
             logger.info("%s is served by %s from now on", self.name, candidate.engine)
         first, last = self.candidates[0], self.candidates[-1]
         if self.policy.standby == "start" and first is not last and first is candidate:
@@ -255,16 +296,18 @@ class ServedModel:
         await candidate.backend.stop(_RETIRE_DRAIN_S)
 
     async def _one_more_loaded(self, timeout_s: float | None = None) -> bool:
-        """Wait until an engine has been loaded or has failed; False if none is being loaded."""
-        loading = [c.starting for c in self.candidates if c.is_loading]
-        tasks = [task for task in loading if task is not None]
+        """Wait until an engine has been loaded or has failed, or the engines have been planned.
+
+        False if there is nothing of that to wait for.
+        """
+        tasks = [task for task in self._begun if not task.done()]
         if not tasks or (timeout_s is not None and timeout_s <= 0):
             return False
         done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
     async def _end(self, drain_s: float) -> None:
-        tasks = [c.starting for c in self.candidates if c.starting is not None]
+        tasks = self._begun
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -63,6 +63,22 @@ async def test_a_program_is_asked(write: Write):
     assert await ask([str(program), "hello"], timeout_s=10, env={"X": "you"}) == b"hello you\n"
 
 
+async def test_a_program_of_another_python_does_not_look_for_modules_where_axion_does(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    show = "import os; print(os.environ.get('PYTHONPATH'), 'PYTHONHOME' in os.environ)"
+    write("python3.99", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    foreign = write("foreign", f"#!/usr/bin/env python3.99\n{show}\n")
+    wrapper = write("wrapper", f"#!/bin/sh\nexec {foreign}\n")
+    for program in (foreign, wrapper):
+        assert await ask([str(program)], timeout_s=10) == b" False\n"
+    own = write("own", f"#!{sys.executable}\n{show}\n")
+    assert await ask([str(own)], timeout_s=10) == f"{tmp_path} False\n".encode()
+    chosen = await ask([str(foreign)], timeout_s=10, env={"PYTHONPATH": "/mine"})
+    assert chosen == b"/mine False\n"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -95,6 +95,20 @@ async def test_an_engine_that_refuses_the_model_says_why(
             await backend.load_model(ModelConfig(model_name=str(path), device="cpu"))
 
 
+async def test_an_engine_of_another_python_gets_no_pythonpath(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record = tmp_path / "given"
+    script = f'#!/bin/sh\necho "[$PYTHONPATH]" > {record}\nexit 1\n'
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("AXION_TGI_COMMAND", str(write_program(tmp_path / "tgi", script)))
+    path = write_model(tmp_path / "folder")
+    with pytest.raises(ModelLoadError, match="ended with status 1"):
+        async with TgiBackend() as backend:
+            await backend.load_model(ModelConfig(model_name=str(path), device="cpu"))
+    assert record.read_text() == "[]\n"
+
+
 async def test_arguments_that_cannot_be_split_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,8 +20,11 @@ def write_command(folder: Path, start_s: float = 0) -> Path:
         start_s: seconds that it takes longer to start.
     """
     path = folder / "vllm"
+    here = Path(__file__).resolve()
+    # An engine gets no PYTHONPATH from Axion.
     path.write_text(
-        f'#!/bin/sh\nSTART_S={start_s} exec {sys.executable} {Path(__file__).resolve()} "$@"\n'
+        f"#!/bin/sh\nexport START_S={start_s} PYTHONPATH={here.parents[2]}\n"
+        f'exec {sys.executable} {here} "$@"\n'
     )
     path.chmod(0o755)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from axion.backends.base import ModelConfig
+from axion.backends.base import InferenceBackend, ModelConfig
 from axion.backends.engines import spawned_engines
 from axion.backends.facts import DeviceFacts
 from axion.errors import ModelLoadError, ModelNotFoundError
 from axion.router import plan as plan_module
 from axion.router.decide import Reason
-from axion.router.plan import Plan, plan
+from axion.router.plan import Begin, Plan, plan
 from axion.settings import Settings
 from tests.backends.engine_models import write_gguf, write_model, write_program
 
@@ -50,7 +51,13 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make
 
 
-async def made(model: Path | str, *, shown: list[str] | None = None, **settings: Any) -> Plan:
+async def made(
+    model: Path | str,
+    *,
+    shown: list[str] | None = None,
+    begin: Begin | None = None,
+    **settings: Any,
+) -> Plan:
     found = Settings(model_name=str(model), **settings)
 
     def show(stage: str, done: int, total: int) -> None:
@@ -58,7 +65,7 @@ async def made(model: Path | str, *, shown: list[str] | None = None, **settings:
             shown.append(stage)
 
     config = ModelConfig(model_name=str(model), served_name="", memory_fraction=0.9)
-    return await plan(config, found, show)
+    return await plan(config, found, show, begin)
 
 
 def engines(plan: Plan) -> list[str]:
@@ -185,6 +192,74 @@ async def test_engines_that_run_side_by_side_share_a_gpu(folder: Path, device: C
     assert first.memory_fraction == pytest.approx(0.9 - 3.1 / 20, abs=0.01)
     (_, first), (_, last) = (await made(model, standby="never")).backends
     assert (first.memory_fraction, last.kv_cache_bytes) == (0.9, None)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["accepted", "refused"])
+async def test_the_last_engine_is_begun_before_the_others_have_answered(
+    folder: Path, answers: bool
+):
+    go_on = folder.parent / "go-on"
+    wait = f"while [ ! -e {go_on} ]; do sleep 0.02; done"
+    last = "" if answers else "exit 1\n"
+    write_program(folder / "max", MAX.replace("#!/bin/sh\n", f"#!/bin/sh\n{wait}\n{last}"))
+    begun: list[tuple[InferenceBackend, ModelConfig]] = []
+
+    def begin(backend: InferenceBackend, model: ModelConfig) -> None:
+        begun.append((backend, model))
+        go_on.touch()
+
+    model = write_model(folder.parent / "m")
+    async with asyncio.timeout(20):
+        found = await made(model, begin=begin)
+    assert engines(found) == ["max", "native"] if answers else ["native"]
+    assert [tuple(found.backends[-1])] == begun
+    assert begun[0][1].model_name == str(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_room", "gpu", "expected"),
+    [
+        ({}, True, False, ["native"]),
+        # It would not run beside the other.
+        ({"standby": "never"}, True, False, []),
+        ({}, False, False, []),
+        ({"standby": "never", "axion_backends": "vllm,native"}, True, False, ["native"]),
+        # How much of the GPU it gets depends on the others.
+        ({}, True, True, []),
+        ({"axion_backends": "vllm,native"}, True, True, ["native"]),
+        # One that is asked has to answer first.
+        ({"axion_backends": "native,max"}, True, False, []),
+        ({"axion_backends": "max"}, True, False, []),
+        ({"axion_backends": "native,nonsense"}, True, False, ["native"]),
+    ],
+)
+async def test_an_engine_is_begun_only_if_it_is_needed_in_any_case(
+    folder: Path,
+    device: Callable[..., None],
+    settings: dict[str, str],
+    has_room: bool,
+    gpu: bool,
+    expected: list[str],
+):
+    free = (9 if has_room else 6) * GIB
+    device(kind="cuda" if gpu else "cpu", free_bytes=free, total_bytes=free)
+    write_program(folder / "max", MAX)
+    model = write_model(folder.parent / "m", num_bytes=2 * GIB, dtype="float32")
+    begun: list[str] = []
+    found = await made(model, begin=lambda backend, _: begun.append(backend.engine), **settings)
+    assert begun == expected
+    assert set(begun) <= set(engines(found))
+
+
+async def test_a_model_that_is_not_there_does_not_wait_for_the_engines(folder: Path):
+    ended = folder.parent / "ended"
+    text = f"#!/bin/sh\necho $$ >> {ended}\nexec sleep 60\n"
+    write_program(folder / "max", text)
+    async with asyncio.timeout(20):
+        with pytest.raises(ModelNotFoundError):
+            await made(folder / "nothing")
+    for pid in ended.read_text().split() if ended.exists() else ():
+        assert not Path(f"/proc/{pid}").exists()
 
 
 async def test_what_is_downloaded_is_shown(monkeypatch: pytest.MonkeyPatch, folder: Path):

@@ -19,6 +19,8 @@ from axion.errors import (
 from axion.observability.metrics import Metrics
 from axion.openai.chat import ChatCompletionRequest, collect_chat
 from axion.openai.completions import CompletionRequest, collect_completion
+from axion.router.decide import Decision
+from axion.router.plan import Begin, Plan
 from axion.router.registry import ModelRegistry
 from axion.router.route import Route
 from axion.router.served import RoutingPolicy, ServedModel
@@ -164,6 +166,114 @@ class TestStart:
     async def test_a_model_without_engines_is_a_clear_error(self):
         with pytest.raises(ModelLoadError, match="no engine that serves m"):
             await serve().start()
+
+
+class TestPlanning:
+    """The engines are asked what they can while one that is certain is loaded already."""
+
+    @pytest.fixture
+    def slow(self) -> ScriptedBackend:
+        return ScriptedBackend("slow")
+
+    @pytest.fixture
+    def native(self) -> ScriptedBackend:
+        return ScriptedBackend("native")
+
+    @pytest.fixture
+    def answered(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    @pytest.fixture
+    def failure(self) -> list[Exception]:
+        """What the planner raises once the engines have answered."""
+        return []
+
+    @pytest.fixture
+    def served(
+        self,
+        slow: ScriptedBackend,
+        native: ScriptedBackend,
+        answered: asyncio.Event,
+        failure: list[Exception],
+    ) -> ServedModel:
+        model = ModelConfig(model_name="m")
+
+        async def planner(begin: Begin) -> Plan:
+            begin(native, model)
+            await answered.wait()
+            if failure:
+                raise failure[0]
+            decision = Decision(model="m", device="cpu", verdicts=())
+            return Plan([(slow, model), (native, model)], decision)
+
+        return ModelRegistry().add_planned(model, planner)
+
+    async def test_the_engine_that_is_certain_answers_before_the_others_are_known(
+        self, served: ServedModel, slow: ScriptedBackend, answered: asyncio.Event
+    ):
+        await served.start()
+        assert served.decision is None
+        assert (await ask(served))[0] == "native"
+        assert [engine.engine for engine in (await served.health()).engines] == ["native"]
+        (begun,) = served.candidates
+        slow.loaded.clear()
+        answered.set()
+        await eventually(lambda: len(served.candidates) == 2)
+        assert served.decision is not None
+        assert served.candidates[1] is begun
+        assert [e.state for e in (await served.health()).engines] == ["starting", "ready"]
+        slow.loaded.set()
+        await settle(served)
+        assert (await ask(served))[0] == "slow"
+
+    async def test_if_that_one_cannot_be_loaded_the_others_are_waited_for(
+        self, served: ServedModel, native: ScriptedBackend, answered: asyncio.Event
+    ):
+        native.start_error = ModelLoadError("no room")
+        starting = asyncio.create_task(served.start())
+        await eventually(lambda: any(c.failure for c in served.candidates))
+        assert not starting.done()
+        answered.set()
+        await starting
+        assert (await ask(served))[0] == "slow"
+
+    async def test_a_model_that_cannot_be_planned_is_down_and_nothing_goes_on(
+        self,
+        served: ServedModel,
+        native: ScriptedBackend,
+        answered: asyncio.Event,
+        failure: list[Exception],
+    ):
+        native.loaded.clear()
+        failure.append(ModelLoadError("a package is broken"))
+        answered.set()
+        with pytest.raises(ModelLoadError, match="package"):
+            await served.start()
+        assert (await served.health()).state is BackendState.DOWN
+        assert native.stopped_with == 0
+
+    async def test_what_answers_goes_on_when_the_others_cannot_be_planned(
+        self,
+        served: ServedModel,
+        answered: asyncio.Event,
+        failure: list[Exception],
+        caplog: pytest.LogCaptureFixture,
+    ):
+        await served.start()
+        failure.append(ModelLoadError("a package is broken"))
+        answered.set()
+        await eventually(lambda: "a package is broken" in caplog.text)
+        assert (await ask(served))[0] == "native"
+
+    async def test_the_end_does_not_wait_for_the_others(
+        self, served: ServedModel, native: ScriptedBackend, slow: ScriptedBackend
+    ):
+        await served.start()
+        await served.stop(3)
+        assert native.stopped_with == 3
+        assert slow.stopped_with is None
+        with pytest.raises(EngineUnavailableError, match="stopped"):
+            await served.choose()
 
 
 class TestFailover:

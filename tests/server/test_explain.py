@@ -8,7 +8,7 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Capabilities, Support
 from axion.router.decide import Decision, Reason, Verdict
-from axion.router.plan import Plan
+from axion.router.plan import Begin, Plan
 from axion.router.registry import ModelRegistry
 from tests.server.conftest import MODEL, ScriptedBackend
 from tests.server.test_app import app, assert_openai_error, client
@@ -34,7 +34,7 @@ def registry(fast: ScriptedBackend, backend: ScriptedBackend) -> ModelRegistry:
         Verdict(engine="native", accepted=True, code=Reason.ACCEPTED, reason="Yes."),
     )
 
-    async def planner() -> Plan:
+    async def planner(begin: Begin) -> Plan:
         decision = Decision(model=MODEL, device="cpu", verdicts=verdicts)
         return Plan([(fast, model), (backend, model)], decision)
 
