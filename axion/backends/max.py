@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,15 +55,13 @@ class MaxBackend(SpawnedBackend):
 
     @classmethod
     async def asked(cls, facts: EngineFacts, command: list[str]) -> EngineFacts:
-        version, listed = await asyncio.gather(
-            cls.version(command),
-            ask_once(
-                cls.engine,
-                [*command, "list", "--json"],
-                of=command[0],
-                timeout_s=_LIST_TIMEOUT_S,
-                env=_QUIET,
-            ),
+        version = await cls.version(command)
+        listed = await ask_once(
+            cls.engine,
+            [*command, "list", "--json"],
+            of=command[0],
+            timeout_s=_LIST_TIMEOUT_S,
+            env=_QUIET,
         )
         # Lines of its log may stand before the answer.
         try:
