@@ -174,7 +174,7 @@ class _Translation:
             return self._tensor(own, [stored], lambda x: x - 1, keeps=False)
         if isinstance(module, TransposedLinear) and name == "weight":
             is_quantized = self._stored(stored).type_name not in FLOAT_TYPES
-            return self._tensor(own, [stored], lambda x: x if is_quantized else x.T)
+            return self._tensor(own, [stored], lambda x: x if is_quantized else x.mT)
         if path.endswith(".shared_expert_gate"):
             # Once it was written without its one row.
             return self._tensor(own, [stored], lambda x: x.reshape(1, -1), keeps=False)
@@ -234,10 +234,17 @@ class _Translation:
         kinds = {tensor.type_name for tensor in tensors}
         keeps = keeps and len(kinds) == 1
         shapes = [torch.empty(tensor.shape, device="meta") for tensor in tensors]
+        try:
+            shape = tuple(move(*shapes).shape)
+        except (RuntimeError, IndexError):
+            found = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+            raise ModelLoadError(
+                f"The GGUF file's {found} cannot be the model's {name}: its shape is wrong."
+            ) from None
         return StoredTensor(
             name,
             tensors[0].file.name,
-            tuple(move(*shapes).shape),
+            shape,
             kinds.pop() if keeps else "F32",
             lambda: move(*(self._read(tensor, keeps=keeps) for tensor in tensors)),
         )

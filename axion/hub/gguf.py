@@ -164,7 +164,7 @@ def read_gguf(path: Path) -> GGUF:
     count = metadata.get("split.count", 1)
     if count != len(files):
         raise ModelLoadError(
-            f"{path.name} is one of {count!r} files by its header and one of {len(files)} by its "
+            f"{path.name} is one of {count!r:.80} files by its header and one of {len(files)} by its "
             "name. Give the files the names that they had."
         )
     tensors = dict(first.tensors)
@@ -179,7 +179,9 @@ def read_gguf(path: Path) -> GGUF:
         tensors |= shard.tensors
     expected = metadata.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise ModelLoadError(f"{path.name} announces {expected!r} tensors, and has {len(tensors)}.")
+        raise ModelLoadError(
+            f"{path.name} announces {expected!r:.80} tensors, and has {len(tensors)}."
+        )
     return GGUF(tuple(files), metadata, tensors)
 
 

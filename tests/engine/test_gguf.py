@@ -218,6 +218,8 @@ def test_a_split_file_is_one_model(tmp_path: Path):
         ({}, {"blk.0.ffn_up.weight": torch.zeros(5, 64)}, r"has shape \[5, 64\], expected \[96"),
         ({}, {"blk.0.extra.weight": torch.zeros(5)}, r"architecture: 'blk\.0\.extra\.weight'"),
         ({}, {"token_embd.weight": None}, r"no tensor token_embd\.weight"),
+        ({"llama.block_count": 2**31 - 1}, {}, "announces 2147483647 layers"),
+        ({}, {"blk.0.attn_q.weight": torch.zeros(5, 64)}, r"attn_q\.weight \[5, 64\] cannot be"),
     ],
     ids=str,
 )
