@@ -30,6 +30,7 @@ from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
 from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.base import (
+    FLOATS,
     Expected,
     QuantizationMethod,
     QuantizedLinear,
@@ -83,7 +84,8 @@ def load_model(
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if model_config.tie_word_embeddings and head and embedding:
         # A tied head is often stored again. Where it differs, transformers does not tie either.
-        if torch.equal(head.read(), embedding.read()):
+        are_plain = {head.dtype, embedding.dtype} <= {*FLOATS}
+        if are_plain and torch.equal(head.read(), embedding.read()):
             del stored["lm_head.weight"]
         else:
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")

@@ -161,6 +161,15 @@ def test_a_stored_head_that_differs_is_used_as_transformers_does(
     assert "not tied" in caplog.text
 
 
+def test_a_stored_head_of_another_number_format_is_not_compared(tied: Path) -> None:
+    def add_head(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].to(torch.float8_e4m3fn)
+
+    change_weights(tied, add_head)
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight is stored as F8_E4M3"):
+        load(tied)
+
+
 def test_frequencies_in_old_checkpoints_are_left_out(folder: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change_weights(folder, lambda t: t.update({name: torch.ones(8)}))
