@@ -164,8 +164,8 @@ def read_gguf(path: Path) -> GGUF:
     count = metadata.get("split.count", 1)
     if count != len(files):
         raise ModelLoadError(
-            f"{path.name} is one of {count!r:.80} files by its header and one of {len(files)} by its "
-            "name. Give the files the names that they had."
+            f"{path.name} is one of {count!r:.80} files by its header and one of {len(files)} by "
+            "its name. Give the files the names that they had."
         )
     tensors = dict(first.tensors)
     for number, file in enumerate(files[1:], start=1):
