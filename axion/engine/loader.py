@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -35,6 +35,7 @@ from axion.quantization.base import (
     QuantizationMethod,
     QuantizedLinear,
     StoredTensor,
+    stored_part,
 )
 from axion.quantization.registry import quantization_method
 from axion.text.tokenizer import load_tokenizer
@@ -307,7 +308,7 @@ def _destinations(
 
     What is packed in the model may be stored apart, as is expected, or packed.
     """
-    views = dict(_stored_part(module))
+    views = dict(stored_part(module))
     if hasattr(module, "stored_views"):
         views = module.stored_views()
     own = {f"{path}.{name}": view for name, view in views.items()}
@@ -315,14 +316,6 @@ def _destinations(
         parent = path.rpartition(".")[0]
         return [(f"{parent}.{name}", view) for name, view in module.shard_views().items()]
     return list(own.items())
-
-
-def _stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The module's own parameters, and its buffers that are not computed from config.json."""
-    yield from module.named_parameters(recurse=False)
-    for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:
-            yield name, buffer
 
 
 def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expected]:

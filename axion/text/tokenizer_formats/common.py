@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, decoders, processors
 
 from axion.errors import ModelLoadError
 
@@ -17,6 +17,14 @@ MAX_TOKEN_LENGTH = 1024
 MAX_TOKENS = 2**20
 _MAX_LENGTH_IN_ALL = 2**24
 _MAX_MERGES = 2**21
+
+SPACE = "▁"  # as sentencepiece writes it
+# How texts become words, in tiktoken's encoding of that name and in Qwen's.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = CL100K.replace("{1,3}", "")
 
 Piece = TypeVar("Piece", str, bytes)
 
@@ -74,6 +82,18 @@ def merges_of(ranks: Mapping[Piece, float]) -> list[tuple[Piece, Piece]]:
                 merges.append((rank, -cut, -len(right), left, right))
     merges.sort(key=lambda merge: merge[:3])
     return [(left, right) for *_, left, right in merges]
+
+
+def sentencepiece_decoder(*, has_bytes: bool, has_prefix: bool) -> Any:
+    """From pieces to a text.
+
+    Args:
+        has_bytes: some pieces are single bytes.
+        has_prefix: a space was put before the text.
+    """
+    steps: list[Any] = [decoders.Replace(SPACE, " ")]
+    steps += [decoders.ByteFallback()] * has_bytes + [decoders.Fuse()]
+    return decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * has_prefix)
 
 
 def added_tokens(path: Path, config: dict[str, Any]) -> dict[int, AddedToken]:

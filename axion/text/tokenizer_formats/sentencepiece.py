@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from axion.errors import ModelLoadError
 from axion.text.tokenizer_formats.common import (
     MAX_TOKEN_LENGTH,
     MAX_TOKENS,
+    SPACE,
     Converted,
     add_around,
     added_tokens,
     merges_of,
     named,
+    sentencepiece_decoder,
 )
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 _TEXT = {_NORMAL, _USER_DEFINED}
 _NEVER = -1e6  # a score
-_SPACE = "▁"
 
 
 def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Converted:
@@ -71,10 +72,7 @@ def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Conve
         pattern = Regex("|".join(map(re.escape, symbols)))
         cuts.append(pre_tokenizers.Split(pattern, "isolated"))
     library.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts else None
-    steps: list[Any] = [decoders.Replace(_SPACE, " ")]
-    steps += [decoders.ByteFallback()] * trainer.byte_fallback + [decoders.Fuse()]
-    steps += [decoders.Strip(" ", 1, 0)] * prefix
-    library.decoder = decoders.Sequence(steps)
+    library.decoder = sentencepiece_decoder(has_bytes=trainer.byte_fallback, has_prefix=prefix)
     control = {
         id: AddedToken(piece, normalized=False, special=True)
         for id, piece in enumerate(pieces)
@@ -140,8 +138,8 @@ def _normalizer(name: str, rules: Any, *, prefix: bool) -> Any:
     if rules.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex("^ +| +$| +(?= )"), ""))
     if prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    return normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
 
 def _with_ends(
