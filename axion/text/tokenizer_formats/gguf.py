@@ -190,10 +190,10 @@ class _Vocabulary:
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
-    name = str(vocabulary.get("pre", "default"))
-    if name not in _CUTS:
+    name = vocabulary.get("pre", "default")
+    if not isinstance(name, str) or name not in _CUTS:
         raise ModelLoadError(
-            f"The GGUF file's tokenizer cuts texts by the rule {name[:80]!r} "
+            f"The GGUF file's tokenizer cuts texts by the rule {str(name)[:80]!r} "
             f"(tokenizer.ggml.pre), which is not supported. Supported: {', '.join(sorted(_CUTS))}."
         )
     cut, merges = _CUTS[name], vocabulary.merges()
