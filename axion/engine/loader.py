@@ -44,6 +44,7 @@ logger = logging.getLogger("axion.engine")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_TOKENIZER_BYTES = 256 * 2**20
+_MAX_NAME_LENGTH = 1024
 
 Progress = Callable[[int, int], None]
 Placed = MutableMapping[nn.Parameter, nn.Parameter]
@@ -150,6 +151,11 @@ def _rename(
     stored: dict[str, StoredTensor] = {}
     for tensor in tensors.values():
         name = tensor.name
+        if len(name) > _MAX_NAME_LENGTH:  # what is done with names takes n² of their length
+            raise ModelLoadError(
+                f"{tensor.file} holds a tensor whose name has {len(name)} characters, which no "
+                f"real model's has: {name[:80]!r}..."
+            )
         for pattern, replacement in model_class.renamed_tensors:
             name = re.sub(pattern, replacement, name)
         if name in stored:
