@@ -42,7 +42,9 @@ def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Conve
     trainer, rules = model.trainer_spec, model.normalizer_spec
     pieces = [piece.piece for piece in model.pieces]
     if not pieces or len(pieces) > MAX_TOKENS or not all(map(_is_piece, pieces)):
-        raise ModelLoadError(f"{name} is damaged: its pieces are none, too many or too long.")
+        raise ModelLoadError(
+            f"{name} is damaged: its pieces are none, too many, too long or no text."
+        )
     if len(set(pieces)) < len(pieces):
         raise ModelLoadError(f"{name} is damaged: it has a piece twice.")
     if not 0 <= trainer.unk_id < len(pieces):
@@ -100,8 +102,9 @@ def _parse(name: str, data: bytes) -> Any:
     return model
 
 
-def _is_piece(piece: str) -> bool:
-    return 0 < len(piece) <= MAX_TOKEN_LENGTH
+def _is_piece(piece: str | bytes) -> bool:
+    # What is not UTF-8 protobuf gives as bytes.
+    return isinstance(piece, str) and 0 < len(piece) <= MAX_TOKEN_LENGTH
 
 
 def _model(name: str, model: Any, pieces: list[str], types: dict[str, int]) -> Any:
