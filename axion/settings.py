@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     model_name: str = Field(
         "meta-llama/Llama-3.2-3B-Instruct",
         min_length=1,
-        description="Hugging Face id, local folder, or axion/demo for the bundled model",
+        description="Hugging Face id, local folder, GGUF file, or axion/demo for the bundled model",
     )
     allow_pickle: bool = Field(
         False,
