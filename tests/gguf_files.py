@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
+from axion.demo import MODEL_DIR
 from tests.parity.checkpoints import ORIGINAL_LENGTH, build_tiny
 
 METADATA = Path(__file__).parent / "gguf_metadata.json"
@@ -251,6 +252,52 @@ def _plain(parent: str) -> str:
     """Where most architectures have experts, and those that every token passes."""
     parent = re.sub(r"block_sparse_moe\.(experts\.)?", "mlp.experts.", parent)
     return parent.replace("shared_mlp.", "mlp.shared_experts.")
+
+
+def tokenizer_metadata(folder: Path, pre: str) -> dict[str, Any]:
+    """What llama.cpp's converter writes of a `tokenizer.json`."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = dict(content["model"]["vocab"])
+    added = {token["content"]: token for token in content["added_tokens"]}
+    ids = vocabulary | {token["content"]: token["id"] for token in added.values()}
+    tokens = sorted(ids, key=ids.__getitem__)
+    merges = [
+        merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]
+    ]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [
+            1 if token not in added else 3 if added[token]["special"] else 4 for token in tokens
+        ],
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+def write_demo_gguf(path: Path, kind: Type) -> Path:
+    """The bundled model as a GGUF file; every row of it has 256 numbers or more."""
+    model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    config = model.config
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": 10_000.0,
+        **tokenizer_metadata(MODEL_DIR, "smollm"),
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": (MODEL_DIR / "chat_template.jinja").read_text(),
+        "general.sampling.temp": 0.0,
+    }
+    # An array without elements has no type that its writer could know.
+    del metadata["tokenizer.ggml.merges"]
+    return write_gguf(path, metadata, dict(tensors(metadata, model)), kind)
 
 
 def record(sources: Path) -> None:

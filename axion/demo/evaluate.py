@@ -205,7 +205,12 @@ def run(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m axion.demo.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the model's folder")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL_DIR,
+        help="the model's folder, or a GGUF file, which Axion's own engine measures",
+    )
     parser.add_argument("--per-skill", type=int, default=100, help="questions for each skill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show-failures", action="store_true", help="print the wrong answers")
@@ -217,8 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     generate = (
         transformers_generate(arguments.model)
-        if arguments.quantization is None
-        else engine_generate(arguments.model, quantization=arguments.quantization)
+        if arguments.quantization is None and arguments.model.suffix != ".gguf"
+        else engine_generate(arguments.model, quantization=arguments.quantization or "none")
     )
     run(generate, arguments.per_skill, arguments.seed, arguments.show_failures)
 

@@ -40,6 +40,10 @@ _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors
 Move = Callable[..., Tensor]
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class GGUFCheckpoint:
     """The model in a GGUF file, or in several that it is split into.
 
@@ -132,7 +136,7 @@ class _Translation:
         start = 0
         for shard, size in linear.shards.items():
             stored = self._name(f"{parent}.{shard}", name)
-            move: Move = lambda x: x  # noqa: E731
+            move: Move = _same
             if self._gguf.architecture in _PAIRED and shard in ("q_proj", "k_proj"):
                 move = _unpaired(size // self._config.head_dim)
             if stored not in self._gguf.tensors and shard in ("q_proj", "k_proj", "v_proj"):
@@ -146,7 +150,7 @@ class _Translation:
         """A file stacks the experts."""
         start = 0
         for shard, size in linear.shards.items():
-            move: Move = lambda x: x  # noqa: E731
+            move: Move = _same
             if shard == "gate_up_proj":  # gpt-oss: the rows of the two take turns
                 halves = ("gate_proj", "up_proj")
                 stored = [self._name(f"{parent}.{half}", name) for half in halves]
@@ -174,7 +178,7 @@ class _Translation:
             return self._tensor(own, [stored], lambda x: x - 1, keeps=False)
         if isinstance(module, TransposedLinear) and name == "weight":
             is_quantized = self._stored(stored).type_name not in FLOAT_TYPES
-            return self._tensor(own, [stored], lambda x: x if is_quantized else x.T)
+            return self._tensor(own, [stored], lambda x: x if is_quantized else x.mT)
         if path.endswith(".shared_expert_gate"):
             # Once it was written without its one row.
             return self._tensor(own, [stored], lambda x: x.reshape(1, -1), keeps=False)
@@ -195,7 +199,7 @@ class _Translation:
             parts = [part.unflatten(0, (num_groups, -1)) for part in x.split(sizes)]
             return torch.cat(parts, dim=1).flatten(0, 1)
 
-        return move if self._gguf.architecture == "falcon" else lambda x: x
+        return move if self._gguf.architecture == "falcon" else _same
 
     def _name(self, path: str, name: str) -> str:
         """What the file calls a tensor of the model."""
@@ -220,7 +224,7 @@ class _Translation:
         return self._gguf.tensors[name]
 
     def _tensor(
-        self, name: str, stored: list[str], move: Move = lambda x: x, *, keeps: bool = True
+        self, name: str, stored: list[str], move: Move = _same, *, keeps: bool = True
     ) -> StoredTensor:
         """A tensor of the model.
 
@@ -233,11 +237,17 @@ class _Translation:
         self._left -= set(stored)
         kinds = {tensor.type_name for tensor in tensors}
         keeps = keeps and len(kinds) == 1
-        shapes = [torch.empty(tensor.shape, device="meta") for tensor in tensors]
+        try:
+            shape = move(*(torch.empty(tensor.shape, device="meta") for tensor in tensors)).shape
+        except (RuntimeError, IndexError):
+            shapes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
+            raise ModelLoadError(
+                f"The GGUF file's tensors do not fit its metadata: {shapes}. Convert it again."
+            ) from None
         return StoredTensor(
             name,
             tensors[0].file.name,
-            tuple(move(*shapes).shape),
+            tuple(shape),
             kinds.pop() if keeps else "F32",
             lambda: move(*(self._read(tensor, keeps=keeps) for tensor in tensors)),
         )
@@ -267,7 +277,7 @@ def _rows(rows: slice, move: Move) -> Move:
     return lambda x: move(x[rows])
 
 
-def _expert(expert: int, move: Move = lambda x: x) -> Move:
+def _expert(expert: int, move: Move = _same) -> Move:
     return lambda *tensors: move(*(tensor[expert] for tensor in tensors))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from math import gcd
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,8 @@ from axion.layers.context import KVCache, KVCacheSpec
 
 # Beyond this many full-length sets of running sequences, more cache only keeps old prefixes.
 _MAX_SETS = 4
-# Share of the memory that may stay empty because groups have differently many layers. With none
-# there would be more groups, and a sequence has a block table for each.
-_MAX_EMPTY = 1 / 8
+# A group less is worth this share of the memory: a sequence has a block table for each.
+_GROUP_COST = 1 / 64
 _GIB = 2**30
 
 
@@ -97,11 +96,10 @@ def lay_out(
 ) -> KVCacheLayout:
     """Divide the layers into groups by their windows, the widest first.
 
-    All groups take blocks from one pool, so a block has room for equally many layers of each, and
-    of a window that many layers have there are several groups. Where a group has fewer layers,
-    some of its blocks' memory stays empty.
-
-    Layers whose entries differ in shape stay together.
+    All groups take blocks from one pool, so a block of each has the same room for a token, which
+    the layers of a group share. Layers with one window that need more are several groups, and
+    where they need less, some of their blocks' memory stays empty. Where windows would save little,
+    all layers stay together.
 
     Args:
         max_chunk: tokens of one sequence that a step computes at most.
@@ -112,40 +110,53 @@ def lay_out(
             max_model_len, windows=windows, max_chunk=max_chunk, block_size=block_size
         )
 
+    sizes = [spec.num_elements for spec in specs]
     by_window: dict[int | None, list[int]] = {}
     for layer, spec in enumerate(specs):
-        is_wide = spec.window is None or spec.window >= max_model_len
-        by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+        if sizes[layer]:
+            is_wide = spec.window is None or spec.window >= max_model_len
+            by_window.setdefault(None if is_wide else spec.window, []).append(layer)
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
-    if len(by_window) == 1 or len({spec._replace(window=None) for spec in specs}) > 1:
-        groups = [KVCacheGroup(widest_first[0], list(range(len(specs))))]
-    else:
-        counts = [len(by_window[window]) for window in widest_first]
-        # A short sequence holds as many blocks of all groups, a long one more of some.
-        weights = [[1] * len(counts), [num_blocks(window) for window in widest_first]]
-        size = next(
-            size
-            for size in (*sorted(counts), gcd(*counts))
-            if all(_empty_share(size, counts, w) <= _MAX_EMPTY for w in weights)
-        )
-        groups = [
-            KVCacheGroup(window, by_window[window][start : start + size])
-            for window in widest_first
-            for start in range(0, len(by_window[window]), size)
-        ]
-    num_elements = max(sum(specs[i].num_elements for i in group.layers) for group in groups)
+
+    def divide(room: int) -> list[KVCacheGroup]:
+        groups: list[KVCacheGroup] = []
+        for window in widest_first:
+            left = 0
+            for layer in by_window[window]:
+                if sizes[layer] > left:
+                    groups.append(KVCacheGroup(window, []))
+                    left = room
+                groups[-1].layers.append(layer)
+                left -= sizes[layer]
+        return groups
+
+    # A short sequence holds as many blocks of all groups, a long one more of some.
+    needed = [
+        sum(sizes),
+        sum(num_blocks(window) * sizes[i] for window in by_window for i in by_window[window]),
+    ]
+
+    def cost(groups: list[KVCacheGroup]) -> float:
+        room = _room(specs, groups)
+        held = [len(groups), num_blocks(*(group.window for group in groups))]
+        empty = max(1 - n / (room * num_held) for n, num_held in zip(needed, held, strict=True))
+        return empty + len(groups) * _GROUP_COST
+
+    together = [KVCacheGroup(widest_first[0], sorted(chain(*by_window.values())))]
+    rooms = {x for layers in by_window.values() for x in accumulate(sizes[i] for i in layers)}
+    divided = [divide(room) for room in sorted(rooms) if room >= max(sizes)]
+    groups = min([together, *divided], key=cost)
+    groups[0].layers.extend(layer for layer, size in enumerate(sizes) if not size)
     return KVCacheLayout(
         groups,
-        num_elements * block_size * dtype.itemsize,
+        _room(specs, groups) * block_size * dtype.itemsize,
         num_blocks(*(group.window for group in groups)),
     )
 
 
-def _empty_share(size: int, counts: list[int], num_blocks: list[int]) -> float:
-    """Share of the memory that stays empty when a block has room for `size` layers."""
-    filled = sum(count * n for count, n in zip(counts, num_blocks, strict=True))
-    taken = sum(-(-count // size) * size * n for count, n in zip(counts, num_blocks, strict=True))
-    return 1 - filled / taken
+def _room(specs: list[KVCacheSpec], groups: list[KVCacheGroup]) -> int:
+    """Numbers that a block keeps for each of its tokens, of whichever group."""
+    return max(sum(specs[i].num_elements for i in group.layers) for group in groups)
 
 
 def num_blocks_that_fit(
@@ -194,25 +205,43 @@ def allocate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[KVCache]:
-    """Each layer's keys and values: [num_blocks, block_size, num_kv_heads, head_dim].
+    """Each layer's keys and values: `[num_blocks, block_size, num_kv_heads, head_dim]`.
 
-    The n-th layers of all groups have the same tensors, because a block belongs to one group.
+    All groups have the same memory, because a block belongs to one of them. It is cut into tensors
+    wherever that cuts no key or value of any group, so that these are contiguous where the groups'
+    layers are alike.
     """
+    offsets = [
+        list(accumulate(chain(*(_widths(specs[i]) for i in group.layers)), initial=0))
+        for group in groups
+    ]
+    starts = sorted(
+        x for x in set(chain(*offsets)) if all(x in own or x > own[-1] for own in offsets)
+    )
+    tensors = [
+        torch.empty((num_blocks, block_size, end - start), dtype=dtype, device=device)
+        for start, end in pairwise([*starts, starts[-1]])  # the last: for layers without any
+    ]
 
-    def layer(spec: KVCacheSpec) -> KVCache:
-        def tensor(head_dim: int) -> Tensor:
-            shape = (num_blocks, block_size, spec.num_kv_heads, head_dim)
-            return torch.empty(shape, dtype=dtype, device=device)
+    def part(offset: int, num_kv_heads: int, head_dim: int) -> Tensor:
+        index = bisect_right(starts, offset) - 1
+        tensor = tensors[index].narrow(-1, offset - starts[index], num_kv_heads * head_dim)
+        return tensor.unflatten(-1, (num_kv_heads, head_dim))
 
-        k = tensor(spec.k_head_dim)
-        values_in_keys = k[..., : spec.v_head_dim]
-        return KVCache(k, values_in_keys if spec.values_in_keys else tensor(spec.v_head_dim))
-
-    largest = max(groups, key=lambda group: len(group.layers))
-    shared = [layer(specs[i]) for i in largest.layers]
-    by_layer = {
-        i: cache._replace(group=index)
-        for index, group in enumerate(groups)
-        for i, cache in zip(group.layers, shared, strict=False)
-    }
+    by_layer: dict[int, KVCache] = {}
+    for index, (group, own) in enumerate(zip(groups, offsets, strict=True)):
+        for i, k_offset, v_offset in zip(group.layers, own[:-1:2], own[1::2], strict=True):
+            spec = specs[i]
+            k = part(k_offset, spec.num_kv_heads, spec.k_head_dim)
+            if spec.values_in_keys:
+                v = k[..., : spec.v_head_dim]
+            else:
+                v = part(v_offset, spec.num_kv_heads, spec.v_head_dim)
+            by_layer[i] = KVCache(k, v, index)
     return [by_layer[i] for i in range(len(specs))]
+
+
+def _widths(spec: KVCacheSpec) -> tuple[int, int]:
+    """Numbers of a token's key and of its value that are kept."""
+    k_width = spec.num_kv_heads * spec.k_head_dim
+    return k_width, spec.num_elements - k_width

@@ -16,6 +16,7 @@ from axion.errors import ModelLoadError
 from axion.hub.gguf import GGUF
 
 _MAX_INTEGER = 2**31
+_MAX_LAYERS = 2**10
 _MAX_FACTORS = 2**12
 # Keys that say nothing about how hidden states are computed from token ids.
 _HARMLESS = frozenset(
@@ -46,12 +47,13 @@ def gguf_generation_config(gguf: GGUF) -> dict[str, Any]:
     its users.
     """
     metadata = gguf.metadata
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    types = metadata.get("tokenizer.ggml.token_type")
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(types, list):
+        tokens = types = []
     ids = {
         token: id
-        for id, (token, kind) in enumerate(zip(tokens or (), types or (), strict=False))
-        if kind in _MARKED and token in _ENDS
+        for id, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind in _MARKED and isinstance(token, str) and token in _ENDS
     }
     if {"<|return|>", "<|call|>"} <= ids.keys():
         ids.pop("<|end|>", None)  # of a message, after which the answer goes on
@@ -215,7 +217,10 @@ class _Architecture:
 
     def num_layers(self) -> int:
         # Those that guess further tokens are counted, and are the last.
-        return self.integer("block_count") - int(self.number("nextn_predict_layers", 0))
+        count = self.integer("block_count") - int(self.number("nextn_predict_layers", 0))
+        if not 0 < count <= _MAX_LAYERS:
+            raise ModelLoadError(f"The GGUF file describes a model of {count} layers.")
+        return count
 
     def head_dim(self) -> int:
         size = self.integer("embedding_length") // self.integer("attention.head_count")

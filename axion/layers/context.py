@@ -35,12 +35,14 @@ class KVCacheSpec(NamedTuple):
 class KVCache(NamedTuple):
     """One layer's paged keys and values.
 
-    Layers of different groups may share them: no block is in the tables of two groups.
+    Layers of different groups may share memory: no block is in the tables of two groups.
+
+    Entries of consecutive slots are equally far apart, but not always side by side: a value may be
+    the beginning of its key, and where groups differ in shape others may lie between.
 
     Attributes:
-        k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, contiguous.
-        v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, contiguous, or the beginning of
-            each key in `k`.
+        k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, each entry contiguous.
+        v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, each entry contiguous.
         group: the layer's, whose block tables and slots are meant for it.
     """
 

@@ -249,9 +249,7 @@ def test_a_killed_engine_comes_back_and_its_streams_go_on(server: Server):
     next(stream)
     server.engine().kill()
     until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
-    with pytest.raises(openai.APIStatusError) as error:
-        ask(server, "Hello!")
-    assert error.value.status_code == 503
+    assert ask(server, "Hello!").choices[0].message.content  # it waits for the new engine
     assert list(stream)[-1].choices[0].finish_reason == "length"
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert ask(server, "Hello!").choices[0].message.content

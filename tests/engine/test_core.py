@@ -117,7 +117,11 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "case", ["mistral", "gemma2", "gemma3", "cohere2", "gpt-oss", "olmo3", "qwen2-window"]
+    "case",
+    [
+        *["mistral", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma4-shared", "cohere2"],
+        *["gpt-oss", "olmo3", "qwen2-window"],
+    ],
 )
 def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     path = save_tiny(case, tmp_path)

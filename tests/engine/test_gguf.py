@@ -218,8 +218,9 @@ def test_a_split_file_is_one_model(tmp_path: Path):
         ({}, {"blk.0.ffn_up.weight": torch.zeros(5, 64)}, r"has shape \[5, 64\], expected \[96"),
         ({}, {"blk.0.extra.weight": torch.zeros(5)}, r"architecture: 'blk\.0\.extra\.weight'"),
         ({}, {"token_embd.weight": None}, r"no tensor token_embd\.weight"),
+        ({}, {"blk.1.attn_q.weight": torch.zeros(7, 64)}, r"fit its metadata: blk\.1\.attn_q"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_computed_is_refused_by_name(
     metadata: dict[str, Any], changes: dict[str, Tensor | None], said: str, tmp_path: Path
@@ -231,6 +232,26 @@ def test_what_cannot_be_computed_is_refused_by_name(
         load(path)
     assert "config.json" not in caught.value.message or "has shape" in caught.value.message
     assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "shape"),
+    [
+        ("mixtral", "blk.0.ffn_up_exps.weight", (3, 96, 64)),
+        ("deepseek-v2", "blk.1.attn_k_b.weight", (4, 3, 5)),
+        ("gpt-oss", "blk.0.ffn_gate_exps.weight", (6, 5, 64)),
+        ("gpt-neox", "blk.0.attn_qkv.weight", (11, 64)),
+        ("falcon", "blk.0.attn_qkv.weight", (11, 64)),
+        ("gpt2", "blk.0.attn_output.weight", (64,)),
+    ],
+)
+def test_wrong_shapes_are_refused_before_anything_is_read(
+    case: str, name: str, shape: tuple[int, ...], tmp_path: Path
+):
+    metadata = json.loads(METADATA.read_text())[case]
+    stored = dict(tensors(metadata, build(case))) | {name: torch.zeros(shape)}
+    with pytest.raises(ModelLoadError, match=r"fit its metadata|has shape"):
+        load(write_gguf(tmp_path / "m.gguf", metadata, stored))
 
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):

@@ -10,12 +10,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axion.engine import kv_cache
 from axion.engine.kv_cache import (
-    KVCacheGroup,
     KVCacheLayout,
     _cgroup_headroom,
     allocate,
@@ -93,8 +92,8 @@ def bytes_per_sequence(specs: list[KVCacheSpec], max_model_len: int) -> int:
         pytest.param([*[1024] * 5, None] * 8, [(None, 8), *[(1024, 8)] * 5], id="gemma3-12b"),
         pytest.param([*[32768] * 3, None], [(None, 4)], id="window-of-the-models-length"),
         pytest.param(
-            [None] * 7 + [512] * 2,
-            [*[(None, 2)] * 3, (None, 1), (512, 2)],
+            [None] * 15 + [512] * 4,
+            [*[(None, 5)] * 3, (512, 4)],
             id="few",
         ),
         pytest.param([None] * 7 + [512] * 3, [*[(None, 1)] * 7, *[(512, 1)] * 3], id="no-fit"),
@@ -114,21 +113,66 @@ def test_layers_are_grouped_by_their_windows(
             assert windows[i] == group.window or group.window is None
 
 
-def test_layers_of_different_shapes_stay_together():
-    specs = specs_of([512, None]) + specs_of([512, None], head_dim=6)
-    [group] = lay_out(specs, 32768).groups
-    assert group == KVCacheGroup(None, [0, 1, 2, 3])
+def gemma4(
+    num_layers: int, every: int, *, windowed: int, full: int, shared: int = 0
+) -> list[KVCacheSpec]:
+    """Args: windowed, full: kv heads of layers with a window, and of the last of every so many."""
+    specs = [KVCacheSpec(windowed, 4, 4, window=512)] * num_layers
+    specs[every - 1 :: every] = [KVCacheSpec(full, 8, 8)] * (num_layers // every)
+    first_shared = num_layers - shared
+    return specs[:first_shared] + [spec._replace(num_kv_heads=0) for spec in specs[first_shared:]]
 
 
+GEMMA_3N = [*specs_of([*[512] * 4, None] * 4), *[KVCacheSpec(0, 4, 4, window=512)] * 15]
+GEMMA_4_E2B = gemma4(35, 5, windowed=1, full=1, shared=20)
+GEMMA_4_31B = gemma4(60, 6, windowed=16, full=4)
+GEMMA_4_26B = gemma4(30, 6, windowed=8, full=2)
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected", "factor"),
+    [
+        pytest.param(GEMMA_3N, [(None, 4), *[(512, 4)] * 4], 4.6, id="gemma3n"),
+        pytest.param(GEMMA_4_E2B, [(None, 3), *[(512, 6)] * 2], 2.8, id="gemma4-e2b"),
+        pytest.param(GEMMA_4_31B, [(None, 10), *[(512, 5)] * 10], 9.1, id="gemma4-31b"),
+        pytest.param(
+            GEMMA_4_26B, [(None, 5), *[(512, 3)] * 8, (512, 1)], 7.7, id="where-nothing-fits-well"
+        ),
+        pytest.param(
+            [*specs_of([None] * 2), *specs_of([None] * 3, head_dim=6)], [(None, 5)], 1, id="shapes"
+        ),
+    ],
+)
+def test_layers_of_other_shapes_have_groups_of_their_own(
+    specs: list[KVCacheSpec], expected: list[tuple[int | None, int]], factor: float
+):
+    groups = lay_out(specs, 2**17).groups
+    num_keeping = [sum(specs[i].num_elements > 0 for i in group.layers) for group in groups]
+    assert list(zip([group.window for group in groups], num_keeping, strict=True)) == expected
+    assert sorted(i for group in groups for i in group.layers) == list(range(len(specs)))
+    without = [spec._replace(window=None) for spec in specs]
+    assert bytes_per_sequence(without, 2**17) >= factor * bytes_per_sequence(specs, 2**17)
+
+
+@settings(deadline=None)
 @given(
-    windows=st.lists(st.sampled_from([None, 16, 64, 500]), min_size=1, max_size=40),
+    specs=st.lists(
+        st.builds(
+            KVCacheSpec,
+            st.sampled_from([0, 1, 2, 4]),
+            st.sampled_from([4, 6]),
+            st.just(4),
+            values_in_keys=st.booleans(),
+            window=st.sampled_from([None, 16, 64, 500]),
+        ),
+        min_size=1,
+        max_size=40,
+    ).filter(lambda specs: any(spec.num_elements for spec in specs)),
     max_model_len=st.integers(1, 4096),
 )
-def test_windows_never_take_much_more_memory_than_none(
-    windows: list[int | None], max_model_len: int
-):
-    without = bytes_per_sequence(specs_of([None] * len(windows)), max_model_len)
-    assert bytes_per_sequence(specs_of(windows), max_model_len) <= without * 8 / 7
+def test_windows_never_take_more_memory_than_none(specs: list[KVCacheSpec], max_model_len: int):
+    without = bytes_per_sequence([spec._replace(window=None) for spec in specs], max_model_len)
+    assert bytes_per_sequence(specs, max_model_len) <= without
 
 
 def test_five_windowed_layers_in_six_give_nearly_six_times_the_context():
@@ -138,17 +182,48 @@ def test_five_windowed_layers_in_six_give_nearly_six_times_the_context():
     assert without / with_windows > 5
 
 
-def test_all_groups_have_the_memory_of_the_largest():
-    windows = [*[512] * 5, None] * 4 + [512] * 2
-    specs = specs_of(windows)
+LATENT = KVCacheSpec(1, 6, 4, values_in_keys=True)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        pytest.param(specs_of([*[512] * 5, None] * 4 + [512] * 2), id="alike"),
+        pytest.param(GEMMA_4_E2B, id="gemma4-e2b"),
+        pytest.param(GEMMA_4_26B, id="gemma4-26b"),
+        pytest.param([LATENT, KVCacheSpec(1, 5, 3, window=16)], id="values-in-keys"),
+        pytest.param([LATENT, LATENT._replace(window=16)] * 2, id="values-in-all-keys"),
+    ],
+)
+def test_all_groups_have_the_same_memory_and_a_block_is_one_groups(specs: list[KVCacheSpec]):
     layout = lay_out(specs, 32768)
     caches = allocate(specs, layout.groups, 3, 16, dtype=torch.bfloat16, device=torch.device("cpu"))
-    tensors = {x.data_ptr(): x for cache in caches for x in (cache.k, cache.v)}
-    assert sum(x.nbytes for x in tensors.values()) == 3 * layout.bytes_per_block
+    entries = [x for cache in caches for x in (cache.k, cache.v) if x.numel()]
+    storages = {x.data_ptr(): x for x in map(torch.Tensor.untyped_storage, entries)}
+    assert sum(x.nbytes() for x in storages.values()) == 3 * layout.bytes_per_block
     for index, group in enumerate(layout.groups):
         of_group = [caches[i] for i in group.layers]
         assert {cache.group for cache in of_group} == {index}
-        assert len({cache.k.data_ptr() for cache in of_group}) == len(of_group)
+        for x in entries:
+            x.zero_()
+        parts = [
+            part
+            for i, cache in zip(group.layers, of_group, strict=True)
+            for part in ([cache.k] if specs[i].values_in_keys else [cache.k, cache.v])
+            if part.numel()
+        ]
+        for number, part in enumerate(parts, 1):
+            part.view(-1, *part.shape[2:])[16:32] = number  # the slots of block 1
+        for number, part in enumerate(parts, 1):
+            assert bool((part[1] == number).all()), "keys and values lie apart"
+        assert not any(x[[0, 2]].any() for x in entries), "other blocks are others'"
+
+
+def test_keys_and_values_are_contiguous_where_layers_are_alike():
+    specs = specs_of([*[512] * 5, None] * 4 + [512] * 2)
+    groups = lay_out(specs, 32768).groups
+    caches = allocate(specs, groups, 3, 16, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert all(x.is_contiguous() for cache in caches for x in (cache.k, cache.v))
 
 
 @pytest.mark.parametrize("windows", [[None] * 2, [512, None], [512, 512]], ids=str)

@@ -112,10 +112,9 @@ async def test_it_answers_in_openais_shape_and_is_restarted_when_one_of_its_proc
 async def test_what_it_does_not_honour_is_answered_by_the_native_engine(
     backend: SpawnedBackend, monkeypatch: pytest.MonkeyPatch
 ):
-    if backend.engine == "llama_cpp":
-        pytest.skip("the native engine does not load GGUF files yet")
     registry = ModelRegistry()
-    path = str(FOLDER / "models" / "tiny-llama")
+    name = "tiny-llama.gguf" if backend.engine == "llama_cpp" else "tiny-llama"
+    path = str(FOLDER / "models" / name)
     model = ModelConfig(model_name=path, served_name="m", max_seq_len=512, device="cpu")
     native = NativeBackend()
 

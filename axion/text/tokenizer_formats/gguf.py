@@ -143,7 +143,7 @@ def convert(metadata: Mapping[str, Any]) -> Converted:
     special_tokens = {
         name: vocabulary.tokens[id]
         for name, key in _NAMED.items()
-        if (id := vocabulary.get(key)) is not None and 0 <= id < len(vocabulary.tokens)
+        if type(id := vocabulary.get(key)) is int and 0 <= id < len(vocabulary.tokens)
     }
     adds_bos = vocabulary.get("add_bos_token", add_bos)
     add_around(
@@ -193,7 +193,7 @@ class _Vocabulary:
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     name = vocabulary.get("pre", "default")
-    if name not in _CUTS:
+    if not isinstance(name, str) or name not in _CUTS:
         raise ModelLoadError(
             f"The GGUF file's tokenizer cuts texts by the rule {str(name)[:80]!r} "
             f"(tokenizer.ggml.pre), which is not supported. Supported: {', '.join(sorted(_CUTS))}."

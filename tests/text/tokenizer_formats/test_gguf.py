@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,12 @@ from axion.demo import MODEL_DIR
 from axion.errors import ModelLoadError
 from axion.text.tokenizer import Tokenizer, load_tokenizer
 from axion.text.tokenizer_formats import gguf
+from tests.gguf_files import tokenizer_metadata
 
 from .conftest import SENTENCES, corpus, plain_ids
 from .test_sentencepiece import KINDS, train
 
 SPECIAL = ["<|im_start|>user\nHi!<|im_end|>", "a<|im_end|>b", " x <|im_end|>  y"]
-
-
-def metadata_of(folder: Path, pre: str) -> dict[str, Any]:
-    """What llama.cpp's converter writes of a `tokenizer.json`."""
-    content = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = dict(content["model"]["vocab"])
-    added = {token["content"]: token for token in content["added_tokens"]}
-    ids = vocabulary | {token["content"]: token["id"] for token in added.values()}
-    tokens = sorted(ids, key=ids.__getitem__)
-    merges = [
-        merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]
-    ]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [
-            1 if token not in added else 3 if added[token]["special"] else 4 for token in tokens
-        ],
-        "tokenizer.ggml.merges": merges,
-    }
 
 
 def converted(metadata: dict[str, Any], **changes: Any) -> Tokenizer:
@@ -73,7 +52,7 @@ def sentencepiece_metadata(
 
 @pytest.mark.parametrize("pre", ["gpt-2", "default"])
 def test_byte_pairs_are_those_of_tokenizer_json(tiny_model: Path, pre: str):
-    ours, theirs = converted(metadata_of(tiny_model, pre)), load_tokenizer(tiny_model)
+    ours, theirs = converted(tokenizer_metadata(tiny_model, pre)), load_tokenizer(tiny_model)
     for text in [*SENTENCES, "<|user|>Hi<|end|>"]:
         if pre == "gpt-2":
             assert ours.encode(text) == theirs.encode(text)
@@ -82,7 +61,7 @@ def test_byte_pairs_are_those_of_tokenizer_json(tiny_model: Path, pre: str):
 
 
 def test_a_vocabulary_without_merges_is_of_whole_words():
-    ours, theirs = converted(metadata_of(MODEL_DIR, "smollm")), load_tokenizer(MODEL_DIR)
+    ours, theirs = converted(tokenizer_metadata(MODEL_DIR, "smollm")), load_tokenizer(MODEL_DIR)
     for text in [*SENTENCES, *SPECIAL, "<tool_call>{}</tool_call> 12 apples, isn't it?"]:
         assert ours.encode(text) == theirs.encode(text)
 
@@ -106,14 +85,14 @@ def test_sentencepieces_are_sentencepieces(kind: str):
 def test_every_rule_of_cutting_keeps_the_text(name: str, tiny_model: Path):
     for pattern in gguf._CUTS[name].patterns:
         Regex(pattern)
-    tokenizer = converted(metadata_of(tiny_model, name))
+    tokenizer = converted(tokenizer_metadata(tiny_model, name))
     for text in SENTENCES:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_digits_are_cut_as_the_family_does(tiny_model: Path):
     def words(pre: str, text: str) -> list[str]:
-        library = gguf.convert(metadata_of(tiny_model, pre)).tokenizer
+        library = gguf.convert(tokenizer_metadata(tiny_model, pre)).tokenizer
         return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
 
     assert words("llama-bpe", "12345 It's") == ["123", "45", "ĠIt", "'s"]
@@ -143,4 +122,4 @@ def test_digits_are_cut_as_the_family_does(tiny_model: Path):
 )
 def test_a_damaged_tokenizer_is_refused(changes: dict[str, Any], said: str, tiny_model: Path):
     with pytest.raises(ModelLoadError, match=said):
-        converted(metadata_of(tiny_model, "gpt-2"), **changes)
+        converted(tokenizer_metadata(tiny_model, "gpt-2"), **changes)
