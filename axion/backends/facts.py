@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +185,8 @@ def _max_length(config: dict[str, Any]) -> int:
     ):
         original = rope.get("original_max_position_embeddings")
         base = original if isinstance(original, int) else length
-        return max(length, int(base * factor))
+        with suppress(OverflowError, ValueError):  # no number that a length could be
+            return max(length, int(base * factor))
     return length
 
 

@@ -24,7 +24,7 @@ from axion.layers.linear import FusedLinear, Linear, PackedLinear, TransposedLin
 from axion.layers.moe import ExpertLinear
 from axion.models.base import CausalLM
 from axion.models.registry import load_model_class
-from axion.quantization.base import StoredTensor
+from axion.quantization.base import StoredTensor, stored_part
 from axion.quantization.gguf_blocks import dequantize
 
 # Architectures whose queries and keys the converter reorders, for it rotates neighbours as pairs.
@@ -120,7 +120,7 @@ class _Translation:
         seen: set[Tensor] = set()
         for path, module in self._model.named_modules():
             parent = path.rpartition(".")[0]
-            for name, tensor in _stored(module):
+            for name, tensor in stored_part(module):
                 if tensor in seen:  # a tied head is its embedding
                     continue
                 seen.add(tensor)
@@ -263,14 +263,6 @@ class _Translation:
 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The module's own parameters, and its buffers that are not computed from config.json."""
-    yield from module.named_parameters(recurse=False)
-    for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:
-            yield name, buffer
 
 
 def _rows(rows: slice, move: Move) -> Move:

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -30,10 +30,12 @@ from axion.models.encoder import Encoder
 from axion.models.registry import load_embedding_class, load_model_class
 from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.base import (
+    FLOATS,
     Expected,
     QuantizationMethod,
     QuantizedLinear,
     StoredTensor,
+    stored_part,
 )
 from axion.quantization.registry import quantization_method
 from axion.text.tokenizer import load_tokenizer
@@ -42,6 +44,7 @@ logger = logging.getLogger("axion.engine")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_TOKENIZER_BYTES = 256 * 2**20
+_MAX_NAME_LENGTH = 1024
 
 Progress = Callable[[int, int], None]
 Placed = MutableMapping[nn.Parameter, nn.Parameter]
@@ -83,7 +86,8 @@ def load_model(
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if model_config.tie_word_embeddings and head and embedding:
         # A tied head is often stored again. Where it differs, transformers does not tie either.
-        if torch.equal(head.read(), embedding.read()):
+        are_plain = {head.dtype, embedding.dtype} <= {*FLOATS}
+        if are_plain and torch.equal(head.read(), embedding.read()):
             del stored["lm_head.weight"]
         else:
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
@@ -147,6 +151,11 @@ def _rename(
     stored: dict[str, StoredTensor] = {}
     for tensor in tensors.values():
         name = tensor.name
+        if len(name) > _MAX_NAME_LENGTH:  # what is done with names takes n² of their length
+            raise ModelLoadError(
+                f"{tensor.file} holds a tensor whose name has {len(name)} characters, which no "
+                f"real model's has: {name[:80]!r}..."
+            )
         for pattern, replacement in model_class.renamed_tensors:
             name = re.sub(pattern, replacement, name)
         if name in stored:
@@ -305,7 +314,7 @@ def _destinations(
 
     What is packed in the model may be stored apart, as is expected, or packed.
     """
-    views = dict(_stored_part(module))
+    views = dict(stored_part(module))
     if hasattr(module, "stored_views"):
         views = module.stored_views()
     own = {f"{path}.{name}": view for name, view in views.items()}
@@ -313,14 +322,6 @@ def _destinations(
         parent = path.rpartition(".")[0]
         return [(f"{parent}.{name}", view) for name, view in module.shard_views().items()]
     return list(own.items())
-
-
-def _stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The module's own parameters, and its buffers that are not computed from config.json."""
-    yield from module.named_parameters(recurse=False)
-    for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:
-            yield name, buffer
 
 
 def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expected]:

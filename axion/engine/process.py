@@ -5,6 +5,8 @@ One thread: take the messages that have come, compute one step, send its outputs
 
 from __future__ import annotations
 
+import logging
+
 import zmq
 
 from axion.engine.child import connected_to_parent, freeze_heap
@@ -25,6 +27,8 @@ from axion.engine.messages import (
 from axion.errors import ModelLoadError
 from axion.types import EngineConfig
 
+logger = logging.getLogger("axion.engine")
+
 
 class EngineProcess:
     """Runs an `EngineCore` for the process at the other end of a socket."""
@@ -44,6 +48,15 @@ class EngineProcess:
             core = EngineCore(config, lambda done, total: self._send(LoadProgress(done, total)))
         except ModelLoadError as error:
             self._send(EngineFailed(error.message))
+            return None
+        except Exception as error:
+            logger.exception("the model cannot be loaded")
+            self._send(
+                EngineFailed(
+                    f"Loading the model failed with {type(error).__name__}, which nobody expected: "
+                    "its files may be damaged, or it is a fault of Axion's. The log says more."
+                )
+            )
             return None
         freeze_heap()
         self._send(EngineReady(core.info))

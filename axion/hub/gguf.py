@@ -164,8 +164,8 @@ def read_gguf(path: Path) -> GGUF:
     count = metadata.get("split.count", 1)
     if count != len(files):
         raise ModelLoadError(
-            f"{path.name} is one of {count!r} files by its header and one of {len(files)} by its "
-            "name. Give the files the names that they had."
+            f"{path.name} is one of {count!r:.80} files by its header and one of {len(files)} by "
+            "its name. Give the files the names that they had."
         )
     tensors = dict(first.tensors)
     for number, file in enumerate(files[1:], start=1):
@@ -179,7 +179,9 @@ def read_gguf(path: Path) -> GGUF:
         tensors |= shard.tensors
     expected = metadata.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise ModelLoadError(f"{path.name} announces {expected!r} tensors, and has {len(tensors)}.")
+        raise ModelLoadError(
+            f"{path.name} announces {expected!r:.80} tensors, and has {len(tensors)}."
+        )
     return GGUF(tuple(files), metadata, tensors)
 
 

@@ -277,10 +277,6 @@ class _Architecture:
             return {"rope_type": "linear", "factor": scaling["factor"]}
         return {"rope_type": kind} | scaling
 
-    def experts(self) -> list[int]:
-        """The layers that have them."""
-        return [i for i in range(self.num_layers()) if self.has(f"blk.{i}.ffn_gate_inp.weight")]
-
     def _check_read(self) -> None:
         """Raises: ModelLoadError: there is a key that nobody has read, and it is not off."""
         for key, value in self.gguf.metadata.items():
@@ -345,8 +341,8 @@ class _Qwen2Moe(_Architecture):
     constants: ClassVar[Mapping[str, Any]] = {"norm_topk_prob": False}
 
     def more(self, config: dict[str, Any]) -> dict[str, Any]:
-        sparse = self.experts()
-        dense = [i for i in range(config["num_hidden_layers"]) if i not in sparse]
+        layers = range(config["num_hidden_layers"])
+        dense = [i for i in layers if not self.has(f"blk.{i}.ffn_gate_inp.weight")]
         return {"mlp_only_layers": dense}
 
 
@@ -452,13 +448,13 @@ class _Deepseek2(_SharedMoE):
         del config["head_dim"]
         more = super().more(config)
         # Before keys and values were stored as two, the lengths of their heads were these.
-        key_length = self.get("attention.key_length_mla") or self.integer("attention.key_length")
-        value_length = self.get("attention.value_length_mla") or self.integer(
-            "attention.value_length"
+        key_length, value_length = (
+            self.integer(f"{key}_mla" if self.get(f"{key}_mla") else key)
+            for key in ("attention.key_length", "attention.value_length")
         )
         rope_dim = self.integer("rope.dimension_count")
         rope = dict(config["rope_parameters"])
-        if log_multiplier := self.get("rope.scaling.yarn_log_multiplier"):
+        if log_multiplier := self.number("rope.scaling.yarn_log_multiplier", 0.0):
             mscale = _shortest(log_multiplier / 0.1)
             rope |= {"mscale": mscale, "mscale_all_dim": mscale}
         if self.name() == "DeepseekV2ForCausalLM":

@@ -17,6 +17,7 @@ from axion.hub.config import load_config
 from axion.hub.snapshot import weight_files
 from axion.models.base import CausalLM
 from axion.models.registry import load_model_class
+from axion.models.transformers_fallback import TransformersCausalLM
 from axion.parity import tiny
 from axion.parity.harness import BLOCK_SIZE, WAYS, Harness, Run
 from axion.parity.messages import CompareRequest, Fault, Generation, Report
@@ -170,6 +171,8 @@ def _prompts(
 
 def _longest_bound(model: CausalLM) -> int:
     """Tokens after which a window begins to hide some, or a scaled rope to matter; 0: none."""
+    if isinstance(model, TransformersCausalLM):  # its ropes are transformers' own
+        return max(spec.window or 0 for spec in model.kv_cache_specs())
     config, layers = model.config, range(model.config.num_hidden_layers)
     windows = [config.window(i) or 0 for i in layers]
     ropes = [config.rope(i) for i in layers if config.rope(i).rope_type != "default"]

@@ -256,6 +256,14 @@ class QuantizedExpertLinear(nn.Module):
         return out if self.bias is None else out + self.bias[groups.experts]
 
 
+def stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own parameters, and its buffers that are not computed from config.json."""
+    yield from module.named_parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
 def num_parameters(model: nn.Module) -> int:
     """How many numbers a model has learnt, however they are kept."""
     seen: set[nn.Parameter] = set()

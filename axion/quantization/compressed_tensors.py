@@ -191,8 +191,8 @@ class CompressedTensors(StoredQuantized):
             raise ModelLoadError("config.json: the quantization's config_groups must be an object.")
         self._schemes = [_scheme(str(name), group) for name, group in groups.items()]
         sparsity = config.get("sparsity_config") or {}
-        if sparsity.get("format", "dense") != "dense":
-            raise _unsupported(f"sparse weights ({sparsity['format']!r:.80})")
+        if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
+            raise _unsupported(f"sparse weights ({sparsity!r:.80})")
         if config.get("transform_config"):
             raise _unsupported("a transform_config")
 

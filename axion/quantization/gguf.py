@@ -21,17 +21,15 @@ from axion.quantization.base import (
     WeightFormat,
 )
 from axion.quantization.gguf_blocks import dequantize, four_bits
+from axion.quantization.integers import ATEN_BLOCK, AtenInt4Kernel, suits_aten
 
 BLOCK_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values() if kind.name not in FLOAT_TYPES}
 
 # Numbers that are dequantized at once.
 _PIECE = {"cpu": 2**20, "cuda": 2**24}
-# What ATen's kernel for four bits takes.
+# What ATen's kernel for four bits takes, and how many of their numbers share a scale.
 _INT4_TYPES = frozenset({"Q4_0", "Q4_1", "Q4_K"})
 _INT4_GROUP = 32
-_INT4_ROWS = 16
-# It packs so many rows at once.
-_INT4_BLOCK = 64
 
 
 class BlockKernel(Kernel):
@@ -67,35 +65,16 @@ class BlockKernel(Kernel):
             yield piece
 
 
-class Int4Kernel(Kernel):
-    """Four bits by ATen's own product, in bfloat16 on the CPU: a hundred times faster there.
-
-    Each block's scale and offset become bfloat16, as the weights would.
-    """
-
-    def __init__(self, weight: Tensor, kind: TensorType) -> None:
-        super().__init__()
-        packed, pairs = [], []
-        for rows in weight.split(_INT4_BLOCK):
-            parts = four_bits(rows, kind)
-            assert parts is not None
-            codes, scale, zero = parts
-            packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
-            pairs.append(torch.stack((scale, zero), dim=-1).bfloat16())
-        self.packed = nn.Parameter(torch.cat(packed), requires_grad=False)
-        scales_and_zeros = torch.cat(pairs).transpose(0, 1).contiguous()
-        self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
-        self.in_features = len(scales_and_zeros) * _INT4_GROUP
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        # The layout is ATen's own; a product with ones and zeros is exact.
-        return self(torch.eye(self.in_features, dtype=torch.bfloat16)).T.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.reshape(-1, self.in_features), self.packed, _INT4_GROUP, self.scales_and_zeros
-        )
-        return out.view(*x.shape[:-1], -1)
+def _int4_kernel(weight: Tensor, kind: TensorType) -> AtenInt4Kernel:
+    """For the rows of blocks that `BlockKernel` takes."""
+    packed, pairs = [], []
+    for rows in weight.split(ATEN_BLOCK):
+        parts = four_bits(rows, kind)
+        assert parts is not None
+        codes, scale, zero = parts
+        packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+        pairs.append(torch.stack((scale, zero), dim=-1).bfloat16())
+    return AtenInt4Kernel(torch.cat(packed), torch.cat(pairs).transpose(0, 1).contiguous())
 
 
 @dataclass(frozen=True)
@@ -107,17 +86,18 @@ class BlockFormat(WeightFormat):
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
         weight = tensors["weight"]
-        if weight.device.type == "cpu" and self._suits_int4(len(weight), dtype):
-            return Int4Kernel(weight, self.kind)
+        in_features = weight.shape[1] // self.kind.num_bytes * self.kind.block_size
+        if weight.device.type == "cpu" and self._suits_int4(in_features, len(weight), dtype):
+            return _int4_kernel(weight, self.kind)
         return BlockKernel(weight.clone(), self.kind)
 
-    def _suits_int4(self, out_features: int, dtype: torch.dtype) -> bool:
-        # In float32 and float16 that kernel is slower than all else.
-        suits = dtype == torch.bfloat16 and out_features % _INT4_ROWS == 0
-        return suits and self.kind.name in _INT4_TYPES
+    def _suits_int4(self, in_features: int, out_features: int, dtype: torch.dtype) -> bool:
+        return self.kind.name in _INT4_TYPES and suits_aten(
+            in_features, out_features, dtype, bits=4, group_size=_INT4_GROUP
+        )
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
-        if self._suits_int4(out_features, dtype):
+        if self._suits_int4(in_features, out_features, dtype):
             return out_features * (in_features // 2 + in_features // _INT4_GROUP * 4)
         return out_features * in_features // self.kind.block_size * self.kind.num_bytes
 

@@ -17,7 +17,7 @@ from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
 # It packs so many rows at once.
-_ATEN_BLOCK = 64
+ATEN_BLOCK = 64
 # Its time is by the row; dequantizing first is faster for more.
 _ATEN_MAX_ROWS = 128
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
@@ -59,7 +59,7 @@ def num_bytes(
     Args:
         is_ordered: there are no `groups`.
     """
-    is_aten = _suits_aten(in_features, out_features, dtype, bits, group_size)
+    is_aten = suits_aten(in_features, out_features, dtype, bits, group_size)
     of_group = 2 * dtype.itemsize if is_aten else scale_bytes + 1
     num_groups = out_features * -(-in_features // group_size)
     of_order = 0 if is_ordered and in_features % group_size == 0 else 4 * in_features
@@ -89,17 +89,20 @@ def integer_kernel(
     in_order = torch.arange(in_features, device=codes.device) // group_size
     if groups is None and in_features % group_size:
         groups = in_order
-    is_aten = _suits_aten(in_features, out_features, dtype, bits, group_size)
+    is_aten = suits_aten(in_features, out_features, dtype, bits, group_size)
     if is_aten and codes.device.type == "cpu":
         order = None if groups is None else groups.argsort(stable=True)
         if order is None or torch.equal(groups[order], in_order):
-            return AtenInt4Kernel(codes, scales, zeros, order, group_size, dtype)
+            scales = scales.T.float()
+            pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
+            return AtenInt4Kernel(_aten_pack(codes, order), pairs.to(dtype), order)
     return IntegerKernel(codes, scales, zeros, groups, bits)
 
 
-def _suits_aten(
+def suits_aten(
     in_features: int, out_features: int, dtype: torch.dtype, bits: int, group_size: int
 ) -> bool:
+    """Whether `AtenInt4Kernel` takes such a weight, and is the fastest for it."""
     return (
         # It computes in float32 and float16 too, and some hundred times slower.
         dtype == torch.bfloat16
@@ -147,25 +150,18 @@ class AtenInt4Kernel(RowKernel):
     Scales and zeros become bfloat16, as the weights would.
 
     Args:
+        packed: the codes as ATen has them, `[out_features, in_features / 2]`.
+        scales_and_zeros: `[num_groups, out_features, 2]`; `weight = (code - 8) * scale + zero`.
         order: `[in_features]`, which input each column is for, once groups are in order.
     """
 
     def __init__(
-        self,
-        codes: Tensor,
-        scales: Tensor,
-        zeros: Tensor,
-        order: Tensor | None,
-        group_size: int,
-        dtype: torch.dtype,
+        self, packed: Tensor, scales_and_zeros: Tensor, order: Tensor | None = None
     ) -> None:
-        super().__init__(codes.shape[1] * 2, len(codes), row_multiple=_ATEN_BLOCK)
-        self.group_size = group_size
-        scales = scales.T.float()
-        # weight = (code - 8) * scale + zero
-        pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
-        self.packed = nn.Parameter(_aten_pack(codes, order), requires_grad=False)
-        self.scales_and_zeros = nn.Parameter(pairs.to(dtype), requires_grad=False)
+        super().__init__(packed.shape[1] * 2, len(packed), row_multiple=ATEN_BLOCK)
+        self.group_size = self.in_features // len(scales_and_zeros)
+        self.packed = nn.Parameter(packed, requires_grad=False)
+        self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
         self.register_parameter(
             "order", None if order is None else nn.Parameter(order.int(), requires_grad=False)
         )
@@ -173,18 +169,21 @@ class AtenInt4Kernel(RowKernel):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
-        is_whole = self.out_features % _ATEN_BLOCK == 0
+        is_whole = self.out_features % ATEN_BLOCK == 0
         if x.numel() > _ATEN_MAX_ROWS * self.in_features and is_whole and _knows_layout():
             return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.reshape(-1, self.in_features), self.packed, self.group_size, self.scales_and_zeros
+            x.reshape(-1, self.in_features).contiguous(),
+            self.packed,
+            self.group_size,
+            self.scales_and_zeros,
         )
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """Rows of the weight, whose columns are in the order of its groups."""
-        blocks = self.packed.view(-1, self.in_features, _ATEN_BLOCK // 2)
-        blocks = blocks[start // _ATEN_BLOCK : end // _ATEN_BLOCK]
+        blocks = self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
+        blocks = blocks[start // ATEN_BLOCK : end // ATEN_BLOCK]
         codes = torch.cat([blocks & 15, blocks >> 4], -1).transpose(1, 2).contiguous()
         scales, zeros = self.scales_and_zeros[:, start:end].float().transpose(0, 1).unbind(-1)
         groups = codes.view(end - start, -1, self.group_size).float().sub_(8)
@@ -200,15 +199,15 @@ def _knows_layout() -> bool:
     """Whether ATen packs as `AtenInt4Kernel.rows` reads, which depends on the CPU: 64 rows a block,
     of which each column is 32 bytes that hold the first rows and, in their upper halves, the
     others."""
-    codes = torch.arange(2 * _ATEN_BLOCK * 4).view(-1, 4).remainder(15).to(torch.uint8)
-    first, second = codes.view(2, 2, _ATEN_BLOCK // 2, 4).unbind(1)
+    codes = torch.arange(2 * ATEN_BLOCK * 4).view(-1, 4).remainder(15).to(torch.uint8)
+    first, second = codes.view(2, 2, ATEN_BLOCK // 2, 4).unbind(1)
     expected = (first | second << 4).transpose(1, 2)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
     return torch.equal(packed.flatten(), expected.flatten())
 
 
 def _aten_pack(codes: Tensor, order: Tensor | None) -> Tensor:
-    step = max(MAX_PIECE // codes.shape[1] // _ATEN_BLOCK, 1) * _ATEN_BLOCK
+    step = max(MAX_PIECE // codes.shape[1] // ATEN_BLOCK, 1) * ATEN_BLOCK
     pieces = []
     for piece in codes.split(step):
         values = unpack(piece, 4).int()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ async def test_a_snapshot_tells_what_it_is():
         (
             {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "llama3", "factor": 8}},
             {"max_length": 256},
+        ),
+        *(
+            (
+                {"max_position_embeddings": 64, "rope_scaling": {"type": "yarn", "factor": factor}},
+                {"max_length": 64},
+            )
+            for factor in (math.inf, math.nan)
         ),
     ],
     ids=str,

@@ -17,7 +17,8 @@ from axion.engine.loader import eos_token_ids, load_model
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.parity.harness import CPU, Harness, Run
-from axion.quantization.gguf import BlockKernel, Int4Kernel
+from axion.quantization.gguf import BlockKernel
+from axion.quantization.integers import AtenInt4Kernel
 from tests.gguf_files import CASES, METADATA, build, tensors, write_gguf, write_tiny_gguf
 
 PROMPT = [(31 * i * i + 7 * i) % 199 for i in range(80)]
@@ -169,7 +170,7 @@ def test_weights_take_the_memory_that_they_have_in_the_file(mixed: tuple[Path, P
 
 def test_in_bfloat16_four_bits_are_multiplied_by_atens_kernel(mixed: tuple[Path, Path]):
     found, expected = load(mixed[0], "bfloat16"), load(mixed[1], "bfloat16")
-    assert any(isinstance(module, Int4Kernel) for module in found.modules())
+    assert any(isinstance(module, AtenInt4Kernel) for module in found.modules())
     exact = logits(load(mixed[1]))
     # No further from the exact ones than bfloat16 itself is.
     error = (logits(found).float() - exact).abs().max()
@@ -179,7 +180,7 @@ def test_in_bfloat16_four_bits_are_multiplied_by_atens_kernel(mixed: tuple[Path,
 def test_int4_keeps_the_weight_to_the_error_of_bfloat16(mixed: tuple[Path, Path]):
     layer = load(mixed[0], "bfloat16").model.layers[0].self_attn.qkv_proj
     kernel, exact = layer.kernels[0], load(mixed[0]).model.layers[0].self_attn.qkv_proj.kernels[0]
-    assert isinstance(kernel, Int4Kernel)
+    assert isinstance(kernel, AtenInt4Kernel)
     difference = kernel.dequantize(torch.float32) - exact.dequantize(torch.float32)
     weight = exact.dequantize(torch.float32)
     assert difference.abs().max() <= 2**-7 * weight.abs().max()

@@ -161,6 +161,21 @@ def test_a_stored_head_that_differs_is_used_as_transformers_does(
     assert "not tied" in caplog.text
 
 
+def test_a_name_that_no_tensor_has_is_refused_before_it_is_taken_apart(tied: Path) -> None:
+    change_weights(tied, lambda t: t.update({"a." * 1000: torch.zeros(1)}))
+    with pytest.raises(ModelLoadError, match="whose name has 2000 characters"):
+        load(tied)
+
+
+def test_a_stored_head_of_another_number_format_is_not_compared(tied: Path) -> None:
+    def add_head(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].to(torch.float8_e4m3fn)
+
+    change_weights(tied, add_head)
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight is stored as F8_E4M3"):
+        load(tied)
+
+
 def test_frequencies_in_old_checkpoints_are_left_out(folder: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change_weights(folder, lambda t: t.update({name: torch.ones(8)}))

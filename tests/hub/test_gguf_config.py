@@ -57,6 +57,12 @@ def test_a_value_for_each_layer_must_be_one_for_all():
         gguf_config(other)
 
 
+@pytest.mark.parametrize("key", ["attention.key_length_mla", "rope.scaling.yarn_log_multiplier"])
+def test_a_text_is_no_number(key: str):
+    with pytest.raises(ModelLoadError, match=rf"deepseek2\.{key} must be a .*got many"):
+        gguf_config(gguf("deepseek-v2", **{f"deepseek2.{key}": "many"}))
+
+
 def test_sampling_defaults_and_ends_are_in_the_file():
     config = gguf_generation_config(gguf("llama"))
     # Where there are both of harmony's ends, <|end|> is only a message's.

@@ -17,7 +17,7 @@ from axion.parity import compare as comparing
 from axion.parity.compare import compare
 from axion.parity.harness import WAYS, Harness
 from axion.parity.messages import CompareRequest
-from axion.parity.tiny import base_config, shrink
+from axion.parity.tiny import base_config, build, shrink
 from tests.parity.checkpoints import save_tiny
 
 
@@ -61,6 +61,16 @@ def test_a_prompt_reaches_beyond_the_window(tiny_model: Path, tmp_path: Path) ->
     assert compare(request("m", tmp_path, **prompts)).notes == ()
     [note] = compare(request("m", tmp_path, **prompts, max_prompt_tokens=8)).notes
     assert "--max-prompt-tokens 20" in note
+
+
+def test_an_architecture_that_transformers_class_serves_is_compared(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = shrink(base_config("PersimmonForCausalLM"))
+    build(config).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text((tiny_model / "tokenizer.json").read_text())
+    report = compare(request("m", tmp_path, prompts=("ab",), num_tokens=2))
+    assert report.equal
 
 
 def test_a_module_that_only_transformers_has_is_the_first_that_differs(

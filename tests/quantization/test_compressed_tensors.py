@@ -196,6 +196,7 @@ _ENDLESS = "re:" + "(.+)" * 8 + r"\8\7[!?]"
         ({"config_groups": {"a": group(4, "group", group_size=0)}}, "groups of 0 inputs"),
         ({"config_groups": {"a": group(4, "tensor_group")}}, "the strategy 'tensor_group'"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
+        ({"sparsity_config": ["dense"]}, "sparse weights"),
         ({"transform_config": {"config_groups": {"R1": {}}}}, "a transform_config"),
         (
             {"config_groups": {n: group(4, "group", targets=(n,)) for n in ("a", "b")}},

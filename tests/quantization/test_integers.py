@@ -115,3 +115,12 @@ def test_many_rows_are_multiplied_as_few_are(
     x = torch.randn(4, 100, IN).bfloat16()
     few = torch.stack([kernel(part) for part in x])
     torch.testing.assert_close(kernel(x).float(), few.float(), rtol=0.02, atol=0.1)
+
+
+def test_atens_kernel_takes_a_part_of_wider_rows_and_no_rows() -> None:
+    tensors, _ = drawn(32, None)
+    kernel = integer_kernel(**tensors, dtype=torch.bfloat16, bits=4, group_size=32)
+    assert isinstance(kernel, AtenInt4Kernel)
+    part = torch.randn(3, 2 * IN).bfloat16()[:, IN:]
+    assert torch.equal(kernel(part), kernel(part.contiguous()))
+    assert kernel(part[:0]).shape == (0, OUT)

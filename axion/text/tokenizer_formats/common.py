@@ -6,14 +6,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, decoders, processors
 
 from axion.errors import ModelLoadError
 
-# The largest in use have some 20 MB and tokens of some 500 bytes; a token of n bytes costs n².
+# The largest in use have some 20 MB, 900,000 tokens of at most 500 bytes, and 600,000 merges. A
+# token of n bytes costs n², and may be made in n ways.
 MAX_FILE_BYTES = 256 * 2**20
 MAX_TOKEN_LENGTH = 1024
-MAX_TOKENS = 4 * 2**20
+MAX_TOKENS = 2**20
+_MAX_LENGTH_IN_ALL = 2**24
+_MAX_MERGES = 2**21
+
+SPACE = "▁"  # as sentencepiece writes it
+# How texts become words, in tiktoken's encoding of that name and in Qwen's.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = CL100K.replace("{1,3}", "")
 
 Piece = TypeVar("Piece", str, bytes)
 
@@ -53,15 +64,36 @@ def merges_of(ranks: Mapping[Piece, float]) -> list[tuple[Piece, Piece]]:
 
     Args:
         ranks: lower merges earlier.
+
+    Raises:
+        ModelLoadError: there are more than any real tokenizer has.
     """
-    merges = []
+    merges: list[tuple[float, int, int, Piece, Piece]] = []
+    too_many = sum(map(len, ranks)) > _MAX_LENGTH_IN_ALL
     for token, rank in ranks.items():
+        if too_many or len(merges) > _MAX_MERGES:
+            raise ModelLoadError(
+                "The model's tokenizer is damaged: its tokens are too long together, or made of "
+                "each other in too many ways."
+            )
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ranks and right in ranks:
                 merges.append((rank, -cut, -len(right), left, right))
     merges.sort(key=lambda merge: merge[:3])
     return [(left, right) for *_, left, right in merges]
+
+
+def sentencepiece_decoder(*, has_bytes: bool, has_prefix: bool) -> Any:
+    """From pieces to a text.
+
+    Args:
+        has_bytes: some pieces are single bytes.
+        has_prefix: a space was put before the text.
+    """
+    steps: list[Any] = [decoders.Replace(SPACE, " ")]
+    steps += [decoders.ByteFallback()] * has_bytes + [decoders.Fuse()]
+    return decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * has_prefix)
 
 
 def added_tokens(path: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
@@ -83,7 +115,7 @@ def added_tokens(path: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
                 for id, token in decoder.items()
             }
         file = path / "added_tokens.json"
-        older = json.loads(file.read_bytes()) if file.is_file() else {}
+        older = json.loads(read_file(file)) if file.is_file() else {}
         return {
             _id(id): AddedToken(token, normalized=False, special=False)
             for token, id in older.items()

@@ -14,15 +14,18 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from axion.errors import ModelLoadError
 from axion.text.tokenizer_formats.common import (
+    CL100K,
     MAX_TOKEN_LENGTH,
+    QWEN2,
+    SPACE,
     Converted,
     add_around,
     merges_of,
+    sentencepiece_decoder,
 )
 
 # Of `tokenizer.ggml.token_type`.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
-_SPACE = "▁"
 _NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -52,11 +55,6 @@ class _Cut(NamedTuple):
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CL100K = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
-    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
-_QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 _QWEN35 = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -89,14 +87,14 @@ _CUTS: dict[str, _Cut] = {
     "default": _Cut((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"),
-        _Cut((_CL100K,), whole_words=True, add_bos=True),
+        _Cut((CL100K,), whole_words=True, add_bos=True),
     ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _Cut((_CL100K,))),
-    **dict.fromkeys(("glm4", "glm5"), _Cut((_CL100K,), whole_words=True)),
-    "qwen2": _Cut((_QWEN2,), composed=True),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe"), _Cut((CL100K,))),
+    **dict.fromkeys(("glm4", "glm5"), _Cut((CL100K,), whole_words=True)),
+    "qwen2": _Cut((QWEN2,), composed=True),
     "qwen35": _Cut((_QWEN35,), composed=True),
     **dict.fromkeys(
-        ("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "kormo"), _Cut((_QWEN2,))
+        ("deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "kormo"), _Cut((QWEN2,))
     ),
     **dict.fromkeys(
         ("gpt-2", "phi-2", "mpt", "gigachat", "a.x-4.0", "mellum", "exaone4", "jais"), _PLAIN
@@ -135,7 +133,7 @@ def convert(metadata: Mapping[str, Any]) -> Converted:
     vocabulary = _Vocabulary(metadata)
     library, add_bos = (_byte_level if kind == "gpt2" else _sentencepiece)(vocabulary)
     added = {
-        id: AddedToken(token, normalized=_SPACE in token, special=type == _CONTROL)
+        id: AddedToken(token, normalized=SPACE in token, special=type == _CONTROL)
         for id, (token, type) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if type in (_CONTROL, _USER_DEFINED)
     }
@@ -235,12 +233,9 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]
             byte_fallback=has_bytes,
         )
     )
-    has_prefix = vocabulary.get("add_space_prefix", True)
+    has_prefix = bool(vocabulary.get("add_space_prefix", True))
     library.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE)] * bool(has_prefix) + [normalizers.Replace(" ", _SPACE)]
+        [normalizers.Prepend(SPACE)] * has_prefix + [normalizers.Replace(" ", SPACE)]
     )
-    steps: list[Any] = [decoders.Replace(_SPACE, " ")]
-    steps += [decoders.ByteFallback()] * has_bytes + [decoders.Fuse()]
-    steps += [decoders.Strip(" ", 1, 0)] * bool(has_prefix)
-    library.decoder = decoders.Sequence(steps)
+    library.decoder = sentencepiece_decoder(has_bytes=has_bytes, has_prefix=has_prefix)
     return library, True

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from axion.errors import ModelLoadError
 from axion.text.tokenizer_formats.common import (
     MAX_TOKEN_LENGTH,
     MAX_TOKENS,
+    SPACE,
     Converted,
     add_around,
     added_tokens,
     merges_of,
     named,
+    sentencepiece_decoder,
 )
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 _TEXT = {_NORMAL, _USER_DEFINED}
 _NEVER = -1e6  # a score
-_SPACE = "▁"
 
 
 def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Converted:
@@ -41,7 +42,9 @@ def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Conve
     trainer, rules = model.trainer_spec, model.normalizer_spec
     pieces = [piece.piece for piece in model.pieces]
     if not pieces or len(pieces) > MAX_TOKENS or not all(map(_is_piece, pieces)):
-        raise ModelLoadError(f"{name} is damaged: its pieces are none, too many or too long.")
+        raise ModelLoadError(
+            f"{name} is damaged: its pieces are none, too many, too long or no text."
+        )
     if len(set(pieces)) < len(pieces):
         raise ModelLoadError(f"{name} is damaged: it has a piece twice.")
     if not 0 <= trainer.unk_id < len(pieces):
@@ -71,10 +74,7 @@ def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Conve
         pattern = Regex("|".join(map(re.escape, symbols)))
         cuts.append(pre_tokenizers.Split(pattern, "isolated"))
     library.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts else None
-    steps: list[Any] = [decoders.Replace(_SPACE, " ")]
-    steps += [decoders.ByteFallback()] * trainer.byte_fallback + [decoders.Fuse()]
-    steps += [decoders.Strip(" ", 1, 0)] * prefix
-    library.decoder = decoders.Sequence(steps)
+    library.decoder = sentencepiece_decoder(has_bytes=trainer.byte_fallback, has_prefix=prefix)
     control = {
         id: AddedToken(piece, normalized=False, special=True)
         for id, piece in enumerate(pieces)
@@ -102,8 +102,9 @@ def _parse(name: str, data: bytes) -> Any:
     return model
 
 
-def _is_piece(piece: str) -> bool:
-    return 0 < len(piece) <= MAX_TOKEN_LENGTH
+def _is_piece(piece: str | bytes) -> bool:
+    # What is not UTF-8 protobuf gives as bytes.
+    return isinstance(piece, str) and 0 < len(piece) <= MAX_TOKEN_LENGTH
 
 
 def _model(name: str, model: Any, pieces: list[str], types: dict[str, int]) -> Any:
@@ -140,8 +141,8 @@ def _normalizer(name: str, rules: Any, *, prefix: bool) -> Any:
     if rules.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex("^ +| +$| +(?= )"), ""))
     if prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    return normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
 
 def _with_ends(

@@ -18,8 +18,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from axion.errors import ModelLoadError
 from axion.text.byte_alphabet import to_alphabet
 from axion.text.tokenizer_formats.common import (
+    CL100K,
     MAX_TOKEN_LENGTH,
     MAX_TOKENS,
+    QWEN2,
     Converted,
     add_around,
     added_tokens,
@@ -46,10 +48,6 @@ class _Family(NamedTuple):
     composed: bool = False
 
 
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _KIMI = (
     r"[\p{Han}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
@@ -79,17 +77,17 @@ def _llama3_special_tokens() -> tuple[str, ...]:
 
 
 _QWEN = _Family(
-    _CL100K.replace("{1,3}", ""),
+    QWEN2,
     ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))),
     eos_token="<|endoftext|>",
     composed=True,
 )
 _LLAMA3 = _Family(
-    _CL100K, _llama3_special_tokens(), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    CL100K, _llama3_special_tokens(), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
 )
 _BY_FILE = {"qwen.tiktoken": _QWEN, "tiktoken.model": _Family(_KIMI)}
 _BY_NUM_RANKS = {128_000: _LLAMA3}
-_OTHERS = _Family(_CL100K)  # GLM-4's first files
+_OTHERS = _Family(CL100K)  # GLM-4's first files
 
 
 def is_ranks(data: bytes) -> bool:

@@ -108,6 +108,7 @@ def test_digits_are_cut_as_the_family_does(tiny_model: Path):
     [
         ({"model": "bert"}, "of the kind 'bert', which is not supported"),
         ({"pre": "new-rule"}, "by the rule 'new-rule'"),
+        ({"pre": ["new-rule"]}, "by the rule .*new-rule"),
         ({"tokens": []}, "its lists differ in length"),
         ({"tokens": [1, 2]}, "tokens is not a list of its kind"),
         ({"token_type": [1]}, "its lists differ in length"),
@@ -123,3 +124,9 @@ def test_digits_are_cut_as_the_family_does(tiny_model: Path):
 def test_a_damaged_tokenizer_is_refused(changes: dict[str, Any], said: str, tiny_model: Path):
     with pytest.raises(ModelLoadError, match=said):
         converted(tokenizer_metadata(tiny_model, "gpt-2"), **changes)
+
+
+def test_a_special_token_that_is_no_id_is_none(tiny_model: Path):
+    metadata = tokenizer_metadata(tiny_model, "gpt-2")
+    tokenizer = converted(metadata, bos_token_id="x", eos_token_id=[0])
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (None, None)

@@ -160,11 +160,13 @@ def test_tokens_that_the_folder_adds_have_their_ids(
     assert ours.vocab_size == first + 6
 
 
-@pytest.mark.parametrize("damage", ["cut", "noise", "empty", "text"])
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty", "text", "not UTF-8"])
 def test_a_damaged_model_is_refused_in_one_sentence(
     llama: bytes, tmp_path: Path, damage: str
 ) -> None:
+    assert b"\x04</s>" in llama
     data = {
+        "not UTF-8": llama.replace(b"\x04</s>", b"\x04\xff\xff\xff\xff"),
         "cut": llama[: len(llama) // 2 + 1],
         "noise": bytes(range(256)) * 20,
         "empty": b"",

@@ -16,6 +16,7 @@ from axion.errors import ModelLoadError
 from axion.text.byte_alphabet import from_alphabet
 from axion.text.tokenizer import Tokenizer, load_tokenizer
 from axion.text.tokenizer_formats import tiktoken as format
+from axion.text.tokenizer_formats.common import CL100K
 
 from .conftest import SENTENCES, corpus, plain_ids
 
@@ -34,7 +35,7 @@ def train(pattern: str) -> dict[bytes, int]:
     return {from_alphabet(token): id for token, id in library.get_vocab().items()}
 
 
-RANKS = train(format._CL100K)
+RANKS = train(CL100K)
 
 
 def written(ranks: dict[bytes, int]) -> str:
