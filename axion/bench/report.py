@@ -110,9 +110,10 @@ def figures(samples: Sequence[Sample], *, concurrency: int, rate: float | None =
         ttft=Spread.of(sample.ttft for sample in ok if sample.ttft is not None),
         itl=Spread.of(b - a for sample in ok for a, b in itertools.pairwise(sample.chunks)),
         tpot=Spread.of(
-            (sample.chunks[-1] - sample.chunks[0]) / (sample.output_tokens - 1)
+            # To the end, not to the last text: special tokens count too, and have none.
+            (sample.latency - sample.ttft) / (sample.output_tokens - 1)
             for sample in ok
-            if sample.chunks and sample.output_tokens > 1
+            if sample.ttft is not None and sample.output_tokens > 1
         ),
         latency=Spread.of(sample.latency for sample in ok),
         errors=errors,

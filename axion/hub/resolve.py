@@ -134,13 +134,23 @@ def _local(name: str, formats: Collection[str]) -> Snapshot:
             return Snapshot(name=name, path=path.absolute(), revision=None, source="local")
         if not path.is_dir():
             kind = "is not a folder" if path.exists() else "does not exist"
-            raise ModelNotFoundError(f"The model folder {name} {kind}.")
+            noun = "file" if path.suffix == ".gguf" else "folder"
+            raise ModelNotFoundError(f"The model {noun} {name} {kind}.")
         check_snapshot(path, formats)
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}.") from None
     except ModelLoadError as error:
         raise ModelLoadError(f"{name} cannot be served. {error.message}") from None
     return Snapshot(name=name, path=path.resolve(), revision=None, source="local")
+
+
+def _hint_at_local(name: str) -> str:
+    """What is here under a name that was not written as a path; empty where nothing is."""
+    if os.path.isdir(name):
+        return f" The folder here is ./{name}."
+    if name.endswith(".gguf") and os.path.isfile(name):
+        return f" The file here is ./{name}."
+    return ""
 
 
 class HubName(NamedTuple):
@@ -164,11 +174,10 @@ def parse_id(name: str) -> HubName:
     rest, colon, tag = name.partition(":")
     repo_id, at, revision = rest.partition("@")
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        folder_is_here = os.path.isdir(name)
         raise ModelNotFoundError(
             f"{name[:80]!r} is not a model's name. Expected a Hugging Face id such as "
-            "meta-llama/Llama-3.2-3B-Instruct, or a folder: absolute, ./x or ~/x."
-            + (f" The folder here is ./{name}." if folder_is_here else "")
+            "meta-llama/Llama-3.2-3B-Instruct, or a folder or GGUF file: absolute, ./x or ~/x."
+            + _hint_at_local(name)
         )
     if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         raise ModelNotFoundError(
@@ -202,6 +211,7 @@ async def _hub(name: str, formats: Collection[str], on_progress: ProgressCallbac
                 case Failed(message, not_found):
                     if repo_id not in message:
                         message = f"{repo_id} cannot be served. {message}"
+                    message += _hint_at_local(name)
                     raise (ModelNotFoundError if not_found else ModelLoadError)(message)
     finally:
         if process.returncode is None:

@@ -45,6 +45,14 @@ def test_figures_of_a_run():
     assert found.errors == {"500: broken": 1}
 
 
+def test_tokens_without_text_take_time_too():
+    silent = sample(0.0)
+    silent.output_tokens, silent.latency = 9, 1.0
+    found = figures([silent], concurrency=1)
+    assert found.tpot is not None
+    assert found.tpot.p50 == pytest.approx(0.1)
+
+
 def run(speed: float, concurrency: int = 1) -> Figures:
     return figures([sample(0.0, 0.2 / speed, 0.1 / speed)], concurrency=concurrency)
 

@@ -504,3 +504,14 @@ async def test_gguf_file_is_for_those_who_load_it(tmp_path: Path) -> None:
     before = fingerprint(file)
     file.write_bytes(b"GGUF2")
     assert fingerprint(file) != before
+
+
+async def test_name_without_a_path_is_told_of_the_gguf_file_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    for name in ("tiny.gguf", "models/tiny.gguf"):
+        Path(name).touch()
+        assert f"The file here is ./{name}." in (await refused(name)).message
+    assert "The model file ./other.gguf does not exist." in (await refused("./other.gguf")).message
