@@ -33,7 +33,7 @@ def _declared_by(package: str, base: str, attribute: str) -> frozenset[str]:
     classes: dict[str, ast.ClassDef] = {}
     for file in importlib.resources.files(package).iterdir():
         if file.name.endswith(".py"):
-            tree = ast.parse(file.read_text())
+            tree = ast.parse(file.read_text(), file.name)
             classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     found: set[str] = set()
     for cls in classes.values():

@@ -79,9 +79,14 @@ def start(folder: Path, **environment: str) -> Server:
         connections = psutil.Process(process.pid).net_connections("tcp")
         return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
 
-    until(lambda: bool(ports()))
-    server = Server(process, f"http://127.0.0.1:{ports().pop()}")
-    until(lambda: httpx.get(f"{server.url}/health", timeout=60).status_code == 200)
+    try:
+        until(lambda: bool(ports()))
+        server = Server(process, f"http://127.0.0.1:{ports().pop()}")
+        until(lambda: httpx.get(f"{server.url}/health", timeout=60).status_code == 200)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return server
 
 
