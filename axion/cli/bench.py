@@ -63,11 +63,13 @@ def serve(
     output_len: Annotated[str, typer.Option(metavar="N[-M]", help="In tokens.")] = "64",
     mix: Mix = None,
     concurrency: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="N[,N...]", help="Requests at once; several numbers are several runs."
+            metavar="N[,N...]",
+            help="Requests at once; several numbers are several runs. Default: 1.",
+            show_default=False,
         ),
-    ] = "1",
+    ] = None,
     rate: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +94,8 @@ def serve(
     plot: Annotated[Path | None, typer.Option(help="Draw them there, as SVG.")] = None,
 ) -> None:
     """Time to first token, time of a token and throughput under load."""
+    if rate is not None and concurrency is not None:
+        raise typer.BadParameter("--rate and --concurrency are two kinds of load: give one.")
     kinds = _kinds(mix, prompt_len, output_len)
     seed = _seed(seed)
     loads = []
@@ -100,7 +104,7 @@ def serve(
             count = num_requests or max(10, round(60 * value))
             loads.append(Load(kinds=kinds, num_requests=count, concurrency=10_000, rate=value))
     else:
-        for value in _numbers(concurrency, "--concurrency", int):
+        for value in _numbers(concurrency or "1", "--concurrency", int):
             count = num_requests or 8 * value
             loads.append(Load(kinds=kinds, num_requests=count, concurrency=value))
     report = _measure(

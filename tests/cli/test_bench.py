@@ -82,6 +82,7 @@ def test_the_cache_is_asked_with_the_same_prompts_twice(
         (["--mix", "1"], "IN:OUT"),
         (["--concurrency", "0"], "above 0"),
         (["--rate", "1,b"], "above 0"),
+        (["--rate", "1", "--concurrency", "1"], "two kinds"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
