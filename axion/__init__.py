@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axion.backends.base import ModelConfig
-    from axion.backends.library import InferenceRequest, InferenceResult
+    from axion.backends.inference import InferenceRequest, InferenceResult
     from axion.backends.llama_cpp import LlamaCppBackend
     from axion.backends.max import MaxBackend
     from axion.backends.native import NativeBackend
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "InferenceRequest": "axion.backends.library",
-    "InferenceResult": "axion.backends.library",
+    "InferenceRequest": "axion.backends.inference",
+    "InferenceResult": "axion.backends.inference",
     "LLM": "axion.llm",
     "LlamaCppBackend": "axion.backends.llama_cpp",
     "MaxBackend": "axion.backends.max",

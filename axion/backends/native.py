@@ -26,7 +26,7 @@ from axion.backends.architectures import (
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.facts import EngineFacts
-from axion.backends.library import LibraryBackend
+from axion.backends.inference import LibraryBackend
 from axion.backends.worker import spawn_engine
 from axion.engine.client import EngineClient
 from axion.errors import (

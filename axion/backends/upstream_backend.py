@@ -9,7 +9,7 @@ import msgspec
 
 from axion.backends.base import PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
-from axion.backends.library import LibraryBackend
+from axion.backends.inference import LibraryBackend
 from axion.backends.upstream import Upstream
 from axion.errors import EngineUnavailableError
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest

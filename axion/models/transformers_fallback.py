@@ -190,7 +190,7 @@ def _reach(
         expected = (kv <= q) & (kv > q - (local_size or far * 2))
         try:
             equal = torch.equal(allows(torch.tensor(0), torch.tensor(0), q, kv), expected)
-        except (RuntimeError, NotImplementedError, IndexError):
+        except (RuntimeError, IndexError):
             # Chunks begin after the padding, of which there is none here.
             return _Reach(chunk=chunk_size) if chunk_size and local_size == chunk_size else None
     return _Reach(window=local_size) if equal else None
@@ -331,7 +331,7 @@ class TransformersCausalLM(CausalLM):
             self.whole = self._build()
             try:
                 self._find_calls()
-            except (RuntimeError, NotImplementedError):
+            except RuntimeError:
                 kinds = set(getattr(self.hf_config.get_text_config(), "layer_types", None) or [""])
                 if self.transformers_cls._is_stateful and not kinds <= _ATTENTION_LAYERS:
                     raise _UnsupportedError("it keeps a recurrent state") from None

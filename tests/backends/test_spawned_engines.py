@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from axion.backends.base import ModelConfig
-from axion.backends.library import InferenceRequest
+from axion.backends.inference import InferenceRequest
 from axion.backends.llama_cpp import LlamaCppBackend
 from axion.backends.max import MaxBackend
 from axion.backends.sglang import SglangBackend

@@ -11,7 +11,7 @@ import pytest
 
 import axion
 from axion import InferenceRequest, ModelConfig, NativeBackend, VllmBackend
-from axion.backends.library import LibraryBackend
+from axion.backends.inference import LibraryBackend
 from axion.errors import EngineUnavailableError, InvalidRequestError, ModelLoadError
 from tests.backends import fake_server
 from tests.backends.engine_models import write_program
