@@ -234,6 +234,34 @@ class DecoderConfig(BaseConfig):
 
 
 @dataclass(kw_only=True)
+class GPTConfig(DecoderConfig):
+    """As GPT-2 and those after it write theirs: LayerNorms, and an MLP four times as wide as
+    the model where its width is not given."""
+
+    renamed_fields = (
+        ("n_embd", "hidden_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_head", "num_attention_heads"),
+        ("n_inner", "intermediate_size"),
+        ("n_positions", "max_position_embeddings"),
+        ("activation_function", "hidden_act"),
+    )
+
+    hidden_act: str = "gelu_new"
+    layer_norm_epsilon: Epsilon = 1e-5
+
+    def norm(self) -> nn.Module:
+        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon)
+
+    @classmethod
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        derived, sources = super()._derive(config)
+        if config.get("intermediate_size") is None and isinstance(config.get("hidden_size"), int):
+            derived["intermediate_size"] = 4 * config["hidden_size"]
+        return derived, sources
+
+
+@dataclass(kw_only=True)
 class WindowConfig(DecoderConfig):
     """A decoder some of whose layers, or all, attend to a window; the windowed ones are called
     `sliding_attention`, the others `full_attention`.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
 from axion.models.base import Attention, CausalLM, DecoderLayer, PlainMLP
-from axion.models.config import DecoderConfig, Epsilon, Size
+from axion.models.config import GPTConfig, Size
 
 
 @dataclass(kw_only=True)
-class FalconConfig(DecoderConfig):
+class FalconConfig(GPTConfig):
     """
     Attributes:
         num_kv_heads: of the new decoder architecture; the older one has as many as queries, or
@@ -32,7 +31,6 @@ class FalconConfig(DecoderConfig):
     )
 
     hidden_act: str = "gelu"
-    layer_norm_epsilon: Epsilon = 1e-5
     tie_word_embeddings: bool = True
     bias: bool = False
     new_decoder_architecture: bool = False
@@ -54,16 +52,6 @@ class FalconConfig(DecoderConfig):
             raise ValueError("num_ln_in_parallel_attn=2 needs new_decoder_architecture")
         if self.new_decoder_architecture and not self.parallel_attn:
             raise ValueError("new_decoder_architecture needs parallel_attn")
-
-    def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon)
-
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        if config.get("intermediate_size") is None and isinstance(config.get("hidden_size"), int):
-            derived["intermediate_size"] = 4 * config["hidden_size"]
-        return derived, sources
 
 
 class FalconAttention(Attention):

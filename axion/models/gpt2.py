@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,36 +11,15 @@ from axion.layers.embedding import Embedding
 from axion.layers.linear import TransposedLinear
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM, Decoder, PlainMLP
-from axion.models.config import DecoderConfig, Epsilon
+from axion.models.config import GPTConfig
 
 
 @dataclass(kw_only=True)
-class GPT2Config(DecoderConfig):
-    renamed_fields = (
-        ("n_embd", "hidden_size"),
-        ("n_layer", "num_hidden_layers"),
-        ("n_head", "num_attention_heads"),
-        ("n_inner", "intermediate_size"),
-        ("n_positions", "max_position_embeddings"),
-        ("activation_function", "hidden_act"),
-    )
-
-    hidden_act: str = "gelu_new"
+class GPT2Config(GPTConfig):
     max_position_embeddings: Length = 1024
-    layer_norm_epsilon: Epsilon = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
-
-    def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon)
-
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        if config.get("intermediate_size") is None and isinstance(config.get("hidden_size"), int):
-            derived["intermediate_size"] = 4 * config["hidden_size"]
-        return derived, sources
 
 
 class GPT2Attention(Attention):

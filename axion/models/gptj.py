@@ -4,30 +4,16 @@ pairs."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import nn
 
 from axion.layers.linear import Linear
 from axion.layers.rotary import Length, apply_rotary_interleaved
 from axion.models.base import Attention, CausalLM, ParallelDecoderLayer, PlainMLP
-from axion.models.config import DecoderConfig, Epsilon, Size
+from axion.models.config import GPTConfig, Size
 
 
 @dataclass(kw_only=True)
-class GPTJConfig(DecoderConfig):
-    renamed_fields = (
-        ("n_embd", "hidden_size"),
-        ("n_layer", "num_hidden_layers"),
-        ("n_head", "num_attention_heads"),
-        ("n_inner", "intermediate_size"),
-        ("n_positions", "max_position_embeddings"),
-        ("activation_function", "hidden_act"),
-    )
-
-    hidden_act: str = "gelu_new"
+class GPTJConfig(GPTConfig):
     max_position_embeddings: Length = 2048
-    layer_norm_epsilon: Epsilon = 1e-5
     rotary_dim: Size = 64
     mlp_bias: bool = True
 
@@ -38,16 +24,6 @@ class GPTJConfig(DecoderConfig):
         # The half outlives the division's rounding; what is left of it is cut off.
         factor = min(1.0, (self.rotary_dim + 0.5) / self.head_dim)
         self.rope_parameters = replace(self.rope_parameters, partial_rotary_factor=factor)
-
-    def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon)
-
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        if config.get("intermediate_size") is None and isinstance(config.get("hidden_size"), int):
-            derived["intermediate_size"] = 4 * config["hidden_size"]
-        return derived, sources
 
 
 class GPTJAttention(Attention):
