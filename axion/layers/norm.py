@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,3 +32,20 @@ class Float32RMSNorm(RMSNorm):
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return (self.weight.float() * x32).to(x.dtype)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """The weight is what is added to 1, and is applied in float32 (Gemma)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return (x32 * (1 + self.weight.float())).to(x.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        return (super().forward(x) * F.silu(gate.float())).to(x.dtype)

@@ -1,0 +1,68 @@
+"""The standard decoder with layers that keep a recurrent state instead of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from axion.errors import ModelLoadError
+from axion.layers.context import StateSpec
+from axion.layers.rotary import RotaryEmbedding
+from axion.models.base import CausalLM
+from axion.models.config import DecoderConfig
+
+
+@dataclass(kw_only=True)
+class HybridConfig(DecoderConfig):
+    """A decoder whose layers are of several kinds.
+
+    Attributes:
+        layer_types: the kind of each layer, by its name in `HybridForCausalLM.mixers`.
+    """
+
+    layer_types: list[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types must name {self.num_hidden_layers} layers, not "
+                f"{len(self.layer_types)}"
+            )
+
+
+class HybridForCausalLM(CausalLM):
+    """What mixes tokens differs from layer to layer, and takes attention's place in each.
+
+    Attributes:
+        mixers: kinds of layers to what mixes tokens in them. It has a `kv_cache_spec`, and a
+            `state_spec` if it keeps a state.
+    """
+
+    mixers: ClassVar[Mapping[str, type[nn.Module]]]
+    config: HybridConfig
+
+    def mixer(self, layer_idx: int) -> nn.Module:
+        kind = self.config.layer_types[layer_idx]
+        if kind not in self.mixers:
+            raise ModelLoadError(
+                f"config.json: layer_types has {kind[:80]!r}, expected one of "
+                f"{', '.join(self.mixers)}."
+            )
+        return self.mixers[kind](self.config, layer_idx)
+
+    def state_specs(self) -> list[StateSpec]:
+        return [getattr(layer.self_attn, "state_spec", {}) for layer in self.model.layers]
+
+    def max_length(self) -> int:
+        lengths = [rope.max_length() for rope in self._ropes()]
+        return min(lengths, default=self.config.max_position_embeddings)
+
+    def rope_cache_key(self, num_prompt_tokens: int) -> int:
+        return max((rope.cache_key(num_prompt_tokens) for rope in self._ropes()), default=0)
+
+    def _ropes(self) -> list[RotaryEmbedding]:
+        return [module for module in self.modules() if isinstance(module, RotaryEmbedding)]
