@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.context import StateSpec
+from axion.layers.context import ForwardContext, StateSpec
 from axion.layers.rotary import RotaryEmbedding
-from axion.models.base import CausalLM
+from axion.models.base import Attention, CausalLM
 from axion.models.config import DecoderConfig
 
 
@@ -32,6 +32,17 @@ class HybridConfig(DecoderConfig):
                 f"layer_types must name {self.num_hidden_layers} layers, not "
                 f"{len(self.layer_types)}"
             )
+
+
+class UnrotatedAttention(Attention):
+    """Queries and keys have no positions: the other layers know the order."""
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        del self.rotary_emb
+
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        return q, k
 
 
 class HybridForCausalLM(CausalLM):

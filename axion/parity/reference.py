@@ -36,5 +36,5 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Gene
 def forget(model: PreTrainedModel) -> None:
     """A dynamic rope keeps the longest length that it has seen; a new one has seen none."""
     decoder = model.get_decoder()
-    if hasattr(decoder, "rotary_emb"):
+    if getattr(decoder, "rotary_emb", None) is not None:
         decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
