@@ -77,3 +77,32 @@ class HybridForCausalLM(CausalLM):
 
     def _ropes(self) -> list[RotaryEmbedding]:
         return [module for module in self.modules() if isinstance(module, RotaryEmbedding)]
+
+
+class MixerLayer(nn.Module):
+    """One mixer behind a norm and beside a residual connection, and no MLP after it."""
+
+    def __init__(self, config: DecoderConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm = config.norm()
+        self.self_attn = mixer
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens, hidden_size]` to the same."""
+        normalized = self.norm(hidden_states.to(self.norm.weight.dtype))
+        return hidden_states + self.self_attn(normalized, context)
+
+
+class MixerForCausalLM(HybridForCausalLM):
+    """A decoder of layers with a mixer only."""
+
+    renamed_tensors = (
+        *CausalLM.renamed_tensors,
+        (r"^backbone\.", "model."),
+        (r"^model\.embeddings?\.", "model.embed_tokens."),
+        (r"^model\.norm_f\.", "model.norm."),
+        (r"\.mixer\.", ".self_attn."),
+    )
+
+    def layer(self, layer_idx: int) -> nn.Module:  # type: ignore[override]
+        return MixerLayer(self.config, self.mixer(layer_idx))
