@@ -116,8 +116,8 @@ def lay_out(
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
             by_window.setdefault(None if is_wide else spec.window, []).append(layer)
-    if not by_window:  # a sequence keeps its state and nothing for each token
-        by_window = {None: []}
+    if not by_window:  # a sequence keeps its state, and nothing for each token
+        return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
 
     def divide(room: int) -> list[KVCacheGroup]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
 from axion.layers.context import NO_KV_CACHE, ForwardContext, KVCacheSpec, StateTensor
 from axion.layers.conv import CausalConv1d
@@ -20,8 +20,6 @@ from axion.layers.state import scan
 from axion.models.config import Size
 from axion.models.hybrid import HybridConfig
 
-_UNLIMITED = ([0.0, float("inf")], [0.0, {"__float__": "Infinity"}], None)
-
 
 @dataclass(kw_only=True)
 class Mamba2Config(HybridConfig):
@@ -30,6 +28,8 @@ class Mamba2Config(HybridConfig):
     Attributes:
         mamba_d_head: `mamba_expand` times the hidden size in all, where it is "auto".
         mamba_hidden_act: behind the convolution; `hidden_act` by default.
+        time_step_limit: smallest and largest step. transformers has it for prompts only; here a
+            token is computed the same wherever it stands.
     """
 
     mamba_n_heads: Size = 128
@@ -40,6 +40,7 @@ class Mamba2Config(HybridConfig):
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
     mamba_hidden_act: str | None = None
+    time_step_limit: tuple[float, float] = (0.0, inf)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,13 +60,12 @@ class Mamba2Config(HybridConfig):
             )
             derived["mamba_d_head"] = size // (num_heads or 1)
         limit = config.get("time_step_limit")
-        if (list(limit) if isinstance(limit, tuple) else limit) not in _UNLIMITED:
-            # transformers has it for prompts and not for what is generated.
-            raise ModelLoadError(
-                f"config.json: time_step_limit={str(limit)[:80]} is not supported: steps of any "
-                "size are."
-            )
-        return derived, sources | {"mamba_expand", "mamba_chunk_size", "time_step_limit"}
+        if isinstance(limit, list | tuple):  # JSON has no infinity
+            infinity = ({"__float__": "Infinity"}, "inf", None)
+            derived["time_step_limit"] = [inf if end in infinity else end for end in limit]
+        elif limit is None:
+            derived["time_step_limit"] = cls.time_step_limit
+        return derived, sources | {"mamba_expand", "mamba_chunk_size"}
 
 
 class Mamba2Mixer(nn.Module):
@@ -78,6 +78,7 @@ class Mamba2Mixer(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads, self.head_dim = config.mamba_n_heads, config.mamba_d_head
         self.state_size = config.mamba_d_state
+        self.time_step_limit = config.time_step_limit
         self.size = self.num_heads * self.head_dim
         self.group_size = config.mamba_n_groups * self.state_size
         conv_size = self.size + 2 * self.group_size
@@ -121,7 +122,7 @@ class Mamba2Mixer(nn.Module):
         )
         x = x.unflatten(-1, (-1, self.head_dim)).float()
         b, c = (part.unflatten(-1, (-1, self.state_size)) for part in (b, c))
-        dt = F.softplus(dt.float() + self.dt_bias)
+        dt = F.softplus(dt.float() + self.dt_bias).clamp(*self.time_step_limit)
         log_decay = -self.A_log.float().exp() * dt
         out = scan(fading_attention, state["ssm"], (c, b, x * dt[..., None], log_decay), context)
         out = (out + x * self.D.float()[:, None]).flatten(1)

@@ -4,6 +4,7 @@ an MLP or experts, which have no gates."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,7 +72,9 @@ class NemotronHConfig(Mamba2Config, SharedMoEConfig):
             _KINDS.get(letter, letter) for letter in config.get("hybrid_override_pattern") or ""
         ]
         derived |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
-        return derived, sources | {"hybrid_override_pattern"}
+        # transformers takes the smallest step of training, and not time_step_limit.
+        derived["time_step_limit"] = (config.get("time_step_min", 0.001), inf)
+        return derived, sources | {"hybrid_override_pattern", "time_step_min"}
 
     def norm(self) -> Float32RMSNorm:
         return Float32RMSNorm(self.hidden_size, self.rms_norm_eps)
