@@ -166,6 +166,7 @@ class NativeBackend(LibraryBackend):
             quantizations=await asyncio.to_thread(native_quantizations)
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
+            deterministic=True,
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -329,6 +330,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         allow_pickle=model.allow_pickle,
+        deterministic=model.deterministic,
     )
 
 

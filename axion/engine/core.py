@@ -14,6 +14,7 @@ import torch
 from llguidance import LLMatcher
 
 from axion.engine import kv_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
@@ -22,6 +23,7 @@ from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -85,14 +87,17 @@ class EngineCore:
             num_bytes=budget,
         )
         layout = lay_out(max_model_len)
-        self.runner = ModelRunner(
-            self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
-            block_size=block_size,
-            device=self.device,
+        kv_caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
         )
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            model = make_batch_invariant(
+                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
+        self.runner = ModelRunner(model, kv_caches, block_size=block_size, device=self.device)
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -103,7 +108,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
         )
         parameters = list(self.model.parameters())

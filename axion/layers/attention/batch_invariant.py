@@ -55,7 +55,8 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """As `axion.layers.attention.reference.paged_attention`."""
+    """As `axion.layers.attention.reference.paged_attention`, but `q` may have more rows than there
+    are tokens, which get the result of the last."""
     keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
     if k is not None:
         slot_mapping = context.slot_mapping[cache.group]
@@ -65,13 +66,16 @@ def paged_attention(
         (_groups, cache.group, window), partial(_groups, kv_group=cache.group, window=window)
     )
     num_kv_heads = keys.shape[1]
-    out = q.new_zeros(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.shape[-1])
     for group in groups:
         # [batch, num_kv_heads, query_len * heads_per_kv_head, head_dim]
         of_group = q[group.rows].unflatten(0, (-1, group.query_len))
         of_heads = of_group.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 1, 3, 4)
         result = _attend(of_heads, keys, values, group, scale, softcap, sinks)
         out[group.rows] = result.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).to(q.dtype)
+    # Padding is the last token once more, and writes to its place in the cache what it does.
+    num_tokens = sum(context.query_lens)
+    out[num_tokens:] = out[num_tokens - 1]
     return out
 
 
