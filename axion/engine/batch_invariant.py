@@ -147,7 +147,7 @@ class _Probe:
         self._generator = torch.Generator().manual_seed(0)
         self._token_ids = self._random(min(_PROBE_LENGTH, model.max_length(), self.max_tokens))
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.inference_mode()
     def run(self, size: int) -> bytes | None:
         """The bits of the sequence's hidden states and logits, in steps of so many rows; None:
         they depend on how it is cut and on where it lies."""
