@@ -220,6 +220,18 @@ def _deepseek(version: str, neutral: dict[str, Any] | None = None, **config: Any
     return Case(f"Deepseek{version}ForCausalLM", {**sizes, **config}, neutral or {})
 
 
+_INDEXED = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 20}
+
+
+def _deepseek_v32(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return _deepseek("V32", neutral, **{**_INDEXED, **config})
+
+
+def _glm_moe_dsa(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    case = _deepseek("V32", **{**_INDEXED, "num_hidden_layers": 3, **config})
+    return Case("GlmMoeDsaForCausalLM", case.config, neutral or {})
+
+
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
     return Case(f"{name}ForCausalLM", config, neutral or {})
@@ -669,6 +681,29 @@ CASES: dict[str, Case] = {
         routed_scaling_factor=1.3,
         attention_bias=True,
         rms_norm_eps=0.1,
+    ),
+    "deepseek-v32": _deepseek_v32({"index_topk": 13}),
+    "deepseek-v32-groups": _deepseek_v32({"topk_group": 2}, n_group=3, topk_group=1),
+    "deepseek-v32-knobs": _deepseek_v32(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        mlp_layer_types=["sparse", "dense"],
+    ),
+    "deepseek-v32-yarn": _deepseek_v32(
+        {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "glm-moe-dsa": _glm_moe_dsa({"index_topk": 13}),
+    "glm-moe-dsa-shared": _glm_moe_dsa(
+        {"indexer_types": ["full", "full", "shared"]}, indexer_types=["full", "shared", "full"]
+    ),
+    "glm-moe-dsa-frequency": _glm_moe_dsa(
+        {"index_topk_freq": 1}, index_topk_freq=2, index_skip_topk_offset=1
+    ),
+    "glm-moe-dsa-pattern": _glm_moe_dsa(
+        {"index_topk_pattern": "FFF"}, index_topk_pattern="FFS", rms_norm_eps=0.1
     ),
     "deepseek-v3-yarn": _deepseek(
         "V3",

@@ -81,6 +81,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
@@ -93,6 +94,9 @@ def paged_attention(
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv:2408.00118).
         sinks: `[num_heads]`, the score of one more key, without a value, that all tokens attend
             to (gpt-oss, arXiv:2508.10925).
+        chosen: `[num_tokens, num_chosen]` int64, positions in its own sequence that a token
+            attends to, and to no others (see `choose_tokens`); those behind it, and negative
+            ones, are left out. None: to all of them.
 
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
@@ -103,6 +107,8 @@ def paged_attention(
         keys.index_copy_(0, slot_mapping, k)
         values.index_copy_(0, slot_mapping, v)
     scores = _Scores(scale, softcap, sinks)
+    if chosen is not None:
+        return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
     max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
     groups = context.once(
         (_groups, cache.group, window, max_scores),
@@ -130,6 +136,31 @@ def _attend_decode(
     else:
         out = _attend(q[..., None, :], k, v, group.mask[..., None, :], scores).squeeze(-2)
     return out.flatten(1, 2)
+
+
+def _attend_chosen(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    chosen: Tensor,
+    kv_group: int,
+    context: ForwardContext,
+    scores: _Scores,
+) -> Tensor:
+    """Each token as a sequence of its own, of the tokens that are chosen for it."""
+    seqs = context.once(_sequences, _sequences)
+    tables, positions = context.block_tables[kv_group], context.positions[:, None]
+    hidden = (chosen < 0) | (chosen > positions)
+    chosen = torch.where(hidden, positions, chosen)
+    mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
+    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys[0].numel()))
+    for start in range(0, len(q), max_rows):
+        rows = slice(start, start + max_rows)
+        slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
+        group = _Decode(None, slots, mask[rows])
+        out[rows] = _attend_decode(q[rows], keys, values, group, scores)
+    return out
 
 
 def _attend_chunk(
@@ -265,6 +296,15 @@ def _chunk(
         mask.masked_fill_(hidden, float("-inf"))
     slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
     return _Chunk(rows, slots[0], mask)
+
+
+def _sequences(context: ForwardContext) -> Tensor:
+    """Index of each token's sequence, `[num_tokens]`."""
+    device = context.positions.device
+    counts = torch.tensor(context.query_lens, device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(
+        counts, output_size=sum(context.query_lens)
+    )
 
 
 def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
