@@ -174,6 +174,16 @@ class ExpertLinear(nn.Module):
         return views
 
 
+class TransposedExpertLinear(ExpertLinear):
+    """A linear layer for each expert, whose weights are stored `[num_experts, in_features,
+    out_features]`."""
+
+    def stored_views(self) -> dict[str, Tensor]:
+        """Name of each stored tensor to the parameter that it fills, in its shape."""
+        views = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return views | {"weight": views["weight"].transpose(1, 2)}
+
+
 class Experts(nn.Module):
     """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few.
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
 
 _MHA = {"num_key_value_heads": 4}
+_SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 48}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
 
@@ -152,6 +153,24 @@ def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
         "llama_4_scaling_beta": beta,
     }
     return {"head_dim": 16, **config, "rope_parameters": rope}
+
+
+def _mpt(attention: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
+    return {"attn_config": attention or {}, **_MHA, **config}
+
+
+def _gpt_neo(neutral: dict[str, Any], **config: Any) -> Case:
+    layers = {"attention_types": [[["local", "global"], 1]], "window_size": WINDOW}
+    return Case("GPTNeoForCausalLM", {**layers, **_MHA, **config}, neutral)
+
+
+def _llama4(neutral: dict[str, Any] | None = None, *, inside: str = "", **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "intermediate_size": 32, "intermediate_size_mlp": 96},
+        **{"num_local_experts": 6, "head_dim": 16, "no_rope_layers": [1, 0, 1]},
+        **{"attention_chunk_size": WINDOW, "floor_scale": 8, "interleave_moe_layer_step": 2},
+    }
+    return Case("Llama4ForCausalLM", {**sizes, **config}, neutral or {}, inside=inside)
 
 
 _PLAIN = {"rope_parameters": _PLAIN_ROPES}
@@ -476,6 +495,53 @@ CASES: dict[str, Case] = {
         2,
         new_decoder_architecture=True,
         num_kv_heads=2,
+    ),
+    "bloom": Case("BloomForCausalLM", _MHA),
+    "bloom-six-heads": Case("BloomForCausalLM", _SIX_HEADS),
+    "bloom-residual": _knob(
+        "BloomForCausalLM", "apply_residual_connection_post_layernorm", True, False, **_MHA
+    ),
+    "bloom-norm-epsilon": _knob(
+        "BloomForCausalLM",
+        "layer_norm_epsilon",
+        0.1,
+        1e-5,
+        tie_word_embeddings=False,
+        **_MHA,
+    ),
+    "mpt": Case("MptForCausalLM", _mpt()),
+    "mpt-six-heads": Case("MptForCausalLM", _mpt(**_SIX_HEADS)),
+    "mpt-clip": Case("MptForCausalLM", _mpt({"clip_qkv": 0.5}), _mpt()),
+    "mpt-scale": Case(
+        "MptForCausalLM",
+        {**_mpt({"softmax_scale": 0.1}), "layer_norm_epsilon": 0.1},
+        {"attn_config": {}},
+    ),
+    "gpt-neo": _gpt_neo({"window_size": WINDOW + 1}),
+    "gpt-neo-local": _gpt_neo(
+        {"attention_types": [[["global", "local"], 1]]}, attention_types=[[["local"], 2]]
+    ),
+    "gpt-neo-norm-epsilon": _gpt_neo(
+        {"layer_norm_epsilon": 1e-5},
+        layer_norm_epsilon=0.1,
+        activation_function="relu",
+        tie_word_embeddings=False,
+    ),
+    "codegen": Case("CodeGenForCausalLM", {"rotary_dim": 16, **_MHA}),
+    "codegen-rotary-dim": _knob("CodeGenForCausalLM", "rotary_dim", 6, 8, **_MHA),
+    "codegen-norm-epsilon": _knob(
+        "CodeGenForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, n_inner=96, **_MHA
+    ),
+    "xglm": Case("XGLMForCausalLM", {"ffn_dim": 96, **_MHA}),
+    "xglm-unscaled": _knob("XGLMForCausalLM", "scale_embedding", False, True, **_MHA),
+    "xglm-padding": _knob("XGLMForCausalLM", "pad_token_id", 5, None, ffn_dim=96, **_MHA),
+    "xglm-activation": _knob(
+        "XGLMForCausalLM",
+        "activation_function",
+        "relu",
+        "gelu",
+        tie_word_embeddings=False,
+        **_MHA,
     ),
     "opt": Case("OPTForCausalLM", {"ffn_dim": 96, **_MHA}),
     "opt-post-norm": _knob("OPTForCausalLM", "do_layer_norm_before", False, True, **_MHA),
@@ -867,6 +933,20 @@ CASES: dict[str, Case] = {
     "gemma3n-final-cap": _gemma3n({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
     "gemma3n-ropes": _gemma3n(_PLAIN, **_ropes(rope_theta=500.0)),
     "gemma3n-seeing": _gemma3n(inside="Gemma3nForConditionalGeneration"),
+    "llama4": _llama4({"attention_chunk_size": WINDOW + 1}),
+    "llama4-experts": _llama4(num_experts_per_tok=2, moe_layers=[0, 2]),
+    "llama4-no-norm": _llama4({"use_qk_norm": True}, use_qk_norm=False, attention_bias=True),
+    "llama4-no-tuning": _llama4({"attn_temperature_tuning": True}, attn_temperature_tuning=False),
+    "llama4-layer-types": _llama4(
+        {"layer_types": ["chunked_attention", "full_attention", "chunked_attention"]},
+        layer_types=["full_attention", "chunked_attention", "chunked_attention"],
+    ),
+    "llama4-rope-interval": _llama4(
+        {"no_rope_layer_interval": 2}, no_rope_layers=None, no_rope_layer_interval=3
+    ),
+    "llama4-seeing": _llama4(
+        {"attn_scale": 0.1}, inside="Llama4ForConditionalGeneration", attn_scale=0.5
+    ),
     "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
     "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
     "gemma4-keys-are-values": _gemma4(attention_k_eq_v=True, num_global_key_value_heads=1),

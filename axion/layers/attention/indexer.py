@@ -42,8 +42,8 @@ def choose_tokens(
         return None
     max_scores = _MAX_SCORES // q.shape[1]
     groups = context.once(
-        (_groups, cache.group, None, max_scores),
-        partial(_groups, kv_group=cache.group, window=None, max_scores=max_scores),
+        (_groups, cache.group, None, None, max_scores),
+        partial(_groups, kv_group=cache.group, max_scores=max_scores),
     )
     chosen = q.new_full((len(q), num_chosen), -1, dtype=torch.int64)
     for group in groups:
