@@ -96,7 +96,7 @@ class MptAttention(Attention):
 
 
 class MptForCausalLM(CausalLM):
-    architectures = ("MptForCausalLM", "MPTForCausalLM")
+    architectures = ("MptForCausalLM",)
     renamed_tensors = (
         (r"^(transformer\.)?wte\.", "model.embed_tokens."),
         (r"^(transformer\.)?norm_f\.", "model.norm."),
