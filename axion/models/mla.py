@@ -61,11 +61,17 @@ class MLA(nn.Module):
     A token's keys and values are linear in one small latent, so the cache keeps that and one
     rotated key for all heads. The projection to keys is applied to the queries instead, and the one
     to values to what attention returns: to attention it is one key-value head.
+
+    Attributes:
+        sinks: as `axion.layers.attention.paged_attention` takes them.
     """
+
+    sinks: Tensor | None
 
     def __init__(self, config: MLAConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+        self.register_parameter("sinks", None)
         hidden_size, num_heads = config.hidden_size, config.num_attention_heads
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.v_dim, self.latent_dim = config.v_head_dim, config.kv_lora_rank
@@ -136,6 +142,7 @@ class MLA(nn.Module):
             context.kv_caches[self.layer_idx],
             context,
             scale=self.scale,
+            sinks=self.sinks,
             chosen=self.choose(q_latent, hidden_states, context),
         )
         return torch.einsum("thl,hvl->thv", out, to_values)

@@ -163,13 +163,15 @@ class SharedMoE(MoE):
     """Beside the experts that are chosen there are some that every token passes (DeepSeekMoE,
     arXiv:2401.06066)."""
 
+    router_cls: ClassVar[type[SigmoidRouter]] = SigmoidRouter
+
     def __init__(self, config: SharedMoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         shared_size = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = MLP(replace(config, intermediate_size=shared_size), layer_idx)
 
     def router(self, config: SharedMoEConfig) -> Router:  # type: ignore[override]
-        return SigmoidRouter(
+        return self.router_cls(
             config.hidden_size,
             config.num_experts,
             config.num_experts_per_tok,

@@ -251,6 +251,22 @@ def _glm_moe_dsa(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("GlmMoeDsaForCausalLM", case.config, neutral or {})
 
 
+def _axk2(neutral: dict[str, Any], **config: Any) -> Case:
+    groups = {"n_group": None, "topk_group": None, "mlp_layer_types": ["dense", "sparse"]}
+    sizes = {**_deepseek_v32().config, **groups, "gated_norm_rank": 8}
+    return Case("AXK2ForCausalLM", {**sizes, **config}, neutral)
+
+
+def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
+    layers = {"num_hidden_layers": 3, "indexer_types": ["full", "full", "shared"]}
+    return Case("HYV4ForCausalLM", {**_deepseek_v32().config, **layers, **config}, neutral)
+
+
+def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
+    rope = {"rope_parameters": _ministral3(0.5)["rope_parameters"]}
+    return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
+
+
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
     return Case(f"{name}ForCausalLM", config, neutral or {})
@@ -760,6 +776,21 @@ CASES: dict[str, Case] = {
     "deepseek-v32-yarn": _deepseek_v32(
         {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
         rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "axk2": _axk2({"index_topk": 13}),
+    "axk2-groups": _axk2({"topk_group": 2}, n_group=3, topk_group=1),
+    "hy-v4": _hy_v4({"index_topk": 13}),
+    "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
+    "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
+    "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
+    "mistral4-groups": _mistral4(
+        {"norm_topk_prob": True},
+        n_group=3,
+        topk_group=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        rope_interleave=False,
+        q_lora_rank=None,
     ),
     "glm-moe-dsa": _glm_moe_dsa({"index_topk": 13}),
     "glm-moe-dsa-shared": _glm_moe_dsa(
