@@ -70,6 +70,9 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         installed: its command is there.
         problem: why it could not be asked, if it was and could not.
         architectures: those that the engine itself lists; None if it was not asked.
+        by_fallback: of these, those that it serves by another library's classes, with weights that
+            are not quantized.
+        refusals: architectures that it is known not to serve, and why.
         devices: those that it computes on.
         quantizations: the methods by which weights may be quantized; None if any.
         quantizes: what it can quantize plain weights to while it loads them.
@@ -91,6 +94,8 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     problem: str = ""
     architectures: frozenset[str] | None = None
+    by_fallback: frozenset[str] = frozenset()
+    refusals: Mapping[str, str] = {}
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     formats: frozenset[str] = frozenset({"safetensors"})
     quantizations: frozenset[str] | None = None

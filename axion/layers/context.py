@@ -70,7 +70,7 @@ class ForwardContext:
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
         context_lens_list: `context_lens` on the host.
-        kv_caches: one per layer.
+        kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
         batch_invariant: attention must give a token the same bits in every batch and chunk; rows
             behind those of all sequences are padding.

@@ -163,6 +163,8 @@ def _unknown(name: str, known: Sequence[str]) -> Verdict:
 def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, need: int) -> str:
     what = ", ".join(model.architectures) or "the model"
     listed = "lists" if engine.architectures is not None else "is not asked whether it has"
+    if _is_fallback(engine, model):
+        listed = "serves by its fallback (see docs/models.md)"
     memory = f", and needs some {need / _GIB:.1f} GiB" if need >= _GIB / 10 else ""
     return f"It is there, runs on {device.kind} and {listed} {what}{memory}."
 
@@ -193,7 +195,21 @@ def _files(engine: EngineFacts, model: ModelFacts) -> _Finding:
             f"The weights are quantized by {model.quantization}; it loads "
             f"{', '.join(sorted(quantizations)) or 'none that are quantized'}.",
         )
+    if model.quantization and _is_fallback(engine, model):
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"The weights are quantized by {model.quantization}; it serves "
+            f"{model.architectures[0]} by its fallback, which loads none that are quantized.",
+        )
     return _FINE
+
+
+def _is_fallback(engine: EngineFacts, model: ModelFacts) -> bool:
+    """Whether it has no class of its own for the model."""
+    named = set(model.architectures)
+    return bool(named & engine.by_fallback) and named.isdisjoint(
+        (engine.architectures or set()) - engine.by_fallback
+    )
 
 
 def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> _Finding:
@@ -210,6 +226,12 @@ def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> 
             Reason.UNSUPPORTED_QUANTIZATION,
             f"QUANTIZATION is {quantization}, to which it does not quantize weights.",
         )
+    if _is_fallback(engine, model):
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"QUANTIZATION is {quantization}, and it serves {model.architectures[0]} by its "
+            "fallback, whose weights stay as they are. Unset it.",
+        )
     return _FINE
 
 
@@ -225,6 +247,9 @@ def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -
     shown = ", ".join(model.architectures)[:200] or "which config.json does not name"
     listed = sorted(engine.architectures)
     names = f": {', '.join(listed)}" if len(listed) <= _MAX_SHOWN else ""
+    whys = [engine.refusals[name] for name in model.architectures if name in engine.refusals]
+    if whys:
+        return Reason.UNSUPPORTED_ARCHITECTURE, f"It does not serve {shown}: {whys[0]}"
     code = " The model brings its own Python code (auto_map), which is never run."
     return (
         Reason.UNSUPPORTED_ARCHITECTURE,
