@@ -71,6 +71,11 @@ class Settings(BaseSettings):
     max_batched_tokens: int = Field(
         2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
     )
+    target_itl_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="pause between the tokens of a stream that the native engine keeps while it"
+        " computes prompts beside it; unset: prompts take the whole budget, in milliseconds",
+    )
     cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
     cache_max_bytes: int = Field(
         64 * 2**20, ge=0, description="most memory that the cached answers take, in bytes"

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from axion.types import (
     BATCH_SIZE_BUCKETS,
+    QUEUE_TIME_BUCKETS,
     BackendHealth,
     BackendState,
     EngineStats,
@@ -50,8 +51,12 @@ _ENGINE_COUNTERS = {
     "num_prompt_tokens": ("axion_engine_prompt_tokens", "Prompt tokens taken in"),
     "num_cached_tokens": ("axion_engine_cached_tokens", "Prompt tokens found in the prefix cache"),
     "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
-    "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of blocks"),
+    "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of memory"),
     "num_steps": ("axion_engine_steps", "Engine steps"),
+    "num_out_of_memory": (
+        "axion_engine_out_of_memory",
+        "Engine steps computed again in smaller ones, for want of memory",
+    ),
 }
 
 _POOLING_GAUGES = {
@@ -193,20 +198,39 @@ class _BackendCollector(Collector):
         stats = {name: health.stats for name, health in self.health.items() if health.stats}
         yield from _families(GaugeMetricFamily, _ENGINE_GAUGES, stats)
         yield from _families(CounterMetricFamily, _ENGINE_COUNTERS, stats)
+        yield _histogram(
+            HistogramMetricFamily(
+                "axion_engine_queue_seconds",
+                "From a sequence's arrival in the engine to its first step",
+                labels=["model"],
+            ),
+            QUEUE_TIME_BUCKETS,
+            {name: (engine.queue_times, engine.queue_seconds) for name, engine in stats.items()},
+        )
 
     def _pooling_metrics(self) -> Iterator[Metric]:
         stats = {health.name: health.stats for health in self.pooling if health.stats}
         yield from _families(GaugeMetricFamily, _POOLING_GAUGES, stats)
         yield from _families(CounterMetricFamily, _POOLING_COUNTERS, stats)
-        sizes = HistogramMetricFamily(
-            "axion_pooling_batch_size", "Texts computed together", labels=["model"]
+        yield _histogram(
+            HistogramMetricFamily(
+                "axion_pooling_batch_size", "Texts computed together", labels=["model"]
+            ),
+            BATCH_SIZE_BUCKETS,
+            {name: (pooling.batch_sizes, pooling.num_texts) for name, pooling in stats.items()},
         )
-        for model, pooling in stats.items():
-            counts = itertools.accumulate(pooling.batch_sizes)
-            bounds = (*map(str, BATCH_SIZE_BUCKETS), "+Inf")
-            buckets = list(zip(bounds, counts, strict=True))
-            sizes.add_metric([model], buckets, sum_value=pooling.num_texts)
-        yield sizes
+
+
+def _histogram(
+    family: HistogramMetricFamily,
+    bounds: Sequence[float],
+    counts: Mapping[str, tuple[Sequence[int], float]],
+) -> Metric:
+    """`family` with each model's counts by bucket, and sum."""
+    for model, (by_bucket, total) in counts.items():
+        buckets = zip((*map(str, bounds), "+Inf"), itertools.accumulate(by_bucket), strict=True)
+        family.add_metric([model], list(buckets), sum_value=total)
+    return family
 
 
 def _families(
