@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,7 +135,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -175,6 +175,13 @@ class Settings(BaseSettings):
         if not host.strip():
             raise ValueError("must not be empty")
         return host
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return device
 
     @field_validator("axion_backends")
     @classmethod
@@ -300,7 +307,9 @@ def config_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise SettingsError(f"{CONFIG_VARIABLE} names a file that does not exist: {named}")
+        raise SettingsError(
+            f"The settings file {named}, named by --config or {CONFIG_VARIABLE}, does not exist."
+        )
     return None
 
 
@@ -328,7 +337,8 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = [
-            f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']} (got {fault['input']!r})"
+            f"{'.'.join(map(str, fault['loc'])).upper()}: "
+            f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
             for fault in error.errors()
         ]
         raise SettingsError("Settings that cannot be used:\n  " + "\n  ".join(faults)) from None

@@ -147,6 +147,7 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
         return number if type(number) is int else 0
 
     stored = gguf.quantization
+    num_heads = value("attention.head_count")  # 0 where each layer has a number of its own
     return ModelFacts(
         name=name,
         architectures=(gguf_architecture(gguf),),
@@ -155,7 +156,7 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
         dtype=_GGUF_DTYPES.get(stored, ""),
         weight_bytes=gguf.num_bytes,
         head_dim=value("attention.key_length")
-        or value("embedding_length") // (value("attention.head_count") or 1),
+        or (value("embedding_length") // num_heads if num_heads > 0 else 0),
         max_length=value("context_length"),
     )
 
