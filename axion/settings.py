@@ -66,6 +66,16 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="requests that wait for an engine before a new one gets 429; unset:"
+        " MAX_CONNECTIONS, in requests",
+    )
+    max_upstream_requests: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="requests given at once to an engine that is not native, fewer while it is"
+        " overloaded; unset: MAX_CONNECTIONS, in requests",
+    )
     concurrent_requests: int = Field(
         10, ge=1, description="sequences computed at once, the others wait, in sequences"
     )

@@ -262,12 +262,19 @@ class BackendState(enum.StrEnum):
 
 
 class EngineHealth(msgspec.Struct, frozen=True):
-    """One of the engines of a model."""
+    """One of the engines of a model.
+
+    Attributes:
+        num_waiting: requests that wait before they are given to it.
+        limit: requests that it is given at once.
+    """
 
     engine: str
     state: BackendState
     detail: str = ""
     restarts: int = 0
+    num_waiting: int = 0
+    limit: int = 0
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):

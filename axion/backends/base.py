@@ -99,6 +99,12 @@ class InferenceBackend(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
+    @property
+    def has_own_queue(self) -> bool:
+        """Whether it takes more requests than it computes at once, and orders those that wait by
+        their priority."""
+        ...
+
     async def start(self, model: ModelConfig) -> None:
         """Load the model; returns when a request can be answered."""
         ...

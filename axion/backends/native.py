@@ -141,6 +141,7 @@ class NativeBackend(LibraryBackend):
     """
 
     engine = "native"
+    has_own_queue = True
     # What it does not honour it refuses itself.
     capabilities = Capabilities(engine="native", honours_all=True)
 

@@ -51,10 +51,13 @@ def routing_policy(settings: Settings) -> RoutingPolicy:
     from axion.router.served import RoutingPolicy
 
     shadow = shares(settings.shadow)
+    max_queue = settings.max_queue
     return RoutingPolicy(
         standby=settings.standby,
         weights=shares(settings.backend_weights),
         shadow=next(iter(shadow.items()), None),
+        max_queue=settings.max_connections if max_queue is None else max_queue,
+        max_upstream_requests=settings.max_upstream_requests or settings.max_connections,
     )
 
 

@@ -144,14 +144,22 @@ class Metrics:
             ["model", "engine", "result"],
             registry=self.registry,
         )
+        self._queue_seconds = Histogram(
+            "axion_queue_seconds",
+            "From a request's arrival in the queue of an engine to its being given to it",
+            ["model", "engine"],
+            buckets=QUEUE_TIME_BUCKETS,
+            registry=self.registry,
+        )
         self._backends = _BackendCollector()
         self.registry.register(self._backends)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def routed(self, model: str, engine: str) -> None:
-        """A request goes to an engine."""
+    def routed(self, model: str, engine: str, waited_s: float) -> None:
+        """A request goes to an engine, for which it has waited."""
         self._routed.labels(model, engine).inc()
+        self._queue_seconds.labels(model, engine).observe(waited_s)
 
     def failed_over(self, model: str, engine: str, *, started: bool) -> None:
         """An engine has failed on a request, whose answer it had started or not."""
@@ -182,7 +190,20 @@ class _BackendCollector(Collector):
         restarts = CounterMetricFamily(
             "axion_engine_restarts", "Restarts of the model's process", labels=["model"]
         )
+        waiting = GaugeMetricFamily(
+            "axion_queue_length",
+            "Requests that wait before they are given to an engine",
+            labels=["model", "engine"],
+        )
+        limit = GaugeMetricFamily(
+            "axion_concurrency_limit",
+            "Requests that an engine is given at once",
+            labels=["model", "engine"],
+        )
         for model, health in self.health.items():
+            for engine in health.engines:
+                waiting.add_metric([model, engine.engine], engine.num_waiting)
+                limit.add_metric([model, engine.engine], engine.limit)
             ready.add_metric([model], health.state is BackendState.READY)
             restarts.add_metric([model], health.restarts)
         for pooling in self.pooling:
@@ -191,6 +212,8 @@ class _BackendCollector(Collector):
                 restarts.add_metric([pooling.name], pooling.restarts)
         yield ready
         yield restarts
+        yield waiting
+        yield limit
         yield from self._engine_metrics()
         yield from self._pooling_metrics()
 
