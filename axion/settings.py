@@ -66,11 +66,26 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="requests that wait for an engine before a new one gets 429; unset:"
+        " MAX_CONNECTIONS, in requests",
+    )
+    max_upstream_requests: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="requests given at once to an engine that is not native, fewer while it is"
+        " overloaded; unset: MAX_CONNECTIONS, in requests",
+    )
     concurrent_requests: int = Field(
         10, ge=1, description="sequences computed at once, the others wait, in sequences"
     )
     max_batched_tokens: int = Field(
         2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
+    )
+    target_itl_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="pause between the tokens of a stream that the native engine keeps while it"
+        " computes prompts beside it; unset: prompts take the whole budget, in milliseconds",
     )
     cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
     cache_max_bytes: int = Field(

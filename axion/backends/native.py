@@ -142,6 +142,7 @@ class NativeBackend(LibraryBackend):
     """
 
     engine = "native"
+    has_own_queue = True
     # What it does not honour it refuses itself.
     capabilities = Capabilities(engine="native", honours_all=True)
 
@@ -330,6 +331,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,
+        target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
