@@ -1,6 +1,6 @@
 """Axion beside other servers, on one checkpoint, in alternation, over HTTP: figures and ratios.
 
-    python benchmarks/compare.py --shape llama-3.2-1b [--peers axion,vllm] [--rounds 3] [-o values.json]
+    python benchmarks/compare.py --shape llama-3.2-1b [--peers axion,vllm] [--rounds 3] [-o FILE]
 
 Peers are in `peers.py`; `peers.sh` installs them, and one that is not here is left out, which is
 said. All servers are started first, one after the other, and asked a first token; then each round
@@ -109,14 +109,16 @@ class Server:
         executable, *words = peer.command.split()
         command = [str(find(executable)), *(word.format(**places) for word in words)]
         env = {name: value.format(**places) for name, value in peer.env.items()}
-        common = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        common = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        if executable != "python":
+            common.pop("PYTHONPATH", None)  # it is meant for this Python
         self._model = model
         self._target = Target(f"http://127.0.0.1:{port}", peer.served_as.format(**places))
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: closed with the server
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._began = time.perf_counter()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(GRACE_S), *command],
-            env={**os.environ, **common, **env},
+            env={**common, **env},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
