@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from axion.engine import state_cache
+from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
@@ -30,7 +31,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | BatchInvariantModel,
         kv_caches: list[KVCache],
         states: list[State],
         *,

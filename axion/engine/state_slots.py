@@ -127,11 +127,9 @@ class StateSlots:
             state = sequence.state
             assert state is not None
             slots = [state.slot, *state.checkpoints.values()]
-            assert 0 not in slots and own.isdisjoint(slots) and len(set(slots)) == len(slots)
+            assert len({0, *slots, *own}) == 1 + len(slots) + len(own), "a slot is one's alone"
             own.update(slots)
-            expected |= {
-                sequence.block_hashes[n // self.block_size - 1] for n in state.checkpoints
-            }
+            expected |= {sequence.block_hashes[n // self.block_size - 1] for n in state.checkpoints}
             for slot in {*slots, state.source} - {0}:
                 ref_counts[slot] += 1
         assert ref_counts == self._ref_counts

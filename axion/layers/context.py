@@ -112,8 +112,10 @@ class ForwardContext:
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
         context_lens_list: `context_lens` on the host.
-        kv_caches: one per layer.
+        kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
+        batch_invariant: attention must give a token the same bits in every batch and chunk; rows
+            behind those of all sequences are padding.
         states: one per layer, of a model that has any.
         state_runs: all rows, cut where a layer that keeps a state writes it.
     """
@@ -127,9 +129,10 @@ class ForwardContext:
     context_lens_list: list[int]
     kv_caches: list[KVCache]
     block_size: int
+    batch_invariant: bool = False
     states: list[State] = field(default_factory=list)
     state_runs: list[StateRun] = field(default_factory=list)
-    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
         """`build(self)`, computed by the first layer that asks and shared by all others."""

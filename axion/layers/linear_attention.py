@@ -1,5 +1,5 @@
-"""Linear attention over a state that fades: what Mamba-2 (state space duality, arXiv:2405.21060) and
-lightning attention (arXiv:2401.04658) compute."""
+"""Linear attention over a state that fades: what Mamba-2 (state space duality, arXiv:2405.21060)
+and lightning attention (arXiv:2401.04658) compute."""
 
 from __future__ import annotations
 

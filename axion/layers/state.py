@@ -12,8 +12,8 @@ from torch import Tensor
 from axion.layers.context import ForwardContext, StateRun
 
 Cell = Callable[..., tuple[Tensor, Tensor]]
-"""From states `[batch, ...]` and inputs `[batch, length, ...]` to outputs `[batch, length, ...]` and
-the states after them."""
+"""From states `[batch, ...]` and inputs `[batch, length, ...]` to outputs, `[batch, length, ...]`
+too, and the states after them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,4 +42,4 @@ class BambaForCausalLM(HybridForCausalLM):
         (r"\.pre_ff_layernorm\.", ".post_attention_layernorm."),
     )
     config_cls = BambaConfig
-    mixers = {"full_attention": Attention, "linear_attention": Mamba2Mixer}
+    mixers = (("full_attention", Attention), ("linear_attention", Mamba2Mixer))

@@ -150,7 +150,7 @@ class FalconH1ForCausalLM(HybridForCausalLM):
     config_cls = FalconH1Config
     mlp_cls = FalconH1MLP
     decoder_cls = FalconH1Decoder
-    mixers = {"hybrid": FalconH1Mixer}
+    mixers = (("hybrid", FalconH1Mixer),)
     config: FalconH1Config
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

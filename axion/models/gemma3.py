@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Length, Positive
 from axion.models.base import TextPart
 from axion.models.config import LocalRopeConfig, NumLayers, Size, text_config
-from axion.layers.norm import OffsetRMSNorm
 from axion.models.gemma2 import Gemma2Attention, Gemma2Config, Gemma2ForCausalLM
 
 

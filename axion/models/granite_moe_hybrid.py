@@ -70,8 +70,10 @@ class GraniteMoeHybridForCausalLM(HybridForCausalLM, GraniteMoeSharedForCausalLM
     renamed_tensors = (*GraniteMoeSharedForCausalLM.renamed_tensors, (r"\.mamba\.", ".self_attn."))
     config_cls = GraniteMoeHybridConfig
     mlp_cls = SharedMLP
-    mixers = {
-        **dict.fromkeys(("attention", "full_attention"), GraniteHybridAttention),
-        **dict.fromkeys(("mamba", "linear_attention"), Mamba2Mixer),
-    }
+    mixers = (
+        ("attention", GraniteHybridAttention),
+        ("full_attention", GraniteHybridAttention),
+        ("mamba", Mamba2Mixer),
+        ("linear_attention", Mamba2Mixer),
+    )
     config: GraniteMoeHybridConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,17 +52,16 @@ class HybridForCausalLM(CausalLM):
             `state_spec` if it keeps a state.
     """
 
-    mixers: ClassVar[Mapping[str, type[nn.Module]]]
+    mixers: ClassVar[tuple[tuple[str, type[nn.Module]], ...]]
     config: HybridConfig
 
     def mixer(self, layer_idx: int) -> nn.Module:
-        kind = self.config.layer_types[layer_idx]
-        if kind not in self.mixers:
+        kind, mixers = self.config.layer_types[layer_idx], dict(self.mixers)
+        if kind not in mixers:
             raise ModelLoadError(
-                f"config.json: layer_types has {kind[:80]!r}, expected one of "
-                f"{', '.join(self.mixers)}."
+                f"config.json: layer_types has {kind[:80]!r}, expected one of {', '.join(mixers)}."
             )
-        return self.mixers[kind](self.config, layer_idx)
+        return mixers[kind](self.config, layer_idx)
 
     def state_specs(self) -> list[StateSpec]:
         return [getattr(layer.self_attn, "state_spec", {}) for layer in self.model.layers]

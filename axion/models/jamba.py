@@ -77,5 +77,5 @@ class JambaForCausalLM(HybridForCausalLM, MoEForCausalLM):
         (r"\.pre_ff_layernorm\.", ".post_attention_layernorm."),
     )
     config_cls = JambaConfig
-    mixers = {"attention": UnrotatedAttention, "mamba": JambaMamba}
+    mixers = (("attention", UnrotatedAttention), ("mamba", JambaMamba))
     config: JambaConfig

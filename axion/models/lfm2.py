@@ -40,7 +40,7 @@ class ShortConvConfig(HybridConfig):
     rms_norm_eps: Epsilon = 1e-5
     tie_word_embeddings: bool = True
     conv_bias: bool = False
-    conv_L_cache: Size = 3
+    conv_L_cache: Size = 3  # noqa: N815
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -114,7 +114,7 @@ class Lfm2ForCausalLM(HybridForCausalLM):
         (r"\.w2\.", ".down_proj."),
     )
     config_cls = Lfm2Config
-    mixers = {"full_attention": Qwen3Attention, "conv": ShortConv}
+    mixers = (("full_attention", Qwen3Attention), ("conv", ShortConv))
 
 
 @dataclass(kw_only=True)

@@ -94,7 +94,7 @@ class MambaForCausalLM(MixerForCausalLM):
     architectures = ("MambaForCausalLM",)
     config_cls = MambaConfig
     decoder_cls = StateSpaceDecoder
-    mixers = {"linear_attention": MambaMixer}
+    mixers = (("linear_attention", MambaMixer),)
 
 
 @dataclass(kw_only=True)

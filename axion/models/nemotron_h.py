@@ -135,9 +135,11 @@ class NemotronHForCausalLM(MixerForCausalLM):
     )
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*")
     config_cls = NemotronHConfig
-    mixers = {
-        **dict.fromkeys(("mamba", "linear_attention"), Mamba2Mixer),
-        **dict.fromkeys(("attention", "full_attention"), UnrotatedAttention),
-        "mlp": NemotronHMLP,
-        "moe": NemotronHMoE,
-    }
+    mixers = (
+        ("mamba", Mamba2Mixer),
+        ("linear_attention", Mamba2Mixer),
+        ("attention", UnrotatedAttention),
+        ("full_attention", UnrotatedAttention),
+        ("mlp", NemotronHMLP),
+        ("moe", NemotronHMoE),
+    )

@@ -60,7 +60,9 @@ class OlmoHybridConfig(GatedDeltaNetConfig):
         derived["has_rope"] = (theta or config.get("rope_theta")) is not None
         num_layers = config.get("num_hidden_layers")
         if config.get("layer_types") is None and isinstance(num_layers, int):
-            kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(num_layers)]
+            kinds = [
+                "full_attention" if i % 4 == 3 else "linear_attention" for i in range(num_layers)
+            ]
             derived["layer_types"] = kinds if num_layers > 3 else [*kinds[:-1], "full_attention"]
         return derived, sources | _INITIAL
 
@@ -113,7 +115,10 @@ class OlmoHybridForCausalLM(HybridForCausalLM):
         (r"\.linear_attn\.", ".self_attn."),
     )
     config_cls = OlmoHybridConfig
-    mixers = {"full_attention": OlmoHybridAttention, "linear_attention": OlmoHybridGatedDeltaNet}
+    mixers = (
+        ("full_attention", OlmoHybridAttention),
+        ("linear_attention", OlmoHybridGatedDeltaNet),
+    )
     config: OlmoHybridConfig
 
     def layer(self, layer_idx: int) -> DecoderLayer:

@@ -22,7 +22,7 @@ _SECTIONS = ("mrope_section", "mrope_interleaved")
 
 
 @dataclass(kw_only=True)
-class Qwen3_5Config(GatedAttentionConfig):
+class Qwen3_5Config(GatedAttentionConfig):  # noqa: N801
     num_key_value_heads: Size | None = 4
     attn_output_gate: Literal[True] = True
 
@@ -34,7 +34,7 @@ class Qwen3_5Config(GatedAttentionConfig):
         return super()._derive(config | {"rope_parameters": rope})
 
 
-class Qwen3_5GatedDeltaNet(GatedDeltaNet):
+class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
     def __init__(self, config: Qwen3_5Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         num_heads = config.linear_num_value_heads
@@ -52,7 +52,7 @@ class Qwen3_5GatedDeltaNet(GatedDeltaNet):
         return Projected(*self.in_proj(hidden_states))
 
 
-class Qwen3_5ForCausalLM(HybridForCausalLM):
+class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5ForCausalLM",)
     renamed_tensors = (
         *CausalLM.renamed_tensors,
@@ -61,11 +61,11 @@ class Qwen3_5ForCausalLM(HybridForCausalLM):
     )
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
     config_cls = Qwen3_5Config
-    mixers = {"full_attention": GatedAttention, "linear_attention": Qwen3_5GatedDeltaNet}
+    mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3_5GatedDeltaNet))
 
 
 @dataclass(kw_only=True)
-class Qwen3_5MoeConfig(Qwen3_5Config, MoEConfig):
+class Qwen3_5MoeConfig(Qwen3_5Config, MoEConfig):  # noqa: N801
     """Every layer has experts."""
 
     intermediate_size: Size = 512
@@ -77,7 +77,7 @@ class Qwen3_5MoeConfig(Qwen3_5Config, MoEConfig):
     norm_topk_prob: Literal[True] = True
 
 
-class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):
+class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5MoeForCausalLM",)
     renamed_tensors = (*MoEForCausalLM.renamed_tensors, *Qwen3_5ForCausalLM.renamed_tensors)
     config_cls = Qwen3_5MoeConfig
@@ -86,24 +86,24 @@ class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):
 
 
 @dataclass(kw_only=True)
-class Qwen3_5SeeingConfig(Qwen3_5Config):
+class Qwen3_5SeeingConfig(Qwen3_5Config):  # noqa: N801
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Qwen3_5SeeingConfig:
         return super().from_dict(text_config(config))
 
 
-class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):
+class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5ForConditionalGeneration",)
     config_cls = Qwen3_5SeeingConfig
 
 
 @dataclass(kw_only=True)
-class Qwen3_5MoeSeeingConfig(Qwen3_5MoeConfig):
+class Qwen3_5MoeSeeingConfig(Qwen3_5MoeConfig):  # noqa: N801
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Qwen3_5MoeSeeingConfig:
         return super().from_dict(text_config(config))
 
 
-class Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeForCausalLM):
+class Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5MoeForConditionalGeneration",)
     config_cls = Qwen3_5MoeSeeingConfig

@@ -39,8 +39,9 @@ class GatedAttentionConfig(GatedDeltaNetConfig):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """Without `layer_types` every `full_attention_interval`-th layer is attention."""
         derived, sources = super()._derive(config)
-        interval, num_layers = config.get("full_attention_interval", 4), config.get(
-            "num_hidden_layers"
+        interval, num_layers = (
+            config.get("full_attention_interval", 4),
+            config.get("num_hidden_layers"),
         )
         if config.get("layer_types") is None and isinstance(num_layers, int):
             derived["layer_types"] = [
@@ -106,5 +107,5 @@ class Qwen3NextForCausalLM(HybridForCausalLM, MoEForCausalLM):
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*")
     config_cls = Qwen3NextConfig
     moe_cls = Qwen2MoE
-    mixers = {"full_attention": GatedAttention, "linear_attention": Qwen3NextGatedDeltaNet}
+    mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3NextGatedDeltaNet))
     config: Qwen3NextConfig
