@@ -15,10 +15,6 @@ class CausalConv1d(nn.Module):
     """A convolution of each channel over its last `kernel_size` values, then an activation.
 
     What it keeps of a sequence are the last `kernel_size - 1` inputs.
-
-    Args:
-        shards: names under which a checkpoint may store channels apart, beside this one, to how
-            many each has.
     """
 
     def __init__(
@@ -28,10 +24,8 @@ class CausalConv1d(nn.Module):
         activation: Activation | None = None,
         *,
         bias: bool = False,
-        shards: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.shards = shards or {}
         self.state = StateTensor((num_channels, kernel_size - 1))
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(num_channels, 1, kernel_size), requires_grad=False)
@@ -48,11 +42,6 @@ class CausalConv1d(nn.Module):
         """
         return scan(self._convolve, state, (x,), context)
 
-    def shard_views(self) -> dict[str, Tensor]:
-        """`q_conv1d.weight` and the like to the channels that it holds."""
-        parts = self.weight.detach().split(tuple(self.shards.values()))
-        return {f"{name}.weight": part for name, part in zip(self.shards, parts, strict=True)}
-
     def _convolve(self, before: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         window = torch.cat((before, x.transpose(1, 2)), dim=-1)
         if x.shape[1] == 1:
@@ -63,3 +52,20 @@ class CausalConv1d(nn.Module):
         if self.activation is not None:
             out = self.activation(out)
         return out.transpose(1, 2), window[..., x.shape[1] :]
+
+
+class PackedConv1d(CausalConv1d):
+    """A convolution whose channels a checkpoint stores whole, or in parts beside it.
+
+    Args:
+        shards: name of each part to how many channels it has.
+    """
+
+    def __init__(self, shards: dict[str, int], kernel_size: int, activation: Activation) -> None:
+        super().__init__(sum(shards.values()), kernel_size, activation)
+        self.shards = shards
+
+    def shard_views(self) -> dict[str, Tensor]:
+        """`q_conv1d.weight` and the like to the channels that it holds."""
+        parts = self.weight.detach().split(tuple(self.shards.values()))
+        return {f"{name}.weight": part for name, part in zip(self.shards, parts, strict=True)}

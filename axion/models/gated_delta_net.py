@@ -58,7 +58,6 @@ class GatedDeltaNet(nn.Module):
     """Linear attention over a state that fades and is corrected."""
 
     kv_cache_spec: ClassVar[KVCacheSpec] = NO_KV_CACHE
-    conv_shards: ClassVar[tuple[str, str, str] | None] = None
 
     def __init__(self, config: GatedDeltaNetConfig, layer_idx: int) -> None:
         super().__init__()
@@ -68,12 +67,10 @@ class GatedDeltaNet(nn.Module):
         self.key_size = config.linear_num_key_heads * self.k_dim
         self.value_size = num_heads * self.v_dim
         self.values_per_key = num_heads // config.linear_num_key_heads
-        sizes = (self.key_size, self.key_size, self.value_size)
         self.conv1d = CausalConv1d(
-            sum(sizes),
+            2 * self.key_size + self.value_size,
             config.linear_conv_kernel_dim,
             get_activation(config.hidden_act),
-            shards=self.conv_shards and dict(zip(self.conv_shards, sizes, strict=True)),
         )
         self.dt_bias = nn.Parameter(torch.empty(num_heads), requires_grad=False)
         self.A_log = nn.Parameter(torch.empty(num_heads), requires_grad=False)

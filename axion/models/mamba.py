@@ -121,7 +121,7 @@ class FalconMambaMixer(MambaMixer):
 class FalconMambaForCausalLM(MambaForCausalLM):
     architectures = ("FalconMambaForCausalLM",)
     config_cls = FalconMambaConfig
-    mixers = {"linear_attention": FalconMambaMixer}
+    mixers = (("linear_attention", FalconMambaMixer),)
 
 
 @dataclass(kw_only=True)
@@ -140,4 +140,4 @@ class Mamba2ForCausalLM(MixerForCausalLM):
     architectures = ("Mamba2ForCausalLM",)
     config_cls = Mamba2Config
     decoder_cls = StateSpaceDecoder
-    mixers = {"linear_attention": Mamba2Mixer}
+    mixers = (("linear_attention", Mamba2Mixer),)

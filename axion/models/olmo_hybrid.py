@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axion.layers.activation import get_activation
 from axion.layers.context import ForwardContext
+from axion.layers.conv import PackedConv1d
 from axion.layers.linear import PackedLinear
 from axion.layers.norm import GatedRMSNorm
 from axion.layers.rotary import Length
@@ -77,8 +79,6 @@ class OlmoHybridAttention(Olmo2Attention):
 
 
 class OlmoHybridGatedDeltaNet(GatedDeltaNet):
-    conv_shards = ("q_conv1d", "k_conv1d", "v_conv1d")
-
     def __init__(self, config: OlmoHybridConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         num_heads = config.linear_num_value_heads
@@ -92,6 +92,12 @@ class OlmoHybridGatedDeltaNet(GatedDeltaNet):
                 "b_proj": num_heads,
                 "a_proj": num_heads,
             },
+        )
+        sizes = (self.key_size, self.key_size, self.value_size)
+        self.conv1d = PackedConv1d(
+            dict(zip(("q_conv1d", "k_conv1d", "v_conv1d"), sizes, strict=True)),
+            config.linear_conv_kernel_dim,
+            get_activation(config.hidden_act),
         )
         self.norm = GatedRMSNorm(self.v_dim, _GATED_EPS)
         self.max_correction = 2.0 if config.linear_allow_neg_eigval else 1.0
