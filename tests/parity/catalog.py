@@ -75,6 +75,7 @@ def _sections(*sections: int) -> dict[str, Any]:
 CHANGES: dict[str, dict[str, Any]] = {
     "AXK1ForCausalLM": _LATENT,
     "BambaForCausalLM": {"attn_layer_indices": [1]},
+    "FalconH1ForCausalLM": {"mamba_d_head": 16},
     "BertGenerationDecoder": {"is_decoder": True},
     "BertLMHeadModel": _DECODER,
     "CamembertForCausalLM": _DECODER,
