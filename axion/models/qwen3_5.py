@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from axion.layers.linear import PackedLinear
-from axion.models.base import CausalLM
+from axion.models.base import CausalLM, TextPart
 from axion.models.config import NumExperts, Size, text_config
 from axion.models.gated_delta_net import GatedDeltaNet, Projected
 from axion.models.hybrid import HybridForCausalLM
@@ -55,11 +55,11 @@ class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
 class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5ForCausalLM",)
     renamed_tensors = (
+        *TextPart.renamed_tensors,
         *CausalLM.renamed_tensors,
-        (r"^model\.language_model\.", "model."),
         (r"\.linear_attn\.", ".self_attn."),
     )
-    ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
+    ignored_tensors = (*TextPart.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
     config_cls = Qwen3_5Config
     mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3_5GatedDeltaNet))
 

@@ -221,6 +221,14 @@ _DELTA_NET = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 16,
 }
+_QWEN3_5_MOE = {
+    **_EXPERTS,
+    **_DELTA_NET,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 32,
+    "head_dim": 24,
+    "shared_expert_intermediate_size": 48,
+}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2}
 _NEMOTRON_H = {
@@ -985,7 +993,7 @@ CASES: dict[str, Case] = {
     ),
     "qwen3-5-moe": Case(
         "Qwen3_5MoeForCausalLM",
-        {**_EXPERTS, **_DELTA_NET, "head_dim": 24, "shared_expert_intermediate_size": 48},
+        _QWEN3_5_MOE,
     ),
     "olmo-hybrid": Case("OlmoHybridForCausalLM", {**_DELTA_NET, "rope_parameters": _partial(1.0)}),
     "olmo-hybrid-no-rope": Case(
@@ -1057,7 +1065,7 @@ CASES: dict[str, Case] = {
     ),
     "qwen3-5-moe-seeing": Case(
         "Qwen3_5MoeForCausalLM",
-        {**_EXPERTS, **_DELTA_NET, "head_dim": 24, "shared_expert_intermediate_size": 48},
+        _QWEN3_5_MOE,
         inside="Qwen3_5MoeForConditionalGeneration",
     ),
     "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
