@@ -66,11 +66,26 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="requests that wait for an engine before a new one gets 429; unset:"
+        " MAX_CONNECTIONS, in requests",
+    )
+    max_upstream_requests: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="requests given at once to an engine that is not native, fewer while it is"
+        " overloaded; unset: MAX_CONNECTIONS, in requests",
+    )
     concurrent_requests: int = Field(
         10, ge=1, description="sequences computed at once, the others wait, in sequences"
     )
     max_batched_tokens: int = Field(
         2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
+    )
+    target_itl_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="pause between the tokens of a stream that the native engine keeps while it"
+        " computes prompts beside it; unset: prompts take the whole budget, in milliseconds",
     )
     cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
     cache_max_bytes: int = Field(
@@ -139,6 +154,11 @@ class Settings(BaseSettings):
         "none",
         description="what the native engine quantizes a plain checkpoint's linear layers to while"
         " it loads them: int8, int4 or fp8; none: they stay as they are stored",
+    )
+    deterministic: bool = Field(
+        False,
+        description="whether a request gets the same bits alone, in any batch, and with the prefix"
+        " cache warm or cold; only the native engine, which is slower then",
     )
     tensor_parallel_size: int = Field(
         1,

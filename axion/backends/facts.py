@@ -76,6 +76,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         devices: those that it computes on.
         quantizations: the methods by which weights may be quantized; None if any.
         quantizes: what it can quantize plain weights to while it loads them.
+        deterministic: a request can get the same bits in whatever batch.
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
@@ -99,6 +100,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     formats: frozenset[str] = frozenset({"safetensors"})
     quantizations: frozenset[str] | None = None
     quantizes: frozenset[str] = frozenset()
+    deterministic: bool = False
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}

@@ -142,6 +142,7 @@ class NativeBackend(LibraryBackend):
     """
 
     engine = "native"
+    has_own_queue = True
     # What it does not honour it refuses itself.
     capabilities = Capabilities(engine="native", honours_all=True)
 
@@ -170,6 +171,7 @@ class NativeBackend(LibraryBackend):
             quantizations=await asyncio.to_thread(native_quantizations)
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
+            deterministic=True,
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -329,10 +331,12 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,
+        target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         allow_pickle=model.allow_pickle,
+        deterministic=model.deterministic,
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import Activation
+from axion.layers.activation import Activation, apply_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
 _ALIGNMENT = 8
@@ -231,4 +231,4 @@ class Experts(nn.Module):
     def activate(self, gate_up: Tensor) -> Tensor:
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.activation(gate) * up
+        return apply_gate(self.activation, gate, up)

@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from axion.layers.activation import get_activation
+from axion.layers.activation import apply_gate, get_activation
 from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
+from axion.layers.norm import add_and_norm
 from axion.layers.rotary import apply_rotary, rotary_embedding
 from axion.models.config import DecoderConfig
 
@@ -106,7 +107,7 @@ class MLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
         gate, up = self.gate_up_proj(hidden_states)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(apply_gate(self.activation, gate, up))
 
 
 class PlainMLP(nn.Module):
@@ -138,8 +139,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), context)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        attended = self.self_attn(self.input_layernorm(hidden_states), context)
+        hidden_states, normalized = add_and_norm(
+            attended, hidden_states, self.post_attention_layernorm
+        )
+        return hidden_states + self.mlp(normalized)
 
 
 class ParallelDecoderLayer(DecoderLayer):

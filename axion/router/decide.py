@@ -31,6 +31,7 @@ class Reason(enum.StrEnum):
     UNSUPPORTED_DEVICE = "unsupported_device"
     UNSUPPORTED_DTYPE = "unsupported_dtype"
     UNSUPPORTED_PARALLELISM = "unsupported_parallelism"
+    NOT_DETERMINISTIC = "not_deterministic"
     KNOWN_FAULT = "known_fault"
     NOT_ENOUGH_MEMORY = "not_enough_memory"
 
@@ -78,6 +79,7 @@ def decide(
     dtype: str = "auto",
     quantization: str = "none",
     tensor_parallel_size: int = 1,
+    deterministic: bool = False,
 ) -> Decision:
     """Judge each engine of `order`.
 
@@ -87,9 +89,12 @@ def decide(
         dtype: the number format that the settings ask for, or `auto`.
         quantization: what plain weights are to be quantized to, or `none`.
         tensor_parallel_size: GPUs that are to share the model.
+        deterministic: a request must get the same bits in whatever batch.
     """
     verdicts = tuple(
-        _judge(name, engine, model, device, dtype, quantization, tensor_parallel_size)
+        _judge(
+            name, engine, model, device, dtype, quantization, tensor_parallel_size, deterministic
+        )
         if (engine := engines.get(name)) is not None
         else _unknown(name, known or list(engines))
         for name in dict.fromkeys(order)
@@ -117,6 +122,7 @@ def _judge(
     dtype: str,
     quantization: str,
     tensor_parallel_size: int,
+    deterministic: bool,
 ) -> Verdict:
     need = _memory_bytes(engine, model, device, dtype, quantization) // tensor_parallel_size
     for code, reason in (
@@ -126,6 +132,7 @@ def _judge(
         _architecture(engine, model, device),
         _device(engine, model, device, dtype),
         _parallelism(engine, tensor_parallel_size),
+        _determinism(engine, deterministic),
         _memory(need, model, device),
     ):
         if code is not Reason.ACCEPTED:
@@ -270,6 +277,15 @@ def _device(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: 
             Reason.KNOWN_FAULT,
             f"The attention heads have size {model.head_dim}; on {device.kind} it takes "
             f"{', '.join(map(str, sorted(head_dims)))}.",
+        )
+    return _FINE
+
+
+def _determinism(engine: EngineFacts, deterministic: bool) -> _Finding:
+    if deterministic and not engine.deterministic:
+        return (
+            Reason.NOT_DETERMINISTIC,
+            "DETERMINISTIC is on; what it computes for a request depends on the others beside it.",
         )
     return _FINE
 

@@ -145,6 +145,8 @@ def judge(
             "20.0 GiB",
         ),
         ({"tensor_parallel_size": 2}, Reason.UNSUPPORTED_PARALLELISM, "TENSOR_PARALLEL_SIZE is 2"),
+        ({"deterministic": True}, Reason.NOT_DETERMINISTIC, "DETERMINISTIC is on"),
+        ({"deterministic": True, "engine": {"deterministic": True}}, Reason.ACCEPTED, ""),
         (
             {"tensor_parallel_size": 2, "engine": {"tensor_parallel": True}},
             Reason.ACCEPTED,
