@@ -3,10 +3,11 @@
     python benchmarks/compare.py --shape llama-3.2-1b [--peers axion,vllm] [--rounds 3] [-o FILE]
 
 Peers are in `peers.py`; `peers.sh` installs them, and one that is not here is left out, which is
-said. All servers are started first, one after the other, and asked a first token; then each round
-measures one after the other. Those that wait are stopped (SIGSTOP), so that nothing runs beside the
-one that is measured, and none is loaded twice. With --restart each is started anew for its turn
-instead: that takes longer, needs the memory of one, and gives the start a median too. `generate` is
+said. Servers with weights of the same format are compared: in each round they are measured one after
+the other. Each is started in its first turn, and the others are stopped meanwhile (SIGSTOP), so that
+nothing runs beside the one that is measured and none is loaded twice. With --restart each is started
+anew for every turn instead: that takes longer, needs the memory of one, and gives the start a median
+too. `generate` is
 transformers' own function, in a process without a server, which gets all prompts of a batch at once
 and of equal length: its best case.
 
@@ -218,7 +219,7 @@ Values = dict[str, dict[str, list[float]]]
 async def compare(
     peers: list[Peer], models: dict[str, Path], rows: list[Row], arguments: argparse.Namespace
 ) -> Values:
-    """Of each peer the values of each row, one for a round; a peer that fails is left out."""
+    """The values of each peer in each row, one a round; a peer that fails is left out."""
     threads = arguments.threads
     streams = max(row.streams for row in rows)
     length = max(row.prompt_len + row.output_len for row in rows) + 128  # the chat template's
@@ -334,7 +335,11 @@ def main() -> None:
             peers.append(peer)
     models = find_models(arguments, {peer.file for peer in peers})
     peers = [peer for peer in peers if peer.file in models]
-    values = asyncio.run(compare(peers, models, rows, arguments))
+    values: Values = {}
+    for weights in dict.fromkeys(peer.weights for peer in peers):
+        group = [peer for peer in peers if peer.weights == weights]
+        values |= asyncio.run(compare(group, models, rows, arguments))
+    peers = [peer for peer in peers if peer.name in values]
     name = arguments.shape or arguments.model
     print(f"\n{name}, median of {arguments.rounds}, in brackets how many times better Axion is")
     print(table(values, peers, rows))
