@@ -67,6 +67,7 @@ TORCH_ROOMS = {
     "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",
+    "axion.engine.batch_invariant",
     "axion.engine.model_runner",
     "axion.engine.pickle_checkpoint",
     "axion.engine.sampler",
