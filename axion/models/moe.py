@@ -113,7 +113,7 @@ class SharedMoEConfig(MoEConfig):
     Attributes:
         n_shared_experts: experts that every token passes, stored as one MLP.
         first_k_dense_replace: the first layers, so many, have an MLP instead of experts.
-        mlp_layer_types: says of each layer which it has, in place of that.
+        mlp_layer_types: says of each layer which it has, in place of that; its default.
         n_group, topk_group: experts are chosen from so many of the groups.
         num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
     """
@@ -129,8 +129,11 @@ class SharedMoEConfig(MoEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        types = self.mlp_layer_types
-        if types is not None and len(types) != self.num_hidden_layers:
+        if self.mlp_layer_types is None:
+            num_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
+            num_sparse = self.num_hidden_layers - num_dense
+            self.mlp_layer_types = ["dense"] * num_dense + ["sparse"] * num_sparse
+        if len(self.mlp_layer_types) != self.num_hidden_layers:
             raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
         self.n_group, self.topk_group = self.n_group or 1, self.topk_group or 1
         if self.num_experts % self.n_group or self.topk_group > self.n_group:
@@ -148,9 +151,7 @@ class SharedMoEConfig(MoEConfig):
             )
 
     def is_sparse(self, layer_idx: int) -> bool:
-        if self.mlp_layer_types is not None:
-            return self.mlp_layer_types[layer_idx] == "sparse"
-        return layer_idx >= self.first_k_dense_replace
+        return self.mlp_layer_types[layer_idx] == "sparse"
 
 
 class SharedMoE(MoE):

@@ -360,8 +360,8 @@ transformers that it does not list. The router gives Axion's own engine what is 
 - Ropes that depend on the length: `longrope` is served up to the original context (one set of
   factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
 - Latent attention (MLA) is cached expanded.
-- Where layers may be of several kinds (`GraniteMoeHybridForCausalLM`), all must be attention. BERT
-  and its kin need `is_decoder` in `config.json`.
+- Layers that keep a recurrent state are native or not served. BERT and its kin need `is_decoder`
+  in `config.json`.
 - Custom code in a repository (`auto_map`) is never run.
 
 ## Text

@@ -656,6 +656,12 @@ CASES: dict[str, Case] = {
         {"sliding_window": None},
         _SEEING,
     ),
+    "mistral3-mistral4": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral4", **_mistral4({}).config},
+        {"routed_scaling_factor": 3.0},
+        {"vision_config": {"model_type": "pixtral", **_SEEING["vision_config"]}},
+    ),
     "mistral3-ministral3": Case(
         "Mistral3ForConditionalGeneration",
         {"model_type": "ministral3", **_ministral3(0.5)},
