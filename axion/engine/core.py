@@ -23,6 +23,7 @@ from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
+from axion.layers.kv_format import KV_FORMATS
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -73,8 +74,13 @@ class EngineCore:
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
         block_size = config.block_size
         specs = self.model.kv_cache_specs()
+        format = None
+        if config.kv_cache_dtype != "auto":
+            format = KV_FORMATS[config.kv_cache_dtype](dtype)
+            specs = [kv_cache.stored_spec(spec, format) for spec in specs]
+        stored_dtype = dtype if format is None else torch.uint8
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
+            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=stored_dtype
         )
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
@@ -83,11 +89,12 @@ class EngineCore:
             num_bytes=kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction),
         )
         layout = lay_out(max_model_len)
+        caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
+        )
         self.runner = ModelRunner(
             self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
+            [cache._replace(format=format) for cache in caches],
             block_size=block_size,
             device=self.device,
         )

@@ -6,7 +6,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+from axion.layers.kv_format import KVFormat
 
 T = TypeVar("T")
 
@@ -44,11 +47,19 @@ class KVCache(NamedTuple):
         k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, each entry contiguous.
         v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, each entry contiguous.
         group: the layer's, whose block tables and slots are meant for it.
+        format: how entries are stored; None: as they are. With one, `k` and `v` are bytes, and
+            their last dimension is the format's width.
     """
 
     k: Tensor
     v: Tensor
     group: int = 0
+    format: KVFormat | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values as attention reads them."""
+        return self.k.dtype if self.format is None else self.format.dtype
 
 
 @dataclass(slots=True)

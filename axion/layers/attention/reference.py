@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.kv_format import KVFormat
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
@@ -55,6 +56,35 @@ class _Chunk:
     rows: slice
     slots: Tensor
     mask: Tensor | None
+
+
+class _Entries(NamedTuple):
+    """Keys or values in the KV cache.
+
+    Attributes:
+        stored: `[num_slots, num_kv_heads, head_dim]`, or bytes of the format's width.
+    """
+
+    stored: Tensor
+    format: KVFormat | None
+
+    @property
+    def num_heads(self) -> int:
+        return self.stored.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.stored.shape[2] - (0 if self.format is None else self.format.width(0))
+
+    def store(self, slots: Tensor, x: Tensor) -> None:
+        """Keep `[num_tokens, num_kv_heads, head_dim]` in these slots."""
+        self.stored.index_copy_(0, slots, x if self.format is None else self.format.store(x))
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """`[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
+        # As an embedding: a whole entry is copied at once, many times faster than by indexing.
+        entries = F.embedding(slots, self.stored.flatten(1)).unflatten(-1, self.stored.shape[1:])
+        return entries if self.format is None else self.format.load(entries)
 
 
 class _Scores(NamedTuple):
@@ -97,18 +127,19 @@ def paged_attention(
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
     """
-    keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
-    if k is not None:
+    keys, values = (_Entries(x.view(-1, *x.shape[2:]), cache.format) for x in (cache.k, cache.v))
+    if k is not None and v is not None:
         slot_mapping = context.slot_mapping[cache.group]
-        keys.index_copy_(0, slot_mapping, k)
-        values.index_copy_(0, slot_mapping, v)
+        keys.store(slot_mapping, k)
+        if cache.v.data_ptr() != cache.k.data_ptr():  # else values are in the keys
+            values.store(slot_mapping, v)
     scores = _Scores(scale, softcap, sinks)
     max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
     groups = context.once(
         (_groups, cache.group, window, max_scores),
         partial(_groups, kv_group=cache.group, window=window, max_scores=max_scores),
     )
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         if isinstance(group, _Chunk):
             out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
@@ -120,11 +151,11 @@ def paged_attention(
 
 
 def _attend_decode(
-    q: Tensor, keys: Tensor, values: Tensor, group: _Decode, scores: _Scores
+    q: Tensor, keys: _Entries, values: _Entries, group: _Decode, scores: _Scores
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
-    q = q.unflatten(1, (keys.shape[1], -1))
-    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
+    q = q.unflatten(1, (keys.num_heads, -1))
+    k, v = (entries.gather(group.slots).transpose(1, 2) for entries in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
@@ -133,11 +164,11 @@ def _attend_decode(
 
 
 def _attend_chunk(
-    q: Tensor, keys: Tensor, values: Tensor, chunk: _Chunk, scores: _Scores
+    q: Tensor, keys: _Entries, values: _Entries, chunk: _Chunk, scores: _Scores
 ) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    q = q.transpose(0, 1).unflatten(0, (keys.shape[1], -1))
-    k, v = (_gather(cache, chunk.slots).transpose(0, 1) for cache in (keys, values))
+    q = q.transpose(0, 1).unflatten(0, (keys.num_heads, -1))
+    k, v = (entries.gather(chunk.slots).transpose(0, 1) for entries in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(
             q,
@@ -177,12 +208,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Score
         sinks = scores.sinks.float().view(*q.shape[-4:-2], 1, 1)
         out = out * torch.sigmoid(x.logsumexp(-1, keepdim=True) - sinks).to(out.dtype)
     return out
-
-
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """Entries `[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
-    # As an embedding: a whole entry is copied at once, many times faster than by indexing.
-    return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
 
 
 def _groups(
@@ -274,4 +299,4 @@ def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
 
 
 def _dtype(context: ForwardContext) -> torch.dtype:
-    return context.kv_caches[0].k.dtype
+    return context.kv_caches[0].dtype
