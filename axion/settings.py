@@ -155,6 +155,11 @@ class Settings(BaseSettings):
         description="what the native engine quantizes a plain checkpoint's linear layers to while"
         " it loads them: int8, int4 or fp8; none: they stay as they are stored",
     )
+    deterministic: bool = Field(
+        False,
+        description="whether a request gets the same bits alone, in any batch, and with the prefix"
+        " cache warm or cold; only the native engine, which is slower then",
+    )
     tensor_parallel_size: int = Field(
         1,
         ge=1,

@@ -192,6 +192,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        deterministic: a request gets the same bits in whatever batch it is computed.
     """
 
     model_path: str
@@ -209,6 +210,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
+    deterministic: bool = False
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,11 +36,12 @@ def main() -> None:
         reference = reference or found
         info = llm.engine.info
         num_bytes = info.kv_cache_bytes / (info.num_blocks * info.block_size)
-        off = "; ".join(
-            f"{len(logprobs)} tokens of {name} off by {np.abs(logprobs - reference[name]).mean():.4f}"
-            for name, logprobs in found.items()
+        off = {name: np.abs(found[name] - reference[name]).mean() for name in found}
+        print(
+            f"{kind:>4}: {num_bytes:.0f} bytes a token; log probabilities off by "
+            f"{off['answers']:.4f} in {len(answers)} tokens of answers, "
+            f"{off['questions']:.4f} in {len(questions)} of questions"
         )
-        print(f"{kind:>4}: {num_bytes:.0f} bytes a token; log probabilities of {off}")
 
 
 if __name__ == "__main__":

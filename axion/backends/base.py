@@ -29,6 +29,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
         tensor_parallel_size: GPUs that share each of the model's layers.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        deterministic: as in `EngineConfig`, by engines whose facts say that they can be.
     """
 
     model_name: str
@@ -46,6 +47,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None
     tensor_parallel_size: int = 1
     allow_pickle: bool = False
+    deterministic: bool = False
 
     @property
     def name(self) -> str:

@@ -44,6 +44,7 @@ def model_config(settings: Settings) -> ModelConfig:
         num_threads=settings.cpu_threads,
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
+        deterministic=settings.deterministic,
     )
 
 

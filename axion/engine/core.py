@@ -15,6 +15,7 @@ import torch
 from llguidance import LLMatcher
 
 from axion.engine import kv_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
@@ -24,6 +25,7 @@ from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
 from axion.layers.kv_format import KV_FORMATS
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -92,12 +94,15 @@ class EngineCore:
         caches = kv_cache.allocate(
             specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
         )
-        self.runner = ModelRunner(
-            self.model,
-            [cache._replace(format=format) for cache in caches],
-            block_size=block_size,
-            device=self.device,
-        )
+        kv_caches = [cache._replace(format=format) for cache in caches]
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            model = make_batch_invariant(
+                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
+        self.runner = ModelRunner(model, kv_caches, block_size=block_size, device=self.device)
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -108,7 +113,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
             target_itl_s=config.target_itl_s,
         )

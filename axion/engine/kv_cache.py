@@ -263,7 +263,8 @@ def allocate(
 def stored_spec(spec: KVCacheSpec, format: KVFormat) -> KVCacheSpec:
     """What a layer keeps in this format: bytes in place of numbers."""
     return spec._replace(
-        k_head_dim=format.width(spec.k_head_dim), v_head_dim=format.width(spec.v_head_dim)
+        k_head_dim=format.width(spec.k_head_dim),
+        v_head_dim=format.width(spec.v_head_dim) if spec.v_head_dim else 0,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from axion.layers.kv_format import KVFormat
+from axion.layers.kv_format import KVEntries, KVFormat
 
 T = TypeVar("T")
 
@@ -61,6 +61,20 @@ class KVCache(NamedTuple):
         """Of keys and values as attention reads them."""
         return self.k.dtype if self.format is None else self.format.dtype
 
+    @property
+    def keys(self) -> KVEntries:
+        return KVEntries(self.k.view(-1, *self.k.shape[2:]), self.format)
+
+    @property
+    def values(self) -> KVEntries:
+        return KVEntries(self.v.view(-1, *self.v.shape[2:]), self.format)
+
+    def store(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep `[num_tokens, num_kv_heads, head_dim]` of each in these slots."""
+        self.keys.store(slots, k)
+        if self.v.data_ptr() != self.k.data_ptr():  # else values are in the keys
+            self.values.store(slots, v)
+
 
 @dataclass(slots=True)
 class ForwardContext:
@@ -81,8 +95,10 @@ class ForwardContext:
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
         context_lens_list: `context_lens` on the host.
-        kv_caches: one per layer.
+        kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
+        batch_invariant: attention must give a token the same bits in every batch and chunk; rows
+            behind those of all sequences are padding.
     """
 
     positions: Tensor
@@ -94,7 +110,8 @@ class ForwardContext:
     context_lens_list: list[int]
     kv_caches: list[KVCache]
     block_size: int
-    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    batch_invariant: bool = False
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
         """`build(self)`, computed by the first layer that asks and shared by all others."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -70,6 +71,35 @@ class Int8Format:
         scale = stored[..., : self._NUM_SCALE_BYTES].view(torch.bfloat16)
         numbers = stored[..., self._NUM_SCALE_BYTES :].view(torch.int8)
         return (numbers * scale.float()).to(self.dtype)
+
+
+class KVEntries(NamedTuple):
+    """Keys or values in the KV cache, by slot.
+
+    Attributes:
+        stored: `[num_slots, num_kv_heads, head_dim]`, or bytes of the format's width.
+    """
+
+    stored: Tensor
+    format: KVFormat | None
+
+    @property
+    def num_heads(self) -> int:
+        return self.stored.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.stored.shape[2] - (0 if self.format is None else self.format.width(0))
+
+    def store(self, slots: Tensor, x: Tensor) -> None:
+        """Keep `[num_tokens, num_kv_heads, head_dim]` in these slots."""
+        self.stored.index_copy_(0, slots, x if self.format is None else self.format.store(x))
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """`[*slots.shape, num_kv_heads, head_dim]` at `slots`, of any shape."""
+        # As an embedding: a whole entry is copied at once, many times faster than by indexing.
+        entries = F.embedding(slots, self.stored.flatten(1)).unflatten(-1, self.stored.shape[1:])
+        return entries if self.format is None else self.format.load(entries)
 
 
 KV_FORMATS: dict[str, type[KVFormat]] = {"fp8": Fp8Format, "int8": Int8Format}
