@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
 from axion.layers.moe import Experts, Router, SigmoidRouter
-from axion.models.base import MLP, CausalLM, DecoderLayer
+from axion.models.base import MLP, CausalLM
 from axion.models.config import DecoderConfig, Index, NumExperts, Size
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -101,15 +101,9 @@ class MoEForCausalLM(CausalLM):
     moe_cls: ClassVar[type[MoE]] = MoE
     config: MoEConfig
 
-    def layer(self, layer_idx: int) -> DecoderLayer:
-        config = self.config
-        mlp_cls = self.moe_cls if config.is_sparse(layer_idx) else self.mlp_cls
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            mlp_cls(config, layer_idx),
-        )
+    def mlp(self, layer_idx: int) -> nn.Module:
+        is_sparse = self.config.is_sparse(layer_idx)
+        return self.moe_cls(self.config, layer_idx) if is_sparse else super().mlp(layer_idx)
 
 
 @dataclass(kw_only=True)
