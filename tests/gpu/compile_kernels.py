@@ -1,8 +1,8 @@
-"""Compile the kernels for a GPU that is not there: `python -m tests.gpu.compile_kernels 90`.
+"""Compile the kernels for GPUs that are not there: `python -m tests.gpu.compile_kernels 80 90`.
 
 Triton's compiler needs no device. Kernels are launched as ever, on tensors of the CPU, by a driver
-that says which GPU it stands for; launches end when the machine code is there. Prints a line of
-each kernel: its name and the shared memory that a program takes.
+that says which GPU it stands for; launches end when the machine code is there. Prints a line for
+each kernel: its name, for which GPU, and the shared memory that a program takes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AbsentGPU:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # by which Triton keeps what it has compiled
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -43,12 +43,12 @@ def compile_instead(kernel: JITFunction, grid: Any) -> Callable[..., None]:
     def launch(*args: Any, **options: Any) -> None:
         compiled = kernel.run(*args, grid=grid, warmup=True, **options)
         assert compiled.asm["cubin"]
-        print(compiled.metadata.name, compiled.metadata.shared)
+        print(compiled.metadata.name, compiled.metadata.target.arch, compiled.metadata.shared)
 
     return launch
 
 
-def main(capability: int) -> None:
+def compile_all(capability: int) -> None:
     driver.set_active(AbsentGPU(capability))
     JITFunction.__getitem__ = compile_instead
     options: dict[str, Any] = {
@@ -56,9 +56,8 @@ def main(capability: int) -> None:
         "dtype": torch.bfloat16,
         "block_size": 16,
     }
-    batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
-    batch.run(attention.paged_attention)
     attention._num_splits = lambda *_: 8
+    batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
     batch.run(attention.paged_attention, window=20, softcap=3.0, sinks=torch.zeros(32))
     latent = {"head_dim": 576, "v_head_dim": 512, "values_in_keys": True}
     batch = make_batch([(1, 50)], num_heads=128, num_kv_heads=1, **latent, **options)
@@ -74,4 +73,5 @@ def main(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    for argument in sys.argv[1:]:
+        compile_all(int(argument))
