@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -14,14 +15,16 @@ import torch
 from llguidance import LLMatcher
 
 from axion.engine import kv_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
-from axion.engine.scheduler import Scheduler
+from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -75,24 +78,24 @@ class EngineCore:
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
-        budget = config.kv_cache_bytes
-        if budget is None:
-            budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            num_bytes=budget,
+            num_bytes=kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction),
         )
         layout = lay_out(max_model_len)
-        self.runner = ModelRunner(
-            self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
-            block_size=block_size,
-            device=self.device,
+        kv_caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
         )
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            model = make_batch_invariant(
+                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
+        self.runner = ModelRunner(model, kv_caches, block_size=block_size, device=self.device)
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -103,8 +106,9 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
+            target_itl_s=config.target_itl_s,
         )
         parameters = list(self.model.parameters())
         self.info = EngineInfo(
@@ -151,6 +155,9 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_out_of_memory=self.scheduler.num_out_of_memory,
+            queue_times=tuple(self.scheduler.queue_times),
+            queue_seconds=self.scheduler.queue_seconds,
             peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         )
 
@@ -191,22 +198,40 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Compute one step for what is running; a failure ends only the sequences in it."""
         refused = self._add_compiled() if self._compiling else []
+        started = time.perf_counter()
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return refused
         self._num_steps += 1
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.mask)
-            sampled = self.structured.advance(sampling, sampled)
+            sampled = self._execute(scheduled)
+            if sampled is not None:
+                sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
+        if sampled is None:
+            return refused + self.scheduler.retreat(scheduled)
+        self.scheduler.observe(scheduled, time.perf_counter() - started)
         outputs = refused + self.scheduler.update(scheduled, sampled)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
         if not self.scheduler.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def _execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken] | None:
+        """The step's tokens; None where memory was short, and nothing has changed."""
+        try:
+            return self.runner.execute(scheduled, self.structured.mask)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d sequences found no memory: %s", len(scheduled), error)
+        # Not before here: an exception holds what its step had allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""
@@ -258,3 +283,10 @@ class EngineCore:
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
         return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED"))
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
@@ -27,7 +28,12 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: CausalLM, kv_caches: list[KVCache], *, block_size: int, device: torch.device
+        self,
+        model: CausalLM | BatchInvariantModel,
+        kv_caches: list[KVCache],
+        *,
+        block_size: int,
+        device: torch.device,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches

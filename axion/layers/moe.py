@@ -67,7 +67,12 @@ class SigmoidRouter(Router):
     Args:
         num_groups, top_k_groups: experts are chosen from the groups whose two best are best.
         scaling_factor: on the weights.
+
+    Attributes:
+        left_out: the score for the choice of experts in other groups.
     """
+
+    left_out = float("-inf")
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class SigmoidRouter(Router):
         choice = scores + self.e_score_correction_bias
         if self.top_k_groups < self.num_groups:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
-            choice = best_groups(choice, group_scores, self.top_k_groups, fill=float("-inf"))
+            choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
@@ -172,6 +177,16 @@ class ExpertLinear(nn.Module):
                 for shard, part in zip(self.shards, parts, strict=True):
                     views[f"{expert}.{shard}.{name}"] = part
         return views
+
+
+class TransposedExpertLinear(ExpertLinear):
+    """A linear layer for each expert, whose weights are stored `[num_experts, in_features,
+    out_features]`."""
+
+    def stored_views(self) -> dict[str, Tensor]:
+        """Name of each stored tensor to the parameter that it fills, in its shape."""
+        views = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return views | {"weight": views["weight"].transpose(1, 2)}
 
 
 class Experts(nn.Module):

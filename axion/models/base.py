@@ -22,12 +22,15 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key-value heads.
 
     Attributes:
-        scale, window, softcap, sinks: as `axion.layers.attention.paged_attention` takes them.
+        scale, window, chunk, softcap, sinks, alibi_slopes: as
+            `axion.layers.attention.paged_attention` takes them.
         apply_rotary: which dimensions of a head are rotated as pairs.
     """
 
+    chunk: int | None = None
     softcap: float | None = None
     sinks: Tensor | None
+    alibi_slopes: Tensor | None
     apply_rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
@@ -37,6 +40,7 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         self.window = config.window(layer_idx)
         self.register_parameter("sinks", None)
+        self.register_buffer("alibi_slopes", None, persistent=False)
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
@@ -63,8 +67,10 @@ class Attention(nn.Module):
             context,
             scale=self.scale,
             window=self.window,
+            chunk=self.chunk,
             softcap=self.softcap,
             sinks=self.sinks,
+            alibi_slopes=self.alibi_slopes,
         )
         return self.o_proj(out.flatten(1))
 
