@@ -12,6 +12,12 @@ from torch import Tensor
 
 logger = logging.getLogger("axion.engine")
 
+MAX_LOW_BIT_ROWS = 4
+"""Rows that `low_bit` multiplies at once; for more, tensor cores are faster, even where they need
+the weight in another form."""
+LOW_BIT_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
+"""Inputs of a group that it takes."""
+
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute on the device that `x` is on."""

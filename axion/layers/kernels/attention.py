@@ -121,6 +121,7 @@ def paged_attention(
             cache.k,
             cache.v,
             context.positions,
+            context.context_lens,
             tables,
             tiles,
             sinks,
@@ -295,6 +296,7 @@ def _attend(
     k,
     v,
     positions,
+    context_lens,
     tables,
     tiles,
     sinks,
@@ -355,7 +357,8 @@ def _attend(
 
     # The keys that any of the queries sees, and which of them are this program's.
     begin = 0
-    end = first_position + num_queries
+    # A sequence that only fills up a captured batch has one key, whatever its position.
+    end = tl.minimum(first_position + num_queries, tl.load(context_lens + seq).to(tl.int32))
     if HAS_WINDOW:
         begin = tl.maximum(first_position - window + 1, 0)
     if IS_SPLIT:
