@@ -59,7 +59,8 @@ def compile_all(capability: int) -> None:
     }
     attention._num_splits = lambda *_: 8
     batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
-    batch.run(attention.paged_attention, window=20, softcap=3.0, sinks=torch.zeros(32))
+    of_heads = {"sinks": torch.zeros(32), "alibi_slopes": torch.zeros(32)}
+    batch.run(attention.paged_attention, window=20, softcap=3.0, chunk=30, **of_heads)
     latent = {"head_dim": 576, "v_head_dim": 512, "values_in_keys": True}
     batch = make_batch([(1, 50)], num_heads=128, num_kv_heads=1, **latent, **options)
     batch.run(attention.paged_attention)

@@ -58,19 +58,21 @@ OPTIONS: list[dict[str, Any]] = [
     {"window": 13},
     {"softcap": 0.7},
     {"sinks": True},
-    {"window": 13, "softcap": 0.7, "sinks": True},
+    {"chunk": 7},
+    {"window": 13, "softcap": 0.7, "sinks": True, "alibi_slopes": True},
 ]
 
 
 @pytest.mark.parametrize("num_splits", [1, 2])
 @pytest.mark.parametrize("options", range(len(OPTIONS)))
-def test_windows_soft_caps_and_sinks(
+def test_options(
     options: int, num_splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split(monkeypatch, num_splits)
-    given = dict(OPTIONS[options])
-    if "sinks" in given:
-        given["sinks"] = torch.linspace(-2, 2, 4, device=device)
+    of_heads = torch.linspace(-2, 2, 4, device=device)
+    given = {
+        name: of_heads if option is True else option for name, option in OPTIONS[options].items()
+    }
     check(make_batch(LENGTHS, device=device), **given)
 
 

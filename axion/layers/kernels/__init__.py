@@ -29,6 +29,8 @@ def _work_on(device: torch.device) -> bool:
     """Tried out, not looked up: Triton needs a C compiler, too, and a GPU that is not too old."""
     if find_spec("triton") is None:
         return False
+    if device.index != torch.cuda.current_device():  # that is where Triton launches
+        return False
     from axion.layers.kernels.activation import gated
 
     ones = torch.ones(1, 16, device=device)
