@@ -63,8 +63,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("num_splits", [1, 2])
-@pytest.mark.parametrize("options", range(len(OPTIONS)))
+@pytest.mark.parametrize(
+    ("options", "num_splits"), [(0, 2), (1, 1), (1, 2), (2, 1), (3, 2), (4, 2), (5, 1), (5, 2)]
+)
 def test_options(
     options: int, num_splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,20 @@ def test_half_precision(dtype: torch.dtype, device: torch.device) -> None:
 def test_more_parts_than_keys(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     split(monkeypatch, 8)
     check(make_batch([(1, 40), (1, 0)], device=device, max_blocks=40))
+
+
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_a_row_that_fills_up_a_batch(
+    num_splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its context has one token, and its position is one of an earlier step."""
+    split(monkeypatch, num_splits)
+    batch = make_batch([(1, 20), (1, 30)], device=device)
+    expected, _, _ = batch.run(reference.paged_attention, window=8)
+    batch.context.context_lens[1] = 1
+    out, _, _ = batch.run(kernels.paged_attention, window=8)
+    torch.testing.assert_close(out[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
 
 
 def test_latent_attention_in_parts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -479,9 +479,11 @@ def _join(
     split = index * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
     dv = tl.arange(0, BLOCK_V)
     shares = tl.load(lse + split)
-    shares = tl.exp2(shares - tl.max(shares, 0))
+    highest = tl.max(shares, 0)
+    shares = tl.exp2(shares - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(shares, 0)
     found = tl.load(parts + split[:, None] * V_DIM + dv, mask=(dv < V_DIM)[None, :], other=0.0)
-    result = tl.sum(found * shares[:, None], 0) / tl.sum(shares, 0)
+    result = tl.sum(found * shares[:, None], 0) / tl.where(total == 0, 1.0, total)
     tl.store(
         out + (row * num_heads + head) * V_DIM + dv,
         result.to(out.dtype.element_ty),
