@@ -103,7 +103,7 @@ def test_a_row_that_fills_up_a_batch(
 
 def test_latent_attention_in_parts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     split(monkeypatch, 2)
-    check(make_batch(LENGTHS[:2], device=device, **HEADS[4]))
+    check(make_batch(LENGTHS[:2], device=device, **HEADS[5]))
 
 
 def test_keys_before_the_window_are_not_read(device: torch.device) -> None:
