@@ -188,6 +188,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        speculative: what guesses tokens ahead: `ngram`, or `off`.
     """
 
     model_path: str
@@ -203,6 +204,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
+    speculative: str = "off"
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +227,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and running totals of one engine.
 
     Attributes:
+        num_draft_tokens: computed on a guess.
+        num_accepted_tokens: of those, the ones that came true.
         peak_memory_bytes: the most that its process has had resident.
     """
 
@@ -237,6 +241,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     peak_memory_bytes: int = 0
 
 

@@ -20,7 +20,8 @@ from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
-from axion.engine.structured import StructuredOutput
+from axion.engine.speculative import NgramProposer, Proposer, verify
+from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -130,6 +131,9 @@ class EngineCore:
             num_threads=1 if self.device.type == "cpu" else os.cpu_count() or 1,
             **vocabulary,
         )
+        self.proposer: Proposer | None = None
+        if config.speculative == "ngram":
+            self.proposer = NgramProposer()
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -151,6 +155,8 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_draft_tokens=self.scheduler.num_draft_tokens,
+            num_accepted_tokens=self.scheduler.num_accepted_tokens,
             peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         )
 
@@ -195,10 +201,12 @@ class EngineCore:
         if not scheduled:
             return refused
         self._num_steps += 1
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.mask)
-            sampled = self.structured.advance(sampling, sampled)
+            if self.proposer is not None:
+                scheduled = self.scheduler.speculate(scheduled, self.proposer)
+            rows = self.runner.execute(scheduled, self.structured.mask)
+            sampling = [entry for entry in scheduled if entry.samples]
+            sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
-from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
@@ -39,31 +39,41 @@ class ModelRunner:
     def execute(
         self,
         scheduled: list[ScheduledSequence],
-        mask: Callable[[list[Sequence]], TokenMask | None] = lambda _: None,
-    ) -> list[SampledToken]:
+        mask: Callable[[list[ScheduledSequence]], TokenMask | None] = lambda _: None,
+    ) -> list[list[SampledToken]]:
         """Compute one step; log probabilities of a prompt that wants them go to its sequence.
 
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
 
         Returns:
-            One token for each scheduled sequence whose end the step reaches, in order.
+            For each scheduled sequence whose end the step reaches, in order, the next token, and
+            those that would follow if its drafts were right.
         """
         input_ids, context = self._prepare(scheduled)
         hidden_states = self.model(input_ids, context)
         self._score_prompts(hidden_states, scheduled)
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
+        sampling = [entry for entry in scheduled if entry.samples]
         if not sampling:
             return []
-        last_rows = np.cumsum(context.query_lens) - 1
-        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
-        logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
-        return self.sampler(logits, sampling, mask(sampling))
+        rows: list[int] = []
+        for entry, end in zip(scheduled, accumulate(context.query_lens), strict=True):
+            rows += range(end - entry.num_rows, end)
+        logits = self.model.compute_logits(hidden_states[self._to_device(np.array(rows))])
+        tokens = iter(
+            self.sampler(
+                logits,
+                [entry.sequence for entry in sampling for _ in range(entry.num_rows)],
+                mask(sampling),
+                [entry.draft_token_ids[:i] for entry in sampling for i in range(entry.num_rows)],
+            )
+        )
+        return [list(islice(tokens, entry.num_rows)) for entry in sampling]
 
     def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
         first_row = 0
-        for sequence, num_scheduled_tokens in scheduled:
+        for sequence, num_scheduled_tokens, drafts in scheduled:
             if sequence.scores_prompt:
                 offset = first_row - sequence.num_computed_tokens
                 # The row of position p predicts the prompt's token p + 1. After a preemption
@@ -85,10 +95,12 @@ class ModelRunner:
                         sequence.params.prompt_logprobs,
                     )
                 sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
-            first_row += num_scheduled_tokens
+            first_row += num_scheduled_tokens + len(drafts)
 
     def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
-        query_lens = [entry.num_scheduled_tokens for entry in scheduled]
+        query_lens = [
+            entry.num_scheduled_tokens + len(entry.draft_token_ids) for entry in scheduled
+        ]
         starts = [entry.sequence.num_computed_tokens for entry in scheduled]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
         num_blocks = [-(-length // self.block_size) for length in context_lens]
@@ -96,10 +108,8 @@ class ModelRunner:
         token_ids: list[int] = []
         num_groups = len(scheduled[0].sequence.block_tables)
         block_tables = np.zeros((num_groups, len(scheduled), max(num_blocks)), np.int64)
-        for row, (entry, start, end) in enumerate(
-            zip(scheduled, starts, context_lens, strict=True)
-        ):
-            token_ids += entry.sequence.token_ids[start:end]
+        for row, entry in enumerate(scheduled):
+            token_ids += entry.token_ids
             for group, table in enumerate(entry.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
