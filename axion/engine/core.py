@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -201,10 +202,12 @@ class EngineCore:
         if not scheduled:
             return refused
         self._num_steps += 1
+        began = time.perf_counter()
         try:
             if self.proposer is not None:
                 scheduled = self.scheduler.speculate(scheduled, self.proposer)
             rows = self.runner.execute(scheduled, self.structured.mask)
+            self.scheduler.draft_price.book(scheduled, time.perf_counter() - began)
             sampling = [entry for entry in scheduled if entry.samples]
             sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
         except Exception:  # the engine outlives whatever a forward pass raises

@@ -18,7 +18,7 @@ import msgspec
 
 from axion.engine.block_manager import BlockManager
 from axion.engine.sequence import Sequence, SequenceStatus
-from axion.engine.speculative import Proposer
+from axion.engine.speculative import Price, Proposer
 from axion.types import FinishReason, SequenceOutput, TokenLogprobs
 
 
@@ -105,6 +105,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_arrived = 0
         self.num_cached_tokens = 0
+        self.draft_price = Price()
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -216,6 +217,7 @@ class Scheduler:
         outputs: list[SequenceOutput] = []
         finished: list[Sequence] = []
         results = iter(sampled)
+        price = self.draft_price.of(len(scheduled))
         for entry in scheduled:
             sequence, samples = entry.sequence, entry.samples
             output = SequenceOutput(
@@ -238,7 +240,13 @@ class Scheduler:
                 self._finish([sequence], FinishReason.ERROR)
                 continue
             self._append(sequence, tokens, output)
-            self._book_computed(entry, output.token_ids)
+            num_accepted = self._book_computed(entry, output.token_ids)
+            if num_drafts := len(entry.draft_token_ids):
+                self.num_draft_tokens += num_drafts
+                self.num_accepted_tokens += num_accepted
+                sequence.pace.book(num_drafts, num_accepted, price)
+                if not tokens:
+                    sequence.pace.rest()
             if sequence.finish_reason is not None:
                 output.finish_reason = sequence.finish_reason
                 finished.append(sequence)
@@ -275,8 +283,9 @@ class Scheduler:
                 break
         output.logprobs = logprobs or None
 
-    def _book_computed(self, entry: ScheduledSequence, appended: list[int]) -> None:
-        """Count what the step has computed of a sequence, drafts that came true among it."""
+    def _book_computed(self, entry: ScheduledSequence, appended: list[int]) -> int:
+        """Count what the step has computed of a sequence, drafts that came true among it; how
+        many did."""
         sequence, drafts = entry.sequence, entry.draft_token_ids
         num_accepted = 0
         for draft, token_id in zip(drafts, appended, strict=False):
@@ -291,9 +300,7 @@ class Scheduler:
         self.block_manager.advance(sequence)
         if drafts:
             self.block_manager.shrink(sequence, sequence.num_tokens)
-            sequence.pace.book(len(drafts), num_accepted)
-            self.num_draft_tokens += len(drafts)
-            self.num_accepted_tokens += num_accepted
+        return num_accepted
 
     def fail(self, scheduled: list[ScheduledSequence], error: str) -> list[SequenceOutput]:
         """End every sequence of a step that could not be computed; the others go on."""

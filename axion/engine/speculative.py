@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_DRAFT_TOKENS = 16
 _FIRST_LENGTH = 2
 _MAX_PAUSE = 64
+_LEAST_PRICE = 0.05
+_PRICE_RATE = 0.1
+_GAIN_RATE = 0.25
 # Of the places where the last two tokens stood before, so many are looked at, the latest first.
 _MAX_CANDIDATES = 8
 _MAX_MATCH = 16
@@ -35,15 +38,49 @@ class Proposer(Protocol):
         ...
 
 
-class Pace:
-    """How many tokens are drafted for a sequence: more while they are right, none for a while
-    when they are wrong."""
+class Price:
+    """What drafts cost, measured: the tokens that the time which a step takes longer for one
+    sequence's drafts would have been enough for."""
 
-    __slots__ = ("_length", "_num_failures", "_pause")
+    def __init__(self) -> None:
+        self._plain: dict[int, float] = {}  # seconds of a step, by its number of sequences
+        self._extra: dict[int, float] = {}  # seconds more for each that has drafts
+
+    def book(self, scheduled: list[ScheduledSequence], seconds: float) -> None:
+        """Learn from the time that a step took, drafting included."""
+        if any(entry.num_scheduled_tokens > 1 for entry in scheduled):
+            return  # a prompt's length says more than the drafts
+        num_seqs = len(scheduled)
+        plain = self._plain.get(num_seqs)
+        if num_drafting := sum(1 for entry in scheduled if entry.draft_token_ids):
+            if plain is not None:
+                _follow(self._extra, num_seqs, (min(seconds, 8 * plain) - plain) / num_drafting)
+        else:
+            _follow(self._plain, num_seqs, min(seconds, 2 * (plain or seconds)))
+
+    def of(self, num_seqs: int) -> float:
+        """The price in a step of so many sequences, in tokens."""
+        plain = self._plain.get(num_seqs)
+        if plain is None:
+            return _LEAST_PRICE
+        return max(_LEAST_PRICE, num_seqs * self._extra.get(num_seqs, 0.0) / plain)
+
+
+def _follow(averages: dict[int, float], key: int, value: float) -> None:
+    known = averages.get(key, value)
+    averages[key] = known + _PRICE_RATE * (value - known)
+
+
+class Pace:
+    """How many tokens are drafted for a sequence: more while they come true, none for a while when
+    they do not bring in what they cost."""
+
+    __slots__ = ("_gain", "_length", "_num_losses", "_pause")
 
     def __init__(self) -> None:
         self._length = _FIRST_LENGTH
-        self._num_failures = 0
+        self._gain = 1.0  # tokens that drafts bring in a step, a moving average
+        self._num_losses = 0
         self._pause = 0
 
     def limit(self) -> int:
@@ -53,17 +90,22 @@ class Pace:
             return 0
         return self._length
 
-    def book(self, num_drafted: int, num_accepted: int) -> None:
+    def book(self, num_drafted: int, num_accepted: int, price: float) -> None:
         """Learn from a step's drafts."""
         if num_accepted == num_drafted:
             self._length = min(2 * self._length, MAX_DRAFT_TOKENS)
         else:
             self._length = num_accepted + 1
-        if num_accepted:
-            self._num_failures = 0
+        self._gain += _GAIN_RATE * (num_accepted - self._gain)
+        if self._gain >= price:
+            self._num_losses = 0
         else:
-            self._pause = min(2**self._num_failures, _MAX_PAUSE)
-            self._num_failures += 1
+            self.rest(min(2**self._num_losses, _MAX_PAUSE))
+            self._num_losses += 1
+
+    def rest(self, num_steps: int = 1) -> None:
+        """Draft nothing in the next steps."""
+        self._pause = num_steps
 
 
 class NgramIndex:
