@@ -188,7 +188,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
-        speculative: what guesses tokens ahead: `ngram`, or `off`.
+        speculative: what guesses tokens ahead: `auto` is the draft model where there is one,
+            `ngram` the sequence's own earlier tokens; or `off`.
+        draft_model_path: folder of a small model with the same vocabulary; empty: there is none.
     """
 
     model_path: str
@@ -204,7 +206,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
-    speculative: str = "off"
+    speculative: str = "auto"
+    draft_model_path: str = ""
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

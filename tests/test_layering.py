@@ -62,6 +62,7 @@ TORCH_ROOMS = {
     "axion.quantization",
     "axion.demo.train",
     "axion.engine.core",
+    "axion.engine.draft_model",
     "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",

@@ -16,6 +16,7 @@ from llguidance import LLMatcher
 
 from axion.engine import kv_cache
 from axion.engine.block_manager import BlockManager
+from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
@@ -73,7 +74,13 @@ class EngineCore:
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
         block_size = config.block_size
+        draft_model = None
+        if config.speculative == "auto" and config.draft_model_path:
+            draft_model = load_draft_model(config, self.model, self.device)
         specs = self.model.kv_cache_specs()
+        num_layers = len(specs)
+        if draft_model is not None:
+            specs += draft_model.kv_cache_specs()
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
@@ -87,14 +94,17 @@ class EngineCore:
             num_bytes=budget,
         )
         layout = lay_out(max_model_len)
-        self.runner = ModelRunner(
-            self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
-            block_size=block_size,
-            device=self.device,
+        kv_caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
         )
+        new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
+        self.runner = new_runner(self.model, kv_caches[:num_layers])
+        self.proposer: Proposer | None = None
+        if draft_model is not None:
+            draft_runner = new_runner(draft_model, kv_caches[num_layers:])
+            self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
+        elif config.speculative == "ngram" and self.model.can_rewind:
+            self.proposer = NgramProposer()
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -132,9 +142,6 @@ class EngineCore:
             num_threads=1 if self.device.type == "cpu" else os.cpu_count() or 1,
             **vocabulary,
         )
-        self.proposer: Proposer | None = None
-        if config.speculative == "ngram":
-            self.proposer = NgramProposer()
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0

@@ -115,7 +115,9 @@ def lay_out(
     for layer, spec in enumerate(specs):
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
-            by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+            # Of 2 at least: the block of the last computed token stays, for a draft model.
+            window = None if is_wide else max(spec.window or 0, 2)
+            by_window.setdefault(window, []).append(layer)
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
 
     def divide(room: int) -> list[KVCacheGroup]:

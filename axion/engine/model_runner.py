@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor
 
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
+from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
 _MAX_LOGITS = 2**24
+
+
+class Chunk(NamedTuple):
+    """Tokens of a sequence, or guesses at these, that are computed from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    token_ids: list[int]
 
 
 class ModelRunner:
@@ -50,8 +60,9 @@ class ModelRunner:
             For each scheduled sequence whose end the step reaches, in order, the next token, and
             those that would follow if its drafts were right.
         """
-        input_ids, context = self._prepare(scheduled)
-        hidden_states = self.model(input_ids, context)
+        hidden_states, context = self.forward(
+            [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
+        )
         self._score_prompts(hidden_states, scheduled)
         sampling = [entry for entry in scheduled if entry.samples]
         if not sampling:
@@ -69,6 +80,11 @@ class ModelRunner:
             )
         )
         return [list(islice(tokens, entry.num_rows)) for entry in sampling]
+
+    def forward(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
+        """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another."""
+        input_ids, context = self._prepare(chunks)
+        return self.model(input_ids, context), context
 
     def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
@@ -97,28 +113,26 @@ class ModelRunner:
                 sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
             first_row += num_scheduled_tokens + len(drafts)
 
-    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
-        query_lens = [
-            entry.num_scheduled_tokens + len(entry.draft_token_ids) for entry in scheduled
-        ]
-        starts = [entry.sequence.num_computed_tokens for entry in scheduled]
+    def _prepare(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
+        query_lens = [len(chunk.token_ids) for chunk in chunks]
+        starts = [chunk.start for chunk in chunks]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
         num_blocks = [-(-length // self.block_size) for length in context_lens]
 
         token_ids: list[int] = []
-        num_groups = len(scheduled[0].sequence.block_tables)
-        block_tables = np.zeros((num_groups, len(scheduled), max(num_blocks)), np.int64)
-        for row, entry in enumerate(scheduled):
-            token_ids += entry.token_ids
-            for group, table in enumerate(entry.sequence.block_tables):
+        num_groups = len(chunks[0].sequence.block_tables)
+        block_tables = np.zeros((num_groups, len(chunks), max(num_blocks)), np.int64)
+        for row, chunk in enumerate(chunks):
+            token_ids += chunk.token_ids
+            for group, table in enumerate(chunk.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
-        rows = np.repeat(np.arange(len(scheduled)), query_lens)
+        rows = np.repeat(np.arange(len(chunks)), query_lens)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
         first_rows = np.cumsum(query_lens) - query_lens
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
-        num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
+        num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])
         context = ForwardContext(
             positions=self._to_device(positions),
             rope_lengths=self._to_device(np.maximum(num_prompt_tokens[rows], positions + 1)),

@@ -98,10 +98,12 @@ class Pace:
             self._length = num_accepted + 1
         self._gain += _GAIN_RATE * (num_accepted - self._gain)
         if self._gain >= price:
-            self._num_losses = 0
+            self._num_losses = max(0, self._num_losses - num_accepted)
         else:
             self.rest(min(2**self._num_losses, _MAX_PAUSE))
             self._num_losses += 1
+            # The first drafts after the rest decide whether it goes on.
+            self._gain, self._length = price, _FIRST_LENGTH
 
     def rest(self, num_steps: int = 1) -> None:
         """Draft nothing in the next steps."""

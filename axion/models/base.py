@@ -180,6 +180,8 @@ class CausalLM(nn.Module):
         architectures: the names in config.json's `architectures` that this class serves.
         renamed_tensors: pattern and replacement for names that differ from the modules'.
         ignored_tensors: patterns of tensors that checkpoints may hold and nobody reads.
+        can_rewind: tokens that were computed can be computed otherwise: all that is kept of them
+            is in the KV cache.
         default_pooling: what makes one vector of a text's, where an embedding model does not say.
     """
 
@@ -189,6 +191,7 @@ class CausalLM(nn.Module):
         (r"^(?=(embed_tokens|layers|norm)\.)", "model."),
     )
     ignored_tensors: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    can_rewind: bool = True
     default_pooling: ClassVar[str] = "lasttoken"
 
     config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig
