@@ -15,16 +15,18 @@ import torch
 from llguidance import LLMatcher
 
 from axion.engine import kv_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
-from axion.engine.scheduler import Scheduler
+from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -84,21 +86,28 @@ class EngineCore:
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
-        budget = config.kv_cache_bytes
-        if budget is None:
-            budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            num_bytes=budget,
+            num_bytes=kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction),
         )
         layout = lay_out(max_model_len)
         kv_caches = kv_cache.allocate(
             specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
         )
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            model = make_batch_invariant(
+                self.model,
+                kv_caches[:num_layers],
+                block_size=block_size,
+                max_num_seqs=config.max_num_seqs,
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
-        self.runner = new_runner(self.model, kv_caches[:num_layers])
+        self.runner = new_runner(model, kv_caches[:num_layers])
         self.proposer: Proposer | None = None
         if draft_model is not None:
             draft_runner = new_runner(draft_model, kv_caches[num_layers:])
@@ -115,8 +124,9 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
+            target_itl_s=config.target_itl_s,
         )
         parameters = list(self.model.parameters())
         self.info = EngineInfo(
@@ -165,6 +175,9 @@ class EngineCore:
             num_steps=self._num_steps,
             num_draft_tokens=self.scheduler.num_draft_tokens,
             num_accepted_tokens=self.scheduler.num_accepted_tokens,
+            num_out_of_memory=self.scheduler.num_out_of_memory,
+            queue_times=tuple(self.scheduler.queue_times),
+            queue_seconds=self.scheduler.queue_seconds,
             peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         )
 
@@ -205,26 +218,46 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Compute one step for what is running; a failure ends only the sequences in it."""
         refused = self._add_compiled() if self._compiling else []
+        started = time.perf_counter()
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return refused
         self._num_steps += 1
-        began = time.perf_counter()
         try:
-            if self.proposer is not None:
-                scheduled = self.scheduler.speculate(scheduled, self.proposer)
-            rows = self.runner.execute(scheduled, self.structured.mask)
-            self.scheduler.draft_price.book(scheduled, time.perf_counter() - began)
-            sampling = [entry for entry in scheduled if entry.samples]
-            sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
+            step = self._execute(scheduled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
+        if step is None:
+            return refused + self.scheduler.retreat(scheduled)
+        scheduled, sampled = step
+        self.scheduler.observe(scheduled, time.perf_counter() - started)
         outputs = refused + self.scheduler.update(scheduled, sampled)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
         if not self.scheduler.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def _execute(
+        self, scheduled: list[ScheduledSequence]
+    ) -> tuple[list[ScheduledSequence], list[list[SampledToken]]] | None:
+        """What was computed, drafts included, and the tokens that come of it; None where memory was
+        short, and nothing has changed."""
+        try:
+            if self.proposer is not None:
+                scheduled = self.scheduler.speculate(scheduled, self.proposer)
+            rows = self.runner.execute(scheduled, self.structured.mask)
+            sampling = [entry for entry in scheduled if entry.samples]
+            sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
+            return scheduled, sampled
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d sequences found no memory: %s", len(scheduled), error)
+        # Not before here: an exception holds what its step had allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""
@@ -276,3 +309,10 @@ class EngineCore:
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
         return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED"))
+    )

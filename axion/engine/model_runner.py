@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
@@ -37,7 +38,12 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: CausalLM, kv_caches: list[KVCache], *, block_size: int, device: torch.device
+        self,
+        model: CausalLM | BatchInvariantModel,
+        kv_caches: list[KVCache],
+        *,
+        block_size: int,
+        device: torch.device,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches

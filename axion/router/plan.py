@@ -196,6 +196,7 @@ def decide_for(
         dtype=settings.dtype,
         quantization=settings.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
+        deterministic=settings.deterministic,
     )
 
 
