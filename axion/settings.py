@@ -158,7 +158,8 @@ class Settings(BaseSettings):
     speculative: Literal["auto", "ngram", "off"] = Field(
         "auto",
         description="how the native engine guesses tokens that a step then checks together: auto,"
-        " by DRAFT_MODEL where it is set; ngram, by what followed the same tokens before; or off",
+        " by DRAFT_MODEL where it is set; ngram, by what followed the same tokens before, in place"
+        " of it; or off",
     )
     draft_model: str = Field(
         "",

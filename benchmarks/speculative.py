@@ -1,10 +1,15 @@
 """Speculative decoding against plain decoding: output tokens a second, in one run.
 
-    python benchmarks/speculative.py [--model axion/demo] [--draft-model FOLDER] [--batch 1 8]
+    python benchmarks/speculative.py [--batch 1 8] [--draft-model FOLDER]
+    python benchmarks/speculative.py --shape llama-3.2-1b
 
-The model answers the demo's own test questions, greedily, with and without drafts in alternation.
+The bundled model answers its own test questions, greedily, with and without drafts in alternation.
 `again` asks a JSON question a second time in one conversation, so that the answer is a copy of an
 earlier one; `free` answers repeat nothing. Ratios are medians over the rounds.
+
+With a shape, whose random weights say nothing that could be guessed, what a step of so many drafts
+costs, all of them wrong, as a multiple of a step without: drafts pay where a sequence's tokens in a
+step, 1 and what is accepted, are more.
 """
 
 from __future__ import annotations
@@ -14,10 +19,14 @@ import asyncio
 import statistics
 import time
 
+from axion.bench.checkpoint import make_shape
+from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.demo.chat import render
 from axion.demo.evaluate import cases
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
+from axion.engine.scheduler import ScheduledSequence
+from axion.engine.speculative import MAX_DRAFT_TOKENS, Pace
 from axion.hub.resolve import resolve
 from axion.text.tokenizer import load_tokenizer
 from axion.types import EngineConfig, SamplingParams
@@ -64,28 +73,74 @@ def tokens_per_second(core: EngineCore, batch: int, token_ids: list[list[int]]) 
     return num_tokens / (time.perf_counter() - began)
 
 
+class WrongDrafts:
+    """Proposes one token again and again, to each of the sequences."""
+
+    num_drafts = 0
+
+    def propose(self, scheduled: list[ScheduledSequence], limits: list[int]) -> list[list[int]]:
+        return [[1] * self.num_drafts for _ in limits]
+
+
+class NoPace(Pace):
+    def limit(self) -> int:
+        return MAX_DRAFT_TOKENS
+
+
+def print_step_costs(core: EngineCore, batch: int, rounds: int) -> None:
+    core.proposer = proposer = WrongDrafts()
+    counts = (0, 1, 2, 4, 8, 16)
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    for index in range(batch):
+        core.add(AddRequest(str(index), list(range(2, 130)), params))
+    core.step()
+    for sequence in core.scheduler:
+        sequence.pace = NoPace()
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds + 1):
+        for count in counts:
+            proposer.num_drafts = count
+            began = time.perf_counter()
+            core.step()
+            seconds[count].append(time.perf_counter() - began)
+    core.abort([str(index) for index in range(batch)])
+    medians = {count: statistics.median(times[1:]) for count, times in seconds.items()}
+    costs = "  ".join(f"{count}: {medians[count] / medians[0]:.2f}" for count in counts[1:])
+    print(
+        f"{batch:5} sequences, {1e3 * medians[0]:.1f} ms a step; drafts: cost  {costs}", flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="axion/demo")
+    parser.add_argument("--shape", choices=shapes())
+    parser.add_argument("--draft-model", default="")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
-    path = asyncio.run(resolve(args.model)).path
-    tokenizer = load_tokenizer(path)
+    if args.shape:
+        path = shape_folder(args.shape)
+        make_shape(shape_config(args.shape), path)
+    else:
+        path = asyncio.run(resolve("axion/demo")).path
     core = EngineCore(
         EngineConfig(
             model_path=str(path),
-            device="auto",
-            dtype=args.dtype,
             kv_cache_bytes=2**28,
             max_num_seqs=max(args.batch),
+            max_model_len=2048,
             enable_prefix_caching=False,
-            speculative="ngram",
+            speculative="auto" if args.draft_model else "ngram",
+            draft_model_path=args.draft_model,
         )
     )
+    if args.shape:
+        for batch in args.batch:
+            print_step_costs(core, batch, args.rounds)
+        return
     proposer = core.proposer
+    tokenizer = load_tokenizer(path)
     tasks = {
         task: [tokenizer.encode_chat(text) for text in texts]
         for task, texts in prompts(args.prompts).items()

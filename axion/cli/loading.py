@@ -39,7 +39,7 @@ def model_config(settings: Settings) -> ModelConfig:
         dtype=settings.dtype,
         quantization=settings.quantization,
         speculative=settings.speculative,
-        draft_model=settings.draft_model,
+        draft_model=settings.draft_model if settings.speculative == "auto" else "",
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
