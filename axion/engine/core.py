@@ -77,7 +77,7 @@ class EngineCore:
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
         block_size = config.block_size
         draft_model = None
-        if config.draft_model_path:
+        if config.speculative == "auto" and config.draft_model_path:
             draft_model = load_draft_model(config, self.model, self.device)
         specs = self.model.kv_cache_specs()
         num_layers = len(specs)

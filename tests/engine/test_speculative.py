@@ -226,6 +226,45 @@ def test_a_draft_whose_keys_are_not_numbers_harms_nobody(tiny_model: Path):
     assert core.stats.num_draft_tokens > core.stats.num_accepted_tokens > 0
 
 
+def test_a_step_without_memory_for_drafts_is_computed_without_them(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    core = make_core(tiny_model)
+    params = {name: SamplingParams(temperature=0, ignore_eos=True, max_tokens=20) for name in "cd"}
+    expected = run(core, params, None)
+    execute = core.runner.execute
+
+    def without_memory(scheduled: list[ScheduledSequence], mask: Any) -> list[list[SampledToken]]:
+        if any(entry.draft_token_ids for entry in scheduled):
+            raise MemoryError
+        return execute(scheduled, mask)
+
+    monkeypatch.setattr(core.runner, "execute", without_memory)
+    found = run(core, params, Oracle({name: tokens_of(expected[name]) for name in "cd"}, 0.0))
+    for name, outputs in found.items():
+        check_equal(outputs, expected[name])
+    assert core.stats.num_out_of_memory > 0
+
+
+def test_with_deterministic_drafts_change_no_bit(tiny_model: Path):
+    core = make_core(tiny_model, deterministic=True, max_num_seqs=4)
+    params = {
+        name: SamplingParams(temperature=0, ignore_eos=True, max_tokens=20, logprobs=3)
+        for name in PROMPTS
+    }
+    expected = run(core, params, None)
+    answers = {name: tokens_of(outputs) for name, outputs in expected.items()}
+    found = run(core, params, Oracle(answers, 0.3))
+    for name, outputs in found.items():
+        assert tokens_of(outputs) == answers[name]
+        scores, others = (
+            [entry for output in of for entry in output.logprobs or ()]
+            for of in (outputs, expected[name])
+        )
+        assert scores == others
+    assert core.stats.num_accepted_tokens > 0
+
+
 def test_a_repetitive_answer_takes_few_steps_with_ngrams(tiny_model: Path):
     core = make_core(tiny_model, speculative="ngram")
     assert core.proposer is not None
