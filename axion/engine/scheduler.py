@@ -214,7 +214,9 @@ class Scheduler:
                 draft_token_ids = _usable(draft_token_ids, sequence)
             if len(draft_token_ids) < limit:
                 self.block_manager.shrink(sequence, sequence.num_tokens + len(draft_token_ids))
-            with_drafts.append(entry._replace(draft_token_ids=draft_token_ids))
+            if draft_token_ids:
+                entry = entry._replace(draft_token_ids=draft_token_ids)
+            with_drafts.append(entry)
         return with_drafts
 
     def _num_wanted(self, sequence: Sequence) -> int:
