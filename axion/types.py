@@ -190,8 +190,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
-        speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`, the
-            sequence's own earlier tokens; or `off`.
+        speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`,
+            the sequence's own earlier tokens; or `off`.
         draft_model_path: folder of a small model of the same vocabulary; empty: there is none.
         deterministic: a request gets the same bits in whatever batch it is computed.
     """
