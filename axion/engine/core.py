@@ -114,6 +114,8 @@ class EngineCore:
             self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
         elif config.speculative == "ngram" and self.model.can_rewind:
             self.proposer = NgramProposer()
+        elif config.speculative == "ngram":
+            logger.warning("no speculation: the model cannot take back what it has computed")
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -225,12 +227,15 @@ class EngineCore:
         self._num_steps += 1
         try:
             step = self._execute(scheduled)
+            if step is not None:
+                scheduled, rows = step
+                sampling = [entry for entry in scheduled if entry.samples]
+                sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
         if step is None:
             return refused + self.scheduler.retreat(scheduled)
-        scheduled, sampled = step
         self.scheduler.observe(scheduled, time.perf_counter() - started)
         outputs = refused + self.scheduler.update(scheduled, sampled)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
@@ -241,15 +246,12 @@ class EngineCore:
     def _execute(
         self, scheduled: list[ScheduledSequence]
     ) -> tuple[list[ScheduledSequence], list[list[SampledToken]]] | None:
-        """What was computed, drafts included, and the tokens that come of it; None where memory was
+        """What was computed, drafts included, and the tokens of each row; None where memory was
         short, and nothing has changed."""
         try:
             if self.proposer is not None:
                 scheduled = self.scheduler.speculate(scheduled, self.proposer)
-            rows = self.runner.execute(scheduled, self.structured.mask)
-            sampling = [entry for entry in scheduled if entry.samples]
-            sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
-            return scheduled, sampled
+            return scheduled, self.runner.execute(scheduled, self.structured.mask)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise

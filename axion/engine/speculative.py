@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 MAX_DRAFT_TOKENS = 16
 _FIRST_LENGTH = 2
-_MAX_PAUSE = 64
+_MAX_PAUSE = 64  # steps
+# Not nothing, also where a step takes no longer for them: drafts are never all wrong for free.
 _LEAST_PRICE = 0.05
+# Weights of what is new in the moving averages: times are noisy, and a text's kind changes soon.
 _PRICE_RATE = 0.1
 _GAIN_RATE = 0.25
 # Of the places where the last two tokens stood before, so many are looked at, the latest first.
