@@ -84,9 +84,14 @@ class StructuredOutput:
         words = self._words[: len(rows)]
         address, num_bytes = words.ctypes.data, words.strides[0]
         if self._num_threads > 1:
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(
-                matchers, address, num_bytes, len(rows)
-            )
+            plain = [(matcher, i) for matcher, i, drafts in matchers if not drafts]
+            drafting = [entry for entry in matchers if entry[2]]
+            if plain:  # neither takes an empty list
+                self._executor.unsafe_compute_mask_ptr(plain, address, num_bytes, len(rows))
+            if drafting:
+                self._executor.unsafe_compute_mask_ptr_with_draft_token(
+                    drafting, address, num_bytes, len(rows)
+                )
         else:
             for matcher, i, drafts in matchers:
                 _compute_masks(matcher, address + i * num_bytes, num_bytes, drafts)
