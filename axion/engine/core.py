@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import kv_cache
+from axion.engine import kv_cache, state_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.draft_model import DraftModel, load_draft_model
@@ -24,8 +24,9 @@ from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
 from axion.engine.speculative import NgramProposer, Proposer, verify
+from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput, advance
-from axion.errors import AxionError
+from axion.errors import AxionError, ModelLoadError
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -86,19 +87,39 @@ class EngineCore:
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
+        budget = kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction)
+        layout = lay_out(max_model_len)
+        state_specs, num_slots, bytes_per_slot = self.model.state_specs(), 0, 0
+        if state_specs:
+            bytes_per_slot = state_cache.bytes_per_slot(state_specs, dtype)
+            num_slots = state_cache.num_slots_that_fit(
+                bytes_per_slot,
+                max_num_seqs=config.max_num_seqs,
+                num_kept=2 * config.max_num_seqs if config.enable_prefix_caching else 0,
+                num_kv_bytes=layout.num_blocks_per_sequence * layout.bytes_per_block,
+                num_bytes=budget,
+            )
+            budget -= num_slots * bytes_per_slot
+            logger.info(
+                "recurrent states: %d of %.1f MiB each", num_slots - 1, bytes_per_slot / 2**20
+            )
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            num_bytes=kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction),
+            num_bytes=budget,
         )
-        layout = lay_out(max_model_len)
         kv_caches = kv_cache.allocate(
             specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
         )
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:
+            if state_specs:
+                raise ModelLoadError(
+                    f"DETERMINISTIC cannot be kept for {type(self.model).__name__}: what a "
+                    "recurrent state is rounded to depends on how a prompt is cut. Unset it."
+                )
             model = make_batch_invariant(
                 self.model,
                 kv_caches[:num_layers],
@@ -107,10 +128,11 @@ class EngineCore:
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
-        self.runner = new_runner(model, kv_caches[:num_layers])
+        states = state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device)
+        self.runner = new_runner(model, kv_caches[:num_layers], states)
         self.proposer: Proposer | None = None
         if draft_model is not None:
-            draft_runner = new_runner(draft_model, kv_caches[num_layers:])
+            draft_runner = new_runner(draft_model, kv_caches[num_layers:], [])
             self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
         elif config.speculative == "ngram" and self.model.can_rewind:
             self.proposer = NgramProposer()
@@ -122,6 +144,9 @@ class EngineCore:
             windows=layout.windows,
             max_chunk=max_chunk,
             enable_prefix_caching=config.enable_prefix_caching,
+            states=StateSlots(num_slots - 1, block_size, max_num_seqs=config.max_num_seqs)
+            if num_slots
+            else None,
         )
         self.scheduler = Scheduler(
             self.block_manager,
@@ -141,7 +166,7 @@ class EngineCore:
             block_size=block_size,
             num_parameters=num_parameters(self.model),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            kv_cache_bytes=num_blocks * layout.bytes_per_block,
+            kv_cache_bytes=num_blocks * layout.bytes_per_block + num_slots * bytes_per_slot,
             eos_token_ids=eos_token_ids(path),
         )
         vocabulary = {

@@ -136,6 +136,8 @@ def lay_out(
             # Of 2 at least: the block of the last computed token stays, for a draft model.
             window = None if is_wide else max(spec.window or 0, 2)
             by_window.setdefault(window, []).append(layer)
+    if not by_window:  # a sequence keeps its state, and nothing for each token
+        return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
 
     def divide(room: int) -> list[KVCacheGroup]:
@@ -210,6 +212,8 @@ def num_blocks_that_fit(
             "KV_CACHE_GIB or MEMORY_FRACTION."
         )
     layout = lay_out(max_model_len)
+    if not layout.bytes_per_block:  # blocks of names only: enough that nobody waits for one
+        return max_num_seqs * layout.num_blocks_per_sequence
     return min(
         num_bytes // layout.bytes_per_block,
         _MAX_SETS * max_num_seqs * layout.num_blocks_per_sequence,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from axion.layers.activation import apply_gate, get_activation
 from axion.layers.attention import paged_attention
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
 from axion.layers.norm import add_and_norm
@@ -190,8 +190,6 @@ class CausalLM(nn.Module):
         architectures: the names in config.json's `architectures` that this class serves.
         renamed_tensors: pattern and replacement for names that differ from the modules'.
         ignored_tensors: patterns of tensors that checkpoints may hold and nobody reads.
-        can_rewind: tokens that were computed can be computed otherwise: all that is kept of them
-            is in the KV cache.
         default_pooling: what makes one vector of a text's, where an embedding model does not say.
     """
 
@@ -201,7 +199,6 @@ class CausalLM(nn.Module):
         (r"^(?=(embed_tokens|layers|norm)\.)", "model."),
     )
     ignored_tensors: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
-    can_rewind: bool = True
     default_pooling: ClassVar[str] = "lasttoken"
 
     config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig
@@ -221,13 +218,16 @@ class CausalLM(nn.Module):
 
     def layer(self, layer_idx: int) -> DecoderLayer:
         """Build one layer; override where layers differ in kind."""
-        config = self.config
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            self.mlp_cls(config, layer_idx),
-        )
+        mixer, mlp = self.mixer(layer_idx), self.mlp(layer_idx)
+        return self.layer_cls(self.config, layer_idx, mixer, mlp)
+
+    def mixer(self, layer_idx: int) -> nn.Module:
+        """Build what a layer mixes tokens with."""
+        return self.attention_cls(self.config, layer_idx)
+
+    def mlp(self, layer_idx: int) -> nn.Module:
+        """Build a layer's feed-forward network."""
+        return self.mlp_cls(self.config, layer_idx)
 
     def head(self) -> Linear:
         """Build the projection onto the vocabulary."""
@@ -256,6 +256,15 @@ class CausalLM(nn.Module):
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache."""
         return [layer.self_attn.kv_cache_spec for layer in self.model.layers]
+
+    def state_specs(self) -> list[StateSpec]:
+        """What each layer keeps of a sequence as a whole; empty: no layer keeps anything."""
+        return []
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether computed tokens can be taken back: all that is kept is in the KV cache."""
+        return not any(self.state_specs())
 
     def max_length(self) -> int:
         """Longest sequence that the model is meant for, in tokens."""

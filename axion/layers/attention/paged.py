@@ -21,8 +21,8 @@ def paged_attention(
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
-    In a form of its own where the step is to be batch-invariant; else by Triton's kernel where there
-    is a GPU and the kernel knows what is asked; else by torch.
+    In a form of its own where the step is to be batch-invariant; else by Triton's kernel where
+    there is a GPU and the kernel knows what is asked; else by torch.
 
     Args:
         options: what they are, and all shapes: `axion.layers.attention.reference.paged_attention`.
