@@ -813,7 +813,7 @@ def computed_tokens(scheduler: Scheduler, memory: PagedMemory) -> dict[str, int]
     counts: dict[str, int] = {}
     while scheduler.has_unfinished:
         scheduled = scheduler.schedule()
-        for sequence, num_tokens in scheduled:
+        for sequence, num_tokens, _ in scheduled:
             counts[sequence.request_id] = counts.get(sequence.request_id, 0) + num_tokens
         scheduler.update(scheduled, memory.execute(scheduled))
         scheduler.check_integrity()
