@@ -125,6 +125,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Whether the same prompt gives the same tokens every time."""
         return self.temperature == 0 or self.seed is not None
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the next token depends on those before through a penalty."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if not (low < value if above else low <= value) or not value <= high or math.isnan(value):

@@ -197,7 +197,7 @@ class EngineCore:
         self._num_steps += 1
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.mask)
+            sampled = self.runner.launch(scheduled, self.structured.mask).collect()
             sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))

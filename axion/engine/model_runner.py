@@ -8,15 +8,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axion.engine.sampler import Sampler, token_logprobs
+from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.transfer import pack_to_device, to_device
 from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
 _MAX_LOGITS = 2**24
+
+
+class LaunchedStep:
+    """A step that the device was given to compute, and may not have finished.
+
+    Attributes:
+        scheduled: what is computed.
+    """
+
+    def __init__(
+        self,
+        scheduled: list[ScheduledSequence],
+        samples: Samples | None,
+        prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
+    ) -> None:
+        self.scheduled = scheduled
+        self._samples = samples
+        self._prompt_logprobs = prompt_logprobs
+
+    def collect(self) -> list[SampledToken]:
+        """Wait for the step; log probabilities of a prompt that wants them go to its sequence.
+
+        Returns:
+            One token for each scheduled sequence whose end the step reaches, in order.
+        """
+        for sequence, logprobs in self._prompt_logprobs:
+            sequence.prompt_logprobs += logprobs.read()
+        return [] if self._samples is None else self._samples.read()
 
 
 class ModelRunner:
@@ -36,31 +65,29 @@ class ModelRunner:
         self.sampler = Sampler(device, model.config.vocab_size)
 
     @torch.inference_mode()
-    def execute(
+    def launch(
         self,
         scheduled: list[ScheduledSequence],
         mask: Callable[[list[Sequence]], TokenMask | None] = lambda _: None,
-    ) -> list[SampledToken]:
-        """Compute one step; log probabilities of a prompt that wants them go to its sequence.
+    ) -> LaunchedStep:
+        """Give one step to the device, and wait for nothing that it computes.
 
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
-
-        Returns:
-            One token for each scheduled sequence whose end the step reaches, in order.
         """
-        input_ids, context = self._prepare(scheduled)
+        input_ids, sample_rows, context = self._prepare(scheduled)
         hidden_states = self.model(input_ids, context)
-        self._score_prompts(hidden_states, scheduled)
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
-        if not sampling:
-            return []
-        last_rows = np.cumsum(context.query_lens) - 1
-        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
-        logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
-        return self.sampler(logits, sampling, mask(sampling))
+        prompt_logprobs = self._score_prompts(hidden_states, scheduled)
+        samples = None
+        if sampling := [entry.sequence for entry in scheduled if entry.samples]:
+            logits = self.model.compute_logits(hidden_states[sample_rows])
+            samples = self.sampler(logits, sampling, mask(sampling))
+        return LaunchedStep(scheduled, samples, prompt_logprobs)
 
-    def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
+    def _score_prompts(
+        self, hidden_states: Tensor, scheduled: list[ScheduledSequence]
+    ) -> list[tuple[Sequence, LogprobTensors]]:
+        scored = []
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
         first_row = 0
         for sequence, num_scheduled_tokens in scheduled:
@@ -79,15 +106,19 @@ class ModelRunner:
                         hidden_states[offset + piece : offset + last]
                     )
                     targets = np.array(sequence.token_ids[piece + 1 : last + 1])
-                    sequence.prompt_logprobs += token_logprobs(
+                    logprobs = LogprobTensors(
                         logits.float(),
-                        self._to_device(targets),
+                        to_device(targets, self.device),
                         sequence.params.prompt_logprobs,
                     )
+                    scored.append((sequence, logprobs))
                 sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
             first_row += num_scheduled_tokens
+        return scored
 
-    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
+    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, Tensor, ForwardContext]:
+        """The tokens, the rows whose hidden states predict a new one, and all that attention
+        needs."""
         query_lens = [entry.num_scheduled_tokens for entry in scheduled]
         starts = [entry.sequence.num_computed_tokens for entry in scheduled]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
@@ -109,21 +140,36 @@ class ModelRunner:
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
         num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
+        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
+        (
+            input_ids,
+            sample_rows,
+            positions,
+            rope_lengths,
+            slot_mapping,
+            block_tables,
+            lengths,
+        ) = pack_to_device(
+            [
+                np.array(token_ids),
+                (np.cumsum(query_lens) - 1)[samples],
+                positions,
+                np.maximum(num_prompt_tokens[rows], positions + 1),
+                blocks * self.block_size + positions % self.block_size,
+                block_tables,
+                np.array(context_lens),
+            ],
+            self.device,
+        )
         context = ForwardContext(
-            positions=self._to_device(positions),
-            rope_lengths=self._to_device(np.maximum(num_prompt_tokens[rows], positions + 1)),
-            slot_mapping=self._to_device(blocks * self.block_size + positions % self.block_size),
-            block_tables=self._to_device(block_tables),
-            context_lens=self._to_device(np.array(context_lens)),
+            positions=positions,
+            rope_lengths=rope_lengths,
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
+            context_lens=lengths,
             query_lens=query_lens,
             context_lens_list=context_lens,
             kv_caches=self.kv_caches,
             block_size=self.block_size,
         )
-        return self._to_device(np.array(token_ids)), context
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return input_ids, sample_rows, context
