@@ -196,6 +196,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_bytes: size of the KV cache; None measures what is free.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
+        cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
         allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
@@ -211,6 +212,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
+    cuda_graphs: bool = True
     allow_pickle: bool = False
 
 

@@ -62,6 +62,7 @@ TORCH_ROOMS = {
     "axion.quantization",
     "axion.demo.train",
     "axion.engine.core",
+    "axion.engine.cuda_graph",
     "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",

@@ -328,6 +328,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
+        cuda_graphs=model.cuda_graphs,
         allow_pickle=model.allow_pickle,
     )
 

@@ -40,6 +40,7 @@ def model_config(settings: Settings) -> ModelConfig:
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
+        cuda_graphs=settings.cuda_graphs == "auto",
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
     )

@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 
 from axion.engine import kv_cache
 from axion.engine.block_manager import BlockManager
+from axion.engine.cuda_graph import CudaGraphRunner, graphs_on
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
@@ -75,23 +76,49 @@ class EngineCore:
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
+        layout = lay_out(max_model_len)
+        allocate = partial(
+            kv_cache.allocate,
+            specs,
+            layout.groups,
+            block_size=block_size,
+            dtype=dtype,
+            device=self.device,
+        )
+        new_graph = graphs_on(self.device) if config.cuda_graphs else None
+        graph_runner = partial(
+            CudaGraphRunner,
+            self.model,
+            block_size=block_size,
+            num_groups=len(layout.groups),
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            device=self.device,
+            new_graph=new_graph,
+        )
         budget = config.kv_cache_bytes
         if budget is None:
-            budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
+            num_graph_bytes = 0
+            if new_graph is not None:
+                measured = graph_runner(allocate(num_blocks=1)).measure()
+                if measured is None:
+                    new_graph = None
+                num_graph_bytes = measured or 0
+            free = kv_cache.free_memory(self.device) - num_graph_bytes
+            budget = int(free * config.memory_fraction)
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
-        layout = lay_out(max_model_len)
+        # Graphs write what belongs to no sequence to a block of their own.
+        kv_caches = allocate(num_blocks=num_blocks + (new_graph is not None))
+        graphs = None if new_graph is None else graph_runner(kv_caches)
+        if graphs is not None and not graphs.capture():
+            graphs = None
         self.runner = ModelRunner(
-            self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
-            block_size=block_size,
-            device=self.device,
+            self.model, kv_caches, block_size=block_size, device=self.device, graphs=graphs
         )
         self.block_manager = BlockManager(
             num_blocks,

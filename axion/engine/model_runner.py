@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
@@ -53,13 +54,21 @@ class ModelRunner:
 
     Args:
         kv_caches: one a layer, on the model's device.
+        graphs: compute the steps that they fit; None: the model computes all.
     """
 
     def __init__(
-        self, model: CausalLM, kv_caches: list[KVCache], *, block_size: int, device: torch.device
+        self,
+        model: CausalLM,
+        kv_caches: list[KVCache],
+        *,
+        block_size: int,
+        device: torch.device,
+        graphs: CudaGraphRunner | None = None,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
+        self.graphs = graphs
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
@@ -76,7 +85,8 @@ class ModelRunner:
             mask: computes that of the sequences that sample, while a GPU runs the model.
         """
         input_ids, sample_rows, context = self._prepare(scheduled)
-        hidden_states = self.model(input_ids, context)
+        is_replayed = self.graphs is not None and self.graphs.fits(context)
+        hidden_states = (self.graphs if is_replayed else self.model)(input_ids, context)
         prompt_logprobs = self._score_prompts(hidden_states, scheduled)
         samples = None
         if sampling := [entry.sequence for entry in scheduled if entry.samples]:
