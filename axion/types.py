@@ -197,6 +197,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
+        async_scheduling: the next step is prepared while one is computed; None: on CUDA.
         allow_pickle: weights in pytorch_model.bin may be loaded.
     """
 
@@ -213,6 +214,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     cuda_graphs: bool = True
+    async_scheduling: bool | None = None
     allow_pickle: bool = False
 
 

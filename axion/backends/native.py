@@ -329,6 +329,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         cuda_graphs=model.cuda_graphs,
+        async_scheduling=model.async_scheduling,
         allow_pickle=model.allow_pickle,
     )
 

@@ -41,6 +41,7 @@ def model_config(settings: Settings) -> ModelConfig:
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
         cuda_graphs=settings.cuda_graphs == "auto",
+        async_scheduling=None if settings.async_scheduling == "auto" else False,
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
     )

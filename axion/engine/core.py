@@ -18,9 +18,9 @@ from axion.engine.block_manager import BlockManager
 from axion.engine.cuda_graph import CudaGraphRunner, graphs_on
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
-from axion.engine.model_runner import ModelRunner
+from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import Scheduler
-from axion.engine.sequence import Sequence
+from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
 from axion.quantization.base import num_parameters
@@ -71,10 +71,15 @@ class EngineCore:
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
+        self._schedules_ahead = config.async_scheduling
+        if config.async_scheduling is None:
+            self._schedules_ahead = self.device.type == "cuda"
+        # Of a sequence that two steps compute, the first is booked when the second is scheduled.
+        max_unbooked = max_chunk * (1 + self._schedules_ahead)
         block_size = config.block_size
         specs = self.model.kv_cache_specs()
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
+            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_unbooked, dtype=dtype
         )
         layout = lay_out(max_model_len)
         allocate = partial(
@@ -124,7 +129,7 @@ class EngineCore:
             num_blocks,
             block_size,
             windows=layout.windows,
-            max_chunk=max_chunk,
+            max_chunk=max_unbooked,
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.scheduler = Scheduler(
@@ -158,13 +163,14 @@ class EngineCore:
             **vocabulary,
         )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
+        self._launched: LaunchedStep | None = None
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
 
     @property
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished or bool(self._compiling)
+        return self.scheduler.has_unfinished or bool(self._compiling) or self._launched is not None
 
     @property
     def stats(self) -> EngineStats:
@@ -216,24 +222,64 @@ class EngineCore:
             self._compiling.pop(request_id, None)
 
     def step(self) -> list[SequenceOutput]:
-        """Compute one step for what is running; a failure ends only the sequences in it."""
-        refused = self._add_compiled() if self._compiling else []
-        scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return refused
-        self._num_steps += 1
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
-        try:
-            sampled = self.runner.launch(scheduled, self.structured.mask).collect()
-            sampled = self.structured.advance(sampling, sampled)
-        except Exception:  # the engine outlives whatever a forward pass raises
-            logger.exception("a step of %d sequences failed", len(scheduled))
-            return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
-        outputs = refused + self.scheduler.update(scheduled, sampled)
+        """Compute one step for what is running; a failure ends only the sequences in it.
+
+        The outputs are those of this step, or, where steps are scheduled ahead, of the one before:
+        while the device computes one, the next is prepared and launched behind it.
+        """
+        outputs = self._add_compiled() if self._compiling else []
+        previous, self._launched = self._launched, None
+        if previous is None:
+            launched = self._launch(outputs)
+        else:
+            with self.scheduler.ahead_of(previous.scheduled, previous.sampling):
+                launched = self._launch(outputs)
+            outputs += self._collect(previous)
+        if launched is not None and not self._can_be_followed(launched):
+            outputs += self._collect(launched)
+            launched = None
+        self._launched = launched
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
-        if not self.scheduler.has_unfinished:
+        if not self.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def _launch(self, outputs: list[SequenceOutput]) -> LaunchedStep | None:
+        """Launch the next step; None if there is none, or if it failed, which goes to `outputs`."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return None
+        self._num_steps += 1
+        try:
+            return self.runner.launch(scheduled, self.structured.mask)
+        except Exception:  # the engine outlives whatever a forward pass raises
+            logger.exception("a step of %d sequences failed", len(scheduled))
+            outputs += self.scheduler.fail(scheduled, _STEP_FAILED)
+            return None
+
+    def _can_be_followed(self, launched: LaunchedStep) -> bool:
+        """Whether the next step can be prepared before this one's tokens are known."""
+        return self._schedules_ahead and not any(
+            sequence.needs_its_tokens for sequence in launched.sampling
+        )
+
+    def _collect(self, launched: LaunchedStep) -> list[SequenceOutput]:
+        """Wait for a step, and book what came of the sequences that have not ended meanwhile."""
+        try:
+            results = zip(launched.sampling, launched.collect(), strict=True)
+            running = [
+                (sequence, token)
+                for sequence, token in results
+                if sequence.status is SequenceStatus.RUNNING
+            ]
+            sampled = self.structured.advance([s for s, _ in running], [t for _, t in running])
+        except Exception:  # as above
+            logger.exception("a step of %d sequences failed", len(launched.scheduled))
+            return self.scheduler.fail(launched.scheduled, _STEP_FAILED)
+        scheduled = [
+            entry for entry in launched.scheduled if entry.sequence.status is SequenceStatus.RUNNING
+        ]
+        return self.scheduler.update(scheduled, sampled)
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""

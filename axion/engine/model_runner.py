@@ -26,15 +26,18 @@ class LaunchedStep:
 
     Attributes:
         scheduled: what is computed.
+        sampling: the sequences whose end the step reaches, in order.
     """
 
     def __init__(
         self,
         scheduled: list[ScheduledSequence],
+        sampling: list[Sequence],
         samples: Samples | None,
         prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
     ) -> None:
         self.scheduled = scheduled
+        self.sampling = sampling
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
 
@@ -42,7 +45,7 @@ class LaunchedStep:
         """Wait for the step; log probabilities of a prompt that wants them go to its sequence.
 
         Returns:
-            One token for each scheduled sequence whose end the step reaches, in order.
+            One token for each of `sampling`.
         """
         for sequence, logprobs in self._prompt_logprobs:
             sequence.prompt_logprobs += logprobs.read()
@@ -72,6 +75,7 @@ class ModelRunner:
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
+        self._samples: Samples | None = None  # of the last step
 
     @torch.inference_mode()
     def launch(
@@ -81,6 +85,9 @@ class ModelRunner:
     ) -> LaunchedStep:
         """Give one step to the device, and wait for nothing that it computes.
 
+        A token that the step before it samples, and that the host does not know yet, is taken from
+        there; see `Scheduler.ahead_of`.
+
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
         """
@@ -88,11 +95,11 @@ class ModelRunner:
         is_replayed = self.graphs is not None and self.graphs.fits(context)
         hidden_states = (self.graphs if is_replayed else self.model)(input_ids, context)
         prompt_logprobs = self._score_prompts(hidden_states, scheduled)
-        samples = None
+        self._samples = None
         if sampling := [entry.sequence for entry in scheduled if entry.samples]:
             logits = self.model.compute_logits(hidden_states[sample_rows])
-            samples = self.sampler(logits, sampling, mask(sampling))
-        return LaunchedStep(scheduled, samples, prompt_logprobs)
+            self._samples = self.sampler(logits, sampling, mask(sampling))
+        return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs)
 
     def _score_prompts(
         self, hidden_states: Tensor, scheduled: list[ScheduledSequence]
@@ -182,4 +189,8 @@ class ModelRunner:
             kv_caches=self.kv_caches,
             block_size=self.block_size,
         )
+        if min(token_ids) < 0:
+            assert self._samples is not None
+            sampled = self._samples.token_ids[(-1 - input_ids).clamp(min=0)]
+            input_ids = torch.where(input_ids < 0, sampled, input_ids)
         return input_ids, sample_rows, context

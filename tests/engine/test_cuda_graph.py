@@ -74,7 +74,7 @@ def test_replayed_steps_equal_eager_ones(
     sizes = []
     with monkeypatch.context() as patch:
         patch.setattr(core_module, "graphs_on", lambda device: RecordedGraph)
-        core = make_core(path)
+        core = make_core(path, async_scheduling=True)  # as on CUDA
     assert core.runner.graphs is not None
     replay = RecordedGraph.replay
     by_graph = {id(graph): size for size, graph in core.runner.graphs._graphs.items()}
