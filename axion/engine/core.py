@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -14,15 +15,17 @@ import torch
 from llguidance import LLMatcher
 
 from axion.engine import kv_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.cuda_graph import CudaGraphRunner, graphs_on
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
-from axion.engine.scheduler import Scheduler
+from axion.engine.scheduler import ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -90,7 +93,9 @@ class EngineCore:
             dtype=dtype,
             device=self.device,
         )
-        new_graph = graphs_on(self.device) if config.cuda_graphs else None
+        new_graph = None
+        if config.cuda_graphs and not config.deterministic:
+            new_graph = graphs_on(self.device)
         graph_runner = partial(
             CudaGraphRunner,
             self.model,
@@ -101,29 +106,37 @@ class EngineCore:
             device=self.device,
             new_graph=new_graph,
         )
-        budget = config.kv_cache_bytes
-        if budget is None:
-            num_graph_bytes = 0
-            if new_graph is not None:
-                measured = graph_runner(allocate(num_blocks=1)).measure()
-                if measured is None:
-                    new_graph = None
-                num_graph_bytes = measured or 0
-            free = kv_cache.free_memory(self.device) - num_graph_bytes
-            budget = int(free * config.memory_fraction)
+        num_graph_bytes = 0
+        if new_graph is not None and config.kv_cache_bytes is None:
+            measured = graph_runner(allocate(num_blocks=1)).measure()
+            if measured is None:
+                new_graph = None
+            num_graph_bytes = measured or 0
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            num_bytes=budget,
+            num_bytes=kv_cache.budget(
+                self.device,
+                config.kv_cache_bytes,
+                config.memory_fraction,
+                num_reserved_bytes=num_graph_bytes,
+            ),
         )
         # Graphs write what belongs to no sequence to a block of their own.
         kv_caches = allocate(num_blocks=num_blocks + (new_graph is not None))
         graphs = None if new_graph is None else graph_runner(kv_caches)
         if graphs is not None and not graphs.capture():
             graphs = None
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            model = make_batch_invariant(
+                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         self.runner = ModelRunner(
-            self.model, kv_caches, block_size=block_size, device=self.device, graphs=graphs
+            model, kv_caches, block_size=block_size, device=self.device, graphs=graphs
         )
         self.block_manager = BlockManager(
             num_blocks,
@@ -135,8 +148,9 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
+            target_itl_s=config.target_itl_s,
         )
         parameters = list(self.model.parameters())
         self.info = EngineInfo(
@@ -164,6 +178,7 @@ class EngineCore:
         )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._launched: LaunchedStep | None = None
+        self._collected_at = 0.0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
@@ -184,6 +199,9 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_out_of_memory=self.scheduler.num_out_of_memory,
+            queue_times=tuple(self.scheduler.queue_times),
+            queue_seconds=self.scheduler.queue_seconds,
             peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         )
 
@@ -233,7 +251,7 @@ class EngineCore:
             launched = self._launch(outputs)
         else:
             with self.scheduler.ahead_of(previous.scheduled, previous.sampling):
-                launched = self._launch(outputs)
+                launched = self._launch(outputs, is_ahead=True)
             outputs += self._collect(previous)
         if launched is not None and not self._can_be_followed(launched):
             outputs += self._collect(launched)
@@ -244,18 +262,37 @@ class EngineCore:
             self.scheduler.check_integrity()
         return outputs
 
-    def _launch(self, outputs: list[SequenceOutput]) -> LaunchedStep | None:
+    def _launch(
+        self, outputs: list[SequenceOutput], *, is_ahead: bool = False
+    ) -> LaunchedStep | None:
         """Launch the next step; None if there is none, or if it failed, which goes to `outputs`."""
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return None
         self._num_steps += 1
         try:
-            return self.runner.launch(scheduled, self.structured.mask)
+            launched = self._launch_within_memory(scheduled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             outputs += self.scheduler.fail(scheduled, _STEP_FAILED)
             return None
+        # Ahead of another step nothing gives way: when that is done, this one is tried again.
+        if launched is None and not is_ahead:
+            outputs += self.scheduler.retreat(scheduled)
+        return launched
+
+    def _launch_within_memory(self, scheduled: list[ScheduledSequence]) -> LaunchedStep | None:
+        """The step; None where memory was short, and nothing has changed."""
+        try:
+            return self.runner.launch(scheduled, self.structured.mask)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d sequences found no memory: %s", len(scheduled), error)
+        # Not before here: an exception holds what its step had allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _can_be_followed(self, launched: LaunchedStep) -> bool:
         """Whether the next step can be prepared before this one's tokens are known."""
@@ -276,6 +313,10 @@ class EngineCore:
         except Exception:  # as above
             logger.exception("a step of %d sequences failed", len(launched.scheduled))
             return self.scheduler.fail(launched.scheduled, _STEP_FAILED)
+        # The device began it when it was launched, or when it was done with the one before.
+        now = time.perf_counter()
+        self.scheduler.observe(launched.scheduled, now - max(launched.started, self._collected_at))
+        self._collected_at = now
         scheduled = [
             entry for entry in launched.scheduled if entry.sequence.status is SequenceStatus.RUNNING
         ]
@@ -331,3 +372,10 @@ class EngineCore:
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
         return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED"))
+    )

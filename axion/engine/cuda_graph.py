@@ -181,8 +181,9 @@ class CudaGraphRunner:
         num_blocks = context.block_tables.shape[-1]
         self._block_tables[:, :num_seqs, :num_blocks].copy_(context.block_tables)
         if num_seqs < size:
-            # Their other metadata are those of an earlier step, which harm nobody.
+            # What else is theirs is of an earlier step, and harms nobody.
             self._slot_mapping[:, num_seqs:size].fill_(self._scratch_slot)
+            self._positions[num_seqs:size].fill_(0)
             self._context_lens[num_seqs:size].fill_(1)
         self._graphs[size].replay()
         return self._hidden_states[:num_seqs]

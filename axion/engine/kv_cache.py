@@ -35,6 +35,29 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _cgroup_headroom())
 
 
+def budget(
+    device: torch.device, num_bytes: int | None, fraction: float, *, num_reserved_bytes: int = 0
+) -> int:
+    """Bytes that the cache may take: `num_bytes`, or this share of what is free.
+
+    Args:
+        num_reserved_bytes: of those that are free, for something else.
+
+    Raises:
+        ModelLoadError: there are not so many free.
+    """
+    free = free_memory(device) - num_reserved_bytes
+    if num_bytes is None:
+        return int(free * fraction)
+    if num_bytes > free:
+        raise ModelLoadError(
+            f"The KV cache is to take {num_bytes / _GIB:.2f} GiB (KV_CACHE_GIB), and "
+            f"{free / _GIB:.2f} GiB of {device.type} memory are free beside the model's weights. "
+            "Give it at most that, or unset KV_CACHE_GIB to have it measured."
+        )
+    return num_bytes
+
+
 def _cgroup_headroom(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int:

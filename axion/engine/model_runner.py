@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
@@ -27,6 +29,7 @@ class LaunchedStep:
     Attributes:
         scheduled: what is computed.
         sampling: the sequences whose end the step reaches, in order.
+        started: when it was launched, in seconds of `time.perf_counter`.
     """
 
     def __init__(
@@ -35,8 +38,10 @@ class LaunchedStep:
         sampling: list[Sequence],
         samples: Samples | None,
         prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
+        started: float,
     ) -> None:
         self.scheduled = scheduled
+        self.started = started
         self.sampling = sampling
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
@@ -48,7 +53,9 @@ class LaunchedStep:
             One token for each of `sampling`.
         """
         for sequence, logprobs in self._prompt_logprobs:
-            sequence.prompt_logprobs += logprobs.read()
+            entries = logprobs.read()
+            sequence.prompt_logprobs += entries
+            sequence.num_prompt_logprobs += len(entries)
         return [] if self._samples is None else self._samples.read()
 
 
@@ -62,7 +69,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | BatchInvariantModel,
         kv_caches: list[KVCache],
         *,
         block_size: int,
@@ -91,6 +98,7 @@ class ModelRunner:
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
         """
+        started = time.perf_counter()
         input_ids, sample_rows, context = self._prepare(scheduled)
         is_replayed = self.graphs is not None and self.graphs.fits(context)
         hidden_states = (self.graphs if is_replayed else self.model)(input_ids, context)
@@ -99,7 +107,7 @@ class ModelRunner:
         if sampling := [entry.sequence for entry in scheduled if entry.samples]:
             logits = self.model.compute_logits(hidden_states[sample_rows])
             self._samples = self.sampler(logits, sampling, mask(sampling))
-        return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs)
+        return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs, started)
 
     def _score_prompts(
         self, hidden_states: Tensor, scheduled: list[ScheduledSequence]
@@ -129,7 +137,6 @@ class ModelRunner:
                         sequence.params.prompt_logprobs,
                     )
                     scored.append((sequence, logprobs))
-                sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
             first_row += num_scheduled_tokens
         return scored
 

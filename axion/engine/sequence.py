@@ -42,12 +42,14 @@ class Sequence:
         matcher: where the output is in the grammar that it must follow.
         priority: a lower one is served first.
         arrival: its place in the order of arrival, set by the scheduler.
+        arrived_s: when that was, by the scheduler's clock.
         num_prompt_logprobs: prompt tokens, from the second on, whose log probabilities are known.
         prompt_logprobs: those of them that have not been handed out yet.
     """
 
     __slots__ = (
         "arrival",
+        "arrived_s",
         "block_hashes",
         "block_tables",
         "eos_token_ids",
@@ -87,6 +89,7 @@ class Sequence:
         self.seed = seed
         self.priority = priority
         self.arrival = 0
+        self.arrived_s = 0.0
         self.token_ids = list(token_ids)
         self.num_prompt_tokens = len(token_ids) - num_generated
         self.num_computed_tokens = 0

@@ -77,8 +77,10 @@ class ForwardContext:
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
         context_lens_list: `context_lens` on the host; bounds of them while a graph is captured.
-        kv_caches: one per layer.
+        kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
+        batch_invariant: attention must give a token the same bits in every batch and chunk; rows
+            behind those of all sequences are padding.
     """
 
     positions: Tensor
@@ -90,7 +92,8 @@ class ForwardContext:
     context_lens_list: list[int]
     kv_caches: list[KVCache]
     block_size: int
-    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    batch_invariant: bool = False
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
         """`build(self)`, computed by the first layer that asks and shared by all others."""

@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from axion.layers.context import ForwardContext
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import Float32RMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM, Decoder
 from axion.models.config import DecoderConfig, Size
 
 
-class GemmaRMSNorm(RMSNorm):
-    """The weight is what is added to 1, and is applied in float32."""
+class GemmaRMSNorm(Float32RMSNorm):
+    """The weight is what is added to 1."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * (1 + self.weight.float())).to(x.dtype)
+    offset = 1.0
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ overrides."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -119,6 +119,7 @@ class SharedMoEConfig(MoEConfig):
     Attributes:
         n_shared_experts: experts that every token passes, stored as one MLP.
         first_k_dense_replace: the first layers, so many, have an MLP instead of experts.
+        mlp_layer_types: says of each layer which it has, in place of that.
         n_group, topk_group: experts are chosen from so many of the groups.
         num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
     """
@@ -126,6 +127,7 @@ class SharedMoEConfig(MoEConfig):
     moe_intermediate_size: Size
     n_shared_experts: NumExperts = 1
     first_k_dense_replace: Index = 0
+    mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
     n_group: NumExperts | None = None
     topk_group: NumExperts | None = None
     routed_scaling_factor: float = 1.0
@@ -133,6 +135,9 @@ class SharedMoEConfig(MoEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        types = self.mlp_layer_types
+        if types is not None and len(types) != self.num_hidden_layers:
+            raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
         self.n_group, self.topk_group = self.n_group or 1, self.topk_group or 1
         if self.num_experts % self.n_group or self.topk_group > self.n_group:
             raise ValueError(
@@ -149,6 +154,8 @@ class SharedMoEConfig(MoEConfig):
             )
 
     def is_sparse(self, layer_idx: int) -> bool:
+        if self.mlp_layer_types is not None:
+            return self.mlp_layer_types[layer_idx] == "sparse"
         return layer_idx >= self.first_k_dense_replace
 
 
@@ -156,13 +163,15 @@ class SharedMoE(MoE):
     """Beside the experts that are chosen there are some that every token passes (DeepSeekMoE,
     arXiv:2401.06066)."""
 
+    router_cls: ClassVar[type[SigmoidRouter]] = SigmoidRouter
+
     def __init__(self, config: SharedMoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         shared_size = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = MLP(replace(config, intermediate_size=shared_size), layer_idx)
 
     def router(self, config: SharedMoEConfig) -> Router:  # type: ignore[override]
-        return SigmoidRouter(
+        return self.router_cls(
             config.hidden_size,
             config.num_experts,
             config.num_experts_per_tok,

@@ -4,9 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from axion.bench.client import Sample
 from axion.bench.plot import svg
-from axion.bench.report import Figures, Report, Spread, changes, figures
+from axion.bench.report import Figures, Report, Sample, Spread, changes, figures
 from axion.bench.soak import Snapshot, judge
 
 

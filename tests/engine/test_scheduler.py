@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from axion.engine.block_manager import BlockManager
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
-from axion.types import FinishReason, SamplingParams
+from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SamplingParams
 
 VOCAB = 50
 EOS = 7
@@ -221,6 +222,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             failed = self.scheduler.fail(scheduled, "fault")
             assert all(output.finish_reason is FinishReason.ERROR for output in failed)
 
+    @rule(data=st.data())
+    def find_no_memory_for_a_step(self, data):
+        scheduled = self.scheduler.schedule()
+        num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+        if num_tokens > 1 and data.draw(st.integers(0, 9)) == 0:
+            assert not self.scheduler.retreat(scheduled)
+            smaller = self.scheduler.schedule()
+            assert 0 < sum(entry.num_scheduled_tokens for entry in smaller) <= num_tokens // 2
+
     @invariant()
     def every_block_is_accounted_for(self):
         if hasattr(self, "scheduler"):
@@ -310,15 +320,178 @@ def test_the_last_in_priority_is_preempted_even_where_it_came_first():
         scheduler.add(sequence)
         scheduled = scheduler.schedule()
         scheduler.update(scheduled, memory.execute(scheduled))
-    assert scheduler.running == [low, high]
+    assert scheduler.running == [high, low]
     while not scheduler.num_preemptions:
         scheduled = scheduler.schedule()
         scheduler.update(scheduled, memory.execute(scheduled))
-    # It was `high` that needed a block, after `low` had its place in the step.
     assert [entry.sequence for entry in scheduled] == [high]
     assert scheduler.waiting == [low]
     assert run(scheduler, memory)
     assert low.output_token_ids[:1] == [next_token([1, 2, 3, 4])]
+
+
+def test_a_long_prompt_of_less_priority_holds_nobody_up():
+    scheduler = make_scheduler(num_blocks=64, budget=8)
+    memory = PagedMemory(4)
+    low = make_sequence("low", list(range(40)), priority=1, max_tokens=1)
+    streams = [make_sequence(f"{i}", [i], priority=2, ignore_eos=True) for i in range(2)]
+    for sequence in (*streams, low):
+        scheduler.add(sequence)
+        scheduled = scheduler.schedule()
+        scheduler.update(scheduled, memory.execute(scheduled))
+    high = make_sequence("high", [45, 46, 47, 48], max_tokens=1)
+    scheduler.add(high)
+    scheduled = scheduler.schedule()
+    # It comes before the rest of the prompt, and streams behind both go on.
+    assert [tuple(entry) for entry in scheduled] == [
+        (high, 4),
+        (low, 2),
+        (streams[0], 1),
+        (streams[1], 1),
+    ]
+
+
+def steps_until_memory_is_found(scheduler: Scheduler, most: int) -> int:
+    """Has steps of more than `most` tokens find no memory; how many did."""
+    num_failed = 0
+    while sum(entry.num_scheduled_tokens for entry in scheduler.schedule()) > most:
+        assert not scheduler.retreat(scheduler.schedule())
+        scheduler.check_integrity()
+        num_failed += 1
+    return num_failed
+
+
+def test_a_step_without_memory_is_computed_in_smaller_ones_and_nothing_is_lost_or_doubled():
+    prompts = {str(i): [i + 1] * (20 - i) for i in range(4)}
+    scheduler, memory = make_scheduler(64, budget=64), PagedMemory(4)
+    for request_id, prompt in prompts.items():
+        scheduler.add(make_sequence(request_id, prompt, max_tokens=20))
+    assert steps_until_memory_is_found(scheduler, 3) == 5
+    assert len(scheduler.running) <= 3
+    assert scheduler.num_out_of_memory == 5
+    outputs = run(scheduler, memory)
+    assert outputs == {
+        request_id: expected_output(prompt, SamplingParams(max_tokens=20), 256)
+        for request_id, prompt in prompts.items()
+    }
+
+
+def test_the_newest_of_a_step_without_memory_wait_and_steps_grow_again():
+    scheduler, memory = make_scheduler(64), PagedMemory(4)
+    sequences = [make_sequence(str(i), [i], ignore_eos=True, max_tokens=200) for i in range(4)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    scheduled = scheduler.schedule()
+    scheduler.update(scheduled, memory.execute(scheduled))
+    scheduler.retreat(scheduler.schedule())
+    assert scheduler.running == sequences[:2]
+    num_steps = 0
+    while len(scheduler.running) < 4:
+        scheduled = scheduler.schedule()
+        scheduler.update(scheduled, memory.execute(scheduled))
+        num_steps += 1
+    assert 10 < num_steps < 150
+
+
+def test_a_single_token_without_memory_ends_its_sequence_alone():
+    scheduler = make_scheduler(64)
+    scheduler.add(make_sequence("0", [1]))
+    scheduler.add(make_sequence("1", [2, 3]))
+    assert steps_until_memory_is_found(scheduler, 1) == 1
+    (output,) = scheduler.retreat(scheduler.schedule())
+    assert (output.request_id, output.finish_reason) == ("0", FinishReason.ERROR)
+    assert "not enough memory" in (output.error or "")
+    assert list(run(scheduler, PagedMemory(4))) == ["1"]
+
+
+def test_the_time_that_sequences_wait_is_counted():
+    times = iter([0.0, 0.0, 0.0, 0.2])  # two arrive, the first begins, and then the second
+    scheduler = Scheduler(
+        BlockManager(16, 4, max_chunk=16),
+        max_num_seqs=1,
+        max_num_batched_tokens=16,
+        max_model_len=64,
+        clock=lambda: next(times),
+    )
+    for i in range(2):
+        scheduler.add(make_sequence(str(i), [i], max_tokens=1))
+    run(scheduler, PagedMemory(4))
+    assert scheduler.queue_seconds == 0.2
+    counts = dict(zip((*QUEUE_TIME_BUCKETS, None), scheduler.queue_times, strict=True))
+    assert counts[0.001] == counts[0.25] == 1
+    assert sum(counts.values()) == 2
+
+
+class Machine:
+    """Computes steps in a time that is a function of their size, with noise."""
+
+    def __init__(self, scheduler: Scheduler, per_token_s: float = 0.0002) -> None:
+        self.scheduler = scheduler
+        self.per_token_s = per_token_s
+        self.random = random.Random(0)
+
+    def step(self) -> tuple[int, float]:
+        """Tokens of the step, and the seconds that it would take without noise."""
+        scheduled = self.scheduler.schedule()
+        num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+        seconds = 0.01 + 0.0005 * len(scheduled) + self.per_token_s * num_tokens
+        noise = self.random.uniform(0.97, 1.03) * (5 if self.random.random() < 0.02 else 1)
+        self.scheduler.observe(scheduled, seconds * noise)
+        sampled = [SampledToken(1) for entry in scheduled if entry.samples]
+        self.scheduler.update(scheduled, sampled)
+        return num_tokens, seconds
+
+
+def loaded_scheduler(target_itl_s: float | None) -> Scheduler:
+    """Four streams, and prompts that come one after the other."""
+    manager = BlockManager(1500, 16, max_chunk=512, enable_prefix_caching=False)
+    scheduler = Scheduler(
+        manager,
+        max_num_seqs=5,
+        max_num_batched_tokens=512,
+        max_model_len=3000,
+        target_itl_s=target_itl_s,
+    )
+    for i in range(4):
+        scheduler.add(make_sequence(str(i), [i], ignore_eos=True, max_tokens=2000))
+    for i in range(20):
+        prompt = [i] * 2000
+        scheduler.add(make_sequence(f"long {i}", prompt, ignore_eos=True, max_tokens=20))
+    return scheduler
+
+
+def test_chunks_are_as_large_as_the_target_of_streams_allows():
+    machine = Machine(loaded_scheduler(0.05))
+    steps = [machine.step() for _ in range(300)][50:]
+    in_time = [seconds for _, seconds in steps if seconds <= 0.05]
+    assert len(in_time) >= 0.97 * len(steps)
+    # Within the target there would be room for 187 tokens in a step.
+    chunks = [num_tokens for num_tokens, _ in steps if num_tokens > 50]
+    assert sum(chunks) / len(chunks) > 120
+
+
+def test_a_machine_that_becomes_slower_gets_smaller_chunks():
+    machine = Machine(loaded_scheduler(0.05))
+    for _ in range(100):
+        machine.step()
+    machine.per_token_s *= 3
+    steps = [machine.step() for _ in range(100)][30:]
+    assert sum(seconds <= 0.05 for _, seconds in steps) >= 0.95 * len(steps)
+
+
+def test_prompts_get_on_where_the_target_cannot_be_kept():
+    machine = Machine(loaded_scheduler(0.001))
+    machine.step()  # nothing decodes yet
+    assert max(machine.step()[0] for _ in range(50)) == 5 + 32
+
+
+def test_without_streams_or_without_a_target_prompts_take_the_whole_budget():
+    machine = Machine(loaded_scheduler(None))
+    assert max(machine.step()[0] for _ in range(10)) == 512
+    scheduler = make_scheduler(64)
+    scheduler.target_itl_s = 1e-9
+    scheduler.add(make_sequence("long", list(range(40)), max_tokens=1))
+    assert [entry.num_scheduled_tokens for entry in scheduler.schedule()] == [16]
 
 
 @pytest.mark.parametrize("windows", [(None,), (None, 3), (9,)], ids=str)
