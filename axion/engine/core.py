@@ -62,6 +62,8 @@ class EngineCore:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.device = resolve_device(config.device)
+        if self.device.index is not None:  # streams, events and graphs are the current device's
+            torch.cuda.set_device(self.device)
         path = Path(config.model_path)
         self.model = load_model(
             path,

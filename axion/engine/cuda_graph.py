@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from axion.layers import kernels
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
 
@@ -52,8 +53,12 @@ class CudaGraph:
 
 
 def graphs_on(device: torch.device) -> Callable[[], Graph] | None:
-    """Makes graphs that share one pool of memory; None where the device has no graphs."""
-    if device.type != "cuda":
+    """Makes graphs that share one pool of memory; None where none are to be captured.
+
+    That is also where Triton does not work: torch's attention would compute every sequence as if
+    it were as long as the longest may become.
+    """
+    if device.type != "cuda" or not kernels.run_on(torch.empty(0, device=device)):
         return None
     pool = torch.cuda.graph_pool_handle()
     return lambda: CudaGraph(pool)

@@ -113,7 +113,7 @@ class Samples:
         num_logprobs: dict[int, int],
     ) -> None:
         self.token_ids = token_ids
-        self._readback = Readback(token_ids.where(is_usable, _UNUSABLE))
+        self._readback = Readback(token_ids.masked_fill(~is_usable, _UNUSABLE))
         self._logprobs = logprobs
         self._num_logprobs = num_logprobs
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
@@ -144,19 +145,21 @@ def test_the_tokens_are_those_of_steps_that_wait(
     assert len(num_unknown) > 20, "steps were launched whose tokens nobody knew"
     for each in requests:
         name = each.request.request_id
-        tokens, logprobs, of_prompt, reason = told(found[name])
-        all_tokens, all_logprobs, all_of_prompt, last_reason = told(expected[name])
-        if each.aborted_at is None:
-            assert reason == last_reason
-            assert tokens == all_tokens
-            assert len(logprobs) == len(all_logprobs)
-            assert len(of_prompt) == len(all_of_prompt)
-        # A client that leaves may have been told one token more or less.
-        shared = min(len(tokens), len(all_tokens))
-        assert tokens[:shared] == all_tokens[:shared]
-        assert logprobs[:shared] == pytest.approx(all_logprobs[: len(logprobs[:shared])], abs=1e-4)
-        shared = min(len(of_prompt), len(all_of_prompt))
-        assert of_prompt[:shared] == pytest.approx(all_of_prompt[:shared], abs=1e-4)
+        # A client that leaves may have been told a step more or less.
+        check_told(found[name], expected[name], is_whole=each.aborted_at is None)
+
+
+def check_told(
+    found: list[SequenceOutput], expected: list[SequenceOutput], *, is_whole: bool = True
+) -> None:
+    """Both tell the same; if not as a whole, then as far as both go."""
+    *found_parts, found_reason = told(found)
+    *expected_parts, expected_reason = told(expected)
+    for part, expected_part in zip(found_parts, expected_parts, strict=True):
+        shared = min(len(part), len(expected_part))
+        assert part[:shared] == pytest.approx(expected_part[:shared], abs=1e-4)
+        assert not is_whole or len(part) == len(expected_part)
+    assert not is_whole or found_reason == expected_reason
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -204,6 +207,30 @@ def test_a_step_that_fails_ahead_ends_its_sequences_and_no_others(
     assert outputs["a"][-1].finish_reason is FinishReason.ERROR
     assert len(outputs["a"]) == 3, "two tokens, and the error"
     assert told(outputs["b"]) == expected
+
+
+def test_a_step_that_finds_no_memory_ahead_is_tried_again_when_the_other_is_done(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, prompt_logprobs=0)
+    requests = [Arrival(AddRequest(name, [ord(name)] * 20, params), 0, None) for name in "ab"]
+    core = make_core(tiny_model, async_scheduling=True)
+    expected = run(core, requests)
+    launch = core.runner.launch
+    num_calls = 0
+
+    def fail_thrice(scheduled, mask):
+        nonlocal num_calls
+        num_calls += 1
+        launched = launch(scheduled, mask)
+        if num_calls in (2, 7, 8):  # a chunk; then a decode, ahead and not
+            raise torch.OutOfMemoryError
+        return launched
+
+    monkeypatch.setattr(core.runner, "launch", fail_thrice)
+    for name, outputs in run(core, requests).items():
+        check_told(outputs, expected[name])
+    assert core.stats.num_out_of_memory == 1
 
 
 def test_logits_that_are_not_numbers_end_a_sequence_that_is_computed_on(tiny_model: Path):
