@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import kv_cache
+from axion.engine import cuda_graph, kv_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
-from axion.engine.cuda_graph import CudaGraphRunner, graphs_on
+from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
@@ -95,9 +95,9 @@ class EngineCore:
             dtype=dtype,
             device=self.device,
         )
-        new_graph = None
-        if config.cuda_graphs and not config.deterministic:
-            new_graph = graphs_on(self.device)
+        captures = (
+            config.cuda_graphs and not config.deterministic and cuda_graph.can_capture(self.device)
+        )
         graph_runner = partial(
             CudaGraphRunner,
             self.model,
@@ -106,14 +106,11 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             max_model_len=max_model_len,
             device=self.device,
-            new_graph=new_graph,
         )
         num_graph_bytes = 0
-        if new_graph is not None and config.kv_cache_bytes is None:
+        if captures and config.kv_cache_bytes is None:
             measured = graph_runner(allocate(num_blocks=1)).measure()
-            if measured is None:
-                new_graph = None
-            num_graph_bytes = measured or 0
+            captures, num_graph_bytes = measured is not None, measured or 0
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
@@ -126,8 +123,8 @@ class EngineCore:
             ),
         )
         # Graphs write what belongs to no sequence to a block of their own.
-        kv_caches = allocate(num_blocks=num_blocks + (new_graph is not None))
-        graphs = None if new_graph is None else graph_runner(kv_caches)
+        kv_caches = allocate(num_blocks=num_blocks + captures)
+        graphs = graph_runner(kv_caches) if captures else None
         if graphs is not None and not graphs.capture():
             graphs = None
         model: CausalLM | BatchInvariantModel = self.model

@@ -52,16 +52,17 @@ class CudaGraph:
         self._graph.replay()
 
 
-def graphs_on(device: torch.device) -> Callable[[], Graph] | None:
-    """Makes graphs that share one pool of memory; None where none are to be captured.
+def can_capture(device: torch.device) -> bool:
+    """Whether there are graphs, and Triton's attention to be captured.
 
-    That is also where Triton does not work: torch's attention would compute every sequence as if
-    it were as long as the longest may become.
+    Torch's would compute every sequence as if it were as long as the longest may become.
     """
-    if device.type != "cuda" or not kernels.run_on(torch.empty(0, device=device)):
-        return None
-    pool = torch.cuda.graph_pool_handle()
-    return lambda: CudaGraph(pool)
+    return device.type == "cuda" and kernels.run_on(torch.empty(0, device=device))
+
+
+def graph_pool() -> Callable[[], Graph]:
+    """Makes graphs that share their memory."""
+    return partial(CudaGraph, torch.cuda.graph_pool_handle())
 
 
 def batch_sizes(max_num_seqs: int) -> list[int]:
@@ -78,7 +79,6 @@ class CudaGraphRunner:
         num_groups: of block tables of a sequence.
         max_num_seqs: sequences of the largest step.
         max_model_len: tokens of the longest sequence.
-        new_graph: from `graphs_on`.
     """
 
     def __init__(
@@ -91,7 +91,6 @@ class CudaGraphRunner:
         max_num_seqs: int,
         max_model_len: int,
         device: torch.device,
-        new_graph: Callable[[], Graph],
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
@@ -99,7 +98,7 @@ class CudaGraphRunner:
         self.max_model_len = max_model_len
         self.device = device
         self.batch_sizes = batch_sizes(max_num_seqs)
-        self._new_graph = new_graph
+        self._new_graph = graph_pool()
         self._graphs: dict[int, Graph] = {}
         self._smallest = [
             next(size for size in self.batch_sizes if size >= num_seqs)

@@ -7,7 +7,7 @@ their places, and asking for a tensor's value while it is recorded is an error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ aten = torch.ops.aten
 
 
 class RecordedGraph:
-    """A `Graph` whose replays are counted."""
-
-    num_replays: ClassVar[int] = 0
+    """A `Graph` of recorded operations."""
 
     def capture(self, function: Callable[[], None]) -> None:
         self._calls: list[tuple[Any, Any, Any, Any]] = []
@@ -28,7 +26,6 @@ class RecordedGraph:
             function()
 
     def replay(self) -> None:
-        RecordedGraph.num_replays += 1
         current: dict[int, Tensor] = {}
 
         def now(tensor: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from axion.engine import core as core_module
-from axion.engine import cuda_graph
+from axion.engine import cuda_graph, kv_cache
 from axion.engine.core import EngineCore
 from axion.engine.cuda_graph import CudaGraphRunner, batch_sizes
 from axion.engine.messages import AddRequest
@@ -26,8 +25,8 @@ BLOCK_SIZE = 8
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU on which graphs can be captured."""
-    monkeypatch.setattr(core_module, "graphs_on", lambda device: RecordedGraph)
-    monkeypatch.setattr(RecordedGraph, "num_replays", 0)
+    monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "graph_pool", lambda: RecordedGraph)
 
 
 def make_core(path: Path, **options) -> EngineCore:
@@ -67,14 +66,12 @@ def answers(core: EngineCore) -> dict[str, list[tuple[int, float]]]:
     "case", ["llama", "llama-rope-dynamic", "gemma3", "mixtral", "deepseek-v3"]
 )
 def test_replayed_steps_equal_eager_ones(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, graphs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = save_tiny(case, tmp_path)
-    eager = answers(make_core(path))
+    eager = answers(make_core(path, cuda_graphs=False))
+    core = make_core(path, async_scheduling=True)  # as on CUDA
     sizes = []
-    with monkeypatch.context() as patch:
-        patch.setattr(core_module, "graphs_on", lambda device: RecordedGraph)
-        core = make_core(path, async_scheduling=True)  # as on CUDA
     assert core.runner.graphs is not None
     replay = RecordedGraph.replay
     by_graph = {id(graph): size for size, graph in core.runner.graphs._graphs.items()}
@@ -174,7 +171,6 @@ def test_the_memory_of_all_graphs_is_foretold_from_the_two_largest(
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=128,
         device=core.device,
-        new_graph=RecordedGraph,
     )
     assert runner.measure() == 1_000 + 10 * (len(batch_sizes(MAX_NUM_SEQS)) - 1)
 
@@ -182,7 +178,7 @@ def test_the_memory_of_all_graphs_is_foretold_from_the_two_largest(
 def test_graphs_take_their_memory_from_the_kv_cache(
     tiny_model: Path, graphs: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(core_module.kv_cache, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(kv_cache, "free_memory", lambda device: 2**20)
     monkeypatch.setattr(CudaGraphRunner, "measure", lambda self: 2**19)
     with_graphs = make_core(tiny_model, kv_cache_bytes=None, memory_fraction=1.0)
     without = make_core(tiny_model, kv_cache_bytes=None, memory_fraction=1.0, cuda_graphs=False)
