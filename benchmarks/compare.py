@@ -3,14 +3,17 @@
     python benchmarks/compare.py --shape llama-3.2-1b [--peers axion,vllm] [--rounds 3] [-o FILE]
 
 Peers are in `peers.py`; `peers.sh` installs them, and one that is not here is left out, which is
-said. All servers are started first, one after the other, and asked a first token; then each round
-measures one after the other. Those that wait are stopped (SIGSTOP), so that nothing runs beside the
-one that is measured, and none is loaded twice. With --restart each is started anew for its turn
-instead: that takes longer, needs the memory of one, and gives the start a median too. `generate` is
-transformers' own function, in a process without a server, which gets all prompts of a batch at once
-and of equal length: its best case.
+said. Servers with weights of the same format are compared: in each round they are measured one
+after the other. Each is started in its first turn, and the others are stopped meanwhile (SIGSTOP),
+so that nothing runs beside the one that is measured and none is loaded twice. With --restart each
+is started anew for every turn instead: that takes longer, needs the memory of one, and gives the
+start a median too. What takes a server longer than a minute is measured in the first round only.
 
-A ratio says how many times better Axion is than the peer, both with weights of the same format.
+`generate` is transformers' own function, in a process of its own, which gets all prompts of a batch
+at once: its best case. `the machine` is what `roofline.py` finds before: no token without reading
+the weights, no prompt without the products of its layers.
+
+A ratio says how many times better Axion is than the other, with weights of the same format.
 """
 
 from __future__ import annotations
@@ -28,19 +31,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
+import torch
 from gguf_file import make_gguf
 from peers import PEERS, Peer, find
+from roofline import FORMATS
 
 from axion.backends import guard
 from axion.bench.checkpoint import make_shape
 from axion.bench.client import BenchError, Target
+from axion.bench.limits import matrix_rates, num_weights, read_rate
 from axion.bench.load import Load, run
 from axion.bench.report import Figures, figures
 from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.bench.workload import Kind, Planned, Range
+from axion.engine.loader import build_model
 
 GRACE_S = 20
 START_TIMEOUT_S = 900.0
@@ -49,6 +56,8 @@ START_TIMEOUT_S = 900.0
 GRACE_S = 20.0
 START_TIMEOUT_S = 900.0
 REQUEST_TIMEOUT_S = 300.0
+SLOW_S = 60.0
+MACHINE = "the machine"
 
 
 class Row(NamedTuple):
@@ -212,18 +221,20 @@ def value_of(row: Row, found: Figures) -> float:
     return 1 / spread.p50 if row.figure == "decode" else spread.p50
 
 
+# By the name of a server and the title of a row.
 Values = dict[str, dict[str, list[float]]]
 
 
 async def compare(
     peers: list[Peer], models: dict[str, Path], rows: list[Row], arguments: argparse.Namespace
 ) -> Values:
-    """Of each peer the values of each row, one for a round; a peer that fails is left out."""
+    """The values of each peer in each row, one a round; a peer that fails is left out."""
     threads = arguments.threads
     streams = max(row.streams for row in rows)
     length = max(row.prompt_len + row.output_len for row in rows) + 128  # the chat template's
     values: Values = {peer.name: {row.title: [] for row in rows} for peer in peers}
     servers: dict[str, Server] = {}
+    slow: set[tuple[str, Row]] = set()
 
     async def turn(peer: Peer, seed: int) -> None:
         server = servers.get(peer.name)
@@ -235,11 +246,15 @@ async def compare(
             await server.start()
         server.resume()
         for row in rows:
-            if row.streams <= peer.max_streams:
-                value = await server.measure(row, seed)
-                if value is not None:
-                    values[peer.name][row.title].append(value)
-                    say(f"{peer.name}: {row.title}: {value:.4g}")
+            if row.streams > peer.max_streams or (peer.name, row) in slow:
+                continue
+            began = time.perf_counter()
+            value = await server.measure(row, seed)
+            if time.perf_counter() - began > SLOW_S:
+                slow.add((peer.name, row))
+            if value is not None:
+                values[peer.name][row.title].append(value)
+                say(f"{peer.name}: {row.title}: {value:.4g}")
 
     try:
         for number in range(arguments.rounds):
@@ -261,24 +276,44 @@ async def compare(
     return values
 
 
-def table(values: Values, peers: list[Peer], rows: list[Row]) -> str:
-    """Medians, each with how many times better Axion is, as Markdown."""
-    lines = [
-        "| weights | server | " + " | ".join(row.title for row in rows) + " |",
-        "|---|---|" + "---|" * len(rows),
-    ]
-    ours = {peer.weights: values[peer.name] for peer in peers if peer.name.startswith("axion")}
-    for peer in peers:
+def limits(config: dict[str, Any], rows: list[Row], threads: int) -> Values:
+    """The values that the machine itself allows, by the format of the weights."""
+    torch.set_num_threads(threads)
+    device = torch.device("cpu")
+    weights = num_weights(build_model(config))
+    assert weights is not None
+    read = max(read_rate(device, huge_pages=huge) for huge in (False, True))
+    rates = matrix_rates(device)
+    found: Values = {}
+    for name, (kind, num_bytes) in FORMATS.items():
+        values = found[name] = {row.title: [] for row in rows}
+        for row in rows:
+            if row.figure == "decode":
+                values[row.title] = [read / (num_bytes * weights.read)]
+            elif row.figure == "ttft" and kind in rates:
+                values[row.title] = [2 * weights.layers * row.prompt_len / rates[kind]]
+    return found
+
+
+def table(lines: list[tuple[str, str, dict[str, list[float]]]], rows: list[Row]) -> str:
+    """Medians, each with how many times better Axion is, as Markdown.
+
+    Args:
+        lines: format of the weights, who, and the values in each row.
+    """
+    titles = ["weights", "server", *(row.title for row in rows)]
+    text = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    ours = {weights: values for weights, name, values in lines if name.startswith("axion")}
+    for weights, name, values in lines:
         cells = []
         for row in rows:
-            found = values[peer.name][row.title]
+            found, own = values[row.title], ours.get(weights, {}).get(row.title)
             cell = f"{statistics.median(found):.4g}" if found else "-"
-            own = ours.get(peer.weights, {}).get(row.title)
-            if found and own and not peer.name.startswith("axion"):
+            if found and own and not name.startswith("axion"):
                 cell += f" ({ratio(row, statistics.median(own), statistics.median(found)):.2f})"
             cells.append(cell)
-        lines.append(f"| {peer.weights} | {peer.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        text.append(f"| {weights} | {name} | {' | '.join(cells)} |")
+    return "\n".join(text)
 
 
 def ratio(row: Row, own: float, other: float) -> float:
@@ -334,10 +369,19 @@ def main() -> None:
             peers.append(peer)
     models = find_models(arguments, {peer.file for peer in peers})
     peers = [peer for peer in peers if peer.file in models]
-    values = asyncio.run(compare(peers, models, rows, arguments))
+    config = json.loads((models["safetensors"] / "config.json").read_text())
+    say("measuring the machine")
+    machine = limits(config, rows, arguments.threads)
+    values: Values = {}
+    lines = []
+    for weights in dict.fromkeys(peer.weights for peer in peers):
+        group = [peer for peer in peers if peer.weights == weights]
+        values |= asyncio.run(compare(group, models, rows, arguments))
+        lines += [(weights, peer.name, values[peer.name]) for peer in group]
+        lines.append((weights, MACHINE, machine[weights]))
     name = arguments.shape or arguments.model
-    print(f"\n{name}, median of {arguments.rounds}, in brackets how many times better Axion is")
-    print(table(values, peers, rows))
+    print(f"\n{name}, median of {arguments.rounds}, in brackets how many times better Axion is\n")
+    print(table(lines, rows))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(values, indent=2) + "\n")
 

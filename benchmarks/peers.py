@@ -76,7 +76,7 @@ PEERS = (
         "vllm",
         "bf16",
         VLLM,
-        env={"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-{last_core}"},
+        env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-{last_core}"},
     ),
     Peer("llama.cpp", "bf16", LLAMA, file="BF16"),
     Peer("transformers-serve", "bf16", TRANSFORMERS, served_as="{model}"),

@@ -1,6 +1,6 @@
 """What this machine's memory and processors reach, and the tokens a second that would be.
 
-    python benchmarks/roofline.py [--shape llama-3.2-1b qwen3-0.6b] [--device cpu] [--json]
+    python benchmarks/roofline.py [--shape llama-3.2-1b qwen3-0.6b] [--device auto]
 
 Reading is measured from memory in small and in huge pages (on CUDA: copying, those read and those
 written), matrix products of large square matrices in each number format. Nothing can decode one
@@ -11,7 +11,6 @@ products.
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
 
@@ -19,8 +18,14 @@ from axion.bench.limits import matrix_rates, num_weights, read_rate
 from axion.bench.shapes import shape_config, shapes
 from axion.engine.loader import build_model, resolve_device
 
-# Four bits in groups of 32 with a scale of 16.
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 4.5 / 8}
+# Formats of weights: what their products are computed in, and the bytes of each. Four bits come in
+# groups of 32 with a scale of 16.
+FORMATS = {
+    "fp32": ("float32", 4.0),
+    "bf16": ("bfloat16", 2.0),
+    "int8": ("int8", 1.0),
+    "int4": ("int8", 4.5 / 8),
+}
 
 
 def main() -> None:
@@ -30,7 +35,6 @@ def main() -> None:
     default = ["llama-3.2-1b", "qwen3-0.6b"]
     parser.add_argument("--shape", nargs="+", choices=shapes(), default=default)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     if device.type == "cuda":
@@ -41,26 +45,20 @@ def main() -> None:
             "huge pages": read_rate(device, huge_pages=True),
         }
     matrix = matrix_rates(device)
-    fastest = max(read.values())
-    decode: dict[str, dict[str, float]] = {}
-    prefill: dict[str, dict[str, float]] = {}
-    for name in arguments.shape:
-        weights = num_weights(build_model(shape_config(name)))
-        assert weights is not None
-        decode[name] = {kind: fastest / (size * weights.read) for kind, size in BYTES.items()}
-        prefill[name] = {kind: rate / (2 * weights.layers) for kind, rate in matrix.items()}
-    if arguments.json:
-        print(json.dumps({"read": read, "matrix": matrix, "decode": decode, "prefill": prefill}))
-        return
     print(f"{device}, {torch.get_num_threads()} threads")
     for name, rate in read.items():
         print(f"{name:14} {rate / 1e9:10.1f} GB/s")
     for kind, rate in matrix.items():
         print(f"{kind:14} {rate / 1e12:10.2f} tera-operations/s")
-    for title, table in (("one stream", decode), ("a prompt", prefill)):
-        for name, rates in table.items():
-            text = ", ".join(f"{kind} {rate:,.1f}" for kind, rate in rates.items())
-            print(f"{name}, {title}, at most tokens/s: {text}")
+    for shape in arguments.shape:
+        weights = num_weights(build_model(shape_config(shape)))
+        assert weights is not None
+        for name, (kind, num_bytes) in FORMATS.items():
+            decode = max(read.values()) / (num_bytes * weights.read)
+            text = f"{shape}, {name}: at most {decode:,.1f} tokens/s of one stream"
+            if kind in matrix:
+                text += f", {matrix[kind] / (2 * weights.layers):,.0f} of a prompt"
+            print(text)
 
 
 if __name__ == "__main__":

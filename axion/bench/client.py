@@ -151,7 +151,7 @@ class Target:
             sample.error = f"{response.status}: {_message(raw)}"
             return
         reader = EventReader()
-        done = False
+        done = finished = False
         while data := await response.read():
             now = time.perf_counter() - zero
             for event in reader.push(data):
@@ -163,6 +163,7 @@ class Target:
                 if error := chunk.get("error"):
                     sample.error = _message(event.data) if isinstance(error, dict) else str(error)
                     return
+                finished |= any(c.get("finish_reason") for c in chunk.get("choices") or ())
                 if _has_tokens(chunk):
                     sample.chunks.append(now)
                 if usage := chunk.get("usage"):
@@ -177,8 +178,8 @@ class Target:
                 return
             if done:
                 break
-        if not done:
-            sample.error = "the answer ended before [DONE]"
+        if not done and not finished:  # transformers' server sends no [DONE]
+            sample.error = "the answer ended before its finish reason"
 
     async def get_text(self, path: str) -> str:
         """What a GET answers.

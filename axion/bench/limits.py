@@ -18,7 +18,7 @@ from axion.quantization.base import num_parameters
 
 _NUM_BYTES = {"cpu": 2**29, "cuda": 2**31}
 _SIZE = {"cpu": 2048, "cuda": 8192}
-_REPEATS = 5
+_REPEATS = 15
 
 
 def measure_limits(device: torch.device) -> Limits:

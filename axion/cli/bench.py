@@ -188,7 +188,7 @@ def soak(
 
     Exit status 1 if so, or if a request fails. It reads the server's /metrics.
     """
-    from axion.bench.soak import Snapshot, judge, snapshot
+    from axion.bench.soak import MIN_MEMORY_S, Snapshot, judge, snapshot, warm_up_s
 
     kinds = _kinds(mix or ["32:32*6", "100-400:16-128*3", "600-1000:8"], "", "")
     load = Load(
@@ -199,6 +199,14 @@ def soak(
         leave=leave,
         seed=_seed(seed),
     )
+
+    look_at_s = warm_up_s(60 * minutes)
+    console = new_console()
+    if look_at_s is None:
+        console.print(
+            f"Memory is judged in soaks of {MIN_MEMORY_S / 60:.0f} minutes or more; here only "
+            "failures are, and what is left at its end."
+        )
 
     async def measure() -> tuple[list[Sample], list[str], float | None]:
         early: Snapshot | None = None
@@ -212,7 +220,7 @@ def soak(
                     await asyncio.wait({running}, timeout=1.0)
                     passed = time.monotonic() - begun
                     advance(round(passed))
-                    if early is None and passed > 6 * minutes:
+                    if early is None and look_at_s is not None and passed > look_at_s:
                         early = await snapshot(target)
             samples = await running
             late = await snapshot(target)
@@ -222,16 +230,15 @@ def soak(
                 await asyncio.sleep(0.1)
                 late = await snapshot(target)
         num_failed = sum(sample.error is not None for sample in samples)
-        verdict = judge(early or late, late, num_failed)
+        verdict = judge(early, late, num_failed)
         return samples, verdict.faults, verdict.memory_growth
 
     samples, faults, growth = uvloop.run(measure())
-    console = new_console()
     figures_ = figures(samples, concurrency=concurrency)
     console.print(_runs_table([figures_]))
     _print_errors(console, figures_)
     if growth is not None:
-        console.print(f"Memory of server and engines: {growth:+.1%} since the first tenth.")
+        console.print(f"Memory of server and engines: {growth:+.1%} since the warm-up.")
     if faults:
         raise BenchError(f"The soak failed: {'; '.join(faults)}.")
     console.print("All blocks are free, nothing is in flight.")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import cuda_graph, kv_cache
+from axion.engine import cuda_graph, kv_cache, state_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.cuda_graph import CudaGraphRunner
@@ -23,8 +23,9 @@ from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
+from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
-from axion.errors import AxionError
+from axion.errors import AxionError, ModelLoadError
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -76,9 +77,13 @@ class EngineCore:
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
-        self._schedules_ahead = config.async_scheduling
-        if config.async_scheduling is None:
-            self._schedules_ahead = self.device.type == "cuda"
+        state_specs = self.model.state_specs()
+        # A step begins with the recurrent state that the one before has left.
+        self._schedules_ahead = not state_specs and (
+            self.device.type == "cuda"
+            if config.async_scheduling is None
+            else config.async_scheduling
+        )
         # Of a sequence that two steps compute, the first is booked when the second is scheduled.
         max_unbooked = max_chunk * (1 + self._schedules_ahead)
         block_size = config.block_size
@@ -96,7 +101,10 @@ class EngineCore:
             device=self.device,
         )
         captures = (
-            config.cuda_graphs and not config.deterministic and cuda_graph.can_capture(self.device)
+            config.cuda_graphs
+            and not config.deterministic
+            and not state_specs
+            and cuda_graph.can_capture(self.device)
         )
         graph_runner = partial(
             CudaGraphRunner,
@@ -111,16 +119,31 @@ class EngineCore:
         if captures and config.kv_cache_bytes is None:
             measured = graph_runner(allocate(num_blocks=1)).measure()
             captures, num_graph_bytes = measured is not None, measured or 0
+        budget = kv_cache.budget(
+            self.device,
+            config.kv_cache_bytes,
+            config.memory_fraction,
+            num_reserved_bytes=num_graph_bytes,
+        )
+        num_slots, bytes_per_slot = 0, 0
+        if state_specs:
+            bytes_per_slot = state_cache.bytes_per_slot(state_specs, dtype)
+            num_slots = state_cache.num_slots_that_fit(
+                bytes_per_slot,
+                max_num_seqs=config.max_num_seqs,
+                num_kept=2 * config.max_num_seqs if config.enable_prefix_caching else 0,
+                num_kv_bytes=layout.num_blocks_per_sequence * layout.bytes_per_block,
+                num_bytes=budget,
+            )
+            budget -= num_slots * bytes_per_slot
+            logger.info(
+                "recurrent states: %d of %.1f MiB each", num_slots - 1, bytes_per_slot / 2**20
+            )
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
-            num_bytes=kv_cache.budget(
-                self.device,
-                config.kv_cache_bytes,
-                config.memory_fraction,
-                num_reserved_bytes=num_graph_bytes,
-            ),
+            num_bytes=budget,
         )
         # Graphs write what belongs to no sequence to a block of their own.
         kv_caches = allocate(num_blocks=num_blocks + captures)
@@ -130,12 +153,22 @@ class EngineCore:
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:
+            if state_specs:
+                raise ModelLoadError(
+                    f"DETERMINISTIC cannot be kept for {type(self.model).__name__}: what a "
+                    "recurrent state is rounded to depends on how a prompt is cut. Unset it."
+                )
             model = make_batch_invariant(
                 self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         self.runner = ModelRunner(
-            model, kv_caches, block_size=block_size, device=self.device, graphs=graphs
+            model,
+            kv_caches,
+            state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device),
+            block_size=block_size,
+            device=self.device,
+            graphs=graphs,
         )
         self.block_manager = BlockManager(
             num_blocks,
@@ -143,6 +176,9 @@ class EngineCore:
             windows=layout.windows,
             max_chunk=max_unbooked,
             enable_prefix_caching=config.enable_prefix_caching,
+            states=StateSlots(num_slots - 1, block_size, max_num_seqs=config.max_num_seqs)
+            if num_slots
+            else None,
         )
         self.scheduler = Scheduler(
             self.block_manager,
@@ -162,7 +198,7 @@ class EngineCore:
             block_size=block_size,
             num_parameters=num_parameters(self.model),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            kv_cache_bytes=num_blocks * layout.bytes_per_block,
+            kv_cache_bytes=num_blocks * layout.bytes_per_block + num_slots * bytes_per_slot,
             eos_token_ids=eos_token_ids(path),
         )
         vocabulary = {

@@ -139,6 +139,8 @@ def lay_out(
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
             by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+    if not by_window:  # a sequence keeps its state, and nothing for each token
+        return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
 
     def divide(room: int) -> list[KVCacheGroup]:
@@ -213,6 +215,8 @@ def num_blocks_that_fit(
             "KV_CACHE_GIB or MEMORY_FRACTION."
         )
     layout = lay_out(max_model_len)
+    if not layout.bytes_per_block:  # blocks of names only: enough that nobody waits for one
+        return max_num_seqs * layout.num_blocks_per_sequence
     return min(
         num_bytes // layout.bytes_per_block,
         _MAX_SETS * max_num_seqs * layout.num_blocks_per_sequence,

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine import state_cache
 from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
-from axion.layers.context import ForwardContext, KVCache
+from axion.layers.context import ForwardContext, KVCache, State
 from axion.layers.transfer import pack_to_device, to_device
 from axion.models.base import CausalLM
 
@@ -64,6 +65,7 @@ class ModelRunner:
 
     Args:
         kv_caches: one a layer, on the model's device.
+        states: the same, of a model that keeps any.
         graphs: compute the steps that they fit; None: the model computes all.
     """
 
@@ -71,6 +73,7 @@ class ModelRunner:
         self,
         model: CausalLM | BatchInvariantModel,
         kv_caches: list[KVCache],
+        states: list[State],
         *,
         block_size: int,
         device: torch.device,
@@ -78,6 +81,7 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
+        self.states = states
         self.graphs = graphs
         self.block_size = block_size
         self.device = device
@@ -195,6 +199,15 @@ class ModelRunner:
             context_lens_list=context_lens,
             kv_caches=self.kv_caches,
             block_size=self.block_size,
+            states=self.states,
+            state_runs=[
+                run
+                for entry, row, start, end in zip(
+                    scheduled, first_rows.tolist(), starts, context_lens, strict=True
+                )
+                if entry.sequence.state is not None
+                for run in state_cache.runs(entry.sequence.state, row, start, end)
+            ],
         )
         if min(token_ids) < 0:
             assert self._samples is not None

@@ -12,6 +12,8 @@ from axion.types import FinishReason, SamplingParams, TokenLogprobs
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+    from axion.engine.state_slots import SequenceState
+
 
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()
@@ -39,6 +41,7 @@ class Sequence:
         block_hashes: chained hash of every full block, each covering all tokens before it.
         num_full_blocks: how many blocks are computed as far as the block manager knows.
         seed: start of the sequence's own random stream.
+        state: where its recurrent state is, while it runs and if the model has one.
         matcher: where the output is in the grammar that it must follow.
         priority: a lower one is served first.
         arrival: its place in the order of arrival, set by the scheduler.
@@ -66,6 +69,7 @@ class Sequence:
         "request_id",
         "root_hash",
         "seed",
+        "state",
         "status",
         "stop_token_ids",
         "token_ids",
@@ -100,6 +104,7 @@ class Sequence:
         self.block_tables: list[array[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_full_blocks = 0
+        self.state: SequenceState | None = None
         self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,7 @@ class SigmoidRouter(Router):
     """
 
     left_out = float("-inf")
+    norm_eps: ClassVar[float] = 1e-20
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class SigmoidRouter(Router):
         indices = choice.topk(self.top_k).indices
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.norm_eps)
         return weights * self.scaling_factor, indices
 
 

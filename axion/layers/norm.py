@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers import kernels
@@ -50,6 +51,40 @@ class Float32RMSNorm(RMSNorm):
     """The weight is applied before the result is rounded (Gemma 4, Helium)."""
 
     rounds_first = False
+
+
+class OffsetRMSNorm(Float32RMSNorm):
+    """The weight is what is added to 1 (Gemma)."""
+
+    offset = 1.0
+
+
+class GatedRMSNorm(RMSNorm):
+    """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        return (super().forward(x) * F.silu(gate.float())).to(x.dtype)
+
+
+class GroupRMSNorm(RMSNorm):
+    """Groups of channels are normalised each alone, behind a gate or before it (Mamba-2)."""
+
+    def __init__(
+        self, size: int, eps: float, *, num_groups: int, norm_before_gate: bool = False
+    ) -> None:
+        super().__init__(size, eps)
+        self.num_groups = num_groups
+        self.norm_before_gate = norm_before_gate
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        gate = F.silu(gate.float())
+        x32 = x.float() if self.norm_before_gate else x.float() * gate
+        x32 = x32.unflatten(-1, (self.num_groups, -1))
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        x32 = self.weight.float() * x32.flatten(-2)
+        return (x32 * gate if self.norm_before_gate else x32).to(x.dtype)
 
 
 def add_and_norm(x: Tensor, residual: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ class AXK2Config(SparseMLAConfig):
         gated_norm_rank: width of the gates on norms.
     """
 
+    num_key_value_heads: Size | None = 32
     max_position_embeddings: Length = 131_072
     q_lora_rank: Size = 384
     kv_lora_rank: Size = 128

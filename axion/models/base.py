@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from axion.layers.activation import apply_gate, get_activation
 from axion.layers.attention import paged_attention
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
 from axion.layers.norm import add_and_norm
@@ -218,13 +218,16 @@ class CausalLM(nn.Module):
 
     def layer(self, layer_idx: int) -> DecoderLayer:
         """Build one layer; override where layers differ in kind."""
-        config = self.config
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            self.mlp_cls(config, layer_idx),
-        )
+        mixer, mlp = self.mixer(layer_idx), self.mlp(layer_idx)
+        return self.layer_cls(self.config, layer_idx, mixer, mlp)
+
+    def mixer(self, layer_idx: int) -> nn.Module:
+        """Build what a layer mixes tokens with."""
+        return self.attention_cls(self.config, layer_idx)
+
+    def mlp(self, layer_idx: int) -> nn.Module:
+        """Build a layer's feed-forward network."""
+        return self.mlp_cls(self.config, layer_idx)
 
     def head(self) -> Linear:
         """Build the projection onto the vocabulary."""
@@ -253,6 +256,10 @@ class CausalLM(nn.Module):
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache."""
         return [layer.self_attn.kv_cache_spec for layer in self.model.layers]
+
+    def state_specs(self) -> list[StateSpec]:
+        """What each layer keeps of a sequence as a whole; empty: no layer keeps anything."""
+        return []
 
     def max_length(self) -> int:
         """Longest sequence that the model is meant for, in tokens."""

@@ -12,6 +12,7 @@ from axion.models.sparse_mla import SparseMLAConfig, SparseMLAForCausalLM
 
 @dataclass(kw_only=True)
 class DeepseekV32Config(SparseMLAConfig):
+    num_key_value_heads: Size | None = 128
     max_position_embeddings: Length = 163840
     num_experts: NumExperts = 256
     num_experts_per_tok: NumExperts = 8

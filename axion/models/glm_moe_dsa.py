@@ -41,6 +41,7 @@ class GlmMoeDsaConfig(SparseMLAConfig):
     index_topk_pattern: str | list[Literal["full", "shared"]] | None = None
     index_topk_freq: Index = 1
     index_skip_topk_offset: int = 2
+    indexer_rope_interleave: Literal[True] = True
 
     def __post_init__(self) -> None:
         if self.indexer_types is None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 from torch import Tensor, nn
 
+from axion.errors import ModelLoadError
 from axion.layers.context import ForwardContext
 from axion.layers.embedding import Embedding
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM, Decoder, PlainMLP
 from axion.models.config import GPTConfig, NumLayers, Size
 
+_Types = list[tuple[list[str], NumLayers]]
+_TYPES = [[["global", "local"], 12]]
+
 
 @dataclass(kw_only=True)
 class GPTNeoConfig(GPTConfig):
     """
     Attributes:
-        attention_types: kinds of layers, and how often they follow each other.
+        attention_layers: the kind of each; `attention_types` in config.json, which says how often
+            some kinds follow each other.
         window_size: of the local layers.
     """
 
@@ -31,17 +37,15 @@ class GPTNeoConfig(GPTConfig):
     max_position_embeddings: Length = 2048
     mlp_bias: bool = True
     tie_word_embeddings: bool = True
-    attention_types: list[tuple[list[Literal["global", "local"]], NumLayers]]
+    attention_layers: list[Literal["global", "local"]]
     window_size: Size = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.kinds = [
-            kind for kinds, times in self.attention_types for _ in range(times) for kind in kinds
-        ]
-        if len(self.kinds) != self.num_hidden_layers:
+        if len(self.attention_layers) != self.num_hidden_layers:
             raise ValueError(
-                f"attention_types must name {self.num_hidden_layers} layers, not {len(self.kinds)}"
+                f"attention_types must name {self.num_hidden_layers} layers, not "
+                f"{len(self.attention_layers)}"
             )
 
     @property
@@ -49,14 +53,17 @@ class GPTNeoConfig(GPTConfig):
         return True
 
     def window(self, layer_idx: int) -> int | None:
-        return self.window_size if self.kinds[layer_idx] == "local" else None
+        return self.window_size if self.attention_layers[layer_idx] == "local" else None
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        if config.get("attention_types") is None:
-            derived["attention_types"] = [[["global", "local"], 12]]
-        return derived, sources | {"attention_layers"}
+        try:
+            types = msgspec.convert(config.get("attention_types") or _TYPES, _Types)
+        except msgspec.ValidationError as error:
+            raise ModelLoadError(f"config.json: attention_types: {error}.") from None
+        layers = [kind for kinds, times in types for _ in range(times) for kind in kinds]
+        return derived | {"attention_layers": layers}, sources | {"attention_types"}
 
 
 class GPTNeoAttention(Attention):

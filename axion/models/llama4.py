@@ -76,7 +76,8 @@ class Llama4TextConfig(MoEConfig):
     def is_sparse(self, layer_idx: int) -> bool:
         return layer_idx in self.moe_layers
 
-    def window(self, layer_idx: int) -> int | None:
+    def chunk(self, layer_idx: int) -> int | None:
+        """Tokens in the chunks within which the layer attends; None: it attends to all tokens."""
         is_chunked = self.layer_types[layer_idx] == "chunked_attention"
         return self.attention_chunk_size if is_chunked else None
 
@@ -86,8 +87,9 @@ class Llama4Attention(Attention):
 
     def __init__(self, config: Llama4TextConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        # The cache keeps a window of a chunk's size: the chunk of a token is within it.
-        self.chunk, self.window = self.window, None
+        self.chunk = config.chunk(layer_idx)
+        # What a token sees of its chunk is within a window as large.
+        self.kv_cache_spec = self.kv_cache_spec._replace(window=self.chunk)
         self.has_rope = bool(config.no_rope_layers[layer_idx])
         self.norm_eps = config.rms_norm_eps if config.use_qk_norm else None
         self.growth = config.attn_scale if config.attn_temperature_tuning else 0.0
@@ -171,7 +173,7 @@ class Llama4ForCausalLM(MoEForCausalLM):
 class Llama4Config(Llama4TextConfig):
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Llama4Config:
-        return super().from_dict(text_config(config))
+        return super().from_dict(text_config({"tie_word_embeddings": False, **config}))
 
 
 class Llama4ForConditionalGeneration(TextPart, Llama4ForCausalLM):

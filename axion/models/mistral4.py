@@ -3,7 +3,7 @@ context, and a softmax over experts in groups."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from axion.layers.context import ForwardContext
 from axion.layers.moe import Router, best_groups
-from axion.layers.rotary import Length
+from axion.layers.rotary import Length, rotary_embedding
 from axion.models.config import NumExperts, Size
 from axion.models.mla import MLA, MLAConfig
 from axion.models.moe import SharedMoE, SharedMoEForCausalLM
@@ -33,6 +33,7 @@ class Mistral4Config(MLAConfig):
         llama_4_scaling_beta: how fast the queries grow; stands in `rope_parameters`.
     """
 
+    num_key_value_heads: Size | None = 32
     max_position_embeddings: Length = 1_048_576
     num_experts: NumExperts = 128
     num_experts_per_tok: NumExperts = 4
@@ -43,12 +44,26 @@ class Mistral4Config(MLAConfig):
     qk_nope_head_dim: Size = 64
     llama_4_scaling_beta: float
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        if self.rope_parameters.partial_rotary_factor == 1.0:  # it is left out
+            factor = self.qk_rope_head_dim / self.head_dim
+            self.rope_parameters = replace(self.rope_parameters, partial_rotary_factor=factor)
+        rotated = int(self.head_dim * self.rope_parameters.partial_rotary_factor)
+        if rotated != self.qk_rope_head_dim:
+            raise ValueError(
+                f"partial_rotary_factor must make qk_rope_head_dim ({self.qk_rope_head_dim}) of "
+                f"a head of {self.head_dim}, not {rotated}"
+            )
+
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or _ROPE)
-        beta = rope.pop("llama_4_scaling_beta", 0.0)
-        # Of a whole head; here it is of the part that is rotated.
-        rope.pop("partial_rotary_factor", None)
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or _ROPE
+        beta = 0.0
+        if isinstance(rope, dict):
+            beta = rope.get("llama_4_scaling_beta", 0.0)
+            rope = {name: value for name, value in rope.items() if name != "llama_4_scaling_beta"}
         derived, sources = super()._derive(config | {"rope_scaling": rope})
         return derived | {"llama_4_scaling_beta": beta}, sources
 
@@ -56,6 +71,8 @@ class Mistral4Config(MLAConfig):
 class Mistral4Attention(MLA):
     def __init__(self, config: Mistral4Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        # Its part that is rotated is told of a whole head.
+        self.rotary_emb = rotary_embedding(config.rope(layer_idx), self.head_dim)
         self.beta = config.llama_4_scaling_beta
         self.original_length = config.rope_parameters.original_max_position_embeddings
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
 from axion.layers.moe import Experts, Router, SigmoidRouter
-from axion.models.base import MLP, CausalLM, DecoderLayer
+from axion.models.base import MLP, CausalLM
 from axion.models.config import DecoderConfig, Index, NumExperts, Size
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -101,15 +101,9 @@ class MoEForCausalLM(CausalLM):
     moe_cls: ClassVar[type[MoE]] = MoE
     config: MoEConfig
 
-    def layer(self, layer_idx: int) -> DecoderLayer:
-        config = self.config
-        mlp_cls = self.moe_cls if config.is_sparse(layer_idx) else self.mlp_cls
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            mlp_cls(config, layer_idx),
-        )
+    def mlp(self, layer_idx: int) -> nn.Module:
+        is_sparse = self.config.is_sparse(layer_idx)
+        return self.moe_cls(self.config, layer_idx) if is_sparse else super().mlp(layer_idx)
 
 
 @dataclass(kw_only=True)
@@ -119,7 +113,7 @@ class SharedMoEConfig(MoEConfig):
     Attributes:
         n_shared_experts: experts that every token passes, stored as one MLP.
         first_k_dense_replace: the first layers, so many, have an MLP instead of experts.
-        mlp_layer_types: says of each layer which it has, in place of that.
+        mlp_layer_types: says of each layer which it has, in place of that; its default.
         n_group, topk_group: experts are chosen from so many of the groups.
         num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
     """
@@ -135,8 +129,11 @@ class SharedMoEConfig(MoEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        types = self.mlp_layer_types
-        if types is not None and len(types) != self.num_hidden_layers:
+        if self.mlp_layer_types is None:
+            num_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
+            num_sparse = self.num_hidden_layers - num_dense
+            self.mlp_layer_types = ["dense"] * num_dense + ["sparse"] * num_sparse
+        if len(self.mlp_layer_types) != self.num_hidden_layers:
             raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
         self.n_group, self.topk_group = self.n_group or 1, self.topk_group or 1
         if self.num_experts % self.n_group or self.topk_group > self.n_group:
@@ -154,9 +151,7 @@ class SharedMoEConfig(MoEConfig):
             )
 
     def is_sparse(self, layer_idx: int) -> bool:
-        if self.mlp_layer_types is not None:
-            return self.mlp_layer_types[layer_idx] == "sparse"
-        return layer_idx >= self.first_k_dense_replace
+        return self.mlp_layer_types[layer_idx] == "sparse"
 
 
 class SharedMoE(MoE):

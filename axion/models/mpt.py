@@ -44,6 +44,7 @@ class MptConfig(GPTConfig):
     """
     Attributes:
         learned_pos_emb: of models without ALiBi.
+        attention: `attn_config` in config.json.
     """
 
     renamed_fields = (
@@ -59,7 +60,7 @@ class MptConfig(GPTConfig):
     no_bias: Literal[True] = True
     norm_type: Literal["low_precision_layernorm", "layernorm"] = "low_precision_layernorm"
     learned_pos_emb: bool = True
-    attn_config: MptAttentionConfig
+    attention: MptAttentionConfig
 
     def norm(self) -> nn.Module:
         return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon, bias=False)
@@ -71,13 +72,14 @@ class MptConfig(GPTConfig):
         fields = config.get("attn_config") or {}
         if not isinstance(fields, dict):
             raise ModelLoadError(f"config.json: attn_config must be an object, got {fields!r:.80}.")
-        return derived | {"attn_config": MptAttentionConfig.from_dict(fields)}, sources
+        attention = MptAttentionConfig.from_dict(fields)
+        return derived | {"attention": attention}, sources | {"attn_config"}
 
 
 class MptAttention(Attention):
     def __init__(self, config: MptConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        attention = config.attn_config
+        attention = config.attention
         self.qkv_proj = Linear(config.hidden_size, self.qkv_proj.out_features)
         self.limit = attention.clip_qkv
         if attention.softmax_scale is not None:

@@ -28,6 +28,7 @@ class SparseMLAConfig(MLAConfig):
         indexer_types: a `shared` layer takes what the last `full` layer before it has chosen; by
             default all are full.
         layer_types: always `indexed_attention`.
+        head_dim: what is rotated of a head, whatever config.json says.
     """
 
     q_lora_rank: Size = 1536
@@ -40,6 +41,7 @@ class SparseMLAConfig(MLAConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.head_dim = self.qk_rope_head_dim
         if self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError(
                 f"index_head_dim ({self.index_head_dim}) must not be below qk_rope_head_dim "

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from axion.engine.block_manager import BlockManager
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
+from axion.engine.state_slots import StateSlots
 from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SamplingParams
 
 VOCAB = 50
@@ -41,12 +42,14 @@ class PagedMemory:
     """Keeps, slot by slot, which prefix a real KV cache would hold, so that sharing is checked.
 
     All groups of a sequence that the step sees are looked at, and no more than their windows.
+    Of a model with states, each slot's is that after some tokens.
     """
 
     def __init__(self, block_size: int, windows: tuple[int | None, ...] = (None,)) -> None:
         self.block_size = block_size
         self.windows = windows
         self.slots: dict[int, tuple[int, bytes]] = {}
+        self.states: dict[int, bytes] = {0: b""}
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
         for sequence, num_scheduled_tokens in scheduled:
@@ -60,7 +63,26 @@ class PagedMemory:
                 assert self.slots.get(slot) == entry, "the cache holds another prefix"
             if start + num_scheduled_tokens == sequence.num_tokens:
                 sampled.append(SampledToken(next_token(sequence.token_ids)))
+        self.carry_states(scheduled)
         return sampled
+
+    def carry_states(self, scheduled: list[ScheduledSequence]) -> None:
+        written: dict[int, bytes] = {}
+        for sequence, num_scheduled_tokens in scheduled:
+            if (state := sequence.state) is None:
+                continue
+            tokens, start = bytes(sequence.token_ids), sequence.num_computed_tokens
+            end = start + num_scheduled_tokens
+            assert self.states[state.source] == tokens[:start], "a state of other tokens"
+            slots = {state.slot: end} | {
+                slot: n for n, slot in state.checkpoints.items() if start < n <= end
+            }
+            assert written.keys().isdisjoint(slots), "each writes its own"
+            written |= {slot: tokens[:n] for slot, n in slots.items()}
+        kept = {sequence.state.source for sequence, _ in scheduled if sequence.state}
+        own = {sequence.state.slot for sequence, _ in scheduled if sequence.state}
+        assert (kept - own).isdisjoint(written), "what another starts from stays"
+        self.states |= written
 
     def entries(
         self, sequence: Sequence, first: int, start: int, num_tokens: int
@@ -82,10 +104,14 @@ def make_scheduler(
     budget: int = 16,
     max_num_seqs: int = 4,
     windows: tuple[int | None, ...] = (None,),
+    num_states: int = 0,
     **kwargs,
 ) -> Scheduler:
     """For sequences as long as fit, but not longer than 64 tokens under a window."""
-    manager = BlockManager(num_blocks, block_size, windows=windows, max_chunk=budget, **kwargs)
+    states = StateSlots(num_states, block_size, max_num_seqs=max_num_seqs) if num_states else None
+    manager = BlockManager(
+        num_blocks, block_size, windows=windows, max_chunk=budget, states=states, **kwargs
+    )
     longest = num_blocks * block_size if windows == (None,) else 64
     return Scheduler(
         manager,
@@ -128,8 +154,9 @@ def prompts(longest: int) -> st.SearchStrategy[list[int]]:
 
 
 def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
-    """Blocks of the longest prefix of which every group has what a next token would see."""
-    block_size = manager.block_size
+    """Blocks of the longest prefix of which every group has what a next token would see, and at
+    whose end a state is kept."""
+    block_size, states = manager.block_size, manager.states
 
     def sees(num_blocks: int, window: int | None) -> range:
         first = 0 if window is None else max(0, num_blocks * block_size - window + 1)
@@ -143,6 +170,7 @@ def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
             for window, cached in zip(manager.windows, manager._cached, strict=True)
             for index in sees(num_blocks, window)
         )
+        and (not num_blocks or not states or states.is_kept(sequence.block_hashes[num_blocks - 1]))
     )
 
 
@@ -158,8 +186,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         windows=st.sampled_from(
             [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
         ),
+        num_states=st.sampled_from([0, 0, 1, 2, 3, 5, 9]),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, extra_budget, prefix_caching, windows):
+    def start(
+        self,
+        num_blocks,
+        block_size,
+        max_num_seqs,
+        extra_budget,
+        prefix_caching,
+        windows,
+        num_states,
+    ):
         self.scheduler = make_scheduler(
             num_blocks * len(windows),
             block_size,
@@ -167,6 +205,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             windows=windows,
             enable_prefix_caching=prefix_caching,
+            num_states=num_states,
         )
         self.memory = PagedMemory(block_size, windows)
         self.sequences: dict[str, Sequence] = {}
@@ -727,3 +766,55 @@ def test_a_sequence_ends_at_the_models_context():
     sequence = make_sequence("s", [1, 2])
     sequence.append(3, max_model_len=3)
     assert sequence.finish_reason is FinishReason.LENGTH
+
+
+def computed_tokens(scheduler: Scheduler, memory: PagedMemory) -> dict[str, int]:
+    """How many tokens of each request are computed until all have finished."""
+    counts: dict[str, int] = {}
+    while scheduler.has_unfinished:
+        scheduled = scheduler.schedule()
+        for sequence, num_tokens in scheduled:
+            counts[sequence.request_id] = counts.get(sequence.request_id, 0) + num_tokens
+        scheduler.update(scheduled, memory.execute(scheduled))
+        scheduler.check_integrity()
+    return counts
+
+
+@pytest.mark.parametrize("budget", [64, 5])
+def test_with_states_sequences_of_one_prompt_compute_it_once(budget: int):
+    scheduler, memory = make_scheduler(64, budget=budget, num_states=12), PagedMemory(4)
+    for i in range(4):
+        scheduler.add(make_sequence(str(i), list(range(18)), max_tokens=1))
+    # The last two tokens are no full block.
+    assert computed_tokens(scheduler, memory) == {"0": 18, "1": 2, "2": 2, "3": 2}
+
+
+def test_with_states_a_prefix_is_shared_from_where_prompts_part():
+    scheduler, memory = make_scheduler(64, budget=64, num_states=12), PagedMemory(4)
+    system = list(range(13))
+    for name in "ab":  # together: the first keeps the state for the second
+        scheduler.add(make_sequence(name, [*system, *[ord(name) - 97] * 6], max_tokens=1))
+    assert computed_tokens(scheduler, memory) == {"a": 19, "b": 7}
+    scheduler.add(make_sequence("c", [*system, 9, 9, 9], max_tokens=1))
+    assert computed_tokens(scheduler, memory) == {"c": 4}
+
+    scheduler, memory = make_scheduler(64, budget=64, num_states=12), PagedMemory(4)
+    for name in "abc":  # one after another: the second keeps it for the third
+        scheduler.add(make_sequence(name, [*system, *[ord(name) - 97] * 6], max_tokens=1))
+        count = computed_tokens(scheduler, memory)
+        assert count == {name: 7 if name == "c" else 19}
+
+
+def test_without_slots_to_spare_nobody_waits_and_nothing_is_kept():
+    scheduler = make_scheduler(64, budget=64, max_num_seqs=2, num_states=2)
+    for name in "ab":
+        scheduler.add(make_sequence(name, list(range(18)), max_tokens=1))
+    assert len(scheduler.schedule()) == 2
+
+
+def test_more_sequences_than_slots_take_turns():
+    scheduler, memory = make_scheduler(64, budget=64, num_states=2), PagedMemory(4)
+    for i in range(5):
+        scheduler.add(make_sequence(str(i), [i, i, i], max_tokens=4, ignore_eos=True))
+    assert len(scheduler.schedule()) == 2
+    assert all(len(tokens) == 4 for tokens in run(scheduler, memory).values())

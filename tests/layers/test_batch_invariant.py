@@ -79,11 +79,15 @@ OPTIONS: list[dict[str, Any]] = [
     {"window": 5},
     {"softcap": 0.7},
     {"sinks": True},
+    {"chunk": 290},
+    {"alibi_slopes": True},
 ]
 
 
 def options_of(options: dict[str, Any], heads: tuple[int, int]) -> dict[str, Any]:
-    return {**options, "sinks": torch.linspace(-2, 2, heads[0])} if "sinks" in options else options
+    """With a number for each head where there is True."""
+    per_head = torch.linspace(-2, 2, heads[0])
+    return {name: per_head if value is True else value for name, value in options.items()}
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

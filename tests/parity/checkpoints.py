@@ -214,6 +214,20 @@ def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Glm4MoeForCausalLM", {**experts, **config}, neutral or {})
 
 
+_DELTA_NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+}
+
+
+def _qwen3_next(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {**_EXPERTS, **_DELTA_NET, "shared_expert_intermediate_size": 48, **config}
+    return Case("Qwen3NextForCausalLM", {"head_dim": 24, **config}, neutral or {})
+
+
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
     return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
@@ -612,6 +626,12 @@ CASES: dict[str, Case] = {
         {"sliding_window": None},
         _SEEING,
     ),
+    "mistral3-mistral4": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral4", **_mistral4({}).config},
+        {"routed_scaling_factor": 3.0},
+        {"vision_config": {"model_type": "pixtral", **_SEEING["vision_config"]}},
+    ),
     "mistral3-ministral3": Case(
         "Mistral3ForConditionalGeneration",
         {"model_type": "ministral3", **_ministral3(0.5)},
@@ -926,6 +946,30 @@ CASES: dict[str, Case] = {
     ),
     "hunyuan-v1-dense-bias": _knob(
         "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
+    ),
+    "qwen3-next": _qwen3_next({"norm_topk_prob": False}, mlp_only_layers=[1]),
+    "qwen3-next-interval": _qwen3_next(
+        {"rope_parameters": _partial(1.0)},
+        layer_types=None,
+        full_attention_interval=2,
+        decoder_sparse_step=2,
+        linear_conv_kernel_dim=3,
+        attention_bias=True,
+        norm_topk_prob=False,
+    ),
+    "qwen3-5": Case(
+        "Qwen3_5ForCausalLM",
+        {
+            **_DELTA_NET,
+            "head_dim": 24,
+            "rope_parameters": _partial(0.5)
+            | {"mrope_section": [2, 2, 2], "mrope_interleaved": True},
+        },
+        {"hidden_act": "gelu"},
+    ),
+    "qwen3-5-moe": Case(
+        "Qwen3_5MoeForCausalLM",
+        {**_EXPERTS, **_DELTA_NET, "head_dim": 24, "shared_expert_intermediate_size": 48},
     ),
     "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
     "cohere2-moe-dense": _cohere2_moe(

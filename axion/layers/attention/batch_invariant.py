@@ -34,6 +34,7 @@ class _Group(NamedTuple):
         first: the first key's token, a multiple of the tile.
         slots: `[batch, length]`, where keys lie in the cache from `first` on, in whole tiles.
         hidden: `[batch, 1, query_len, length]`, what each token does not see.
+        distances: of that shape, from each token to those that it sees; at most 0.
     """
 
     rows: Tensor
@@ -41,6 +42,16 @@ class _Group(NamedTuple):
     first: int
     slots: Tensor
     hidden: Tensor
+    distances: Tensor
+
+
+class _Scores(NamedTuple):
+    """What becomes of the products of queries and keys; see `paged_attention`."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+    alibi_slopes: Tensor | None
 
 
 def paged_attention(
@@ -52,26 +63,37 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """As `axion.layers.attention.reference.paged_attention`, but `q` may have more rows than there
-    are tokens, which get the result of the last."""
+    are tokens, which get the result of the last.
+
+    Raises:
+        NotImplementedError: tokens are chosen; which they are depends on the batch.
+    """
+    if chosen is not None:
+        raise NotImplementedError("batch-invariant attention to chosen tokens")
     keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
     if k is not None:
         slot_mapping = context.slot_mapping[cache.group]
         keys.index_copy_(0, slot_mapping, k)
         values.index_copy_(0, slot_mapping, v)
     groups = context.once(
-        (_groups, cache.group, window), partial(_groups, kv_group=cache.group, window=window)
+        (_groups, cache.group, window, chunk),
+        partial(_groups, kv_group=cache.group, window=window, chunk=chunk),
     )
+    scores = _Scores(scale, softcap, sinks, alibi_slopes)
     num_kv_heads = keys.shape[1]
     out = q.new_empty(*q.shape[:2], values.shape[-1])
     for group in groups:
         # [batch, num_kv_heads, query_len * heads_per_kv_head, head_dim]
         of_group = q[group.rows].unflatten(0, (-1, group.query_len))
         of_heads = of_group.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 1, 3, 4)
-        result = _attend(of_heads, keys, values, group, scale, softcap, sinks)
+        result = _attend(of_heads, keys, values, group, scores)
         out[group.rows] = result.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).to(q.dtype)
     # Padding is the last token once more, and writes to its place in the cache what it does.
     num_tokens = sum(context.query_lens)
@@ -79,48 +101,53 @@ def paged_attention(
     return out
 
 
-def _attend(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    group: _Group,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group, options: _Scores) -> Tensor:
     """`[batch, num_kv_heads, query_len, heads_per_kv_head, head_dim]` to the same with
     `v_head_dim`, float32."""
     shape = q.shape[2:4]
-    rows = q.flatten(2, 3).float()
-    padding = max(0, _MIN_ROWS - rows.shape[2])
-    rows = F.pad(rows, (0, 0, 0, padding))
-    hidden = group.hidden.repeat_interleave(shape[1], 2)
-    hidden = F.pad(hidden, (0, 0, 0, padding))
+    rows = _at_least_few(q.flatten(2, 3).float())
+    hidden = _at_least_few(group.hidden.repeat_interleave(shape[1], 2))
+    bias = None
+    if options.alibi_slopes is not None:
+        slopes = options.alibi_slopes.float().view(1, q.shape[1], 1, -1, 1)
+        bias = _at_least_few((group.distances[:, :, :, None] * slopes).flatten(2, 3))
     largest = rows.new_full((*rows.shape[:-1], 1), _LOWEST)
     total = torch.zeros_like(largest)
     out = rows.new_zeros(*rows.shape[:-1], values.shape[-1])
     for start in range(0, group.slots.shape[1], _TILE):
-        slots = group.slots[:, start : start + _TILE]
-        k, v = (F.embedding(slots, x.flatten(1)).float() for x in (keys, values))
+        tile = slice(start, start + _TILE)
+        k, v = (F.embedding(group.slots[:, tile], x.flatten(1)).float() for x in (keys, values))
         k, v = (x.unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for x in (k, v))
-        scores = (rows @ k.transpose(-1, -2)) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(hidden[..., start : start + _TILE], float("-inf"))
+        scores = (rows @ k.transpose(-1, -2)) * options.scale
+        if options.softcap is not None:
+            scores = options.softcap * torch.tanh(scores / options.softcap)
+        if bias is not None:
+            scores = scores + bias[..., tile]
+        scores = scores.masked_fill(hidden[..., tile], float("-inf"))
         new_largest = torch.maximum(largest, scores.amax(-1, keepdim=True))
         weights = (scores - new_largest).exp()
         shrink = (largest - new_largest).exp()
         total = total * shrink + weights.sum(-1, keepdim=True)
         out = out * shrink + weights @ v
         largest = new_largest
-    end = rows.shape[2] - padding
-    out, total, largest = (x[:, :, :end].unflatten(2, shape) for x in (out, total, largest))
-    if sinks is not None:
-        total = total + (sinks.float().view(1, q.shape[1], 1, -1, 1) - largest).exp()
+    out, total, largest = (
+        x[:, :, : shape.numel()].unflatten(2, shape) for x in (out, total, largest)
+    )
+    if options.sinks is not None:
+        sinks = options.sinks.float().view(1, q.shape[1], 1, -1, 1)
+        total = total + (sinks - largest).exp()
     return out / total
 
 
-def _groups(context: ForwardContext, *, kv_group: int, window: int | None) -> list[_Group]:
+def _at_least_few(x: Tensor) -> Tensor:
+    """`[..., num_rows, size]` with at least `_MIN_ROWS` rows."""
+    return F.pad(x, (0, 0, 0, max(0, _MIN_ROWS - x.shape[-2])))
+
+
+def _groups(
+    context: ForwardContext, *, kv_group: int, window: int | None, chunk: int | None
+) -> list[_Group]:
+    reach = window or chunk
     device = context.positions.device
     by_query_len: dict[int, list[tuple[int, int]]] = {}
     row = 0
@@ -134,7 +161,7 @@ def _groups(context: ForwardContext, *, kv_group: int, window: int | None) -> li
         query_len = context.query_lens[seqs[0]]
         lengths = [context.context_lens_list[seq] for seq in seqs]
         visible = [
-            0 if window is None else max(0, length - query_len - window + 1) for length in lengths
+            0 if reach is None else max(0, length - query_len - reach + 1) for length in lengths
         ]
         first = min(visible) // _TILE * _TILE
         end = -(-max(lengths) // _TILE) * _TILE
@@ -146,9 +173,12 @@ def _groups(context: ForwardContext, *, kv_group: int, window: int | None) -> li
         tables = context.block_tables[kv_group][seqs]
         blocks = tables.gather(1, there // context.block_size).long()
         positions = ends - query_len + torch.arange(query_len, device=device)
-        hidden = tokens[:, None] > positions[..., None]
+        distances = tokens[:, None] - positions[..., None]
+        hidden = distances > 0
         if window is not None:
-            hidden |= tokens[:, None] <= positions[..., None] - window
+            hidden |= distances <= -window
+        if chunk is not None:
+            hidden |= tokens[:, None] < (positions // chunk * chunk)[..., None]
         rows = torch.tensor(first_rows, device=device)[:, None]
         groups.append(
             _Group(
@@ -157,6 +187,7 @@ def _groups(context: ForwardContext, *, kv_group: int, window: int | None) -> li
                 first=first,
                 slots=blocks * context.block_size + there % context.block_size,
                 hidden=hidden[:, None],
+                distances=distances[:, None],
             )
         )
     return groups
