@@ -26,6 +26,8 @@ from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError, ModelLoadError
+from axion.layers.context import KVCache
+from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -88,22 +90,31 @@ class EngineCore:
         max_unbooked = max_chunk * (1 + self._schedules_ahead)
         block_size = config.block_size
         specs = self.model.kv_cache_specs()
+        format = None
+        if config.kv_cache_dtype != "auto":
+            format = KV_FORMATS[config.kv_cache_dtype](dtype)
+            specs = [kv_cache.stored_spec(spec, format) for spec in specs]
+        stored_dtype = dtype if format is None else torch.uint8
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_unbooked, dtype=dtype
+            kv_cache.lay_out,
+            specs,
+            block_size=block_size,
+            max_chunk=max_unbooked,
+            dtype=stored_dtype,
         )
         layout = lay_out(max_model_len)
-        allocate = partial(
-            kv_cache.allocate,
-            specs,
-            layout.groups,
-            block_size=block_size,
-            dtype=dtype,
-            device=self.device,
-        )
+
+        def allocate(num_blocks: int) -> list[KVCache]:
+            caches = kv_cache.allocate(
+                specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
+            )
+            return [cache._replace(format=format) for cache in caches]
+
         captures = (
             config.cuda_graphs
             and not config.deterministic
             and not state_specs
+            and format is None  # which Triton's attention does not read
             and cuda_graph.can_capture(self.device)
         )
         graph_runner = partial(
@@ -117,7 +128,7 @@ class EngineCore:
         )
         num_graph_bytes = 0
         if captures and config.kv_cache_bytes is None:
-            measured = graph_runner(allocate(num_blocks=1)).measure()
+            measured = graph_runner(allocate(1)).measure()
             captures, num_graph_bytes = measured is not None, measured or 0
         budget = kv_cache.budget(
             self.device,
@@ -146,7 +157,7 @@ class EngineCore:
             num_bytes=budget,
         )
         # Graphs write what belongs to no sequence to a block of their own.
-        kv_caches = allocate(num_blocks=num_blocks + captures)
+        kv_caches = allocate(num_blocks + captures)
         graphs = graph_runner(kv_caches) if captures else None
         if graphs is not None and not graphs.capture():
             graphs = None
