@@ -65,6 +65,7 @@ TORCH_ROOMS = {
     "axion.demo.train",
     "axion.engine.core",
     "axion.engine.cuda_graph",
+    "axion.engine.draft_model",
     "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",

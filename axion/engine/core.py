@@ -18,13 +18,15 @@ from axion.engine import cuda_graph, kv_cache, state_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.cuda_graph import CudaGraphRunner
+from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
+from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.state_slots import StateSlots
-from axion.engine.structured import StructuredOutput
+from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError, ModelLoadError
 from axion.layers.context import KVCache
 from axion.layers.kv_format import KV_FORMATS
@@ -79,17 +81,29 @@ class EngineCore:
         dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
+        block_size = config.block_size
+        draft_model = None
+        if config.speculative == "auto" and config.draft_model_path:
+            draft_model = load_draft_model(config, self.model, self.device)
         state_specs = self.model.state_specs()
-        # A step begins with the recurrent state that the one before has left.
-        self._schedules_ahead = not state_specs and (
-            self.device.type == "cuda"
-            if config.async_scheduling is None
-            else config.async_scheduling
+        speculates = draft_model is not None or config.speculative == "ngram"
+        # A step begins with the recurrent states that the one before has left, and drafts follow
+        # its last token, which must be known.
+        self._schedules_ahead = (
+            not state_specs
+            and not speculates
+            and (
+                self.device.type == "cuda"
+                if config.async_scheduling is None
+                else config.async_scheduling
+            )
         )
         # Of a sequence that two steps compute, the first is booked when the second is scheduled.
         max_unbooked = max_chunk * (1 + self._schedules_ahead)
-        block_size = config.block_size
         specs = self.model.kv_cache_specs()
+        num_layers = len(specs)
+        if draft_model is not None:
+            specs += draft_model.kv_cache_specs()
         format = None
         if config.kv_cache_dtype != "auto":
             format = KV_FORMATS[config.kv_cache_dtype](dtype)
@@ -128,7 +142,7 @@ class EngineCore:
         )
         num_graph_bytes = 0
         if captures and config.kv_cache_bytes is None:
-            measured = graph_runner(allocate(1)).measure()
+            measured = graph_runner(allocate(1)[:num_layers]).measure()
             captures, num_graph_bytes = measured is not None, measured or 0
         budget = kv_cache.budget(
             self.device,
@@ -158,7 +172,7 @@ class EngineCore:
         )
         # Graphs write what belongs to no sequence to a block of their own.
         kv_caches = allocate(num_blocks + captures)
-        graphs = graph_runner(kv_caches) if captures else None
+        graphs = graph_runner(kv_caches[:num_layers]) if captures else None
         if graphs is not None and not graphs.capture():
             graphs = None
         model: CausalLM | BatchInvariantModel = self.model
@@ -170,17 +184,23 @@ class EngineCore:
                     "recurrent state is rounded to depends on how a prompt is cut. Unset it."
                 )
             model = make_batch_invariant(
-                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+                self.model,
+                kv_caches[:num_layers],
+                block_size=block_size,
+                max_num_seqs=config.max_num_seqs,
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
-        self.runner = ModelRunner(
-            model,
-            kv_caches,
-            state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device),
-            block_size=block_size,
-            device=self.device,
-            graphs=graphs,
-        )
+        new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
+        states = state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device)
+        self.runner = new_runner(model, kv_caches[:num_layers], states, graphs=graphs)
+        self.proposer: Proposer | None = None
+        if draft_model is not None:
+            draft_runner = new_runner(draft_model, kv_caches[num_layers:], [])
+            self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
+        elif config.speculative == "ngram" and self.model.can_rewind:
+            self.proposer = NgramProposer()
+        elif config.speculative == "ngram":
+            logger.warning("no speculation: the model cannot take back what it has computed")
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -245,6 +265,8 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_draft_tokens=self.scheduler.num_draft_tokens,
+            num_accepted_tokens=self.scheduler.num_accepted_tokens,
             num_out_of_memory=self.scheduler.num_out_of_memory,
             queue_times=tuple(self.scheduler.queue_times),
             queue_seconds=self.scheduler.queue_seconds,
@@ -330,6 +352,8 @@ class EngineCore:
     def _launch_within_memory(self, scheduled: list[ScheduledSequence]) -> LaunchedStep | None:
         """The step; None where memory was short, and nothing has changed."""
         try:
+            if self.proposer is not None:
+                scheduled = self.scheduler.speculate(scheduled, self.proposer)
             return self.runner.launch(scheduled, self.structured.mask)
         except Exception as error:
             if not _is_out_of_memory(error):
@@ -343,19 +367,17 @@ class EngineCore:
     def _can_be_followed(self, launched: LaunchedStep) -> bool:
         """Whether the next step can be prepared before this one's tokens are known."""
         return self._schedules_ahead and not any(
-            sequence.needs_its_tokens for sequence in launched.sampling
+            entry.sequence.needs_its_tokens for entry in launched.sampling
         )
 
     def _collect(self, launched: LaunchedStep) -> list[SequenceOutput]:
         """Wait for a step, and book what came of the sequences that have not ended meanwhile."""
         try:
-            results = zip(launched.sampling, launched.collect(), strict=True)
-            running = [
-                (sequence, token)
-                for sequence, token in results
-                if sequence.status is SequenceStatus.RUNNING
+            sampled = [
+                verify(entry, rows, advance)
+                for entry, rows in zip(launched.sampling, launched.collect(), strict=True)
+                if entry.sequence.status is SequenceStatus.RUNNING
             ]
-            sampled = self.structured.advance([s for s, _ in running], [t for _, t in running])
         except Exception:  # as above
             logger.exception("a step of %d sequences failed", len(launched.scheduled))
             return self.scheduler.fail(launched.scheduled, _STEP_FAILED)

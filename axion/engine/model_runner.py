@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,40 +26,52 @@ from axion.models.base import CausalLM
 _MAX_LOGITS = 2**24
 
 
+class Chunk(NamedTuple):
+    """Tokens of a sequence, or guesses at these, that are computed from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    token_ids: list[int]
+
+
 class LaunchedStep:
     """A step that the device was given to compute, and may not have finished.
 
     Attributes:
         scheduled: what is computed.
-        sampling: the sequences whose end the step reaches, in order.
+        sampling: of it what reaches the end of its sequence, in order.
         started: when it was launched, in seconds of `time.perf_counter`.
     """
 
     def __init__(
         self,
         scheduled: list[ScheduledSequence],
-        sampling: list[Sequence],
+        sampling: list[ScheduledSequence],
         samples: Samples | None,
         prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
         started: float,
     ) -> None:
         self.scheduled = scheduled
-        self.started = started
         self.sampling = sampling
+        self.started = started
+        # As it was: the next step may be launched before this one is collected.
+        self._num_rows = [entry.num_rows for entry in sampling]
         self._samples = samples
         self._prompt_logprobs = prompt_logprobs
 
-    def collect(self) -> list[SampledToken]:
+    def collect(self) -> list[list[SampledToken]]:
         """Wait for the step; log probabilities of a prompt that wants them go to its sequence.
 
         Returns:
-            One token for each of `sampling`.
+            For each of `sampling` the next token, and those that would follow if its drafts were
+            right.
         """
         for sequence, logprobs in self._prompt_logprobs:
             entries = logprobs.read()
             sequence.prompt_logprobs += entries
             sequence.num_prompt_logprobs += len(entries)
-        return [] if self._samples is None else self._samples.read()
+        tokens = iter([] if self._samples is None else self._samples.read())
+        return [list(islice(tokens, num_rows)) for num_rows in self._num_rows]
 
 
 class ModelRunner:
@@ -92,7 +106,7 @@ class ModelRunner:
     def launch(
         self,
         scheduled: list[ScheduledSequence],
-        mask: Callable[[list[Sequence]], TokenMask | None] = lambda _: None,
+        mask: Callable[[list[ScheduledSequence]], TokenMask | None] = lambda _: None,
     ) -> LaunchedStep:
         """Give one step to the device, and wait for nothing that it computes.
 
@@ -103,15 +117,31 @@ class ModelRunner:
             mask: computes that of the sequences that sample, while a GPU runs the model.
         """
         started = time.perf_counter()
-        input_ids, sample_rows, context = self._prepare(scheduled)
-        is_replayed = self.graphs is not None and self.graphs.fits(context)
-        hidden_states = (self.graphs if is_replayed else self.model)(input_ids, context)
+        chunks = [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
+        ends = accumulate(len(chunk.token_ids) for chunk in chunks)
+        rows: list[int] = []
+        for entry, end in zip(scheduled, ends, strict=True):
+            rows += range(end - entry.num_rows, end)
+        hidden_states, sample_rows = self.forward(chunks, rows)
         prompt_logprobs = self._score_prompts(hidden_states, scheduled)
         self._samples = None
-        if sampling := [entry.sequence for entry in scheduled if entry.samples]:
-            logits = self.model.compute_logits(hidden_states[sample_rows])
-            self._samples = self.sampler(logits, sampling, mask(sampling))
+        sampling = [entry for entry in scheduled if entry.samples]
+        if sampling:
+            self._samples = self.sampler(
+                self.model.compute_logits(hidden_states[sample_rows]),
+                [entry.sequence for entry in sampling for _ in range(entry.num_rows)],
+                mask(sampling),
+                [entry.draft_token_ids[:i] for entry in sampling for i in range(entry.num_rows)],
+            )
         return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs, started)
+
+    def forward(self, chunks: list[Chunk], rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another, and
+        `rows` on the device."""
+        input_ids, rows_on_device, context = self._prepare(chunks, rows)
+        is_replayed = self.graphs is not None and self.graphs.fits(context)
+        compute = self.graphs if is_replayed else self.model
+        return compute(input_ids, context), rows_on_device
 
     def _score_prompts(
         self, hidden_states: Tensor, scheduled: list[ScheduledSequence]
@@ -119,7 +149,7 @@ class ModelRunner:
         scored = []
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
         first_row = 0
-        for sequence, num_scheduled_tokens in scheduled:
+        for sequence, num_scheduled_tokens, drafts in scheduled:
             if sequence.scores_prompt:
                 offset = first_row - sequence.num_computed_tokens
                 # The row of position p predicts the prompt's token p + 1. After a preemption
@@ -141,37 +171,35 @@ class ModelRunner:
                         sequence.params.prompt_logprobs,
                     )
                     scored.append((sequence, logprobs))
-            first_row += num_scheduled_tokens
+            first_row += num_scheduled_tokens + len(drafts)
         return scored
 
-    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, Tensor, ForwardContext]:
-        """The tokens, the rows whose hidden states predict a new one, and all that attention
-        needs."""
-        query_lens = [entry.num_scheduled_tokens for entry in scheduled]
-        starts = [entry.sequence.num_computed_tokens for entry in scheduled]
+    def _prepare(
+        self, chunks: list[Chunk], sample_rows: list[int]
+    ) -> tuple[Tensor, Tensor, ForwardContext]:
+        """The tokens, `sample_rows`, and all that attention needs, on the device."""
+        query_lens = [len(chunk.token_ids) for chunk in chunks]
+        starts = [chunk.start for chunk in chunks]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
         num_blocks = [-(-length // self.block_size) for length in context_lens]
 
         token_ids: list[int] = []
-        num_groups = len(scheduled[0].sequence.block_tables)
-        block_tables = np.zeros((num_groups, len(scheduled), max(num_blocks)), np.int64)
-        for row, (entry, start, end) in enumerate(
-            zip(scheduled, starts, context_lens, strict=True)
-        ):
-            token_ids += entry.sequence.token_ids[start:end]
-            for group, table in enumerate(entry.sequence.block_tables):
+        num_groups = len(chunks[0].sequence.block_tables)
+        block_tables = np.zeros((num_groups, len(chunks), max(num_blocks)), np.int64)
+        for row, chunk in enumerate(chunks):
+            token_ids += chunk.token_ids
+            for group, table in enumerate(chunk.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
-        rows = np.repeat(np.arange(len(scheduled)), query_lens)
+        rows = np.repeat(np.arange(len(chunks)), query_lens)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
         first_rows = np.cumsum(query_lens) - query_lens
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
-        num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
-        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
+        num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])
         (
             input_ids,
-            sample_rows,
+            rows_to_sample,
             positions,
             rope_lengths,
             slot_mapping,
@@ -180,7 +208,7 @@ class ModelRunner:
         ) = pack_to_device(
             [
                 np.array(token_ids),
-                (np.cumsum(query_lens) - 1)[samples],
+                np.array(sample_rows, np.int64),
                 positions,
                 np.maximum(num_prompt_tokens[rows], positions + 1),
                 blocks * self.block_size + positions % self.block_size,
@@ -202,15 +230,15 @@ class ModelRunner:
             states=self.states,
             state_runs=[
                 run
-                for entry, row, start, end in zip(
-                    scheduled, first_rows.tolist(), starts, context_lens, strict=True
+                for chunk, row, start, end in zip(
+                    chunks, first_rows.tolist(), starts, context_lens, strict=True
                 )
-                if entry.sequence.state is not None
-                for run in state_cache.runs(entry.sequence.state, row, start, end)
+                if chunk.sequence.state is not None
+                for run in state_cache.runs(chunk.sequence.state, row, start, end)
             ],
         )
         if min(token_ids) < 0:
             assert self._samples is not None
             sampled = self._samples.token_ids[(-1 - input_ids).clamp(min=0)]
             input_ids = torch.where(input_ids < 0, sampled, input_ids)
-        return input_ids, sample_rows, context
+        return input_ids, rows_to_sample, context
