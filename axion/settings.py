@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KV cache; unset: measured from free memory, in GiB"
     )
+    kv_cache_dtype: Literal["auto", "fp8", "int8"] = Field(
+        "auto",
+        description="how the native engine stores keys and values: fp8 or int8 take half the memory"
+        " of 16-bit numbers; auto: as they are computed",
+    )
     memory_fraction: float = Field(
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )

@@ -187,6 +187,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             it should leave; None: prompts take the whole budget.
         block_size: tokens in one block of the KV cache.
         kv_cache_bytes: size of the KV cache; None measures what is free.
+        kv_cache_dtype: how keys and values are stored: `auto` (as the weights are computed), `fp8`
+            or `int8`.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
@@ -203,6 +205,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     target_itl_s: float | None = None
     block_size: int = 16
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None

@@ -71,6 +71,7 @@ TORCH_ROOMS = {
     "axion.engine.model_runner",
     "axion.engine.pickle_checkpoint",
     "axion.engine.sampler",
+    "axion.engine.state_cache",
     "axion.engine.process",
     "axion.parity.compare",
     "axion.parity.harness",

@@ -333,6 +333,7 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         max_num_batched_tokens=model.max_num_batched_tokens,
         target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
+        kv_cache_dtype=model.kv_cache_dtype,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         allow_pickle=model.allow_pickle,

@@ -39,6 +39,7 @@ def model_config(settings: Settings) -> ModelConfig:
         dtype=settings.dtype,
         quantization=settings.quantization,
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        kv_cache_dtype=settings.kv_cache_dtype,
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
         tensor_parallel_size=settings.tensor_parallel_size,

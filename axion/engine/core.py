@@ -25,6 +25,7 @@ from axion.engine.sequence import Sequence
 from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
 from axion.errors import AxionError, ModelLoadError
+from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -76,8 +77,13 @@ class EngineCore:
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
         block_size = config.block_size
         specs = self.model.kv_cache_specs()
+        format = None
+        if config.kv_cache_dtype != "auto":
+            format = KV_FORMATS[config.kv_cache_dtype](dtype)
+            specs = [kv_cache.stored_spec(spec, format) for spec in specs]
+        stored_dtype = dtype if format is None else torch.uint8
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
+            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=stored_dtype
         )
         budget = kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction)
         layout = lay_out(max_model_len)
@@ -101,9 +107,10 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
-        kv_caches = kv_cache.allocate(
-            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
+        caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
         )
+        kv_caches = [cache._replace(format=format) for cache in caches]
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:

@@ -15,6 +15,7 @@ from torch import Tensor
 from axion.engine.block_manager import max_blocks_held
 from axion.errors import ModelLoadError
 from axion.layers.context import KVCache, KVCacheSpec
+from axion.layers.kv_format import KVFormat
 
 # Beyond this many full-length sets of running sequences, more cache only keeps old prefixes.
 _MAX_SETS = 4
@@ -261,6 +262,14 @@ def allocate(
                 v = part(v_offset, spec.num_kv_heads, spec.v_head_dim)
             by_layer[i] = KVCache(k, v, index)
     return [by_layer[i] for i in range(len(specs))]
+
+
+def stored_spec(spec: KVCacheSpec, format: KVFormat) -> KVCacheSpec:
+    """What a layer keeps in this format: bytes in place of numbers."""
+    return spec._replace(
+        k_head_dim=format.width(spec.k_head_dim),
+        v_head_dim=format.width(spec.v_head_dim) if spec.v_head_dim else 0,
+    )
 
 
 def _widths(spec: KVCacheSpec) -> tuple[int, int]:

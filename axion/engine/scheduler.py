@@ -142,7 +142,7 @@ class Scheduler:
         """
         scheduled: list[ScheduledSequence] = []
         budget = self._token_budget()
-        may_admit = True
+        may_admit = bool(self.waiting)
         index = 0
         while budget:
             if may_admit and self._waits_before(index):

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from axion.layers import kernels
 from axion.quantization.rows import RowKernel
 
 # ATen's product of bfloat16 and int8 is the best for so few tokens at most; beyond, the weight is
@@ -49,7 +50,11 @@ class Int8Kernel(RowKernel):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        if self.is_packed or self.is_cuda_product:
+        if kernels.run_on(x) and len(rows) <= kernels.MAX_LOW_BIT_ROWS:
+            from axion.layers.kernels.low_bit import int8_product
+
+            out = int8_product(rows, self.codes, self.scale)
+        elif self.is_packed or self.is_cuda_product:
             out = self._integer_product(rows).to(x.dtype)
         elif (
             len(rows) <= _MAX_FEW

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.kv_format import KVEntries
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
@@ -119,11 +120,9 @@ def paged_attention(
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
     """
-    keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
-    if k is not None:
-        slot_mapping = context.slot_mapping[cache.group]
-        keys.index_copy_(0, slot_mapping, k)
-        values.index_copy_(0, slot_mapping, v)
+    if k is not None and v is not None:
+        cache.store(context.slot_mapping[cache.group], k, v)
+    keys, values = cache.keys, cache.values
     scores = _Scores(scale, softcap, sinks, alibi_slopes)
     if chosen is not None:
         return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
@@ -132,7 +131,7 @@ def paged_attention(
         (_groups, cache.group, window, chunk, max_scores),
         partial(_groups, kv_group=cache.group, window=window, chunk=chunk, max_scores=max_scores),
     )
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         if isinstance(group, _Chunk):
             out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
@@ -144,11 +143,11 @@ def paged_attention(
 
 
 def _attend_decode(
-    q: Tensor, keys: Tensor, values: Tensor, group: _Decode, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, group: _Decode, scores: _Scores
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
-    q = q.unflatten(1, (keys.shape[1], -1))
-    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
+    q = q.unflatten(1, (keys.num_heads, -1))
+    k, v = (entries.gather(group.slots).transpose(1, 2) for entries in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
@@ -159,8 +158,8 @@ def _attend_decode(
 
 def _attend_chosen(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    keys: KVEntries,
+    values: KVEntries,
     chosen: Tensor,
     kv_group: int,
     context: ForwardContext,
@@ -173,8 +172,8 @@ def _attend_chosen(
     chosen = torch.where(hidden, positions, chosen)
     distances = (chosen - positions)[:, None, None, None]
     mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
-    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys[0].numel()))
+    out = q.new_empty(*q.shape[:2], values.head_dim)
+    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys.num_heads * keys.head_dim))
     for start in range(0, len(q), max_rows):
         rows = slice(start, start + max_rows)
         slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
@@ -184,11 +183,11 @@ def _attend_chosen(
 
 
 def _attend_chunk(
-    q: Tensor, keys: Tensor, values: Tensor, chunk: _Chunk, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, chunk: _Chunk, scores: _Scores
 ) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    q = q.transpose(0, 1).unflatten(0, (keys.shape[1], -1))
-    k, v = (_gather(cache, chunk.slots).transpose(0, 1) for cache in (keys, values))
+    q = q.transpose(0, 1).unflatten(0, (keys.num_heads, -1))
+    k, v = (entries.gather(chunk.slots).transpose(0, 1) for entries in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(
             q,
@@ -233,12 +232,6 @@ def _attend(
         sinks = scores.sinks.float().view(*q.shape[-4:-2], 1, 1)
         out = out * torch.sigmoid(x.logsumexp(-1, keepdim=True) - sinks).to(out.dtype)
     return out
-
-
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """Entries `[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
-    # As an embedding: a whole entry is copied at once, many times faster than by indexing.
-    return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
 
 
 def _groups(
@@ -359,4 +352,4 @@ def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
 
 
 def _dtype(context: ForwardContext) -> torch.dtype:
-    return context.kv_caches[0].k.dtype
+    return context.kv_caches[0].dtype
