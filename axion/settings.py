@@ -155,6 +155,17 @@ class Settings(BaseSettings):
         description="what the native engine quantizes a plain checkpoint's linear layers to while"
         " it loads them: int8, int4 or fp8; none: they stay as they are stored",
     )
+    speculative: Literal["auto", "ngram", "off"] = Field(
+        "auto",
+        description="how the native engine guesses tokens that a step then checks together: auto,"
+        " by DRAFT_MODEL where it is set; ngram, by what followed the same tokens before, in place"
+        " of it; or off",
+    )
+    draft_model: str = Field(
+        "",
+        description="small model with the vocabulary of MODEL_NAME that guesses for it; empty:"
+        " none",
+    )
     deterministic: bool = Field(
         False,
         description="whether a request gets the same bits alone, in any batch, and with the prefix"

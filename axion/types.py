@@ -192,6 +192,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`,
+            the sequence's own earlier tokens; or `off`.
+        draft_model_path: folder of a small model of the same vocabulary; empty: there is none.
         deterministic: a request gets the same bits in whatever batch it is computed.
     """
 
@@ -210,6 +213,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
+    speculative: str = "auto"
+    draft_model_path: str = ""
     deterministic: bool = False
 
 
@@ -237,6 +242,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and running totals of one engine.
 
     Attributes:
+        num_draft_tokens: computed on a guess.
+        num_accepted_tokens: of those, the ones that came true.
         num_out_of_memory: steps that were computed again in smaller ones, for want of memory.
         queue_times: sequences by the time from arrival to their first step, for each of
             `QUEUE_TIME_BUCKETS`, and above the last.
@@ -253,6 +260,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_out_of_memory: int = 0
     queue_times: tuple[int, ...] = (0,) * (len(QUEUE_TIME_BUCKETS) + 1)
     queue_seconds: float = 0.0

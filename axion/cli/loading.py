@@ -38,6 +38,8 @@ def model_config(settings: Settings) -> ModelConfig:
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
+        speculative=settings.speculative,
+        draft_model=settings.draft_model if settings.speculative == "auto" else "",
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         kv_cache_dtype=settings.kv_cache_dtype,
         memory_fraction=settings.memory_fraction,

@@ -134,7 +134,9 @@ def lay_out(
     for layer, spec in enumerate(specs):
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
-            by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+            # Of 2 at least: the block of the last computed token stays, for a draft model.
+            window = None if is_wide else max(spec.window or 0, 2)
+            by_window.setdefault(window, []).append(layer)
     if not by_window:  # a sequence keeps its state, and nothing for each token
         return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
