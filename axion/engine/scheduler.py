@@ -404,8 +404,8 @@ class Scheduler:
         """Have a step that found too little memory computed again in smaller ones.
 
         The next steps are half as large, until some have succeeded, and the sequences that have no
-        token in them are preempted, the last in order first. A single token that does not fit,
-        without drafts, ends its sequence.
+        token in them are preempted, the last in order first; so are those whose recurrent state is
+        spoilt. A single token that does not fit, without drafts, ends its sequence.
         """
         self.num_out_of_memory += 1
         self._num_calm_steps = 0
@@ -414,7 +414,11 @@ class Scheduler:
             return self.fail(scheduled, _DOES_NOT_FIT)
         self._max_step_tokens = max(1, num_tokens // 2)
         for entry in scheduled:
-            self.block_manager.shrink(entry.sequence, entry.sequence.num_tokens)
+            sequence = entry.sequence
+            self.block_manager.shrink(sequence, sequence.num_tokens)
+            # Some layers may have carried its state on, and others not.
+            if sequence.state is not None and sequence.state.source == sequence.state.slot:
+                self._preempt(sequence)
         while len(self.running) > self._max_step_tokens:
             self._preempt_last()
         return []
@@ -459,7 +463,10 @@ class Scheduler:
 
     def _preempt_last(self) -> Sequence:
         """Send the running sequence that comes last back to wait."""
-        sequence = self.running.pop()
+        return self._preempt(self.running[-1])
+
+    def _preempt(self, sequence: Sequence) -> Sequence:
+        self.running.remove(sequence)
         self.block_manager.free(sequence)
         sequence.status = SequenceStatus.PREEMPTED
         insort(self.waiting, sequence, key=_order)
