@@ -50,6 +50,7 @@ class OnLoad(QuantizationMethod):
         """Bytes that the kernel of a weight keeps."""
 
     def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        super().prepare(model, stored)
         owners: dict[nn.Parameter, int] = {}
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
@@ -79,7 +80,7 @@ class OnLoad(QuantizationMethod):
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         if module not in self._layers:
-            return module
+            return super().finish(module, device, dtype)
         self._layers.remove(module)
         if isinstance(module, Linear):
             return QuantizedLinear(module, [], self.kernel(module.weight.detach(), dtype))
