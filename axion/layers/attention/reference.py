@@ -25,6 +25,14 @@ from axion.layers.context import ForwardContext, KVCache
 _MIN_ROWS = 128
 # What torch's own attention does not compute is cut to so many scores a piece (64 MiB).
 _MAX_SCORES = 2**24
+# Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
+_BLOCK_SCORES = 2**21
+_BLOCK_ROWS = (16, 64)
+
+
+Slots = Tensor | slice
+"""Of a single sequence it may be a slice: a cache is read without a copy where blocks follow one
+another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,12 @@ class _Decode:
 
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
-        slots: `[batch, length]`, where the tokens that they see lie in the KV cache.
+        slots: of `[batch, length]`, where the tokens that they see lie in the KV cache.
         mask: `[batch, 1, 1, length]`, additive.
     """
 
     rows: Tensor | None
-    slots: Tensor
+    slots: Slots
     mask: Tensor
 
 
@@ -47,13 +55,12 @@ class _Chunk:
     """Several new tokens of one sequence.
 
     Attributes:
-        slots: `[length]`, where the tokens that they see lie in the KV cache.
-        mask: `[query_len, length]`, additive; None where the chunk is the whole sequence, which
-            is plain causal attention.
+        slots: where the tokens that they see lie in the KV cache, in order.
+        mask: `[query_len, length]`, additive; None: a token sees itself and all before it.
     """
 
     rows: slice
-    slots: Tensor
+    slots: Slots
     mask: Tensor | None
 
 
@@ -124,7 +131,10 @@ def _attend_decode(
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
     q = q.unflatten(1, (keys.shape[1], -1))
-    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
+    k, v = (
+        _gather(cache, group.slots).view(len(q), -1, *cache.shape[1:]).transpose(1, 2)
+        for cache in (keys, values)
+    )
     if scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
@@ -138,6 +148,8 @@ def _attend_chunk(
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
     q = q.transpose(0, 1).unflatten(0, (keys.shape[1], -1))
     k, v = (_gather(cache, chunk.slots).transpose(0, 1) for cache in (keys, values))
+    if scores.is_plain and _suits_blocks(q):
+        return _attend_blocks(q, k, v, chunk.mask, scores.scale)
     if scores.is_plain:
         out = F.scaled_dot_product_attention(
             q,
@@ -179,8 +191,52 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Score
     return out
 
 
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
+def _suits_blocks(x: Tensor) -> bool:
+    """Whether `_attend_blocks` is faster than torch's own attention: three times, measured with
+    AVX-512; in float32 it is not."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of a chunk a few rows at a time, each over the keys that it can see.
+
+    Scores are rounded to the number format of q, as they are where attention is written out.
+
+    Args:
+        q: `[num_kv_heads, heads_per_kv_head, query_len, head_dim]`.
+        k: `[num_kv_heads, length, head_dim]`.
+        v: `[num_kv_heads, length, v_head_dim]`.
+        mask: as in `_Chunk`.
+
+    Returns:
+        `[query_len, num_heads, v_head_dim]`.
+    """
+    (num_kv_heads, group, query_len, _), length = q.shape, k.shape[1]
+    fewest, most = _BLOCK_ROWS
+    step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
+    k, v = k.contiguous().transpose(1, 2), v.contiguous()
+    hidden = torch.full((step, step), float("-inf"), dtype=q.dtype).triu_(1)
+    zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
+    out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
+    for start in range(0, query_len, step):
+        end = min(start + step, query_len)
+        seen = length - query_len + end
+        rows = q[:, :, start:end].flatten(1, 2)
+        x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
+        x = x.unflatten(1, (group, end - start))
+        if mask is None:
+            x[..., seen - (end - start) :] += hidden[: end - start, : end - start]
+        else:
+            x += mask[start:end, :seen]
+        x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
+        out[start:end] = x.unflatten(1, (group, end - start)).permute(2, 0, 1, 3)
+    return out.flatten(1, 2)
+
+
+def _gather(cache: Tensor, slots: Slots) -> Tensor:
     """Entries `[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
+    if isinstance(slots, slice):
+        return cache[slots]
     # As an embedding: a whole entry is copied at once, many times faster than by indexing.
     return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
 
@@ -189,6 +245,7 @@ def _groups(
     context: ForwardContext, *, kv_group: int, window: int | None, max_scores: int | None
 ) -> list[_Decode | _Chunk]:
     tables = context.block_tables[kv_group]
+    needs_mask = max_scores is not None or not _suits_blocks(context.kv_caches[0].k)
     groups: list[_Decode | _Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
@@ -206,7 +263,11 @@ def _groups(
             first = context_len - query_len
             for start in range(first, context_len, max_rows):
                 end = min(start + max_rows, context_len)
-                groups.append(_chunk(context, tables, seq, row + start - first, start, end, window))
+                chunk = _chunk(
+                    *(context, tables, seq, row + start - first, start, end, window),
+                    needs_mask=needs_mask,
+                )
+                groups.append(chunk)
         row += query_len
     if decodes:
         rows = decode_rows if groups else None
@@ -249,28 +310,40 @@ def _chunk(
     start: int,
     end: int,
     window: int | None,
+    *,
+    needs_mask: bool,
 ) -> _Chunk:
-    """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`."""
+    """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`.
+
+    Args:
+        needs_mask: where there are others before them, although all of those are seen.
+    """
     device = context.positions.device
     rows = slice(row, row + end - start)
     first = 0 if window is None else max(0, start - window + 1)
     tokens = torch.arange(first, end, device=device)
     mask = None
-    if start > 0 or (window is not None and end > window):
+    if (start > 0 and needs_mask) or (window is not None and end > window):
         positions = context.positions[rows, None]
         hidden = tokens > positions
         if window is not None:
             hidden |= tokens <= positions - window
         mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
         mask.masked_fill_(hidden, float("-inf"))
-    slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
-    return _Chunk(rows, slots[0], mask)
+    return _Chunk(rows, _slots(tables[seq : seq + 1], tokens[None], context.block_size), mask)
 
 
-def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
-    """Slots of `tokens` (indices in their sequence, `[num_seqs, length]`), same shape."""
+def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Slots:
+    """Slots of `tokens` (indices in their sequence, `[num_seqs, length]`), same shape but for a
+    single sequence: `[length]`."""
     blocks = block_tables.gather(1, tokens // block_size)
-    return blocks.long() * block_size + tokens % block_size
+    slots = blocks.long() * block_size + tokens % block_size
+    if len(slots) > 1:
+        return slots
+    [slots] = slots
+    if slots.device.type == "cpu" and bool((slots.diff() == 1).all()):
+        return slice(int(slots[0]), int(slots[-1]) + 1)
+    return slots
 
 
 def _dtype(context: ForwardContext) -> torch.dtype:
