@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +54,12 @@ def rows_view(packed: Tensor, weight: Tensor) -> Tensor | None:
     """
     num_rows, num_columns = weight.shape
     num_words = num_columns * weight.itemsize // 4
-    num_bytes = torch.ops.mkldnn._nbytes(packed)
-    if num_rows % _ROWS or num_bytes != num_rows * num_words * 4:
+    shape = (-(-num_rows // _ROWS), num_words, _ROWS)
+    num_bytes = 4 * prod(shape)
+    if torch.ops.mkldnn._nbytes(packed) < num_bytes:
         return None
     memory = (ctypes.c_byte * num_bytes).from_address(torch.ops.mkldnn.data_ptr(packed))
-    view = torch.frombuffer(memory, dtype=torch.int32).view(-1, num_words, _ROWS)
+    view = torch.frombuffer(memory, dtype=torch.int32).view(shape)
     probes = torch.linspace(0, num_rows - 1, 4 * _ROWS).long()
     return view if torch.equal(rows(view, probes, weight.dtype), weight[probes]) else None
 

@@ -380,9 +380,7 @@ class QuantizationMethod:
             if not isinstance(module, Embedding) or tensor is None:
                 continue
             is_tied = getattr(head, "weight", None) is module.weight
-            format = self.embedding_format(tensor)
-            if format is None and is_tied and onednn.is_large(module.weight):
-                format = DenseFormat()
+            format = self.embedding_format(tensor, is_tied and onednn.is_large(module.weight))
             if format is not None:
                 num_embeddings, embedding_dim = module.weight.shape
                 parts = {"weight": tensor}
@@ -392,9 +390,13 @@ class QuantizationMethod:
                 if is_tied:
                     model.lm_head = TiedHead(head, embedding)
 
-    def embedding_format(self, tensor: StoredTensor) -> WeightFormat | None:
-        """How an embedding is stored; None: as a plain one."""
-        return None
+    def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
+        """How an embedding is stored; None: it stays what it is.
+
+        Args:
+            is_head: it is a head too, and large enough to be worth packing.
+        """
+        return DenseFormat() if is_head else None
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
         """Bytes of what `module` itself, without those in it, will keep."""

@@ -113,6 +113,6 @@ class GGUFMethod(StoredQuantized):
         kind = BLOCK_TYPES.get(tensors["weight"].dtype) if "weight" in tensors else None
         return BlockFormat(kind) if kind is not None else None
 
-    def embedding_format(self, tensor: StoredTensor) -> WeightFormat | None:
+    def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
         kind = BLOCK_TYPES.get(tensor.dtype)
-        return BlockFormat(kind) if kind is not None else None
+        return super().embedding_format(tensor, is_head) if kind is None else BlockFormat(kind)
