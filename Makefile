@@ -36,6 +36,8 @@ test-backends: $(STAMP)  ## install MAX, vLLM and llama.cpp beside, and test wit
 		$(BIN)/python -m pytest -v tests/engines
 
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/compare.py --shape llama-3.2-1b
 	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scheduler.py

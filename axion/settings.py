@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,11 +66,26 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="requests that wait for an engine before a new one gets 429; unset:"
+        " MAX_CONNECTIONS, in requests",
+    )
+    max_upstream_requests: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="requests given at once to an engine that is not native, fewer while it is"
+        " overloaded; unset: MAX_CONNECTIONS, in requests",
+    )
     concurrent_requests: int = Field(
         10, ge=1, description="sequences computed at once, the others wait, in sequences"
     )
     max_batched_tokens: int = Field(
         2048, ge=1, description="budget of one engine step; longer prompts are chunked, in tokens"
+    )
+    target_itl_ms: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="pause between the tokens of a stream that the native engine keeps while it"
+        " computes prompts beside it; unset: prompts take the whole budget, in milliseconds",
     )
     cache_capacity: int = Field(1000, ge=0, description="response cache, in answers; 0: off")
     cache_max_bytes: int = Field(
@@ -129,7 +145,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -139,6 +154,11 @@ class Settings(BaseSettings):
         "none",
         description="what the native engine quantizes a plain checkpoint's linear layers to while"
         " it loads them: int8, int4 or fp8; none: they stay as they are stored",
+    )
+    deterministic: bool = Field(
+        False,
+        description="whether a request gets the same bits alone, in any batch, and with the prefix"
+        " cache warm or cold; only the native engine, which is slower then",
     )
     tensor_parallel_size: int = Field(
         1,
@@ -170,6 +190,13 @@ class Settings(BaseSettings):
         if not host.strip():
             raise ValueError("must not be empty")
         return host
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return device
 
     @field_validator("axion_backends")
     @classmethod
@@ -295,7 +322,9 @@ def config_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise SettingsError(f"{CONFIG_VARIABLE} names a file that does not exist: {named}")
+        raise SettingsError(
+            f"The settings file {named}, named by --config or {CONFIG_VARIABLE}, does not exist."
+        )
     return None
 
 
@@ -323,7 +352,8 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = [
-            f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']} (got {fault['input']!r})"
+            f"{'.'.join(map(str, fault['loc'])).upper()}: "
+            f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
             for fault in error.errors()
         ]
         raise SettingsError("Settings that cannot be used:\n  " + "\n  ".join(faults)) from None

@@ -183,11 +183,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_model_len: prompt and output tokens of one sequence; the model's own limit applies too.
         max_num_seqs: sequences computed in one step.
         max_num_batched_tokens: token budget of one step.
+        target_itl_s: seconds from one token of a stream to its next that prompts computed beside
+            it should leave; None: prompts take the whole budget.
         block_size: tokens in one block of the KV cache.
         kv_cache_bytes: size of the KV cache; None measures what is free.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        deterministic: a request gets the same bits in whatever batch it is computed.
     """
 
     model_path: str
@@ -197,12 +200,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int = 4096
     max_num_seqs: int = 10
     max_num_batched_tokens: int = 2048
+    target_itl_s: float | None = None
     block_size: int = 16
     kv_cache_bytes: int | None = None
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
+    deterministic: bool = False
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,10 +226,18 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
 
 
+# Upper bounds of the histogram of waiting times, in seconds; what is above has its own bucket.
+QUEUE_TIME_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and running totals of one engine.
 
     Attributes:
+        num_out_of_memory: steps that were computed again in smaller ones, for want of memory.
+        queue_times: sequences by the time from arrival to their first step, for each of
+            `QUEUE_TIME_BUCKETS`, and above the last.
+        queue_seconds: sum of these times.
         peak_memory_bytes: the most that its process has had resident.
     """
 
@@ -237,6 +250,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    num_out_of_memory: int = 0
+    queue_times: tuple[int, ...] = (0,) * (len(QUEUE_TIME_BUCKETS) + 1)
+    queue_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
 
@@ -248,12 +264,19 @@ class BackendState(enum.StrEnum):
 
 
 class EngineHealth(msgspec.Struct, frozen=True):
-    """One of the engines of a model."""
+    """One of the engines of a model.
+
+    Attributes:
+        num_waiting: requests that wait before they are given to it.
+        limit: requests that it is given at once.
+    """
 
     engine: str
     state: BackendState
     detail: str = ""
     restarts: int = 0
+    num_waiting: int = 0
+    limit: int = 0
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,46 +13,17 @@ import argparse
 import asyncio
 import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from axion.bench.checkpoint import make_shape
+from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.hub.resolve import resolve
 from axion.types import EngineConfig, SamplingParams
-
-SHAPES = {
-    "llama-3.2-1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "llama-160m": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
-        "vocab_size": 32000,
-    },
-}
-
-
-def make_shape(shape: str, folder: Path, dtype: torch.dtype) -> Path:
-    """A checkpoint with random weights in a real model's shape."""
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
-    return folder
 
 
 def time_axion(core: EngineCore, prompts: list[list[int]], num_tokens: int) -> float:
@@ -86,7 +57,7 @@ def time_transformers(model: LlamaForCausalLM, prompts: list[list[int]], num_tok
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="axion/demo")
-    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--shape", choices=shapes())
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -95,43 +66,43 @@ def main() -> None:
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
 
-    with tempfile.TemporaryDirectory() as folder:
-        if args.shape:
-            path = make_shape(args.shape, Path(folder), dtype)
-        else:
-            path = asyncio.run(resolve(args.model)).path
-        core = EngineCore(
-            EngineConfig(
-                model_path=str(path),
-                device="cpu",
-                dtype=args.dtype,
-                max_num_seqs=max(args.batch),
-                enable_prefix_caching=False,
-            )
+    if args.shape:
+        path = shape_folder(args.shape)
+        make_shape(shape_config(args.shape), path)
+    else:
+        path = asyncio.run(resolve(args.model)).path
+    core = EngineCore(
+        EngineConfig(
+            model_path=str(path),
+            device="cpu",
+            dtype=args.dtype,
+            max_num_seqs=max(args.batch),
+            enable_prefix_caching=False,
         )
-        peer = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-        name = args.shape or args.model
-        print(f"{name}, {args.dtype}, {args.prompt_tokens} tokens in, {args.output_tokens} out")
-        print(f"{'batch':>5} {'axion tok/s':>12} {'transformers tok/s':>19} {'ratio':>6}")
-        results = []
-        for batch in args.batch:
-            generator = torch.Generator().manual_seed(batch)
-            prompts = torch.randint(
-                0, core.info.vocab_size, (batch, args.prompt_tokens), generator=generator
-            ).tolist()
-            time_axion(core, prompts, 4)
-            time_transformers(peer, prompts, 4)
-            rounds = [
-                (
-                    time_axion(core, prompts, args.output_tokens),
-                    time_transformers(peer, prompts, args.output_tokens),
-                )
-                for _ in range(args.rounds)
-            ]
-            ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
-            results.append({"batch": batch, "axion": ours, "transformers": theirs})
-            print(f"{batch:>5} {ours:>12.1f} {theirs:>19.1f} {ours / theirs:>6.2f}", flush=True)
-        print(json.dumps(results))
+    )
+    peer = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    name = args.shape or args.model
+    print(f"{name}, {args.dtype}, {args.prompt_tokens} tokens in, {args.output_tokens} out")
+    print(f"{'batch':>5} {'axion tok/s':>12} {'transformers tok/s':>19} {'ratio':>6}")
+    results = []
+    for batch in args.batch:
+        generator = torch.Generator().manual_seed(batch)
+        prompts = torch.randint(
+            0, core.info.vocab_size, (batch, args.prompt_tokens), generator=generator
+        ).tolist()
+        time_axion(core, prompts, 4)
+        time_transformers(peer, prompts, 4)
+        rounds = [
+            (
+                time_axion(core, prompts, args.output_tokens),
+                time_transformers(peer, prompts, args.output_tokens),
+            )
+            for _ in range(args.rounds)
+        ]
+        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+        results.append({"batch": batch, "axion": ours, "transformers": theirs})
+        print(f"{batch:>5} {ours:>12.1f} {theirs:>19.1f} {ours / theirs:>6.2f}", flush=True)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ API_ROOMS = [
     {"axion.errors", "axion"},
 ]
 MODEL_ROOMS = [
-    {"axion.llm", "axion.demo", "axion.parity"},
+    {"axion.llm", "axion.demo", "axion.parity", "axion.bench"},
     {"axion.engine", "axion.pooling"},
     {"axion.models"},
     {"axion.quantization"},
@@ -60,11 +60,14 @@ TORCH_ROOMS = {
     "axion.layers",
     "axion.models",
     "axion.quantization",
+    "axion.bench.engine",
+    "axion.bench.limits",
     "axion.demo.train",
     "axion.engine.core",
     "axion.engine.gguf",
     "axion.engine.kv_cache",
     "axion.engine.loader",
+    "axion.engine.batch_invariant",
     "axion.engine.model_runner",
     "axion.engine.pickle_checkpoint",
     "axion.engine.sampler",

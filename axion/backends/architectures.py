@@ -7,6 +7,7 @@ import importlib.resources
 import json
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
 PLUGIN_GROUP = "axion.models"
 
@@ -48,11 +49,21 @@ def fallback_architectures() -> frozenset[str]:
 
     That is measured, not declared: see `docs/models.md`.
     """
-    text = importlib.resources.files("axion.models").joinpath("catalog.json").read_text()
-    rows = json.loads(text)["architectures"]
     return frozenset(
-        name for name, row in rows.items() if row["way"] == "fallback" and row["equal"]
+        name for name, row in _catalog().items() if row["way"] == "fallback" and row["equal"]
     )
+
+
+@cache
+def refused_architectures() -> dict[str, str]:
+    """What transformers has and the engine does not serve, and why: see `docs/models.md`."""
+    return {name: row["reason"] for name, row in _catalog().items() if row["way"] == "refused"}
+
+
+def _catalog() -> dict[str, Any]:
+    text = importlib.resources.files("axion.models").joinpath("catalog.json").read_text()
+    rows: dict[str, Any] = json.loads(text)["architectures"]
+    return rows
 
 
 def _ancestors(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:

@@ -25,9 +25,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_name: what clients call it; the model's name when empty.
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
+        target_itl_s: as in `EngineConfig`.
         quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
         tensor_parallel_size: GPUs that share each of the model's layers.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        deterministic: as in `EngineConfig`, by engines whose facts say that they can be.
     """
 
     model_name: str
@@ -35,6 +37,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_seq_len: int = 4096
     max_num_seqs: int = 10
     max_num_batched_tokens: int = 2048
+    target_itl_s: float | None = None
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
@@ -43,6 +46,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None
     tensor_parallel_size: int = 1
     allow_pickle: bool = False
+    deterministic: bool = False
 
     @property
     def name(self) -> str:
@@ -96,6 +100,12 @@ class InferenceBackend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    @property
+    def has_own_queue(self) -> bool:
+        """Whether it takes more requests than it computes at once, and orders those that wait by
+        their priority."""
+        ...
 
     async def start(self, model: ModelConfig) -> None:
         """Load the model; returns when a request can be answered."""

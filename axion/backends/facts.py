@@ -70,9 +70,13 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         installed: its command is there.
         problem: why it could not be asked, if it was and could not.
         architectures: those that the engine itself lists; None if it was not asked.
+        by_fallback: of these, those that it serves by another library's classes, with weights that
+            are not quantized.
+        refusals: architectures that it is known not to serve, and why.
         devices: those that it computes on.
         quantizations: the methods by which weights may be quantized; None if any.
         quantizes: what it can quantize plain weights to while it loads them.
+        deterministic: a request can get the same bits in whatever batch.
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
@@ -90,10 +94,13 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     problem: str = ""
     architectures: frozenset[str] | None = None
+    by_fallback: frozenset[str] = frozenset()
+    refusals: Mapping[str, str] = {}
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     formats: frozenset[str] = frozenset({"safetensors"})
     quantizations: frozenset[str] | None = None
     quantizes: frozenset[str] = frozenset()
+    deterministic: bool = False
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
@@ -147,6 +154,7 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
         return number if type(number) is int else 0
 
     stored = gguf.quantization
+    num_heads = value("attention.head_count")  # 0 where each layer has a number of its own
     return ModelFacts(
         name=name,
         architectures=(gguf_architecture(gguf),),
@@ -155,7 +163,7 @@ def _gguf_facts(name: str, gguf: GGUF) -> ModelFacts:
         dtype=_GGUF_DTYPES.get(stored, ""),
         weight_bytes=gguf.num_bytes,
         head_dim=value("attention.key_length")
-        or value("embedding_length") // (value("attention.head_count") or 1),
+        or (value("embedding_length") // num_heads if num_heads > 0 else 0),
         max_length=value("context_length"),
     )
 

@@ -22,6 +22,7 @@ from axion.backends.architectures import (
     fallback_architectures,
     native_architectures,
     native_quantizations,
+    refused_architectures,
 )
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
@@ -141,6 +142,7 @@ class NativeBackend(LibraryBackend):
     """
 
     engine = "native"
+    has_own_queue = True
     # What it does not honour it refuses itself.
     capabilities = Capabilities(engine="native", honours_all=True)
 
@@ -158,14 +160,18 @@ class NativeBackend(LibraryBackend):
     async def facts(cls, settings: Settings) -> EngineFacts:
         """What is known of the engine; no architectures where plug-ins may have more."""
         architectures = await asyncio.to_thread(native_architectures)
+        fallback = await asyncio.to_thread(fallback_architectures)
         return EngineFacts(
             engine="native",
             version=__version__,
-            architectures=architectures and architectures | fallback_architectures(),
+            architectures=architectures and architectures | fallback,
+            by_fallback=fallback,
+            refusals=await asyncio.to_thread(refused_architectures),
             formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
             quantizations=await asyncio.to_thread(native_quantizations)
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
+            deterministic=True,
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -325,10 +331,12 @@ def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,
+        target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         allow_pickle=model.allow_pickle,
+        deterministic=model.deterministic,
     )
 
 

@@ -32,6 +32,7 @@ class UpstreamBackend(LibraryBackend):
     """
 
     engine: str
+    has_own_queue = False
     capabilities: Capabilities
     identity: tuple[str, ...] = ()
     upstream: Upstream | None = None

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-import msgspec
-
 from axion.backends.events import EventReader
 from axion.backends.http import HttpClient, HttpResponse
+from axion.bench.report import Sample
 from axion.bench.workload import Planned, Prompts
 from axion.errors import AxionError
 
@@ -22,31 +21,6 @@ _SAMPLE_WORDS = (8, 208)
 
 class BenchError(AxionError):
     """The server cannot be measured: it is not there, or refuses what is asked."""
-
-
-class Sample(msgspec.Struct, kw_only=True):
-    """One request; times in seconds.
-
-    Attributes:
-        start: when it was due, from the beginning of the run. In an open loop that is before it is
-            sent, if this program was late: the wait counts.
-        ttft: from `start` to the first token.
-        chunks: of each chunk with tokens, when it came, from `start`.
-        latency: from `start` to the end.
-        error: why it failed; None: it did not.
-        left: it was abandoned on purpose.
-    """
-
-    kind: int
-    start: float
-    ttft: float | None = None
-    latency: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    chunks: list[float] = []
-    error: str | None = None
-    left: bool = False
 
 
 class Target:
@@ -177,7 +151,7 @@ class Target:
             sample.error = f"{response.status}: {_message(raw)}"
             return
         reader = EventReader()
-        done = False
+        done = finished = False
         while data := await response.read():
             now = time.perf_counter() - zero
             for event in reader.push(data):
@@ -189,6 +163,7 @@ class Target:
                 if error := chunk.get("error"):
                     sample.error = _message(event.data) if isinstance(error, dict) else str(error)
                     return
+                finished |= any(c.get("finish_reason") for c in chunk.get("choices") or ())
                 if _has_tokens(chunk):
                     sample.chunks.append(now)
                 if usage := chunk.get("usage"):
@@ -203,8 +178,8 @@ class Target:
                 return
             if done:
                 break
-        if not done:
-            sample.error = "the answer ended before [DONE]"
+        if not done and not finished:  # transformers' server sends no [DONE]
+            sample.error = "the answer ended before its finish reason"
 
     async def get_text(self, path: str) -> str:
         """What a GET answers.

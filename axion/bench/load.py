@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from axion.bench.client import Sample, Target
+from axion.bench.client import Target
+from axion.bench.report import Sample
 from axion.bench.workload import Kind, Planned, arrivals, plan
 
 

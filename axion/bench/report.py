@@ -8,7 +8,32 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from axion.bench.client import Sample
+from axion.types import EngineInfo
+
+
+class Sample(msgspec.Struct, kw_only=True):
+    """One request; times in seconds.
+
+    Attributes:
+        start: when it was due, from the beginning of the run. In an open loop that is before it is
+            sent, if this program was late: the wait counts.
+        ttft: from `start` to the first token.
+        chunks: of each chunk with tokens, when it came, from `start`.
+        latency: from `start` to the end.
+        error: why it failed; None: it did not.
+        left: it was abandoned on purpose.
+    """
+
+    kind: int
+    start: float
+    ttft: float | None = None
+    latency: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    chunks: list[float] = []
+    error: str | None = None
+    left: bool = False
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -118,6 +143,54 @@ def figures(samples: Sequence[Sample], *, concurrency: int, rate: float | None =
         latency=Spread.of(sample.latency for sample in ok),
         errors=errors,
     )
+
+
+STEP_PARTS = ("schedule", "prepare", "forward", "sample")
+
+
+class EngineFigures(Figures, kw_only=True):
+    """Of one batch size, without a server; times are of the round with the median throughput.
+
+    Attributes:
+        prefill_tokens_per_s: of the prompts, until all of the batch have their first token.
+        decode_tokens_per_s: of the tokens after the first, once all have it.
+        step: where the time of a decode step goes, by `STEP_PARTS`,
+            from steps of their own, since looking costs time.
+        decode_share: of the time of a decode step, what reading the weights alone would take at
+            the machine's memory bandwidth; 1 is the limit. None: not known.
+        prefill_share: likewise of the prompts' matrix products at the machine's matrix rate.
+    """
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    step: dict[str, Spread]
+    decode_share: float | None
+    prefill_share: float | None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a device reaches at its best.
+
+    Attributes:
+        read: bytes a second from memory.
+        matrix: operations a second (a multiplication and an addition are two) of large matrix
+            products, by number format.
+    """
+
+    read: float
+    matrix: dict[str, float]
+
+
+class EngineReport(msgspec.Struct, kw_only=True):
+    """What a measurement of the engine leaves, as JSON."""
+
+    model: str
+    created: int
+    kinds: list[str]
+    quantization: str
+    info: EngineInfo
+    limits: Limits
+    runs: list[EngineFigures]
 
 
 class Change(msgspec.Struct, frozen=True):

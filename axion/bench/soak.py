@@ -22,8 +22,8 @@ class Verdict(msgspec.Struct, kw_only=True):
     """What a soak found.
 
     Attributes:
-        memory_growth: of the memory of the server and its engines, from the end of the first tenth
-            of the run to its end, as a share.
+        memory_growth: of the memory of the server and its engines, from the end of the warm-up to
+            the end of the run, as a share; None: not known.
         faults: in one sentence each; none: it passed.
     """
 
@@ -34,6 +34,10 @@ class Verdict(msgspec.Struct, kw_only=True):
 
 # Allocators and caches that fill may grow a little for long.
 MAX_GROWTH = 0.10
+# Until then every kind of request has been answered, and what is allocated once is.
+WARM_UP_S = 60.0
+# In less a leak does not stand out from what fills.
+MIN_MEMORY_S = 300.0
 
 _MEMORY = ("process_resident_memory_bytes", "axion_engine_peak_memory_bytes")
 _BLOCKS = "axion_engine_blocks_used"
@@ -52,14 +56,20 @@ async def snapshot(target: Target) -> Snapshot:
     return Snapshot(sum(memory) if memory else None, found.get(_BLOCKS), found.get(_IN_FLIGHT))
 
 
-def judge(early: Snapshot, late: Snapshot, num_failed: int) -> Verdict:
+def warm_up_s(duration_s: float) -> float | None:
+    """When memory is looked at first: after a tenth of the run. None: it is too short to tell
+    anything of memory."""
+    return None if duration_s < MIN_MEMORY_S else max(WARM_UP_S, duration_s / 10)
+
+
+def judge(early: Snapshot | None, late: Snapshot, num_failed: int) -> Verdict:
     """Args:
-    early: after the first tenth, when everything has been used once.
+    early: after the warm-up, when everything has been used once; None: memory is not judged.
     late: when nothing is asked any more.
     """
     faults: list[str] = []
     growth = None
-    if early.memory_bytes and late.memory_bytes is not None:
+    if early is not None and early.memory_bytes and late.memory_bytes is not None:
         growth = late.memory_bytes / early.memory_bytes - 1
         if growth > MAX_GROWTH:
             faults.append(f"memory grew by {growth:.0%}, more than {MAX_GROWTH:.0%}")

@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 import uvloop
 
-from axion.bench.client import BenchError, Sample, Target
+from axion.bench.client import BenchError, Target
 from axion.bench.load import Load, run
-from axion.bench.report import Figures, Report, Spread, changes, figures
+from axion.bench.report import Figures, Report, Sample, changes, figures
 from axion.bench.workload import Kind, Range
+from axion.cli.bench_engine import engine, profile, shape
+from axion.cli.bench_tables import (
+    cuts,
+    ms,
+    new_console,
+    new_table,
+    parse_numbers,
+    progress_bar,
+    write_file,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 app = typer.Typer(
-    help="Measure a server of the OpenAI API, Axion's or another's.",
+    help="Measure a server of the OpenAI API, Axion's or another's, or the engine alone.",
     no_args_is_help=True,
     add_completion=False,
 )
 
-Number = TypeVar("Number", int, float)
+for _command in (engine, profile, shape):
+    app.command()(_command)
+
 Url = Annotated[str, typer.Argument(metavar="URL", help="Such as http://localhost:3000.")]
 Model = Annotated[
     str | None,
@@ -94,17 +105,19 @@ def serve(
     plot: Annotated[Path | None, typer.Option(help="Draw them there, as SVG.")] = None,
 ) -> None:
     """Time to first token, time of a token and throughput under load."""
+    from axion.bench.plot import svg
+
     if rate is not None and concurrency is not None:
         raise typer.BadParameter("--rate and --concurrency are two kinds of load: give one.")
     kinds = _kinds(mix, prompt_len, output_len)
     seed = _seed(seed)
     loads = []
     if rate is not None:
-        for value in _numbers(rate, "--rate", float):
+        for value in parse_numbers(rate, "--rate", float):
             count = num_requests or max(10, round(60 * value))
             loads.append(Load(kinds=kinds, num_requests=count, concurrency=10_000, rate=value))
     else:
-        for value in _numbers(concurrency or "1", "--concurrency", int):
+        for value in parse_numbers(concurrency or "1", "--concurrency", int):
             count = num_requests or 8 * value
             loads.append(Load(kinds=kinds, num_requests=count, concurrency=value))
     report = _measure(
@@ -114,7 +127,10 @@ def serve(
         seed=seed,
     )
     _show(report)
-    _write(report, output, plot)
+    if output is not None:
+        write_report(report, output)
+    if plot is not None:
+        write_file(plot, svg(report).encode())
     if not any(run.num_ok for run in report.runs):
         raise BenchError("No request was answered.")
 
@@ -137,14 +153,14 @@ def cache(
     report = _measure(target, [load, load], shared_prefix=0.0, seed=_seed(seed), same_prompts=True)
     cold, warm = report.runs
     _raise_if_failed(report)
-    console = _console()
-    table = _table("", "first token p50", "p99", "prompt tokens", "of them cached")
+    console = new_console()
+    table = new_table("", "first token p50", "p99", "prompt tokens", "of them cached")
     for name, figures_ in (("first time", cold), ("second time", warm)):
         assert figures_.ttft is not None
         table.add_row(
             name,
-            _ms(figures_.ttft.p50),
-            _ms(figures_.ttft.p99),
+            ms(figures_.ttft.p50),
+            ms(figures_.ttft.p99),
             str(figures_.prompt_tokens),
             str(figures_.cached_tokens),
         )
@@ -172,7 +188,7 @@ def soak(
 
     Exit status 1 if so, or if a request fails. It reads the server's /metrics.
     """
-    from axion.bench.soak import Snapshot, judge, snapshot
+    from axion.bench.soak import MIN_MEMORY_S, Snapshot, judge, snapshot, warm_up_s
 
     kinds = _kinds(mix or ["32:32*6", "100-400:16-128*3", "600-1000:8"], "", "")
     load = Load(
@@ -184,19 +200,27 @@ def soak(
         seed=_seed(seed),
     )
 
+    look_at_s = warm_up_s(60 * minutes)
+    console = new_console()
+    if look_at_s is None:
+        console.print(
+            f"Memory is judged in soaks of {MIN_MEMORY_S / 60:.0f} minutes or more; here only "
+            "failures are, and what is left at its end."
+        )
+
     async def measure() -> tuple[list[Sample], list[str], float | None]:
         early: Snapshot | None = None
         async with Target(url, model, api_key=api_key, chat=chat) as target:
             await snapshot(target)  # whether there is a /metrics
             await target.prepare()
-            with _progress(round(60 * minutes), "soak, seconds") as advance:
+            with progress_bar(round(60 * minutes), "soak, seconds") as advance:
                 begun = time.monotonic()
                 running = asyncio.create_task(run(target, load))
                 while not running.done():
                     await asyncio.wait({running}, timeout=1.0)
                     passed = time.monotonic() - begun
                     advance(round(passed))
-                    if early is None and passed > 6 * minutes:
+                    if early is None and look_at_s is not None and passed > look_at_s:
                         early = await snapshot(target)
             samples = await running
             late = await snapshot(target)
@@ -206,16 +230,15 @@ def soak(
                 await asyncio.sleep(0.1)
                 late = await snapshot(target)
         num_failed = sum(sample.error is not None for sample in samples)
-        verdict = judge(early or late, late, num_failed)
+        verdict = judge(early, late, num_failed)
         return samples, verdict.faults, verdict.memory_growth
 
     samples, faults, growth = uvloop.run(measure())
-    console = _console()
     figures_ = figures(samples, concurrency=concurrency)
     console.print(_runs_table([figures_]))
     _print_errors(console, figures_)
     if growth is not None:
-        console.print(f"Memory of server and engines: {growth:+.1%} since the first tenth.")
+        console.print(f"Memory of server and engines: {growth:+.1%} since the warm-up.")
     if faults:
         raise BenchError(f"The soak failed: {'; '.join(faults)}.")
     console.print("All blocks are free, nothing is in flight.")
@@ -239,7 +262,7 @@ def compare(
     before, after = _read(old), _read(new)
     if len(before.runs) != len(after.runs):
         raise BenchError(f"{old} has {len(before.runs)} runs, {new} has {len(after.runs)}.")
-    table = _table("load", "", "old", "new", "times better")
+    table = new_table("load", "", "old", "new", "times better")
     worse = []
     for one, other in zip(before.runs, after.runs, strict=True):
         if (one.concurrency, one.rate) != (other.concurrency, other.rate):
@@ -247,13 +270,13 @@ def compare(
         for change in changes(one, other):
             is_rate = change.name.endswith("/s")
             old_text, new_text = (
-                (f"{value:.1f}" if is_rate else _ms(value)) for value in (change.old, change.new)
+                (f"{value:.1f}" if is_rate else ms(value)) for value in (change.old, change.new)
             )
             table.add_row(_load(one), change.name, old_text, new_text, f"{change.gain:.2f}")
             is_judged = is_rate or change.name.endswith("p50")
             if tolerance is not None and is_judged and change.gain < 1 - tolerance:
                 worse.append(f"{change.name} at {_load(one)}: {change.gain:.2f}")
-    _console().print(table)
+    new_console().print(table)
     if worse:
         raise BenchError(f"Worse than {tolerance:.0%} allows: {'; '.join(worse)}.")
 
@@ -265,16 +288,6 @@ def _kinds(mix: list[str] | None, prompt_len: str, output_len: str) -> tuple[Kin
         return (Kind(Range.parse(prompt_len), Range.parse(output_len)),)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-
-
-def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 < value < float("inf") for value in found):
-        raise typer.BadParameter(f"{option} must be numbers above 0, with commas between.")
-    return found
 
 
 def _seed(seed: int | None) -> int:
@@ -302,7 +315,7 @@ def _measure(
                 name = (
                     f"{_rate(load.rate)} requests/s" if load.rate else f"{load.concurrency} at once"
                 )
-                with _progress(load.num_requests or 0, name) as advance:
+                with progress_bar(load.num_requests or 0, name) as advance:
                     done = 0
 
                     def on_done(sample: Sample, advance: Callable[[int], None] = advance) -> None:
@@ -333,29 +346,23 @@ def _raise_if_failed(report: Report) -> None:
             raise BenchError(next(iter(run_.errors)))
 
 
-def _read(path: Path) -> Report:
+class _Runs(msgspec.Struct):
+    """What every report has, also the engine's."""
+
+    runs: list[Figures]
+
+
+def _read(path: Path) -> _Runs:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        return msgspec.json.decode(path.read_bytes(), type=_Runs)
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror}.") from None
     except msgspec.MsgspecError as error:
-        raise BenchError(f"{path} is not a report of axion bench serve: {error}.") from None
-
-
-def _write(report: Report, output: Path | None, plot: Path | None) -> None:
-    from axion.bench.plot import svg
-
-    try:
-        if output is not None:
-            output.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        if plot is not None:
-            plot.write_text(svg(report))
-    except OSError as error:
-        raise BenchError(f"{error.filename} cannot be written: {error.strerror}.") from None
+        raise BenchError(f"{path} is not a report of axion bench: {error}.") from None
 
 
 def _show(report: Report) -> None:
-    console = _console()
+    console = new_console()
     console.print(f"{report.model} at {report.url}, {', '.join(report.kinds)} tokens in:out")
     console.print(_runs_table(report.runs))
     for run_ in report.runs:
@@ -365,7 +372,7 @@ def _show(report: Report) -> None:
 
 
 def _runs_table(runs: list[Figures]) -> Table:
-    table = _table(
+    table = new_table(
         "load",
         "requests",
         "first token\np50 / p95 / p99",
@@ -380,9 +387,9 @@ def _runs_table(runs: list[Figures]) -> Table:
         table.add_row(
             _load(run_),
             f"{run_.num_ok}{failed}{left}",
-            _cuts(run_.ttft),
-            _cuts(run_.tpot),
-            _cuts(run_.itl),
+            cuts(run_.ttft),
+            cuts(run_.tpot),
+            cuts(run_.itl),
             f"{run_.output_tokens_per_s:.1f}",
             f"{run_.requests_per_s:.2f}",
         )
@@ -400,50 +407,3 @@ def _load(run_: Figures) -> str:
 
 def _rate(rate: float | None) -> str:
     return f"{rate:g}"
-
-
-def _cuts(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    return " / ".join(_ms(value) for value in (spread.p50, spread.p95, spread.p99))
-
-
-def _ms(seconds: float) -> str:
-    if seconds >= 10:
-        return f"{seconds:.1f} s"
-    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
-
-
-def _table(*titles: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, title in enumerate(titles):
-        table.add_column(title, justify="right" if index else "left", no_wrap=True)
-    return table
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Wide enough for a table, whatever reads the output.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
-@contextmanager
-def _progress(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """On a terminal, how far a run is; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(name, total=total or None)
-        yield lambda done: progress.update(task, completed=done)

@@ -27,13 +27,14 @@ Show = Callable[[str, int, int], None]
 
 def model_config(settings: Settings) -> ModelConfig:
     """The one model that the settings name."""
-    kv_cache_gib = settings.kv_cache_gib
+    kv_cache_gib, target_itl_ms = settings.kv_cache_gib, settings.target_itl_ms
     return ModelConfig(
         model_name=settings.model_name,
         served_name=settings.served_model_name,
         max_seq_len=settings.max_seq_len,
         max_num_seqs=settings.concurrent_requests,
         max_num_batched_tokens=settings.max_batched_tokens,
+        target_itl_s=None if target_itl_ms is None else target_itl_ms / 1000,
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
@@ -42,6 +43,7 @@ def model_config(settings: Settings) -> ModelConfig:
         num_threads=settings.cpu_threads,
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
+        deterministic=settings.deterministic,
     )
 
 
@@ -50,10 +52,13 @@ def routing_policy(settings: Settings) -> RoutingPolicy:
     from axion.router.served import RoutingPolicy
 
     shadow = shares(settings.shadow)
+    max_queue = settings.max_queue
     return RoutingPolicy(
         standby=settings.standby,
         weights=shares(settings.backend_weights),
         shadow=next(iter(shadow.items()), None),
+        max_queue=settings.max_connections if max_queue is None else max_queue,
+        max_upstream_requests=settings.max_upstream_requests or settings.max_connections,
     )
 
 

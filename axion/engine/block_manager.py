@@ -13,9 +13,10 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from axion.engine.sequence import Sequence
+from axion.engine.state_slots import StateSlots
 
 
 def num_window_blocks(window: int | None, block_size: int) -> int:
@@ -75,6 +76,7 @@ class BlockManager:
         block_size: tokens in a block.
         windows: of each group, the widest first; None: no window.
         max_chunk: tokens of one sequence that a step computes at most.
+        states: slots for what layers keep instead of keys and values; None: there are no such.
     """
 
     def __init__(
@@ -85,11 +87,13 @@ class BlockManager:
         windows: tuple[int | None, ...] = (None,),
         max_chunk: int = sys.maxsize,
         enable_prefix_caching: bool = True,
+        states: StateSlots | None = None,
     ) -> None:
         self.block_size = block_size
         self.windows = windows
         self.max_chunk = max_chunk
         self.enable_prefix_caching = enable_prefix_caching
+        self.states = states
         self._blocks = [Block(i) for i in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._window_blocks = [num_window_blocks(window, block_size) for window in windows]
@@ -143,6 +147,8 @@ class BlockManager:
         )
         if num_needed > len(self._free) - num_hits_in_free:
             return False
+        if self.states is not None and not self.states.admit(sequence, num_hits):
+            return False
         for row in hits:
             for block_id in row:
                 block = self._blocks[block_id]
@@ -157,6 +163,8 @@ class BlockManager:
         sequence.num_full_blocks = num_hits
         for block_hash in sequence.block_hashes[num_hits:]:
             self._pending.setdefault(block_hash, sequence)
+        if self.states is not None and self.enable_prefix_caching:
+            self._keep_states(sequence, num_hits)
         return True
 
     def grow(self, sequence: Sequence) -> bool:
@@ -177,10 +185,12 @@ class BlockManager:
         """Offer the blocks that have become full for reuse, and give back what is now behind a
         window."""
         start, end = sequence.num_full_blocks, sequence.num_computed_tokens // self.block_size
+        if end > start and self.enable_prefix_caching:
+            self._register(sequence, start, end)
+        if self.states is not None:
+            self.states.advance(sequence)
         if end <= start:
             return
-        if self.enable_prefix_caching:
-            self._register(sequence, start, end)
         if end > self._window_blocks[-1]:
             behind = [
                 (table, index - num_seen)
@@ -209,11 +219,13 @@ class BlockManager:
                 if start <= index < len(table)
             ]
         )
+        if self.states is not None:
+            self.states.free(sequence)
         sequence.block_tables = []
         sequence.num_computed_tokens = 0
         sequence.num_full_blocks = 0
 
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+    def check_integrity(self, sequences: Collection[Sequence]) -> None:
         """Assert that every block is accounted for by exactly these running sequences."""
         ref_counts = [0] * len(self._blocks)
         for sequence in sequences:
@@ -235,6 +247,8 @@ class BlockManager:
         num_cached = sum(block.block_hash is not None for block in self._blocks)
         assert sum(map(len, self._cached)) == num_cached
         assert all(sequence.block_tables for sequence in self._pending.values())
+        if self.states is not None:
+            self.states.check_integrity(sequences)
 
     def _starts(self, num_full_blocks: int) -> list[int]:
         """The first block that a sequence with so many full ones holds, for each group."""
@@ -271,9 +285,47 @@ class BlockManager:
                 if index >= num_hits - num_seen and not self._is_cached(sequence, index, cached):
                     num_hits = index
                     break
+        if self.states is not None:
+            return self._match_state(self.states, sequence, num_hits, longest)
         if num_hits < longest and sequence.block_hashes[num_hits] in self._pending:
             return None
         return num_hits
+
+    def _match_state(
+        self, states: StateSlots, sequence: Sequence, num_hits: int, longest: int
+    ) -> int | None:
+        """Of the blocks that are cached, those up to the last at whose end a state is kept; None:
+        one is on its way."""
+        hashes, end = sequence.block_hashes, num_hits
+        while end < longest and hashes[end] in self._pending:
+            end += 1
+        if end > num_hits:  # who computes them is to keep the state where the two part
+            states.keep(self._pending[hashes[end - 1]], end)
+        for num_blocks in range(end, 0, -1):
+            if states.is_expected(hashes[num_blocks - 1]):
+                return None
+            if num_blocks <= num_hits and states.is_kept(hashes[num_blocks - 1]):
+                starts = self._starts(num_blocks)
+                if all(
+                    self._is_cached(sequence, index, cached)
+                    for cached, start in zip(self._cached, starts, strict=True)
+                    for index in range(start, num_blocks)
+                ):
+                    return num_blocks
+        return 0
+
+    def _keep_states(self, sequence: Sequence, num_hits: int) -> None:
+        """Have the state kept where others may go on: at the end of the prompt, and where the
+        sequence leaves what an earlier one computed."""
+        assert self.states is not None
+        sequence.extend_block_hashes(self.block_size)
+        longest = (sequence.num_tokens - 1) // self.block_size
+        num_shared = num_hits
+        while num_shared < longest and self._is_cached(sequence, num_shared, self._cached[0]):
+            num_shared += 1
+        for num_blocks in sorted({num_shared, longest}):
+            if num_blocks > num_hits:
+                self.states.keep(sequence, num_blocks)
 
     def _is_cached(self, sequence: Sequence, index: int, cached: dict[bytes, int]) -> bool:
         """Whether a group has this block of the sequence."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
@@ -13,15 +14,18 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import kv_cache
+from axion.engine import kv_cache, state_cache
+from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
-from axion.engine.scheduler import Scheduler
+from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
+from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
-from axion.errors import AxionError
+from axion.errors import AxionError, ModelLoadError
+from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
@@ -75,21 +79,47 @@ class EngineCore:
         lay_out = partial(
             kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
         )
-        budget = config.kv_cache_bytes
-        if budget is None:
-            budget = int(kv_cache.free_memory(self.device) * config.memory_fraction)
+        budget = kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction)
+        layout = lay_out(max_model_len)
+        state_specs, num_slots, bytes_per_slot = self.model.state_specs(), 0, 0
+        if state_specs:
+            bytes_per_slot = state_cache.bytes_per_slot(state_specs, dtype)
+            num_slots = state_cache.num_slots_that_fit(
+                bytes_per_slot,
+                max_num_seqs=config.max_num_seqs,
+                num_kept=2 * config.max_num_seqs if config.enable_prefix_caching else 0,
+                num_kv_bytes=layout.num_blocks_per_sequence * layout.bytes_per_block,
+                num_bytes=budget,
+            )
+            budget -= num_slots * bytes_per_slot
+            logger.info(
+                "recurrent states: %d of %.1f MiB each", num_slots - 1, bytes_per_slot / 2**20
+            )
         num_blocks = kv_cache.num_blocks_that_fit(
             lay_out,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
-        layout = lay_out(max_model_len)
+        kv_caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
+        )
+        model: CausalLM | BatchInvariantModel = self.model
+        max_num_batched_tokens = max_chunk
+        if config.deterministic:
+            if state_specs:
+                raise ModelLoadError(
+                    f"DETERMINISTIC cannot be kept for {type(self.model).__name__}: what a "
+                    "recurrent state is rounded to depends on how a prompt is cut. Unset it."
+                )
+            model = make_batch_invariant(
+                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+            )
+            max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         self.runner = ModelRunner(
-            self.model,
-            kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
-            ),
+            model,
+            kv_caches,
+            state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device),
             block_size=block_size,
             device=self.device,
         )
@@ -99,12 +129,16 @@ class EngineCore:
             windows=layout.windows,
             max_chunk=max_chunk,
             enable_prefix_caching=config.enable_prefix_caching,
+            states=StateSlots(num_slots - 1, block_size, max_num_seqs=config.max_num_seqs)
+            if num_slots
+            else None,
         )
         self.scheduler = Scheduler(
             self.block_manager,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max_chunk,
+            max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
+            target_itl_s=config.target_itl_s,
         )
         parameters = list(self.model.parameters())
         self.info = EngineInfo(
@@ -117,7 +151,7 @@ class EngineCore:
             block_size=block_size,
             num_parameters=num_parameters(self.model),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            kv_cache_bytes=num_blocks * layout.bytes_per_block,
+            kv_cache_bytes=num_blocks * layout.bytes_per_block + num_slots * bytes_per_slot,
             eos_token_ids=eos_token_ids(path),
         )
         vocabulary = {
@@ -151,6 +185,9 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_out_of_memory=self.scheduler.num_out_of_memory,
+            queue_times=tuple(self.scheduler.queue_times),
+            queue_seconds=self.scheduler.queue_seconds,
             peak_memory_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         )
 
@@ -191,22 +228,40 @@ class EngineCore:
     def step(self) -> list[SequenceOutput]:
         """Compute one step for what is running; a failure ends only the sequences in it."""
         refused = self._add_compiled() if self._compiling else []
+        started = time.perf_counter()
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return refused
         self._num_steps += 1
         sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self.runner.execute(scheduled, self.structured.mask)
-            sampled = self.structured.advance(sampling, sampled)
+            sampled = self._execute(scheduled)
+            if sampled is not None:
+                sampled = self.structured.advance(sampling, sampled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
+        if sampled is None:
+            return refused + self.scheduler.retreat(scheduled)
+        self.scheduler.observe(scheduled, time.perf_counter() - started)
         outputs = refused + self.scheduler.update(scheduled, sampled)
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
         if not self.scheduler.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def _execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken] | None:
+        """The step's tokens; None where memory was short, and nothing has changed."""
+        try:
+            return self.runner.execute(scheduled, self.structured.mask)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("a step of %d sequences found no memory: %s", len(scheduled), error)
+        # Not before here: an exception holds what its step had allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""
@@ -258,3 +313,10 @@ class EngineCore:
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."
         return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED"))
+    )

@@ -35,6 +35,24 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _cgroup_headroom())
 
 
+def budget(device: torch.device, num_bytes: int | None, fraction: float) -> int:
+    """Bytes that the cache may take: `num_bytes`, or this share of what is free.
+
+    Raises:
+        ModelLoadError: there are not so many free.
+    """
+    free = free_memory(device)
+    if num_bytes is None:
+        return int(free * fraction)
+    if num_bytes > free:
+        raise ModelLoadError(
+            f"The KV cache is to take {num_bytes / _GIB:.2f} GiB (KV_CACHE_GIB), and "
+            f"{free / _GIB:.2f} GiB of {device.type} memory are free beside the model's weights. "
+            "Give it at most that, or unset KV_CACHE_GIB to have it measured."
+        )
+    return num_bytes
+
+
 def _cgroup_headroom(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int:
@@ -116,6 +134,8 @@ def lay_out(
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
             by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+    if not by_window:  # a sequence keeps its state, and nothing for each token
+        return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
 
     def divide(room: int) -> list[KVCacheGroup]:
@@ -190,6 +210,8 @@ def num_blocks_that_fit(
             "KV_CACHE_GIB or MEMORY_FRACTION."
         )
     layout = lay_out(max_model_len)
+    if not layout.bytes_per_block:  # blocks of names only: enough that nobody waits for one
+        return max_num_seqs * layout.num_blocks_per_sequence
     return min(
         num_bytes // layout.bytes_per_block,
         _MAX_SETS * max_num_seqs * layout.num_blocks_per_sequence,

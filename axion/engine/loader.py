@@ -97,6 +97,21 @@ def load_model(
     return model
 
 
+def build_model(config: dict[str, Any]) -> CausalLM:
+    """The model that a config.json describes, on the meta device: shapes without memory.
+
+    Raises:
+        ModelLoadError: the architecture or something in config.json is not supported.
+    """
+    model_class = load_model_class(config["architectures"])
+    return _build(model_class, model_class.config_cls.from_dict(config))
+
+
+def expected_tensors(model: CausalLM) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor that a checkpoint of `model` must hold."""
+    return {name: expected.shape for name, expected in _expected(model).items()}
+
+
 def load_embedding_model(
     path: Path, *, device: torch.device, dtype: str | torch.dtype = "auto"
 ) -> CausalLM | Encoder:

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axion.engine import state_cache
+from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.sampler import Sampler, token_logprobs
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
-from axion.layers.context import ForwardContext, KVCache
+from axion.layers.context import ForwardContext, KVCache, State
 from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
@@ -24,13 +26,21 @@ class ModelRunner:
 
     Args:
         kv_caches: one a layer, on the model's device.
+        states: the same, of a model that keeps any.
     """
 
     def __init__(
-        self, model: CausalLM, kv_caches: list[KVCache], *, block_size: int, device: torch.device
+        self,
+        model: CausalLM | BatchInvariantModel,
+        kv_caches: list[KVCache],
+        states: list[State],
+        *,
+        block_size: int,
+        device: torch.device,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
+        self.states = states
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
@@ -119,6 +129,15 @@ class ModelRunner:
             context_lens_list=context_lens,
             kv_caches=self.kv_caches,
             block_size=self.block_size,
+            states=self.states,
+            state_runs=[
+                run
+                for entry, row, start, end in zip(
+                    scheduled, first_rows.tolist(), starts, context_lens, strict=True
+                )
+                if entry.sequence.state is not None
+                for run in state_cache.runs(entry.sequence.state, row, start, end)
+            ],
         )
         return self._to_device(np.array(token_ids)), context
 

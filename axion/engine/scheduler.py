@@ -1,21 +1,34 @@
 """Which tokens of which sequences the next step computes.
 
 There is no prefill phase and no decode phase. Every running sequence wants its tokens up to
-`num_tokens` computed; a step hands out a token budget, oldest sequence first, and what does not
-fit waits for the next one. That one rule carries chunked prefill, prefix caching and preemption.
+`num_tokens` computed; a step hands out a token budget, lowest priority value and oldest sequence
+first, and what does not fit waits for the next one. That one rule carries chunked prefill, prefix
+caching and preemption.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterable, Iterator
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from axion.engine.block_manager import BlockManager
 from axion.engine.sequence import Sequence, SequenceStatus
-from axion.types import FinishReason, SequenceOutput, TokenLogprobs
+from axion.engine.step_time import StepTimeModel
+from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SequenceOutput, TokenLogprobs
+
+# Prompt tokens that a step computes at least beside running streams, however short it should be.
+_MIN_CHUNK = 32
+# Steps without want of memory after which they may be twice as large again.
+_CALM_STEPS = 64
+
+_DOES_NOT_FIT = (
+    "There is not enough memory to compute this request, even alone. Send a shorter one, or give "
+    "the KV cache less (KV_CACHE_GIB, MEMORY_FRACTION), which leaves more to compute with."
+)
 
 
 class ScheduledSequence(NamedTuple):
@@ -60,6 +73,15 @@ class Scheduler:
         max_num_batched_tokens: token budget of one step; at least `max_num_seqs`, so that a
             step always has room for one token of every running sequence.
         max_model_len: tokens of one sequence; it must fit in the KV cache alone.
+        target_itl_s: seconds that a step should take at most while sequences decode in it, so that
+            chunks of prompts are made small enough; None: they take the whole budget.
+        clock: seconds, for how long sequences wait.
+
+    Attributes:
+        running: in the order in which they get tokens.
+        queue_times: sequences by the time that they waited, for each of `QUEUE_TIME_BUCKETS` and
+            above the last.
+        queue_seconds: sum of these times.
     """
 
     def __init__(
@@ -69,6 +91,8 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        target_itl_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert block_manager.max_chunk >= max_num_batched_tokens >= max_num_seqs
         assert block_manager.max_blocks_held(max_model_len) <= block_manager.num_blocks
@@ -76,11 +100,19 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.target_itl_s = target_itl_s
         self.waiting: list[Sequence] = []  # in the order in which they are admitted
         self.running: list[Sequence] = []
+        self.step_time = StepTimeModel()
         self.num_preemptions = 0
         self.num_arrived = 0
         self.num_cached_tokens = 0
+        self.num_out_of_memory = 0
+        self.queue_times = [0] * (len(QUEUE_TIME_BUCKETS) + 1)
+        self.queue_seconds = 0.0
+        self._clock = clock
+        self._max_step_tokens = max_num_batched_tokens  # less for a while after want of memory
+        self._num_calm_steps = 0
 
     @property
     def has_unfinished(self) -> bool:
@@ -93,6 +125,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.num_arrived += 1
         sequence.arrival = self.num_arrived
+        sequence.arrived_s = self._clock()
         insort(self.waiting, sequence, key=_order)
 
     def abort(self, request_ids: Iterable[str]) -> list[Sequence]:
@@ -103,45 +136,44 @@ class Scheduler:
         return dropped
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Hand out one step's token budget; empty only when nothing is left to do."""
+        """Hand out one step's token budget; empty only when nothing is left to do.
+
+        A chunk leaves one token for each running sequence that comes behind it.
+        """
         scheduled: list[ScheduledSequence] = []
-        budget = self.max_num_batched_tokens
-        preempted = False
+        budget = self._token_budget()
+        may_admit = True
         index = 0
-        while index < len(self.running) and budget:
+        while budget:
+            if may_admit and self._waits_before(index):
+                may_admit = budget > len(self.running) - index and self._admit(index)
+                continue
+            if index == len(self.running):
+                break
             sequence = self.running[index]
             while not self.block_manager.grow(sequence):
-                preempted = True
-                position = self._preempt_last()
-                if position == index:
+                # Blocks are short: admitting now would take back what is freed here.
+                may_admit = False
+                if self._preempt_last() is sequence:
                     break
-                if position < index:  # it has a place in this step already
-                    budget += scheduled.pop(position).num_scheduled_tokens
-                    index -= 1
             else:
-                num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+                index += 1
+                room = budget - (len(self.running) - index)
+                num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, room)
                 scheduled.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-                index += 1
-        # After a preemption blocks are short: admitting now would take back what was just freed.
-        while self.waiting and budget and not preempted and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            if not self.block_manager.admit(sequence):
-                break
-            del self.waiting[0]
-            self.running.append(sequence)
-            # What a preempted sequence finds again in the cache it had computed itself.
-            if sequence.status is SequenceStatus.WAITING:
-                sequence.num_cached_tokens = min(
-                    sequence.num_computed_tokens, sequence.num_prompt_tokens
-                )
-                self.num_cached_tokens += sequence.num_cached_tokens
-            sequence.status = SequenceStatus.RUNNING
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            scheduled.append(ScheduledSequence(sequence, num_tokens))
-            budget -= num_tokens
         assert scheduled or not self.has_unfinished, "a step that schedules nothing never ends"
         return scheduled
+
+    def observe(self, scheduled: list[ScheduledSequence], seconds: float) -> None:
+        """Learn from the time that a step took; called before it is booked.
+
+        Only from a step in which sequences decode: that is what is predicted, and it has waited
+        for the device.
+        """
+        if self.target_itl_s is not None and any(_decodes(entry.sequence) for entry in scheduled):
+            num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+            self.step_time.observe(len(scheduled), num_tokens, seconds)
 
     def update(
         self, scheduled: list[ScheduledSequence], sampled: list[SampledToken]
@@ -152,6 +184,10 @@ class Scheduler:
             scheduled: what `schedule` returned.
             sampled: one entry for each scheduled sequence that samples, in order.
         """
+        self._num_calm_steps += 1
+        if self._num_calm_steps >= _CALM_STEPS:
+            self._num_calm_steps = 0
+            self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
         outputs: list[SequenceOutput] = []
         finished: list[Sequence] = []
         tokens = iter(sampled)
@@ -207,20 +243,69 @@ class Scheduler:
             for sequence in sequences
         ]
 
+    def retreat(self, scheduled: list[ScheduledSequence]) -> list[SequenceOutput]:
+        """Have a step that found too little memory computed again in smaller ones.
+
+        The next steps are half as large, until some have succeeded, and the sequences that have no
+        token in them are preempted, the last in order first. A single token that does not fit
+        ends its sequence.
+        """
+        self.num_out_of_memory += 1
+        self._num_calm_steps = 0
+        num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+        if num_tokens == 1:
+            return self.fail(scheduled, _DOES_NOT_FIT)
+        self._max_step_tokens = num_tokens // 2
+        while len(self.running) > self._max_step_tokens:
+            self._preempt_last()
+        return []
+
     def check_integrity(self) -> None:
+        assert self.running == sorted(self.running, key=_order)
         assert all(not sequence.block_tables for sequence in self.waiting)
         self.block_manager.check_integrity(self.running)
 
-    def _preempt_last(self) -> int:
-        """Send the running sequence that comes last back to wait; where it was in `running`."""
-        sequence = max(self.running, key=_order)
-        position = self.running.index(sequence)
-        del self.running[position]
+    def _token_budget(self) -> int:
+        """Tokens of the next step: fewer where a running stream would wait too long for it."""
+        if self.target_itl_s is None or not any(map(_decodes, self.running)):
+            return self._max_step_tokens
+        num_seqs = len(self.running)
+        num_tokens = self.step_time.num_tokens_within(self.target_itl_s, num_seqs)
+        return min(max(num_tokens, num_seqs + _MIN_CHUNK), self._max_step_tokens)
+
+    def _waits_before(self, index: int) -> bool:
+        """Whether a sequence waits that there is a place for, and that comes before `running`'s."""
+        if not self.waiting or len(self.running) >= min(self.max_num_seqs, self._max_step_tokens):
+            return False
+        return index == len(self.running) or (_order(self.waiting[0]) < _order(self.running[index]))
+
+    def _admit(self, index: int) -> bool:
+        """Let the first that waits run in this place; False if there are no blocks for it."""
+        sequence = self.waiting[0]
+        if not self.block_manager.admit(sequence):
+            return False
+        del self.waiting[0]
+        self.running.insert(index, sequence)
+        # What a preempted sequence finds again in the cache it had computed itself.
+        if sequence.status is SequenceStatus.WAITING:
+            sequence.num_cached_tokens = min(
+                sequence.num_computed_tokens, sequence.num_prompt_tokens
+            )
+            self.num_cached_tokens += sequence.num_cached_tokens
+            waited = self._clock() - sequence.arrived_s
+            self.queue_times[bisect_left(QUEUE_TIME_BUCKETS, waited)] += 1
+            self.queue_seconds += waited
+        sequence.status = SequenceStatus.RUNNING
+        return True
+
+    def _preempt_last(self) -> Sequence:
+        """Send the running sequence that comes last back to wait."""
+        sequence = self.running.pop()
         self.block_manager.free(sequence)
         sequence.status = SequenceStatus.PREEMPTED
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
-        return position
+        return sequence
 
     def _finish(self, sequences: list[Sequence], reason: FinishReason) -> None:
         for sequence in sequences:
@@ -235,3 +320,8 @@ class Scheduler:
 
 def _order(sequence: Sequence) -> tuple[int, int]:
     return sequence.priority, sequence.arrival
+
+
+def _decodes(sequence: Sequence) -> bool:
+    """Whether a client reads its tokens as they are sampled, one a step."""
+    return sequence.num_tokens > sequence.num_computed_tokens >= sequence.num_prompt_tokens

@@ -12,6 +12,8 @@ from axion.types import FinishReason, SamplingParams, TokenLogprobs
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+    from axion.engine.state_slots import SequenceState
+
 
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()
@@ -39,15 +41,18 @@ class Sequence:
         block_hashes: chained hash of every full block, each covering all tokens before it.
         num_full_blocks: how many blocks are computed as far as the block manager knows.
         seed: start of the sequence's own random stream.
+        state: where its recurrent state is, while it runs and if the model has one.
         matcher: where the output is in the grammar that it must follow.
         priority: a lower one is served first.
         arrival: its place in the order of arrival, set by the scheduler.
+        arrived_s: when that was, by the scheduler's clock.
         num_prompt_logprobs: prompt tokens, from the second on, whose log probabilities are known.
         prompt_logprobs: those of them that have not been handed out yet.
     """
 
     __slots__ = (
         "arrival",
+        "arrived_s",
         "block_hashes",
         "block_tables",
         "eos_token_ids",
@@ -64,6 +69,7 @@ class Sequence:
         "request_id",
         "root_hash",
         "seed",
+        "state",
         "status",
         "stop_token_ids",
         "token_ids",
@@ -87,6 +93,7 @@ class Sequence:
         self.seed = seed
         self.priority = priority
         self.arrival = 0
+        self.arrived_s = 0.0
         self.token_ids = list(token_ids)
         self.num_prompt_tokens = len(token_ids) - num_generated
         self.num_computed_tokens = 0
@@ -97,6 +104,7 @@ class Sequence:
         self.block_tables: list[array[int]] = []
         self.block_hashes: list[bytes] = []
         self.num_full_blocks = 0
+        self.state: SequenceState | None = None
         self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)

@@ -137,11 +137,15 @@ def _fetch(
             path = snapshot_download(
                 repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar
             )
-            return Path(path), files
         except Exception as error:
             # The library goes on after a connection that ended early, not after a reset one.
             if not _is_network_fault(error) or received == before:
                 raise
+            continue
+        if (folder := Path(path)).name == info.sha:
+            return folder, files
+        # The branch has moved since its files were chosen.
+        return _fetch(repo_id, revision, report, tag, formats)
 
 
 def _is_network_fault(error: BaseException) -> bool:

@@ -214,9 +214,9 @@ def _read(path: Path) -> GGUF:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            magic = file.read(4)
-            if magic != b"GGUF" or size < 24:
-                raise ModelLoadError(f"{path.name} is no GGUF file that names its architecture.")
+            if file.read(4) != b"GGUF":
+                what = "is empty" if size == 0 else "is no GGUF file: it does not begin with GGUF"
+                raise ModelLoadError(f"{path.name} {what}. Download the model again.")
             with mmap.mmap(
                 file.fileno(), min(size, MAX_HEADER_BYTES), access=mmap.ACCESS_READ
             ) as m:

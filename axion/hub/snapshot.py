@@ -154,7 +154,10 @@ def refuse_other_formats(names: Collection[str]) -> None:
             "loaded and are refused. Use a version with safetensors, or set ALLOW_PICKLE=true, and "
             "the native engine takes the tensors of pytorch_model.bin and nothing else."
         )
-    raise ModelLoadError("The model has no safetensors weights.")
+    raise ModelLoadError(
+        "The model has no safetensors weights. A model is a folder with config.json, tokenizer and "
+        "*.safetensors, a GGUF file, or a Hugging Face id."
+    )
 
 
 def has_only_gguf(names: Collection[str]) -> bool:

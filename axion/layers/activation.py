@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.errors import ModelLoadError
+from axion.layers import kernels
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -27,6 +28,19 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": F.silu,
     "swish": F.silu,
 }
+
+
+# Those that are computed in one pass with the product that follows.
+_FUSED = {F.silu: "silu", _gelu_tanh: "gelu_tanh"}
+
+
+def apply_gate(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """`activation(gate) * up`, all `[..., size]`."""
+    if activation in _FUSED and kernels.run_on(gate):
+        from axion.layers.kernels.activation import gated
+
+        return gated(_FUSED[activation], gate, up)
+    return activation(gate) * up
 
 
 def get_activation(name: str) -> Activation:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -30,6 +31,47 @@ class KVCacheSpec(NamedTuple):
         """Numbers that are kept for one token."""
         head_dim = self.k_head_dim + (0 if self.values_in_keys else self.v_head_dim)
         return self.num_kv_heads * head_dim
+
+
+NO_KV_CACHE = KVCacheSpec(0, 0, 0)
+"""Of a layer that keeps no keys and values."""
+
+
+class StateTensor(NamedTuple):
+    """A tensor that one layer keeps of each sequence, however long that is.
+
+    Attributes:
+        dtype: None: the model's.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+
+StateSpec = dict[str, StateTensor]
+"""What one layer keeps of each sequence beside keys and values; empty: nothing."""
+
+State = dict[str, Tensor]
+"""The tensors of a `StateSpec`, `[num_slots, *shape]` each."""
+
+
+class StateRun(NamedTuple):
+    """Rows of one sequence over which a layer carries its state, from slot to slot.
+
+    Attributes:
+        first_row, num_rows: in the flat batch.
+        source: slot that holds the state before them; slot 0 is all zeros.
+        target: slot where the state after them goes.
+        kept: another slot where it goes as well, to be found again.
+        order: how many runs the sequence has before this one in the step.
+    """
+
+    first_row: int
+    num_rows: int
+    source: int
+    target: int
+    kept: int | None
+    order: int
 
 
 class KVCache(NamedTuple):
@@ -70,8 +112,12 @@ class ForwardContext:
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
         context_lens_list: `context_lens` on the host.
-        kv_caches: one per layer.
+        kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
+        batch_invariant: attention must give a token the same bits in every batch and chunk; rows
+            behind those of all sequences are padding.
+        states: one per layer, of a model that has any.
+        state_runs: all rows, cut where a layer that keeps a state writes it.
     """
 
     positions: Tensor
@@ -83,7 +129,10 @@ class ForwardContext:
     context_lens_list: list[int]
     kv_caches: list[KVCache]
     block_size: int
-    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    batch_invariant: bool = False
+    states: list[State] = field(default_factory=list)
+    state_runs: list[StateRun] = field(default_factory=list)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
         """`build(self)`, computed by the first layer that asks and shared by all others."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import Activation
+from axion.layers.activation import Activation, apply_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
 _ALIGNMENT = 8
@@ -67,7 +67,13 @@ class SigmoidRouter(Router):
     Args:
         num_groups, top_k_groups: experts are chosen from the groups whose two best are best.
         scaling_factor: on the weights.
+
+    Attributes:
+        left_out: the score for the choice of experts in other groups.
     """
+
+    left_out = float("-inf")
+    norm_eps: ClassVar[float] = 1e-20
 
     def __init__(
         self,
@@ -94,11 +100,11 @@ class SigmoidRouter(Router):
         choice = scores + self.e_score_correction_bias
         if self.top_k_groups < self.num_groups:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
-            choice = best_groups(choice, group_scores, self.top_k_groups, fill=float("-inf"))
+            choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.norm_eps)
         return weights * self.scaling_factor, indices
 
 
@@ -174,6 +180,16 @@ class ExpertLinear(nn.Module):
         return views
 
 
+class TransposedExpertLinear(ExpertLinear):
+    """A linear layer for each expert, whose weights are stored `[num_experts, in_features,
+    out_features]`."""
+
+    def stored_views(self) -> dict[str, Tensor]:
+        """Name of each stored tensor to the parameter that it fills, in its shape."""
+        views = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return views | {"weight": views["weight"].transpose(1, 2)}
+
+
 class Experts(nn.Module):
     """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few.
 
@@ -216,4 +232,4 @@ class Experts(nn.Module):
     def activate(self, gate_up: Tensor) -> Tensor:
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return self.activation(gate) * up
+        return apply_gate(self.activation, gate, up)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from axion.layers import kernels
 
 
 class RMSNorm(nn.Module):
     """Root mean square norm (arXiv:1910.07467) as Llama computes it.
 
     The norm is taken in float32 and rounded to the input's dtype before the weight is applied.
+
+    Attributes:
+        rounds_first: it is; otherwise the weight is applied in float32.
+        offset: what is added to the weight.
     """
+
+    rounds_first: ClassVar[bool] = True
+    offset: ClassVar[float] = 0.0
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -19,15 +31,65 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., size]` to `[..., size]`."""
+        if kernels.run_on(x):
+            return self._fused(x, None)[1]
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        if self.rounds_first:
+            return self.weight * x32.to(x.dtype)
+        return ((self.weight.float() + self.offset) * x32).to(x.dtype)
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        from axion.layers.kernels.norm import rms_norm
+
+        return rms_norm(
+            x, residual, self.weight, self.eps, offset=self.offset, rounds_first=self.rounds_first
+        )
 
 
 class Float32RMSNorm(RMSNorm):
     """The weight is applied before the result is rounded (Gemma 4, Helium)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
+    rounds_first = False
+
+
+class OffsetRMSNorm(Float32RMSNorm):
+    """The weight is what is added to 1 (Gemma)."""
+
+    offset = 1.0
+
+
+class GatedRMSNorm(RMSNorm):
+    """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        return (super().forward(x) * F.silu(gate.float())).to(x.dtype)
+
+
+class GroupRMSNorm(RMSNorm):
+    """Groups of channels are normalised each alone, behind a gate or before it (Mamba-2)."""
+
+    def __init__(
+        self, size: int, eps: float, *, num_groups: int, norm_before_gate: bool = False
+    ) -> None:
+        super().__init__(size, eps)
+        self.num_groups = num_groups
+        self.norm_before_gate = norm_before_gate
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        gate = F.silu(gate.float())
+        x32 = x.float() if self.norm_before_gate else x.float() * gate
+        x32 = x32.unflatten(-1, (self.num_groups, -1))
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight.float() * x32).to(x.dtype)
+        x32 = self.weight.float() * x32.flatten(-2)
+        return (x32 * gate if self.norm_before_gate else x32).to(x.dtype)
+
+
+def add_and_norm(x: Tensor, residual: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """`x + residual`, and what `norm` makes of it."""
+    if isinstance(norm, RMSNorm) and kernels.run_on(x):
+        return norm._fused(x, residual)
+    total = x + residual
+    return total, norm(total)

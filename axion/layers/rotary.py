@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
+from axion.layers import kernels
 from axion.layers.context import ForwardContext
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -145,6 +146,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, num_pairs]`.
     """
+    if kernels.run_on(x):
+        return _fused(x, cos, sin, interleaved=False)
     num_pairs = cos.shape[-1]
     a, b, rest = x.tensor_split((num_pairs, 2 * num_pairs), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
@@ -152,11 +155,19 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same with neighbours as pairs (GPT-J style)."""
+    if kernels.run_on(x):
+        return _fused(x, cos, sin, interleaved=True)
     num_pairs = cos.shape[-1]
     rotated, rest = x.tensor_split((2 * num_pairs,), dim=-1)
     a, b = rotated.unflatten(-1, (num_pairs, 2)).unbind(-1)
     rotated = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     return torch.cat((rotated, rest), dim=-1)
+
+
+def _fused(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    from axion.layers.kernels.rotary import rotate
+
+    return rotate(x, cos, sin, interleaved=interleaved)
 
 
 class RotaryEmbedding(nn.Module):

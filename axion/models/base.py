@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from axion.layers.activation import get_activation
+from axion.layers.activation import apply_gate, get_activation
 from axion.layers.attention import paged_attention
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
+from axion.layers.norm import add_and_norm
 from axion.layers.rotary import apply_rotary, rotary_embedding
 from axion.models.config import DecoderConfig
 
@@ -21,12 +22,15 @@ class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped key-value heads.
 
     Attributes:
-        scale, window, softcap, sinks: as `axion.layers.attention.paged_attention` takes them.
+        scale, window, chunk, softcap, sinks, alibi_slopes: as
+            `axion.layers.attention.paged_attention` takes them.
         apply_rotary: which dimensions of a head are rotated as pairs.
     """
 
+    chunk: int | None = None
     softcap: float | None = None
     sinks: Tensor | None
+    alibi_slopes: Tensor | None
     apply_rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
@@ -36,6 +40,7 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         self.window = config.window(layer_idx)
         self.register_parameter("sinks", None)
+        self.register_buffer("alibi_slopes", None, persistent=False)
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.kv_cache_spec = KVCacheSpec(
@@ -62,8 +67,10 @@ class Attention(nn.Module):
             context,
             scale=self.scale,
             window=self.window,
+            chunk=self.chunk,
             softcap=self.softcap,
             sinks=self.sinks,
+            alibi_slopes=self.alibi_slopes,
         )
         return self.o_proj(out.flatten(1))
 
@@ -100,7 +107,7 @@ class MLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
         gate, up = self.gate_up_proj(hidden_states)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(apply_gate(self.activation, gate, up))
 
 
 class PlainMLP(nn.Module):
@@ -132,8 +139,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), context)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        attended = self.self_attn(self.input_layernorm(hidden_states), context)
+        hidden_states, normalized = add_and_norm(
+            attended, hidden_states, self.post_attention_layernorm
+        )
+        return hidden_states + self.mlp(normalized)
 
 
 class ParallelDecoderLayer(DecoderLayer):
@@ -208,13 +218,16 @@ class CausalLM(nn.Module):
 
     def layer(self, layer_idx: int) -> DecoderLayer:
         """Build one layer; override where layers differ in kind."""
-        config = self.config
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            self.mlp_cls(config, layer_idx),
-        )
+        mixer, mlp = self.mixer(layer_idx), self.mlp(layer_idx)
+        return self.layer_cls(self.config, layer_idx, mixer, mlp)
+
+    def mixer(self, layer_idx: int) -> nn.Module:
+        """Build what a layer mixes tokens with."""
+        return self.attention_cls(self.config, layer_idx)
+
+    def mlp(self, layer_idx: int) -> nn.Module:
+        """Build a layer's feed-forward network."""
+        return self.mlp_cls(self.config, layer_idx)
 
     def head(self) -> Linear:
         """Build the projection onto the vocabulary."""
@@ -243,6 +256,10 @@ class CausalLM(nn.Module):
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache."""
         return [layer.self_attn.kv_cache_spec for layer in self.model.layers]
+
+    def state_specs(self) -> list[StateSpec]:
+        """What each layer keeps of a sequence as a whole; empty: no layer keeps anything."""
+        return []
 
     def max_length(self) -> int:
         """Longest sequence that the model is meant for, in tokens."""

@@ -48,7 +48,7 @@ _HARMLESS = frozenset(
     bos_token_id eos_token_id eod_token_id pad_token_id sep_token_id unk_token_id
     decoder_start_token_id cross_attention_hidden_size tf_legacy_loss unsloth_fixed
     unsloth_version is_llama_config reorder_and_upcast_attn n_ctx init_std layerdrop
-    quantization_config compression_config
+    quantization_config compression_config init_device embedding_fraction
     output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from axion.layers.activation import get_activation
 from axion.layers.attention import full_attention
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
 from axion.models.config import BaseConfig, Epsilon, NumLayers, Size
@@ -181,6 +181,10 @@ class Encoder(nn.Module):
 
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """None: nothing is kept from one step to the next."""
+        return []
+
+    def state_specs(self) -> list[StateSpec]:
+        """None, likewise."""
         return []
 
     def max_length(self) -> int:

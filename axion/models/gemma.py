@@ -8,19 +8,10 @@ import torch
 from torch import Tensor
 
 from axion.layers.context import ForwardContext
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM, Decoder
 from axion.models.config import DecoderConfig, Size
-
-
-class GemmaRMSNorm(RMSNorm):
-    """The weight is what is added to 1, and is applied in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * (1 + self.weight.float())).to(x.dtype)
 
 
 @dataclass(kw_only=True)
@@ -40,8 +31,8 @@ class GemmaConfig(DecoderConfig):
             self.hidden_act = "gelu_pytorch_tanh"
         self.hidden_act = self.hidden_activation or self.hidden_act
 
-    def norm(self) -> GemmaRMSNorm:
-        return GemmaRMSNorm(self.hidden_size, self.rms_norm_eps)
+    def norm(self) -> OffsetRMSNorm:
+        return OffsetRMSNorm(self.hidden_size, self.rms_norm_eps)
 
 
 class GemmaDecoder(Decoder):

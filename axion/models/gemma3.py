@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Length, Positive
 from axion.models.base import TextPart
 from axion.models.config import LocalRopeConfig, NumLayers, Size, text_config
-from axion.models.gemma import GemmaRMSNorm
 from axion.models.gemma2 import Gemma2Attention, Gemma2Config, Gemma2ForCausalLM
 
 
@@ -37,8 +37,8 @@ class Gemma3TextConfig(Gemma2Config, LocalRopeConfig):
 class Gemma3Attention(Gemma2Attention):
     def __init__(self, config: Gemma3TextConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.q_norm = GemmaRMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = GemmaRMSNorm(config.head_dim, config.rms_norm_eps)
+        self.q_norm = OffsetRMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = OffsetRMSNorm(config.head_dim, config.rms_norm_eps)
 
     def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return self.q_norm(q), self.k_norm(k)

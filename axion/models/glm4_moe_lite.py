@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from axion.layers.rotary import Length
 from axion.models.config import Epsilon, Index, NumExperts, Size
@@ -13,11 +12,6 @@ from axion.models.moe import SharedMoEForCausalLM
 
 @dataclass(kw_only=True)
 class Glm4MoeLiteConfig(MLAConfig):
-    """
-    Attributes:
-        mlp_layer_types: which layers have experts; all but the first by default.
-    """
-
     num_key_value_heads: Size | None = 20
     max_position_embeddings: Length = 202752
     rms_norm_eps: Epsilon = 1e-5
@@ -31,19 +25,6 @@ class Glm4MoeLiteConfig(MLAConfig):
     q_lora_rank: Size | None = 768
     qk_nope_head_dim: Size = 192
     v_head_dim: Size = 256
-    mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mlp_layer_types is None:
-            num_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
-            num_sparse = self.num_hidden_layers - num_dense
-            self.mlp_layer_types = ["dense"] * num_dense + ["sparse"] * num_sparse
-        if len(self.mlp_layer_types) != self.num_hidden_layers:
-            raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
-
-    def is_sparse(self, layer_idx: int) -> bool:
-        return self.mlp_layer_types[layer_idx] == "sparse"
 
 
 class Glm4MoeLiteForCausalLM(SharedMoEForCausalLM):

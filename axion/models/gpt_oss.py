@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers.activation import get_activation
-from axion.layers.moe import ExpertLinear, Experts, Router
+from axion.layers.moe import Experts, Router, TransposedExpertLinear
 from axion.layers.rotary import Length
 from axion.models.base import Attention
 from axion.models.config import Epsilon, NumExperts, Size, WindowConfig
@@ -64,23 +64,15 @@ class GptOssAttention(Attention):
         self.sinks = nn.Parameter(torch.empty(config.num_attention_heads), requires_grad=False)
 
 
-class GptOssExpertLinear(ExpertLinear):
-    """Stored transposed."""
-
-    def stored_views(self) -> dict[str, Tensor]:
-        """Name of each stored tensor to the parameter that it fills, in its shape."""
-        return {"weight": self.weight.detach().transpose(1, 2), "bias": self.bias.detach()}
-
-
 class GptOssExperts(Experts):
     def __init__(self, config: GptOssConfig) -> None:
         num_experts, hidden_size = config.num_experts, config.hidden_size
         size = config.moe_intermediate_size
         super().__init__(num_experts, hidden_size, size, get_activation(config.hidden_act))
-        self.gate_up_proj = GptOssExpertLinear(
+        self.gate_up_proj = TransposedExpertLinear(
             num_experts, hidden_size, {"gate_up_proj": 2 * size}, bias=True
         )
-        self.down_proj = GptOssExpertLinear(
+        self.down_proj = TransposedExpertLinear(
             num_experts, size, {"down_proj": hidden_size}, bias=True
         )
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit

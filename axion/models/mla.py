@@ -61,11 +61,17 @@ class MLA(nn.Module):
     A token's keys and values are linear in one small latent, so the cache keeps that and one
     rotated key for all heads. The projection to keys is applied to the queries instead, and the one
     to values to what attention returns: to attention it is one key-value head.
+
+    Attributes:
+        sinks: as `axion.layers.attention.paged_attention` takes them.
     """
+
+    sinks: Tensor | None
 
     def __init__(self, config: MLAConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
+        self.register_parameter("sinks", None)
         hidden_size, num_heads = config.hidden_size, config.num_attention_heads
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.v_dim, self.latent_dim = config.v_head_dim, config.kv_lora_rank
@@ -93,7 +99,30 @@ class MLA(nn.Module):
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        q = self.project_q(hidden_states).unflatten(-1, (-1, self.head_dim))
+        q_latent = self.compress_q(hidden_states)
+        q = self.project_q(q_latent).unflatten(-1, (-1, self.head_dim))
+        return self.o_proj(self.attend(q, q_latent, hidden_states, context).flatten(1))
+
+    def compress_q(self, hidden_states: Tensor) -> Tensor:
+        """`[num_tokens, hidden_size]` to what queries are made of, `[num_tokens, q_lora_rank]`."""
+        if hasattr(self, "q_proj"):
+            return hidden_states
+        return self.q_a_layernorm(self.q_a_proj(hidden_states))
+
+    def project_q(self, q_latent: Tensor) -> Tensor:
+        """`[num_tokens, q_lora_rank]` to `[num_tokens, num_heads * head_dim]`."""
+        return self.q_proj(q_latent) if hasattr(self, "q_proj") else self.q_b_proj(q_latent)
+
+    def choose(
+        self, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor | None:
+        """Which tokens each attends to, as `paged_attention` takes it; None: to all of them."""
+        return None
+
+    def attend(
+        self, q: Tensor, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor:
+        """Queries `[num_tokens, num_heads, head_dim]` to `[num_tokens, num_heads, v_head_dim]`."""
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
             (self.latent_dim, self.rope_dim), dim=-1
@@ -105,19 +134,15 @@ class MLA(nn.Module):
         to_keys, to_values = (
             self.kv_b_proj.weight.unflatten(0, (-1, self.nope_dim + self.v_dim))
         ).split((self.nope_dim, self.v_dim), dim=1)
-        q_latent = torch.einsum("thn,hnl->thl", q_nope, to_keys)
+        q_in_latent = torch.einsum("thn,hnl->thl", q_nope, to_keys)
         out = paged_attention(
-            torch.cat((q_latent, rotate(q_rope, cos, sin)), dim=-1),
+            torch.cat((q_in_latent, rotate(q_rope, cos, sin)), dim=-1),
             torch.cat((latent, rotate(k_rope, cos, sin)), dim=-1),
             latent,
             context.kv_caches[self.layer_idx],
             context,
             scale=self.scale,
+            sinks=self.sinks,
+            chosen=self.choose(q_latent, hidden_states, context),
         )
-        return self.o_proj(torch.einsum("thl,hvl->thv", out, to_values).flatten(1))
-
-    def project_q(self, hidden_states: Tensor) -> Tensor:
-        """`[num_tokens, hidden_size]` to `[num_tokens, num_heads * head_dim]`."""
-        if hasattr(self, "q_proj"):
-            return self.q_proj(hidden_states)
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        return torch.einsum("thl,hvl->thv", out, to_values)

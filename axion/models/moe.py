@@ -4,14 +4,14 @@ overrides."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
 from axion.layers.moe import Experts, Router, SigmoidRouter
-from axion.models.base import MLP, CausalLM, DecoderLayer
+from axion.models.base import MLP, CausalLM
 from axion.models.config import DecoderConfig, Index, NumExperts, Size
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -101,15 +101,9 @@ class MoEForCausalLM(CausalLM):
     moe_cls: ClassVar[type[MoE]] = MoE
     config: MoEConfig
 
-    def layer(self, layer_idx: int) -> DecoderLayer:
-        config = self.config
-        mlp_cls = self.moe_cls if config.is_sparse(layer_idx) else self.mlp_cls
-        return self.layer_cls(
-            config,
-            layer_idx,
-            self.attention_cls(config, layer_idx),
-            mlp_cls(config, layer_idx),
-        )
+    def mlp(self, layer_idx: int) -> nn.Module:
+        is_sparse = self.config.is_sparse(layer_idx)
+        return self.moe_cls(self.config, layer_idx) if is_sparse else super().mlp(layer_idx)
 
 
 @dataclass(kw_only=True)
@@ -119,6 +113,7 @@ class SharedMoEConfig(MoEConfig):
     Attributes:
         n_shared_experts: experts that every token passes, stored as one MLP.
         first_k_dense_replace: the first layers, so many, have an MLP instead of experts.
+        mlp_layer_types: says of each layer which it has, in place of that; its default.
         n_group, topk_group: experts are chosen from so many of the groups.
         num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
     """
@@ -126,6 +121,7 @@ class SharedMoEConfig(MoEConfig):
     moe_intermediate_size: Size
     n_shared_experts: NumExperts = 1
     first_k_dense_replace: Index = 0
+    mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
     n_group: NumExperts | None = None
     topk_group: NumExperts | None = None
     routed_scaling_factor: float = 1.0
@@ -133,6 +129,12 @@ class SharedMoEConfig(MoEConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mlp_layer_types is None:
+            num_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
+            num_sparse = self.num_hidden_layers - num_dense
+            self.mlp_layer_types = ["dense"] * num_dense + ["sparse"] * num_sparse
+        if len(self.mlp_layer_types) != self.num_hidden_layers:
+            raise ValueError(f"mlp_layer_types must name {self.num_hidden_layers} layers")
         self.n_group, self.topk_group = self.n_group or 1, self.topk_group or 1
         if self.num_experts % self.n_group or self.topk_group > self.n_group:
             raise ValueError(
@@ -149,12 +151,14 @@ class SharedMoEConfig(MoEConfig):
             )
 
     def is_sparse(self, layer_idx: int) -> bool:
-        return layer_idx >= self.first_k_dense_replace
+        return self.mlp_layer_types[layer_idx] == "sparse"
 
 
 class SharedMoE(MoE):
     """Beside the experts that are chosen there are some that every token passes (DeepSeekMoE,
     arXiv:2401.06066)."""
+
+    router_cls: ClassVar[type[SigmoidRouter]] = SigmoidRouter
 
     def __init__(self, config: SharedMoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -162,7 +166,7 @@ class SharedMoE(MoE):
         self.shared_experts = MLP(replace(config, intermediate_size=shared_size), layer_idx)
 
     def router(self, config: SharedMoEConfig) -> Router:  # type: ignore[override]
-        return SigmoidRouter(
+        return self.router_cls(
             config.hidden_size,
             config.num_experts,
             config.num_experts_per_tok,

@@ -15,8 +15,8 @@ from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
 @dataclass(kw_only=True)
-class Qwen2MoeBaseConfig(WindowConfig, MoEConfig):
-    """The fields that Qwen3-MoE has too.
+class SparseStepConfig(MoEConfig):
+    """Which layers have experts, as all of Qwen's say it.
 
     Attributes:
         decoder_sparse_step: every so many-th layer has experts.
@@ -34,6 +34,11 @@ class Qwen2MoeBaseConfig(WindowConfig, MoEConfig):
     def is_sparse(self, layer_idx: int) -> bool:
         is_step = (layer_idx + 1) % self.decoder_sparse_step == 0
         return is_step and layer_idx not in self.mlp_only_layers
+
+
+@dataclass(kw_only=True)
+class Qwen2MoeBaseConfig(WindowConfig, SparseStepConfig):
+    """The fields that Qwen3-MoE has too."""
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ _PROBE_TOKENS = 4
 # How far a token's hidden state may be from itself in another batch, in parts of its norm.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 # Of a call of attention: what is about training, or said by the mask.
 _HARMLESS = frozenset(
     """
@@ -118,47 +118,22 @@ def _attention(
     return out[None], None
 
 
-class _Call(NamedTuple):
-    """One call of attention in a pass.
-
-    Attributes:
-        chunk: a token attends to those that share its chunk of so many tokens.
-    """
-
-    spec: KVCacheSpec
-    chunk: int | None
-
-
-class _Reach(NamedTuple):
-    """Which of the tokens before it a mask lets a token attend to.
-
-    Attributes:
-        window: itself and the `window - 1` before it.
-        chunk: as of a `_Call`.
-    """
-
-    window: int | None = None
-    chunk: int | None = None
-
-
 @dataclass
 class _Probe:
     """Finds the calls of attention, and computes nothing."""
 
-    calls: list[_Call] = field(default_factory=list)
+    specs: list[KVCacheSpec] = field(default_factory=list)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, **_: Any) -> Tensor:
         if mask is None:
             raise _UnsupportedError("its attention is not causal")
-        if not hasattr(mask, "reach"):
+        if not hasattr(mask, "is_causal"):
             raise _UnsupportedError("it makes attention masks of its own")
-        if mask.reach is None:
+        if not mask.is_causal:
             raise _UnsupportedError("a token attends to others than those before it, or not to all")
         if q.shape[1] % k.shape[1] or k.shape[1] != v.shape[1]:
             raise _UnsupportedError("its attention has heads that do not fit each other")
-        window, chunk = mask.reach
-        spec = KVCacheSpec(k.shape[1], k.shape[2], v.shape[2], window=window)
-        self.calls.append(_Call(spec, chunk))
+        self.specs.append(KVCacheSpec(k.shape[1], k.shape[2], v.shape[2], window=mask.window))
         return q.new_zeros(*q.shape[:2], v.shape[-1])
 
 
@@ -166,22 +141,19 @@ def _probe_mask(
     mask_function: Callable[..., Tensor],
     q_length: int,
     kv_length: int,
-    config: PreTrainedConfig,
     local_size: int | None = None,
     **_: Any,
 ) -> Tensor:
     """A mask that only says what it lets a token attend to, for `_Probe`."""
     mask = torch.empty(1, 1, q_length, kv_length)
-    mask.reach = _reach(  # type: ignore[attr-defined]
-        mask_function, local_size, getattr(config, "attention_chunk_size", None)
-    )
+    mask.is_causal = _is_causal(mask_function, local_size)  # type: ignore[attr-defined]
+    mask.window = local_size  # type: ignore[attr-defined]
     return mask
 
 
-def _reach(
-    allows: Callable[..., Tensor], local_size: int | None, chunk_size: int | None
-) -> _Reach | None:
-    """What a mask function of transformers allows; None: something else than a `_Reach` says."""
+def _is_causal(allows: Callable[..., Tensor], local_size: int | None) -> bool:
+    """Whether a mask function of transformers lets a token attend to itself and those before it,
+    the `local_size` last of them or all."""
     far = 2 * (local_size or 2048)
     with torch.device("cpu"):
         q = torch.tensor([0, 1, 2, 5, far // 2 - 1, far // 2, far // 2 + 1, far + 3])[:, None]
@@ -189,11 +161,9 @@ def _reach(
         kv = (q - back).clamp(min=0)
         expected = (kv <= q) & (kv > q - (local_size or far * 2))
         try:
-            equal = torch.equal(allows(torch.tensor(0), torch.tensor(0), q, kv), expected)
-        except (RuntimeError, IndexError):
-            # Chunks begin after the padding, of which there is none here.
-            return _Reach(chunk=chunk_size) if chunk_size and local_size == chunk_size else None
-    return _Reach(window=local_size) if equal else None
+            return torch.equal(allows(torch.tensor(0), torch.tensor(0), q, kv), expected)
+        except (RuntimeError, IndexError):  # it wants to know of padding
+            return False
 
 
 class _Local:
@@ -209,8 +179,8 @@ class _Local:
 class _Paged:
     """Attention over the paged KV cache."""
 
-    def __init__(self, calls: list[_Call], context: ForwardContext) -> None:
-        self._calls: Iterator[tuple[int, _Call]] = enumerate(calls)
+    def __init__(self, specs: list[KVCacheSpec], context: ForwardContext) -> None:
+        self._specs = enumerate(specs)
         self._context = context
 
     def __call__(
@@ -224,8 +194,8 @@ class _Paged:
         sinks: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        index, call = next(self._calls, (0, None))
-        assert call is not None, "the model calls attention more often than when it was built"
+        index, spec = next(self._specs, (0, None))
+        assert spec is not None, "the model calls attention more often than when it was built"
         cache = self._context.kv_caches[index]
         out = paged_attention(
             q.to(cache.k.dtype),
@@ -234,14 +204,14 @@ class _Paged:
             cache,
             self._context,
             scale=scale,
-            window=call.spec.window,
+            window=spec.window,
             softcap=softcap,
             sinks=sinks,
         )
         return out.to(q.dtype)
 
     def finish(self) -> None:
-        assert next(self._calls, None) is None, "the model calls attention less often than it did"
+        assert next(self._specs, None) is None, "the model calls attention less often than it did"
 
 
 def _no_experts(module: nn.Module, hidden_states: Tensor, *_: Tensor) -> Tensor:
@@ -320,7 +290,8 @@ class TransformersCausalLM(CausalLM):
         nn.Module.__init__(self)
         _register()
         self.hf_config = _read_config(self.transformers_cls, config)
-        self.calls: list[_Call] = []
+        self.specs: list[KVCacheSpec] = []
+        self.first_position = 0
         with self._refusing(), torch.device("meta"), torch.inference_mode():
             if self.hf_config.is_encoder_decoder:
                 raise _UnsupportedError("it reads what an encoder has made of its input")
@@ -376,12 +347,12 @@ class TransformersCausalLM(CausalLM):
         decoders: list[tuple[int, str, int]] = []
 
         def enter(*_: Any) -> None:
-            entered.append(len(attend.calls))
+            entered.append(len(attend.specs))
 
         def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
             num_calls_before = entered.pop()
             if name and num_calls_before == 0 and hasattr(output, "last_hidden_state"):
-                decoders.append((len(entered), name, len(attend.calls)))
+                decoders.append((len(entered), name, len(attend.specs)))
 
         hooks = [
             hook
@@ -404,12 +375,12 @@ class TransformersCausalLM(CausalLM):
         finally:
             for hook in hooks:
                 hook.remove()
-        if not attend.calls:
+        if not attend.specs:
             raise _UnsupportedError("its attention does not go through transformers' interface")
-        whole = [(depth, name) for depth, name, calls in decoders if calls == len(attend.calls)]
+        whole = [(depth, name) for depth, name, calls in decoders if calls == len(attend.specs)]
         if not whole:
             raise _UnsupportedError("none of its modules goes from token ids to hidden states")
-        self.calls = attend.calls
+        self.specs = attend.specs
         self.config = _Config(output.logits.shape[-1])
         self.decoder_name = min(whole)[1]
 
@@ -447,7 +418,7 @@ class TransformersCausalLM(CausalLM):
             )
             _check_report(report)
             self.whole.to(device).eval().requires_grad_(False)
-            if not self.calls:
+            if not self.specs:
                 self._find_calls()
             self.whole.config._attn_implementation = _OURS
             self._head = self._without_decoder()
@@ -487,7 +458,7 @@ class TransformersCausalLM(CausalLM):
 
     def _check_alike(self) -> None:
         """See that tokens may be batched: nothing but attention mixes them, positions are counted
-        as ours, and decoder and head are all there is."""
+        one by one, and decoder and head are all there is."""
         device = self.whole.device
 
         def run(ids: tuple[int, ...], positions: tuple[int, ...] | None) -> Tensor:
@@ -507,7 +478,12 @@ class TransformersCausalLM(CausalLM):
             )
         ids = (3, 5, 7, 11)
         own = run(ids, None)
-        if not self._are_alike(run(ids, (0, 1, 2, 3)), own):
+        padding = getattr(self.hf_config.get_text_config(), "pad_token_id", None) or 0
+        for first in (0, 1, padding + 1):
+            if self._are_alike(run(ids, (first, first + 1, first + 2, first + 3)), own):
+                self.first_position = first
+                break
+        else:
             raise _UnsupportedError("it does not count positions from 0")
         logits = self.compute_logits(own.to(self.dtype)).float()
         whole = self.whole(
@@ -529,8 +505,8 @@ class TransformersCausalLM(CausalLM):
         return output[0][0]
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        attend = _Paged(self.calls, context)
-        hidden_states = self._decode(input_ids, context.positions, attend)
+        attend = _Paged(self.specs, context)
+        hidden_states = self._decode(input_ids, context.positions + self.first_position, attend)
         attend.finish()
         return hidden_states
 
@@ -543,7 +519,7 @@ class TransformersCausalLM(CausalLM):
 
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each call of attention needs of the KV cache."""
-        return [call.spec for call in self.calls]
+        return self.specs
 
     def max_length(self) -> int:
         """Longest sequence that the model is meant for, in tokens.
@@ -558,7 +534,7 @@ class TransformersCausalLM(CausalLM):
                 length = min(length, original)
             elif rope.get("rope_type") == "yarn":
                 length = max(length, int(original * (rope.get("factor") or 1)))
-        return min([length, *(call.chunk for call in self.calls if call.chunk)])
+        return length - self.first_position
 
     def rope_cache_key(self, num_prompt_tokens: int) -> int:
         return 0

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from axion.types import (
     BATCH_SIZE_BUCKETS,
+    QUEUE_TIME_BUCKETS,
     BackendHealth,
     BackendState,
     EngineStats,
@@ -50,8 +51,12 @@ _ENGINE_COUNTERS = {
     "num_prompt_tokens": ("axion_engine_prompt_tokens", "Prompt tokens taken in"),
     "num_cached_tokens": ("axion_engine_cached_tokens", "Prompt tokens found in the prefix cache"),
     "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
-    "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of blocks"),
+    "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of memory"),
     "num_steps": ("axion_engine_steps", "Engine steps"),
+    "num_out_of_memory": (
+        "axion_engine_out_of_memory",
+        "Engine steps computed again in smaller ones, for want of memory",
+    ),
 }
 
 _POOLING_GAUGES = {
@@ -139,14 +144,22 @@ class Metrics:
             ["model", "engine", "result"],
             registry=self.registry,
         )
+        self._queue_seconds = Histogram(
+            "axion_queue_seconds",
+            "From a request's arrival in the queue of an engine to its being given to it",
+            ["model", "engine"],
+            buckets=QUEUE_TIME_BUCKETS,
+            registry=self.registry,
+        )
         self._backends = _BackendCollector()
         self.registry.register(self._backends)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def routed(self, model: str, engine: str) -> None:
-        """A request goes to an engine."""
+    def routed(self, model: str, engine: str, waited_s: float) -> None:
+        """A request goes to an engine, for which it has waited."""
         self._routed.labels(model, engine).inc()
+        self._queue_seconds.labels(model, engine).observe(waited_s)
 
     def failed_over(self, model: str, engine: str, *, started: bool) -> None:
         """An engine has failed on a request, whose answer it had started or not."""
@@ -177,7 +190,20 @@ class _BackendCollector(Collector):
         restarts = CounterMetricFamily(
             "axion_engine_restarts", "Restarts of the model's process", labels=["model"]
         )
+        waiting = GaugeMetricFamily(
+            "axion_queue_length",
+            "Requests that wait before they are given to an engine",
+            labels=["model", "engine"],
+        )
+        limit = GaugeMetricFamily(
+            "axion_concurrency_limit",
+            "Requests that an engine is given at once",
+            labels=["model", "engine"],
+        )
         for model, health in self.health.items():
+            for engine in health.engines:
+                waiting.add_metric([model, engine.engine], engine.num_waiting)
+                limit.add_metric([model, engine.engine], engine.limit)
             ready.add_metric([model], health.state is BackendState.READY)
             restarts.add_metric([model], health.restarts)
         for pooling in self.pooling:
@@ -186,6 +212,8 @@ class _BackendCollector(Collector):
                 restarts.add_metric([pooling.name], pooling.restarts)
         yield ready
         yield restarts
+        yield waiting
+        yield limit
         yield from self._engine_metrics()
         yield from self._pooling_metrics()
 
@@ -193,20 +221,39 @@ class _BackendCollector(Collector):
         stats = {name: health.stats for name, health in self.health.items() if health.stats}
         yield from _families(GaugeMetricFamily, _ENGINE_GAUGES, stats)
         yield from _families(CounterMetricFamily, _ENGINE_COUNTERS, stats)
+        yield _histogram(
+            HistogramMetricFamily(
+                "axion_engine_queue_seconds",
+                "From a sequence's arrival in the engine to its first step",
+                labels=["model"],
+            ),
+            QUEUE_TIME_BUCKETS,
+            {name: (engine.queue_times, engine.queue_seconds) for name, engine in stats.items()},
+        )
 
     def _pooling_metrics(self) -> Iterator[Metric]:
         stats = {health.name: health.stats for health in self.pooling if health.stats}
         yield from _families(GaugeMetricFamily, _POOLING_GAUGES, stats)
         yield from _families(CounterMetricFamily, _POOLING_COUNTERS, stats)
-        sizes = HistogramMetricFamily(
-            "axion_pooling_batch_size", "Texts computed together", labels=["model"]
+        yield _histogram(
+            HistogramMetricFamily(
+                "axion_pooling_batch_size", "Texts computed together", labels=["model"]
+            ),
+            BATCH_SIZE_BUCKETS,
+            {name: (pooling.batch_sizes, pooling.num_texts) for name, pooling in stats.items()},
         )
-        for model, pooling in stats.items():
-            counts = itertools.accumulate(pooling.batch_sizes)
-            bounds = (*map(str, BATCH_SIZE_BUCKETS), "+Inf")
-            buckets = list(zip(bounds, counts, strict=True))
-            sizes.add_metric([model], buckets, sum_value=pooling.num_texts)
-        yield sizes
+
+
+def _histogram(
+    family: HistogramMetricFamily,
+    bounds: Sequence[float],
+    counts: Mapping[str, tuple[Sequence[int], float]],
+) -> Metric:
+    """`family` with each model's counts by bucket, and sum."""
+    for model, (by_bucket, total) in counts.items():
+        buckets = zip((*map(str, bounds), "+Inf"), itertools.accumulate(by_bucket), strict=True)
+        family.add_metric([model], list(buckets), sum_value=total)
+    return family
 
 
 def _families(

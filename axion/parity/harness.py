@@ -9,11 +9,14 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from axion.engine import state_cache
 from axion.engine.kv_cache import allocate, lay_out
-from axion.layers.context import ForwardContext
+from axion.engine.state_slots import SequenceState
+from axion.layers.context import ForwardContext, StateRun
 from axion.models.base import CausalLM
 
 BLOCK_SIZE = 4
+_NUM_STATES = 64
 CPU = torch.device("cpu")
 
 
@@ -23,6 +26,7 @@ class Run:
 
     Attributes:
         block_tables: for each group of layers.
+        state: of a model that keeps one; where its prompt's last block ends it is kept as well.
         logits: `[vocab_size]` for each token sampled so far.
     """
 
@@ -30,6 +34,7 @@ class Run:
     token_ids: list[int] = field(init=False)
     block_tables: list[list[int]] = field(default_factory=list)
     num_computed_tokens: int = 0
+    state: SequenceState | None = None
     logits: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -39,10 +44,16 @@ class Run:
     def output(self) -> list[int]:
         return self.token_ids[len(self.prompt) :]
 
+    @property
+    def last_block_end(self) -> int:
+        """Tokens in the blocks that another sequence of this prompt can take over."""
+        return (len(self.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
+
 
 class Harness:
     """Blocks are handed out scattered, and hold NaN until a key or value is written: whoever
     reads a slot that is not the sequence's own, or behind the window, shows it in every logit.
+    So do the slots of recurrent states.
 
     Args:
         num_tokens: that all runs have together, each time that they are computed.
@@ -63,6 +74,13 @@ class Harness:
         for cache in self.kv_caches:
             for tensor in (cache.k, cache.v):
                 tensor.fill_(torch.nan)
+        self.states = state_cache.allocate(
+            model.state_specs(), _NUM_STATES, dtype=dtype, device=CPU
+        )
+        for state in self.states:
+            for tensor in state.values():
+                tensor[1:] = torch.nan
+        self._free_states = iter(range(_NUM_STATES - 1, 0, -1))
         # 197 is prime: every block but 0 once, never two neighbours in a row.
         self._free_blocks = (1 + 197 * i % (num_blocks - 1) for i in count())
 
@@ -92,7 +110,13 @@ class Harness:
         ]
         input_ids, positions, rope_lengths = [], [], []
         slots: list[list[int]] = [[] for _ in self.windows]
+        state_runs: list[StateRun] = []
         for run, num_tokens in scheduled:
+            if self.states:
+                end = run.num_computed_tokens + num_tokens
+                state = run.state = run.state or self.new_state(run)
+                state_runs += state_cache.runs(state, len(input_ids), run.num_computed_tokens, end)
+                state.source = state.slot
             for position in range(run.num_computed_tokens, run.num_computed_tokens + num_tokens):
                 input_ids.append(run.token_ids[position])
                 positions.append(position)
@@ -112,8 +136,17 @@ class Harness:
             context_lens_list=context_lens,
             kv_caches=self.kv_caches,
             block_size=BLOCK_SIZE,
+            states=self.states,
+            state_runs=state_runs,
         )
         return torch.tensor(input_ids), context
+
+    def new_state(self, run: Run, source: int = 0) -> SequenceState:
+        """A state that begins with what is in the slot `source`."""
+        state = SequenceState(next(self._free_states), source)
+        if run.last_block_end:
+            state.checkpoints[run.last_block_end] = next(self._free_states)
+        return state
 
     def _visible(self, run: Run, group: int, width: int) -> list[int]:
         """The run's block table, with what its next token does not see as block 0."""
@@ -162,14 +195,15 @@ def warm(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Ru
     first = alone(harness, prompts, 1)
     runs = []
     for run in first:
-        num_blocks = (len(run.prompt) - 1) // BLOCK_SIZE
-        runs.append(
-            Run(
-                run.prompt,
-                block_tables=[table[:num_blocks] for table in run.block_tables],
-                num_computed_tokens=num_blocks * BLOCK_SIZE,
-            )
+        num_blocks = run.last_block_end // BLOCK_SIZE
+        again = Run(
+            run.prompt,
+            block_tables=[table[:num_blocks] for table in run.block_tables],
+            num_computed_tokens=run.last_block_end,
         )
+        if run.state is not None:
+            again.state = harness.new_state(again, run.state.checkpoints.get(run.last_block_end, 0))
+        runs.append(again)
     harness.generate(runs, num_tokens)
     return runs
 
@@ -180,6 +214,7 @@ def preempted(harness: Harness, prompts: list[list[int]], num_tokens: int) -> li
     for run in runs:
         run.num_computed_tokens = 0
         run.block_tables = []
+        run.state = None
     harness.generate(runs, num_tokens)
     return runs
 

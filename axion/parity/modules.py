@@ -23,7 +23,7 @@ from axion.layers.linear import FusedLinear, PackedLinear
 from axion.models.base import CausalLM
 from axion.parity.harness import BLOCK_SIZE, Harness, Run
 from axion.parity.messages import Difference, Fault, Module
-from axion.parity.reference import forget
+from axion.parity.reference import cache_name, forget
 
 Key = tuple[str, int]
 """Path of a module of transformers, and which of its calls."""
@@ -86,7 +86,8 @@ class Comparison:
         forget(self.reference)
         cache = DynamicCache(config=self.reference.config)
         with trace(self.reference) as root:
-            out = self.reference(torch.tensor([prompt]), past_key_values=cache, use_cache=True)
+            caches = {cache_name(self.reference): cache}
+            out = self.reference(torch.tensor([prompt]), use_cache=True, **caches)
         root.output = out.logits
         harness, sequence = self._new_harness(prompt), Run(prompt)
         self._prompt, self._index, self._sequence = prompt, index, sequence

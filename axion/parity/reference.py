@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +24,31 @@ class Generated(NamedTuple):
 def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Generated:
     """What transformers generates, greedily, for this prompt alone."""
     forget(model)
-    cache, logits, token_ids = DynamicCache(config=model.config), [], []
-    input_ids = prompt
+    logits: list[Tensor] = []
+    token_ids: list[int] = []
+    parameters = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = {cache_name(model): DynamicCache(config=model.config)}
+    input_ids, position = prompt, 0
     for _ in range(num_tokens):
-        out = model(torch.tensor([input_ids]), past_key_values=cache, logits_to_keep=1)
+        end = position + len(input_ids)
+        if "position_ids" in parameters:  # not all count what is cached
+            inputs["position_ids"] = torch.arange(position, end)[None]
+        out = model(torch.tensor([input_ids]), use_cache=True, logits_to_keep=1, **inputs)
+        position = end
         logits.append(out.logits[0, -1])
         input_ids = [int(logits[-1].argmax())]
         token_ids += input_ids
     return Generated(torch.stack(logits), token_ids)
 
 
+def cache_name(model: PreTrainedModel) -> str:
+    """What the model calls its cache."""
+    has_states_only = "cache_params" in inspect.signature(model.forward).parameters
+    return "cache_params" if has_states_only else "past_key_values"
+
+
 def forget(model: PreTrainedModel) -> None:
     """A dynamic rope keeps the longest length that it has seen; a new one has seen none."""
     decoder = model.get_decoder()
-    if hasattr(decoder, "rotary_emb"):
+    if getattr(decoder, "rotary_emb", None) is not None:
         decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)

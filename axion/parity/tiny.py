@@ -146,7 +146,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     elif kv_heads == 1:
         fields |= {own["num_key_value_heads"]: 1}
     if head_dim is not None:
-        fields["head_dim"] = 16 if head_dim * heads == hidden_size else 24
+        fields["head_dim"] = 16 if heads and head_dim * heads == hidden_size else 24
         if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
             fields["head_dim"] = _LIMITS["qk_rope_head_dim"]
     for name, limit in _LIMITS.items():

@@ -13,13 +13,14 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 from torch import Tensor
 
+from axion.engine import state_cache
 from axion.engine.kv_cache import KVCacheGroup, allocate
 from axion.engine.loader import load_embedding_model, resolve_device
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.download import download
 from axion.hub.resolve import parse_id
-from axion.layers.context import ForwardContext
+from axion.layers.context import ForwardContext, StateRun
 from axion.pooling.messages import EmbedRequest
 from axion.pooling.model import BatchTokenizer, Tokens, scaled_to_length_1
 from axion.pooling.sentence import pooling_mode, transformer_config
@@ -121,6 +122,14 @@ class NativeEmbedder:
             context_lens_list=lengths.tolist(),
             kv_caches=[by_shape[spec] for spec in specs],
             block_size=_BLOCK_SIZE,
+            # From zeros, and to where nobody reads it.
+            states=state_cache.allocate(
+                self._model.state_specs(), 2, dtype=self._model.dtype, device=self._device
+            ),
+            state_runs=[
+                StateRun(end - length, length, source=0, target=1, kept=None, order=0)
+                for length, end in zip(lengths.tolist(), np.cumsum(lengths).tolist(), strict=True)
+            ],
         )
 
     def _to_device(self, array: NDArray[np.integer]) -> Tensor:

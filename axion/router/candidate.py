@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from axion.backends.base import InferenceBackend, ModelConfig
+from axion.router.limiter import Limiter
 from axion.types import BackendHealth, BackendState
 
 LOADING = "It is being loaded."
@@ -16,13 +17,15 @@ class Candidate:
 
     Attributes:
         model: what it is to load.
+        limiter: gives its requests their places.
         starting: its start, from when it was begun.
         failure: why it could not be started.
     """
 
-    def __init__(self, backend: InferenceBackend, model: ModelConfig) -> None:
+    def __init__(self, backend: InferenceBackend, model: ModelConfig, limiter: Limiter) -> None:
         self.backend = backend
         self.model = model
+        self.limiter = limiter
         self.starting: asyncio.Task[None] | None = None
         self.failure: Exception | None = None
 

@@ -31,6 +31,7 @@ class Reason(enum.StrEnum):
     UNSUPPORTED_DEVICE = "unsupported_device"
     UNSUPPORTED_DTYPE = "unsupported_dtype"
     UNSUPPORTED_PARALLELISM = "unsupported_parallelism"
+    NOT_DETERMINISTIC = "not_deterministic"
     KNOWN_FAULT = "known_fault"
     NOT_ENOUGH_MEMORY = "not_enough_memory"
 
@@ -78,6 +79,7 @@ def decide(
     dtype: str = "auto",
     quantization: str = "none",
     tensor_parallel_size: int = 1,
+    deterministic: bool = False,
 ) -> Decision:
     """Judge each engine of `order`.
 
@@ -87,9 +89,12 @@ def decide(
         dtype: the number format that the settings ask for, or `auto`.
         quantization: what plain weights are to be quantized to, or `none`.
         tensor_parallel_size: GPUs that are to share the model.
+        deterministic: a request must get the same bits in whatever batch.
     """
     verdicts = tuple(
-        _judge(name, engine, model, device, dtype, quantization, tensor_parallel_size)
+        _judge(
+            name, engine, model, device, dtype, quantization, tensor_parallel_size, deterministic
+        )
         if (engine := engines.get(name)) is not None
         else _unknown(name, known or list(engines))
         for name in dict.fromkeys(order)
@@ -117,6 +122,7 @@ def _judge(
     dtype: str,
     quantization: str,
     tensor_parallel_size: int,
+    deterministic: bool,
 ) -> Verdict:
     need = _memory_bytes(engine, model, device, dtype, quantization) // tensor_parallel_size
     for code, reason in (
@@ -126,6 +132,7 @@ def _judge(
         _architecture(engine, model, device),
         _device(engine, model, device, dtype),
         _parallelism(engine, tensor_parallel_size),
+        _determinism(engine, deterministic),
         _memory(need, model, device),
     ):
         if code is not Reason.ACCEPTED:
@@ -156,6 +163,8 @@ def _unknown(name: str, known: Sequence[str]) -> Verdict:
 def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, need: int) -> str:
     what = ", ".join(model.architectures) or "the model"
     listed = "lists" if engine.architectures is not None else "is not asked whether it has"
+    if _is_fallback(engine, model):
+        listed = "serves by its fallback (see docs/models.md)"
     memory = f", and needs some {need / _GIB:.1f} GiB" if need >= _GIB / 10 else ""
     return f"It is there, runs on {device.kind} and {listed} {what}{memory}."
 
@@ -186,7 +195,21 @@ def _files(engine: EngineFacts, model: ModelFacts) -> _Finding:
             f"The weights are quantized by {model.quantization}; it loads "
             f"{', '.join(sorted(quantizations)) or 'none that are quantized'}.",
         )
+    if model.quantization and _is_fallback(engine, model):
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"The weights are quantized by {model.quantization}; it serves "
+            f"{model.architectures[0]} by its fallback, which loads none that are quantized.",
+        )
     return _FINE
+
+
+def _is_fallback(engine: EngineFacts, model: ModelFacts) -> bool:
+    """Whether it has no class of its own for the model."""
+    named = set(model.architectures)
+    return bool(named & engine.by_fallback) and named.isdisjoint(
+        (engine.architectures or set()) - engine.by_fallback
+    )
 
 
 def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> _Finding:
@@ -203,6 +226,12 @@ def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> 
             Reason.UNSUPPORTED_QUANTIZATION,
             f"QUANTIZATION is {quantization}, to which it does not quantize weights.",
         )
+    if _is_fallback(engine, model):
+        return (
+            Reason.UNSUPPORTED_QUANTIZATION,
+            f"QUANTIZATION is {quantization}, and it serves {model.architectures[0]} by its "
+            "fallback, whose weights stay as they are. Unset it.",
+        )
     return _FINE
 
 
@@ -218,6 +247,9 @@ def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -
     shown = ", ".join(model.architectures)[:200] or "which config.json does not name"
     listed = sorted(engine.architectures)
     names = f": {', '.join(listed)}" if len(listed) <= _MAX_SHOWN else ""
+    whys = [engine.refusals[name] for name in model.architectures if name in engine.refusals]
+    if whys:
+        return Reason.UNSUPPORTED_ARCHITECTURE, f"It does not serve {shown}: {whys[0]}"
     code = " The model brings its own Python code (auto_map), which is never run."
     return (
         Reason.UNSUPPORTED_ARCHITECTURE,
@@ -245,6 +277,15 @@ def _device(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, dtype: 
             Reason.KNOWN_FAULT,
             f"The attention heads have size {model.head_dim}; on {device.kind} it takes "
             f"{', '.join(map(str, sorted(head_dims)))}.",
+        )
+    return _FINE
+
+
+def _determinism(engine: EngineFacts, deterministic: bool) -> _Finding:
+    if deterministic and not engine.deterministic:
+        return (
+            Reason.NOT_DETERMINISTIC,
+            "DETERMINISTIC is on; what it computes for a request depends on the others beside it.",
         )
     return _FINE
 

@@ -186,6 +186,7 @@ def decide_for(
         dtype=settings.dtype,
         quantization=settings.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
+        deterministic=settings.deterministic,
     )
 
 

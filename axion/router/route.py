@@ -114,17 +114,19 @@ class Route:
             except AxionError as error:
                 raise failure or error from None
             first = None
-            if self._metrics is not None:
-                self._metrics.routed(self._served.name, candidate.engine)
-            chunks = start(candidate.backend, delivered if delivered.started else None)
             try:
-                async with aclosing(chunks):
-                    async for chunk in chunks:
-                        delivered.take(chunk)
-                        # Of one answer, whoever gives it.
-                        created = chunk.created if created is None else created
-                        chunk.created = created
-                        yield chunk
+                async with candidate.limiter.place(request.priority or 0) as place:
+                    if self._metrics is not None:
+                        self._metrics.routed(self._served.name, candidate.engine, place.waited_s)
+                    chunks = start(candidate.backend, delivered if delivered.started else None)
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            place.begin()
+                            delivered.take(chunk)
+                            # Of one answer, whoever gives it.
+                            created = chunk.created if created is None else created
+                            chunk.created = created
+                            yield chunk
                 break
             except EngineUnavailableError as error:
                 if not isinstance(error, CannotContinueError):

@@ -16,6 +16,7 @@ from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import AxionError, EngineUnavailableError, InvalidRequestError, ModelLoadError
 from axion.router.candidate import LOADING, NOT_LOADED, Candidate
 from axion.router.decide import Decision
+from axion.router.limiter import Limiter
 from axion.router.plan import Begin, Plan
 from axion.router.shadow import Shadow
 from axion.types import BackendHealth, BackendState, EngineHealth
@@ -39,11 +40,27 @@ class RoutingPolicy:
             started, or not at all.
         weights: share of the requests by engine; the first that can takes all if it is empty.
         shadow: an engine that gets a copy of some requests, and their share, 0 to 1.
+        max_queue: requests that may wait for an engine.
+        max_upstream_requests: requests that an engine without a queue of its own gets at once.
     """
 
     standby: Standby = "always"
     weights: dict[str, float] = field(default_factory=dict)
     shadow: tuple[str, float] | None = None
+    max_queue: int = 1000
+    max_upstream_requests: int = 1000
+
+    def limiter(self, backend: InferenceBackend, model: ModelConfig) -> Limiter:
+        """What gives an engine's requests their places.
+
+        One with a queue of its own gets all requests at once: it knows best which of them it can
+        compute together. Only how many wait in it is limited. What another one can take is found
+        out.
+        """
+        if backend.has_own_queue:
+            capacity = model.max_num_seqs + self.max_queue
+            return Limiter(capacity, lowest=capacity)
+        return Limiter(self.max_upstream_requests, max_waiting=self.max_queue)
 
     @property
     def engines(self) -> frozenset[str]:
@@ -152,7 +169,14 @@ class ServedModel:
         return msgspec.structs.replace(
             best,
             engines=tuple(
-                EngineHealth(c.engine, health.state, health.detail, health.restarts)
+                EngineHealth(
+                    c.engine,
+                    health.state,
+                    health.detail,
+                    health.restarts,
+                    num_waiting=c.limiter.num_waiting,
+                    limit=c.limiter.limit,
+                )
                 for c, health in healths.items()
             ),
         )
@@ -167,7 +191,7 @@ class ServedModel:
         begun: dict[InferenceBackend, Candidate] = {}
 
         def begin(backend: InferenceBackend, model: ModelConfig) -> None:
-            begun[backend] = candidate = Candidate(backend, model)
+            begun[backend] = candidate = self._candidate(backend, model)
             self.candidates.append(candidate)
             self._launch(candidate)
             self._has_begun.set()
@@ -182,7 +206,8 @@ class ServedModel:
         finally:
             self._has_begun.set()
         self.candidates = [
-            begun.get(backend) or Candidate(backend, model) for backend, model in plan.backends
+            begun.get(backend) or self._candidate(backend, model)
+            for backend, model in plan.backends
         ]
         self.decision = plan.decision
         self.shadow = self._create_shadow()
@@ -194,6 +219,9 @@ class ServedModel:
         for candidate in self.candidates:
             if candidate.engine in self.policy.engines:
                 self._launch(candidate)
+
+    def _candidate(self, backend: InferenceBackend, model: ModelConfig) -> Candidate:
+        return Candidate(backend, model, self.policy.limiter(backend, model))
 
     @property
     def _standby_fits(self) -> bool:

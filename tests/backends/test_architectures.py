@@ -14,6 +14,7 @@ from axion.backends.architectures import (
     fallback_architectures,
     native_architectures,
     native_quantizations,
+    refused_architectures,
 )
 from axion.backends.native import NativeBackend
 from axion.models.registry import load_model_class, model_classes
@@ -41,8 +42,9 @@ async def test_what_was_measured_of_the_fallback_counts_too(architecture: str):
     assert {architecture, "LlamaForCausalLM"} <= facts.architectures
 
 
-def test_what_was_refused_or_gave_other_answers_does_not_count():
-    assert fallback_architectures().isdisjoint({"MambaForCausalLM", "BloomForCausalLM"})
+def test_what_was_refused_does_not_count_and_says_why():
+    assert "BartForCausalLM" not in fallback_architectures()
+    assert "encoder" in refused_architectures()["BartForCausalLM"]
 
 
 def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.MonkeyPatch):

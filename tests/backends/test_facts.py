@@ -126,7 +126,7 @@ def test_an_unknown_architecture_keeps_its_name(tmp_path: Path):
 
 def test_what_is_no_gguf_file_is_a_clear_error(tmp_path: Path):
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
+    file.write_bytes(b"GGML")
     with pytest.raises(ModelLoadError, match=r"model\.gguf is no GGUF file"):
         model_facts("m", file)
 

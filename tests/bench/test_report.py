@@ -4,10 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from axion.bench.client import Sample
 from axion.bench.plot import svg
-from axion.bench.report import Figures, Report, Spread, changes, figures
-from axion.bench.soak import Snapshot, judge
+from axion.bench.report import Figures, Report, Sample, Spread, changes, figures
+from axion.bench.soak import Snapshot, judge, warm_up_s
 
 
 def test_percentiles():
@@ -93,3 +92,11 @@ def test_a_soak_finds_what_is_not_as_before(late: Snapshot, num_failed: int, fau
     faults = judge(Snapshot(1e9, 5, 8), late, num_failed).faults
     assert len(faults) == (fault is not None)
     assert fault is None or fault in faults[0]
+
+
+def test_memory_is_judged_after_a_warm_up_and_not_in_a_short_soak():
+    assert warm_up_s(30) is None
+    assert warm_up_s(300) == 60
+    assert warm_up_s(1800) == 180
+    assert judge(None, Snapshot(9e9, 0, 0), 0).faults == []
+    assert judge(None, Snapshot(9e9, 0, 0), 1).faults == ["1 requests failed"]

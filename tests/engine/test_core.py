@@ -14,7 +14,7 @@ from axion.engine import model_runner
 from axion.engine.core import EngineCore
 from axion.engine.kv_cache import KVCacheLayout, lay_out
 from axion.engine.messages import AddRequest
-from axion.layers.context import KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
 from tests.parity.checkpoints import CASES, save_tiny
 
@@ -205,6 +205,65 @@ def test_an_exception_in_a_step_fails_only_that_step(path: Path, monkeypatch):
     assert "secret" not in output.error
     assert len(tokens_of(run(core, {"b": [1, 2]})["b"])) == NUM_TOKENS
     core.scheduler.check_integrity()
+
+
+class ShortOfMemory(torch.nn.Module):
+    """A model for which the machine has memory up to a size of steps."""
+
+    def __init__(self, model: torch.nn.Module, num_tokens: int, error: Exception) -> None:
+        super().__init__()
+        self.model, self.num_tokens, self.error = model, num_tokens, error
+
+    def forward(self, input_ids: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        hidden_states = self.model(input_ids, context)  # some of its work is done
+        if len(input_ids) > self.num_tokens:
+            raise self.error
+        return hidden_states
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.model, name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_step_without_memory_is_computed_in_smaller_ones(path: Path, error: Exception):
+    prompts = {str(i): [10 + i, 20, 30] * (i + 1) for i in range(6)}
+    core = make_core(path, max_num_seqs=6)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, prompt_logprobs=1)
+    expected = run(core, prompts, params)
+    core.runner.model = ShortOfMemory(core.runner.model, 4, error)
+    found = run(core, prompts, params)
+    assert {n: tokens_of(o) for n, o in found.items()} == {
+        n: tokens_of(o) for n, o in expected.items()
+    }
+    for name, prompt in prompts.items():
+        scores = [x for output in found[name] for x in output.prompt_logprobs or []]
+        assert len(scores) == len(prompt) - 1
+    assert core.stats.num_out_of_memory > 0
+    assert core.stats.num_blocks_used == 0
+
+
+def test_a_request_that_finds_no_memory_alone_is_told_so_and_others_are_answered(path: Path):
+    core = make_core(path)
+    model = core.runner.model
+    core.runner.model = ShortOfMemory(model, 0, MemoryError())
+    [output] = run(core, {"a": [1] * 40})["a"]
+    assert output.finish_reason is FinishReason.ERROR
+    assert "not enough memory" in output.error
+    core.runner.model = model
+    assert len(tokens_of(run(core, {"b": [1, 2]})["b"])) == NUM_TOKENS
 
 
 def test_logits_that_are_not_numbers_fail_only_their_own_request(path: Path):

@@ -54,6 +54,15 @@ def test_the_tightest_of_the_groups_around_the_process_counts(tmp_path: Path, ow
     assert _cgroup_headroom(tmp_path, own) == 40 * MIB
 
 
+def test_a_cache_that_is_to_be_larger_than_the_free_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(kv_cache, "free_memory", lambda device: 6 * 2**30)
+    cpu = torch.device("cpu")
+    assert kv_cache.budget(cpu, None, 0.5) == 3 * 2**30
+    assert kv_cache.budget(cpu, 6 * 2**30, 0.5) == 6 * 2**30
+    with pytest.raises(ModelLoadError, match=r"1000\.00 GiB .*6\.00 GiB of cpu memory are free"):
+        kv_cache.budget(cpu, 1000 * 2**30, 0.5)
+
+
 def test_a_container_sees_its_group_as_the_root(tmp_path: Path, own: Path):
     own.write_text("0::/\n")
     write_group(tmp_path, str(100 * MIB), 60 * MIB)

@@ -8,6 +8,7 @@
 # PYTHON             makes the environments of the engines (default python3)
 # AXION_PYTHON       has Axion's development packages and makes the model (default .venv/bin/python)
 # JOBS               compiler processes of llama.cpp (default 2)
+# OPTIMIZE           how much the compiler optimizes llama.cpp (default -O1)
 #
 # Executables are linked into $AXION_ENGINES_DIR/bin: max, vllm, llama-server, llama-quantize.
 set -euo pipefail
@@ -71,13 +72,13 @@ llama_sources() {
 }
 
 # Built by hand: the package's own build starts as many compilers as there are files. AMX is off
-# because GCC 12 compiles it to an illegal instruction. Little is optimized: the model is tiny, and the
-# compiler's time is what a developer waits for.
+# because GCC 12 compiles it to an illegal instruction. Little is optimized: the tests' model is tiny,
+# and the compiler's time is what a developer waits for.
 install_llama() {
     local sources build=$root/llama.cpp/build
     sources=$(llama_sources)
     cmake -S "$sources" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-        -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" -DGGML_NATIVE=ON -DGGML_AMX_INT8=OFF \
+        -DCMAKE_CXX_FLAGS_RELEASE="${OPTIMIZE:--O1} -DNDEBUG" -DGGML_NATIVE=ON -DGGML_AMX_INT8=OFF \
         -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$root/llama.cpp/cmake.log"
     nice -n 19 ninja -C "$build" -j "${JOBS:-2}" llama-server llama-quantize

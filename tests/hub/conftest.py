@@ -45,6 +45,9 @@ class Hub(ThreadingHTTPServer):
         self.resets = False
         self.ranges: list[str] = []
         self.download_began = threading.Event()
+        self.commit = COMMIT
+        # What is pushed to main as soon as somebody has asked what main is.
+        self.pushed: dict[str, str] = {}
 
     @property
     def url(self) -> str:
@@ -82,11 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._error(404 if token else 401, code="RepoNotFound")
         verb, revision, file = parts[2], parts[3], "/".join(parts[4:])
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", hub.commit):
             return self._error(404, code="RevisionNotFound")
         match verb:
             case "revision":
-                self._json(self._info(parts, repo))
+                self._json(self._info(parts, repo, hub.commit))
+                hub.commit = hub.pushed.pop(hub.commit, hub.commit)
             case "tree":
                 self._json(self._tree(repo))
             case "resolve":
@@ -95,12 +99,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._file(file, repo.files[file], with_body=with_body)
         return None
 
-    def _info(self, parts: list[str], repo: Repo) -> dict[str, Any]:
+    def _info(self, parts: list[str], repo: Repo, commit: str) -> dict[str, Any]:
         siblings = [
             {"rfilename": name, "size": repo.sizes.get(name, len(data))}
             for name, data in repo.files.items()
         ]
-        return {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings}
+        return {"id": "/".join(parts[:2]), "sha": commit, "siblings": siblings}
 
     def _tree(self, repo: Repo) -> list[dict[str, Any]]:
         return [
@@ -110,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, data: bytes, *, with_body: bool) -> None:
         hub = cast(Hub, self.server)
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": hub.commit}
         if with_body and hub.block_downloads is not None:
             self._send(200, data[:0], headers, length=len(data))
             hub.download_began.set()

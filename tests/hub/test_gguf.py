@@ -93,7 +93,8 @@ def test_what_ggufs_own_writer_writes_is_read(tmp_path: Path):
 
 F32 = {"tensors": (tensor("w", (8,)),)}
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is no GGUF file"),
+    "empty": (b"", "is empty"),
+    "short": (b"GGUF", "ends in its header"),
     "magic": (b"GGML" + bytes(100), "is no GGUF file"),
     "other": (b"PK\x03\x04" + bytes(100), "is no GGUF file"),
     "no architecture": (HEADER.pack(b"GGUF", 3, 0, 0), "names its architecture"),

@@ -98,7 +98,11 @@ class Sequences:
         window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        chunk: int | None = None,
+        alibi_slopes: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
+        """Args: chosen: `[context_len, num_chosen]`, of this sequence."""
         q, k, v = (x[seq].double() for x in (self.q, self.k, self.v))
         group = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
@@ -108,6 +112,13 @@ class Sequences:
         seen = torch.ones(len(k), len(k), dtype=torch.bool).tril()
         if window is not None:
             seen &= torch.ones_like(seen).triu(1 - window)
+        tokens = torch.arange(len(k))
+        if chunk is not None:
+            seen &= tokens // chunk == tokens[:, None] // chunk
+        if alibi_slopes is not None:
+            scores = scores + alibi_slopes[:, None, None] * (tokens - tokens[:, None])
+        if chosen is not None:
+            seen &= (tokens[:, None] == chosen[:, None]).any(-1)
         scores = scores.masked_fill(~seen, float("-inf"))
         if sinks is not None:
             scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(k), 1)), dim=-1)
@@ -160,6 +171,54 @@ def test_windows_soft_caps_and_sinks(
         outputs = sequences.attend(**options)
     for seq, out in enumerate(outputs):
         expected = sequences.expected(seq, **options)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=any_lengths,
+    heads=any_heads,
+    chunk=st.none() | st.integers(1, 28),
+    has_slopes=st.booleans(),
+    max_rows=st.integers(1, 8),
+)
+def test_chunks_and_slopes(
+    lengths: list[tuple[int, int]],
+    heads: tuple[int, int],
+    chunk: int | None,
+    has_slopes: bool,
+    max_rows: int,
+) -> None:
+    sequences = Sequences(lengths, *heads, block_size=4)
+    slopes = torch.linspace(0.1, 0.8, heads[0]) if has_slopes else None
+    options = {"chunk": chunk, "alibi_slopes": slopes}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_MIN_ROWS", max_rows)
+        patch.setattr(reference, "_MAX_SCORES", max_rows * heads[0] * 10)
+        outputs = sequences.attend(**options)
+    for seq, out in enumerate(outputs):
+        expected = sequences.expected(seq, **options)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_each_token_attends_to_what_is_chosen_for_it(
+    has_sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_MAX_SCORES", 3 * 5 * HEAD_DIM)  # three tokens at a time
+    sequences = Sequences([(1, 2), (1, 30), (4, 0), (7, 9)], 4, 2, 4)
+    sinks = torch.linspace(-2, 2, 4) if has_sinks else None
+    generator = torch.Generator().manual_seed(2)
+    chosen = []
+    for length in sequences.context_lens:
+        # Itself; the others at random, of which some are behind it, and some not there at all.
+        others = torch.randperm(length + 1, generator=generator)[:4].expand(length, -1) - 1
+        others = torch.nn.functional.pad(others, (0, 4 - others.shape[1]), value=-1)
+        itself = torch.arange(length)[:, None]
+        chosen.append(torch.cat((itself, others.masked_fill(others == itself, -1)), dim=1))
+    outputs = sequences.attend(chosen=sequences.new(chosen), sinks=sinks)
+    for seq, out in enumerate(outputs):
+        expected = sequences.expected(seq, chosen=chosen[seq], sinks=sinks)
         torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 

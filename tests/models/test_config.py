@@ -44,11 +44,16 @@ def test_defaults_are_those_of_transformers(caplog: pytest.LogCaptureFixture) ->
 # What transformers' own defaults leave out, or do not fit.
 _NEEDED = {
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 6},
+    "BloomForCausalLM": {"intermediate_size": 8192},
     "DeepseekV3ForCausalLM": {"num_key_value_heads": 32},
+    "DeepseekV32ForCausalLM": {"num_key_value_heads": 32},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "GPTNeoForCausalLM": {"num_hidden_layers": 24},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
+    "GlmMoeDsaForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},
+    "MptForCausalLM": {"intermediate_size": 8192},
 }
 
 

@@ -158,6 +158,7 @@ def refusal(architecture: str, **changes: Any) -> str:
         ("Qwen3NextForCausalLM", "recurrent state"),
         ("DeepseekV32ForCausalLM", "indices"),
         ("DogeForCausalLM", "masks of its own"),
+        ("Llama4ForCausalLM", "attends to others"),
         ("StableLmForCausalLM", "does not hand the arguments"),
     ],
 )
@@ -186,7 +187,6 @@ def test_the_decoder_of_an_encoder_is_refused() -> None:
         ("InklingForCausalLM", "position_bias"),
         ("ChameleonForConditionalGeneration", "vocabulary_mapping"),
         ("BartForCausalLM", "something else than attention sees other tokens"),
-        ("RobertaForCausalLM", "does not count positions from 0"),
     ],
 )
 def test_what_only_numbers_show_is_refused_too(
@@ -305,10 +305,12 @@ def test_ropes_that_depend_on_the_length_are_served_as_far_as_they_do_not(
     assert cls(config).max_length() == longest
 
 
-def test_chunked_attention_is_served_up_to_one_chunk() -> None:
-    cls = fallback_class("Llama4ForCausalLM")
-    assert cls is not None
-    assert cls(small_config("Llama4ForCausalLM").to_dict()).max_length() == 128
+def test_positions_are_counted_from_where_the_model_does(tmp_path: Path) -> None:
+    save("RobertaForCausalLM", tmp_path)
+    model = load_fallback(tmp_path)
+    padding = model.hf_config.pad_token_id
+    assert model.first_position == padding + 1
+    assert model.max_length() == model.hf_config.max_position_embeddings - padding - 1
 
 
 def test_an_architecture_that_nobody_has_compared_is_named_in_the_log(

@@ -66,7 +66,6 @@ _COMPASS = {
     "head_dim": 16,
 }
 _SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
-_CHUNKED = {"attention_chunk_size": 128}
 
 
 def _sections(*sections: int) -> dict[str, Any]:
@@ -118,6 +117,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Ovis2ForConditionalGeneration": {"visual_indicator_token_ids": [190, 191, 192, 193, 194]},
     "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
     "GPTJForCausalLM": {"rotary_dim": 8},
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
     "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
     "HrmTextForCausalLM": {
         "num_layers_per_stack": 1,
@@ -130,8 +130,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": _CONVOLVED,
     "Lfm2MoeForCausalLM": _CONVOLVED,
     "Lfm2VlForConditionalGeneration": {"text_config": _CONVOLVED},
-    "Llama4ForCausalLM": _CHUNKED,
-    "Llama4ForConditionalGeneration": {"text_config": _CHUNKED},
     "Kimi_K25ForConditionalGeneration": {"text_config": _LATENT},
     "LongcatFlashForCausalLM": {
         **_LATENT,
@@ -360,7 +358,6 @@ transformers that it does not list. The router gives Axion's own engine what is 
 
 - Ropes that depend on the length: `longrope` is served up to the original context (one set of
   factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
-- Chunked attention (Llama 4) is served up to one chunk.
 - Latent attention (MLA) is cached expanded.
 - Where layers may be of several kinds (`GraniteMoeHybridForCausalLM`), all must be attention. BERT
   and its kin need `is_decoder` in `config.json`.

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
 
 _MHA = {"num_key_value_heads": 4}
+_SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 48}
 _FACTORS = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 
 
@@ -154,6 +155,24 @@ def _ministral3(beta: float, **config: Any) -> dict[str, Any]:
     return {"head_dim": 16, **config, "rope_parameters": rope}
 
 
+def _mpt(attention: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
+    return {"attn_config": attention or {}, **_MHA, **config}
+
+
+def _gpt_neo(neutral: dict[str, Any], **config: Any) -> Case:
+    layers = {"attention_types": [[["local", "global"], 1]], "window_size": WINDOW}
+    return Case("GPTNeoForCausalLM", {**layers, **_MHA, **config}, neutral)
+
+
+def _llama4(neutral: dict[str, Any] | None = None, *, inside: str = "", **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "intermediate_size": 32, "intermediate_size_mlp": 96},
+        **{"num_local_experts": 6, "head_dim": 16, "no_rope_layers": [1, 0, 1]},
+        **{"attention_chunk_size": WINDOW, "floor_scale": 8, "interleave_moe_layer_step": 2},
+    }
+    return Case("Llama4ForCausalLM", {**sizes, **config}, neutral or {}, inside=inside)
+
+
 _PLAIN = {"rope_parameters": _PLAIN_ROPES}
 _SEEING = {
     "vision_config": {
@@ -195,6 +214,20 @@ def _glm4_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Glm4MoeForCausalLM", {**experts, **config}, neutral or {})
 
 
+_DELTA_NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 8,
+}
+
+
+def _qwen3_next(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {**_EXPERTS, **_DELTA_NET, "shared_expert_intermediate_size": 48, **config}
+    return Case("Qwen3NextForCausalLM", {"head_dim": 24, **config}, neutral or {})
+
+
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
     return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
@@ -218,6 +251,34 @@ def _deepseek(version: str, neutral: dict[str, Any] | None = None, **config: Any
         **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
     }
     return Case(f"Deepseek{version}ForCausalLM", {**sizes, **config}, neutral or {})
+
+
+_INDEXED = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 20}
+
+
+def _deepseek_v32(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return _deepseek("V32", neutral, **{**_INDEXED, **config})
+
+
+def _glm_moe_dsa(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    case = _deepseek("V32", **{**_INDEXED, "num_hidden_layers": 3, **config})
+    return Case("GlmMoeDsaForCausalLM", case.config, neutral or {})
+
+
+def _axk2(neutral: dict[str, Any], **config: Any) -> Case:
+    groups = {"n_group": None, "topk_group": None, "mlp_layer_types": ["dense", "sparse"]}
+    sizes = {**_deepseek_v32().config, **groups, "gated_norm_rank": 8}
+    return Case("AXK2ForCausalLM", {**sizes, **config}, neutral)
+
+
+def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
+    layers = {"num_hidden_layers": 3, "indexer_types": ["full", "full", "shared"]}
+    return Case("HYV4ForCausalLM", {**_deepseek_v32().config, **layers, **config}, neutral)
+
+
+def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
+    rope = {"rope_parameters": _ministral3(0.5)["rope_parameters"]}
+    return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
 
 
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -465,6 +526,53 @@ CASES: dict[str, Case] = {
         new_decoder_architecture=True,
         num_kv_heads=2,
     ),
+    "bloom": Case("BloomForCausalLM", _MHA),
+    "bloom-six-heads": Case("BloomForCausalLM", _SIX_HEADS),
+    "bloom-residual": _knob(
+        "BloomForCausalLM", "apply_residual_connection_post_layernorm", True, False, **_MHA
+    ),
+    "bloom-norm-epsilon": _knob(
+        "BloomForCausalLM",
+        "layer_norm_epsilon",
+        0.1,
+        1e-5,
+        tie_word_embeddings=False,
+        **_MHA,
+    ),
+    "mpt": Case("MptForCausalLM", _mpt()),
+    "mpt-six-heads": Case("MptForCausalLM", _mpt(**_SIX_HEADS)),
+    "mpt-clip": Case("MptForCausalLM", _mpt({"clip_qkv": 0.5}), _mpt()),
+    "mpt-scale": Case(
+        "MptForCausalLM",
+        {**_mpt({"softmax_scale": 0.1}), "layer_norm_epsilon": 0.1},
+        {"attn_config": {}},
+    ),
+    "gpt-neo": _gpt_neo({"window_size": WINDOW + 1}),
+    "gpt-neo-local": _gpt_neo(
+        {"attention_types": [[["global", "local"], 1]]}, attention_types=[[["local"], 2]]
+    ),
+    "gpt-neo-norm-epsilon": _gpt_neo(
+        {"layer_norm_epsilon": 1e-5},
+        layer_norm_epsilon=0.1,
+        activation_function="relu",
+        tie_word_embeddings=False,
+    ),
+    "codegen": Case("CodeGenForCausalLM", {"rotary_dim": 16, **_MHA}),
+    "codegen-rotary-dim": _knob("CodeGenForCausalLM", "rotary_dim", 6, 8, **_MHA),
+    "codegen-norm-epsilon": _knob(
+        "CodeGenForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, n_inner=96, **_MHA
+    ),
+    "xglm": Case("XGLMForCausalLM", {"ffn_dim": 96, **_MHA}),
+    "xglm-unscaled": _knob("XGLMForCausalLM", "scale_embedding", False, True, **_MHA),
+    "xglm-padding": _knob("XGLMForCausalLM", "pad_token_id", 5, None, ffn_dim=96, **_MHA),
+    "xglm-activation": _knob(
+        "XGLMForCausalLM",
+        "activation_function",
+        "relu",
+        "gelu",
+        tie_word_embeddings=False,
+        **_MHA,
+    ),
     "opt": Case("OPTForCausalLM", {"ffn_dim": 96, **_MHA}),
     "opt-post-norm": _knob("OPTForCausalLM", "do_layer_norm_before", False, True, **_MHA),
     "opt-no-final-norm": _knob(
@@ -517,6 +625,12 @@ CASES: dict[str, Case] = {
         {"model_type": "mistral", "head_dim": 24, "sliding_window": WINDOW},
         {"sliding_window": None},
         _SEEING,
+    ),
+    "mistral3-mistral4": Case(
+        "Mistral3ForConditionalGeneration",
+        {"model_type": "mistral4", **_mistral4({}).config},
+        {"routed_scaling_factor": 3.0},
+        {"vision_config": {"model_type": "pixtral", **_SEEING["vision_config"]}},
     ),
     "mistral3-ministral3": Case(
         "Mistral3ForConditionalGeneration",
@@ -670,6 +784,44 @@ CASES: dict[str, Case] = {
         attention_bias=True,
         rms_norm_eps=0.1,
     ),
+    "deepseek-v32": _deepseek_v32({"index_topk": 13}),
+    "deepseek-v32-groups": _deepseek_v32({"topk_group": 2}, n_group=3, topk_group=1),
+    "deepseek-v32-knobs": _deepseek_v32(
+        {"norm_topk_prob": True},
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        attention_bias=True,
+        mlp_layer_types=["sparse", "dense"],
+    ),
+    "deepseek-v32-yarn": _deepseek_v32(
+        {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "axk2": _axk2({"index_topk": 13}),
+    "axk2-groups": _axk2({"topk_group": 2}, n_group=3, topk_group=1),
+    "hy-v4": _hy_v4({"index_topk": 13}),
+    "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
+    "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
+    "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
+    "mistral4-groups": _mistral4(
+        {"norm_topk_prob": True},
+        n_group=3,
+        topk_group=1,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.7,
+        rope_interleave=False,
+        q_lora_rank=None,
+    ),
+    "glm-moe-dsa": _glm_moe_dsa({"index_topk": 13}),
+    "glm-moe-dsa-shared": _glm_moe_dsa(
+        {"indexer_types": ["full", "full", "shared"]}, indexer_types=["full", "shared", "full"]
+    ),
+    "glm-moe-dsa-frequency": _glm_moe_dsa(
+        {"index_topk_freq": 1}, index_topk_freq=2, index_skip_topk_offset=1
+    ),
+    "glm-moe-dsa-pattern": _glm_moe_dsa(
+        {"index_topk_pattern": "FFF"}, index_topk_pattern="FFS", rms_norm_eps=0.1
+    ),
     "deepseek-v3-yarn": _deepseek(
         "V3",
         {"rope_parameters": {**_DEEPSEEK_YARN, "mscale_all_dim": 0.0}},
@@ -795,6 +947,30 @@ CASES: dict[str, Case] = {
     "hunyuan-v1-dense-bias": _knob(
         "HunYuanDenseV1ForCausalLM", "attention_bias", True, False, head_dim=16
     ),
+    "qwen3-next": _qwen3_next({"norm_topk_prob": False}, mlp_only_layers=[1]),
+    "qwen3-next-interval": _qwen3_next(
+        {"rope_parameters": _partial(1.0)},
+        layer_types=None,
+        full_attention_interval=2,
+        decoder_sparse_step=2,
+        linear_conv_kernel_dim=3,
+        attention_bias=True,
+        norm_topk_prob=False,
+    ),
+    "qwen3-5": Case(
+        "Qwen3_5ForCausalLM",
+        {
+            **_DELTA_NET,
+            "head_dim": 24,
+            "rope_parameters": _partial(0.5)
+            | {"mrope_section": [2, 2, 2], "mrope_interleaved": True},
+        },
+        {"hidden_act": "gelu"},
+    ),
+    "qwen3-5-moe": Case(
+        "Qwen3_5MoeForCausalLM",
+        {**_EXPERTS, **_DELTA_NET, "head_dim": 24, "shared_expert_intermediate_size": 48},
+    ),
     "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
     "cohere2-moe-dense": _cohere2_moe(
         {"prefix_dense_sliding_window_pattern": 2},
@@ -832,6 +1008,20 @@ CASES: dict[str, Case] = {
     "gemma3n-final-cap": _gemma3n({"final_logit_softcapping": 30.0}, final_logit_softcapping=3.0),
     "gemma3n-ropes": _gemma3n(_PLAIN, **_ropes(rope_theta=500.0)),
     "gemma3n-seeing": _gemma3n(inside="Gemma3nForConditionalGeneration"),
+    "llama4": _llama4({"attention_chunk_size": WINDOW + 1}),
+    "llama4-experts": _llama4(num_experts_per_tok=2, moe_layers=[0, 2]),
+    "llama4-no-norm": _llama4({"use_qk_norm": True}, use_qk_norm=False, attention_bias=True),
+    "llama4-no-tuning": _llama4({"attn_temperature_tuning": True}, attn_temperature_tuning=False),
+    "llama4-layer-types": _llama4(
+        {"layer_types": ["chunked_attention", "full_attention", "chunked_attention"]},
+        layer_types=["full_attention", "chunked_attention", "chunked_attention"],
+    ),
+    "llama4-rope-interval": _llama4(
+        {"no_rope_layer_interval": 2}, no_rope_layers=None, no_rope_layer_interval=3
+    ),
+    "llama4-seeing": _llama4(
+        {"attn_scale": 0.1}, inside="Llama4ForConditionalGeneration", attn_scale=0.5
+    ),
     "gemma4": _gemma4({"sliding_window": WINDOW + 1}),
     "gemma4-shared": _gemma4(num_kv_shared_layers=2, use_double_wide_mlp=True),
     "gemma4-keys-are-values": _gemma4(attention_k_eq_v=True, num_global_key_value_heads=1),

@@ -30,6 +30,7 @@ ENGINE = EngineFacts(
     head_dims={"cpu": frozenset({32, 64})},
 )
 
+_FALLBACK = {"by_fallback": frozenset({"LlamaForCausalLM"})}
 _QUANTIZES = {"quantizes": ("int8", "int4"), "memory_factor": {"cpu": 1}}
 
 
@@ -67,6 +68,22 @@ def judge(
             {"model": {"architectures": ("GlmForCausalLM",)}},
             Reason.UNSUPPORTED_ARCHITECTURE,
             "GlmForCausalLM is not among the 2",
+        ),
+        (
+            {"model": {"architectures": ("A",)}, "engine": {"refusals": {"A": "It is odd."}}},
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            "does not serve A: It is odd.",
+        ),
+        ({"engine": _FALLBACK}, Reason.ACCEPTED, "by its fallback"),
+        (
+            {"engine": _FALLBACK | {"quantizes": ("int8",)}, "quantization": "int8"},
+            Reason.UNSUPPORTED_QUANTIZATION,
+            "weights stay as they are",
+        ),
+        (
+            {"engine": _FALLBACK, "model": {"quantization": "gptq"}},
+            Reason.UNSUPPORTED_QUANTIZATION,
+            "loads none that are quantized",
         ),
         ({"model": {"architectures": ()}}, Reason.UNSUPPORTED_ARCHITECTURE, "does not name"),
         ({"model": {"architectures": ("Qwen3ForCausalLM",)}}, Reason.KNOWN_FAULT, "compiles"),
@@ -128,6 +145,8 @@ def judge(
             "20.0 GiB",
         ),
         ({"tensor_parallel_size": 2}, Reason.UNSUPPORTED_PARALLELISM, "TENSOR_PARALLEL_SIZE is 2"),
+        ({"deterministic": True}, Reason.NOT_DETERMINISTIC, "DETERMINISTIC is on"),
+        ({"deterministic": True, "engine": {"deterministic": True}}, Reason.ACCEPTED, ""),
         (
             {"tensor_parallel_size": 2, "engine": {"tensor_parallel": True}},
             Reason.ACCEPTED,

@@ -15,6 +15,7 @@ from axion.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     ModelLoadError,
+    QueueFullError,
 )
 from axion.observability.metrics import Metrics
 from axion.openai.chat import ChatCompletionRequest, collect_chat
@@ -435,3 +436,54 @@ async def eventually(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
+
+
+class TestQueue:
+    async def test_an_engine_without_a_queue_gets_no_more_than_its_limit(self):
+        backend = ScriptedBackend("a")
+        backend.has_own_queue = False
+        go_on = asyncio.Event()
+        backend.pause = go_on.wait
+        served = await started(backend, max_upstream_requests=1, max_queue=2)
+        metrics = Metrics(lambda: 0, lambda: 0, lambda: 0)
+        requests = [
+            asyncio.create_task(
+                collect_chat(Route(served, metrics).chat(chat(priority=priority), "id"))
+            )
+            for priority in (0, 0, -1)
+        ]
+        while (await served.health()).engines[0].num_waiting < 2:
+            await asyncio.sleep(0)
+        text = metrics.render({"m": await served.health()}).decode()
+        assert 'axion_queue_length{engine="a",model="m"} 2.0' in text
+        assert 'axion_concurrency_limit{engine="a",model="m"} 1.0' in text
+        with pytest.raises(QueueFullError):
+            await ask(served)
+        requests[1].cancel()  # its client leaves
+        go_on.set()
+        await asyncio.wait(requests)
+        assert [request.priority for request in backend.seen] == [0, -1]
+        text = metrics.render({}).decode()
+        assert 'axion_queue_seconds_count{engine="a",model="m"} 2.0' in text
+
+    async def test_an_engine_with_a_queue_gets_all_that_may_wait_in_it(self):
+        backend = ScriptedBackend("native")
+        go_on = asyncio.Event()
+        backend.pause = go_on.wait
+        served = await started(backend, max_queue=3)
+        capacity = ModelConfig(model_name="m").max_num_seqs
+        requests = [asyncio.create_task(ask(served)) for _ in range(capacity + 3)]
+        while backend.running < len(requests):
+            await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await ask(served)
+        go_on.set()
+        await asyncio.gather(*requests)
+
+    async def test_who_waits_for_an_engine_that_fails_is_answered_by_the_next(self):
+        failing, native = ScriptedBackend("failing"), ScriptedBackend("native")
+        failing.has_own_queue = False
+        failing.fail_at = (0, DOWN)
+        served = await started(failing, native, max_upstream_requests=1)
+        answers = await asyncio.gather(*(ask(served) for _ in range(4)))
+        assert [engine for engine, _ in answers] == ["native"] * 4

@@ -49,6 +49,7 @@ class ScriptedBackend:
     def __init__(self, engine: str = "native", capabilities: Capabilities | None = None) -> None:
         self.engine = engine
         self.capabilities = capabilities or Capabilities(engine=engine, honours_all=True)
+        self.has_own_queue = True
         self.continues = True
         self.num_tokens = 3
         self.pause: Callable[[], Any] | None = None

@@ -4,6 +4,7 @@ these and know no kernel."""
 from __future__ import annotations
 
 from axion.layers.attention.full import full_attention
-from axion.layers.attention.reference import paged_attention
+from axion.layers.attention.indexer import choose_tokens
+from axion.layers.attention.paged import paged_attention
 
-__all__ = ["full_attention", "paged_attention"]
+__all__ = ["choose_tokens", "full_attention", "paged_attention"]

@@ -30,9 +30,15 @@ _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
 
 
-Slots = Tensor | slice
-"""Of a single sequence it may be a slice: a cache is read without a copy where blocks follow one
-another."""
+class _Run(NamedTuple):
+    """Slots of one sequence whose blocks follow one another: they are read without a copy.
+
+    Attributes:
+        shape: `[length]`, or `[1, length]`.
+    """
+
+    start: int
+    shape: torch.Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +47,15 @@ class _Decode:
 
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
-        slots: of `[batch, length]`, where the tokens that they see lie in the KV cache.
+        slots: `[batch, length]`, where the tokens that they see lie in the KV cache.
         mask: `[batch, 1, 1, length]`, additive.
+        distances: `[batch, 1, 1, 1, length]`, from each token to those that it sees; at most 0.
     """
 
     rows: Tensor | None
-    slots: Slots
+    slots: Tensor | _Run
     mask: Tensor
+    distances: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +63,22 @@ class _Chunk:
     """Several new tokens of one sequence.
 
     Attributes:
-        slots: where the tokens that they see lie in the KV cache, in order.
+        slots: `[length]`, where the tokens that they see lie in the KV cache, in order.
         mask: `[query_len, length]`, additive; None: a token sees itself and all before it.
+        positions: `[query_len, 1]`.
+        tokens: `[length]`, positions of those that they see.
     """
 
     rows: slice
-    slots: Slots
+    slots: Tensor | _Run
     mask: Tensor | None
+    positions: Tensor
+    tokens: Tensor
+
+    @property
+    def distances(self) -> Tensor:
+        """`[query_len, length]`, from each token to those that it sees."""
+        return self.tokens - self.positions
 
 
 class _Scores(NamedTuple):
@@ -70,11 +87,12 @@ class _Scores(NamedTuple):
     scale: float
     softcap: float | None
     sinks: Tensor | None
+    alibi_slopes: Tensor | None
 
     @property
     def is_plain(self) -> bool:
         """Whether torch's own attention computes it."""
-        return self.softcap is None and self.sinks is None
+        return self.softcap is None and self.sinks is None and self.alibi_slopes is None
 
 
 def paged_attention(
@@ -86,8 +104,11 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
@@ -97,9 +118,16 @@ def paged_attention(
         v: `[num_tokens, num_kv_heads, v_head_dim]`; None as well then.
         scale: factor on the scores, usually `head_dim ** -0.5`.
         window: a token attends to itself and the `window - 1` before it; None: to all of them.
+        chunk: sequences are cut into chunks of so many tokens, and a token attends to those of its
+            own (Llama 4); None: they are not. Without a window then.
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv:2408.00118).
         sinks: `[num_heads]`, the score of one more key, without a value, that all tokens attend
             to (gpt-oss, arXiv:2508.10925).
+        alibi_slopes: `[num_heads]`, how much a score loses with each token of distance (ALiBi,
+            arXiv:2108.12409).
+        chosen: `[num_tokens, num_chosen]` int64, different positions in its own sequence that a
+            token attends to, and to no others (see `choose_tokens`); those behind it, and negative
+            ones, are left out. None: to all of them.
 
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
@@ -109,11 +137,13 @@ def paged_attention(
         slot_mapping = context.slot_mapping[cache.group]
         keys.index_copy_(0, slot_mapping, k)
         values.index_copy_(0, slot_mapping, v)
-    scores = _Scores(scale, softcap, sinks)
+    scores = _Scores(scale, softcap, sinks, alibi_slopes)
+    if chosen is not None:
+        return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
     max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
     groups = context.once(
-        (_groups, cache.group, window, max_scores),
-        partial(_groups, kv_group=cache.group, window=window, max_scores=max_scores),
+        (_groups, cache.group, window, chunk, max_scores),
+        partial(_groups, kv_group=cache.group, window=window, chunk=chunk, max_scores=max_scores),
     )
     out = q.new_empty(*q.shape[:2], values.shape[-1])
     for group in groups:
@@ -131,15 +161,39 @@ def _attend_decode(
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
     q = q.unflatten(1, (keys.shape[1], -1))
-    k, v = (
-        _gather(cache, group.slots).view(len(q), -1, *cache.shape[1:]).transpose(1, 2)
-        for cache in (keys, values)
-    )
+    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
-        out = _attend(q[..., None, :], k, v, group.mask[..., None, :], scores).squeeze(-2)
+        mask = group.mask[..., None, :]
+        out = _attend(q[..., None, :], k, v, mask, group.distances, scores).squeeze(-2)
     return out.flatten(1, 2)
+
+
+def _attend_chosen(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    chosen: Tensor,
+    kv_group: int,
+    context: ForwardContext,
+    scores: _Scores,
+) -> Tensor:
+    """Each token as a sequence of its own, of the tokens that are chosen for it."""
+    seqs = context.once(_sequences, _sequences)
+    tables, positions = context.block_tables[kv_group], context.positions[:, None]
+    hidden = (chosen < 0) | (chosen > positions)
+    chosen = torch.where(hidden, positions, chosen)
+    distances = (chosen - positions)[:, None, None, None]
+    mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
+    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys[0].numel()))
+    for start in range(0, len(q), max_rows):
+        rows = slice(start, start + max_rows)
+        slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
+        group = _Decode(None, slots, mask[rows], distances[rows])
+        out[rows] = _attend_decode(q[rows], keys, values, group, scores)
+    return out
 
 
 def _attend_chunk(
@@ -160,11 +214,13 @@ def _attend_chunk(
             scale=scores.scale,
         )
     else:
-        out = _attend(q, k, v, chunk.mask, scores)
+        out = _attend(q, k, v, chunk.mask, chunk.distances, scores)
     return out.flatten(0, 1).transpose(0, 1)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Scores) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, distances: Tensor, scores: _Scores
+) -> Tensor:
     """Attention with all that `scores` asks for, in float32.
 
     Args:
@@ -172,6 +228,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Score
         k: `[..., num_kv_heads, length, head_dim]`.
         v: `[..., num_kv_heads, length, v_head_dim]`.
         mask: additive, of the shape `[..., query_len, length]`; None: causal.
+        distances: of that shape, too.
 
     Returns:
         `[..., num_kv_heads, heads_per_kv_head, query_len, v_head_dim]`.
@@ -180,6 +237,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Score
     x = (q.flatten(-3, -2) @ k.transpose(-1, -2)).float().unflatten(-2, rows) * scores.scale
     if scores.softcap is not None:
         x = scores.softcap * torch.tanh(x / scores.softcap)
+    if scores.alibi_slopes is not None:
+        x = x + scores.alibi_slopes.float().view(*q.shape[-4:-2], 1, 1) * distances
     if mask is None:
         mask = x.new_full(x.shape[-2:], float("-inf")).triu(1)
     x = x + mask
@@ -233,18 +292,25 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     return out.flatten(1, 2)
 
 
-def _gather(cache: Tensor, slots: Slots) -> Tensor:
+def _gather(cache: Tensor, slots: Tensor | _Run) -> Tensor:
     """Entries `[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
-    if isinstance(slots, slice):
-        return cache[slots]
+    if isinstance(slots, _Run):
+        run = cache[slots.start : slots.start + slots.shape[-1]]
+        return run.view(*slots.shape, *cache.shape[1:])
     # As an embedding: a whole entry is copied at once, many times faster than by indexing.
     return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
 
 
 def _groups(
-    context: ForwardContext, *, kv_group: int, window: int | None, max_scores: int | None
+    context: ForwardContext,
+    *,
+    kv_group: int,
+    window: int | None = None,
+    chunk: int | None = None,
+    max_scores: int | None = None,
 ) -> list[_Decode | _Chunk]:
     tables = context.block_tables[kv_group]
+    reach = window or chunk
     needs_mask = max_scores is not None or not _suits_blocks(context.kv_caches[0].k)
     groups: list[_Decode | _Chunk] = []
     decodes: list[int] = []
@@ -256,22 +322,23 @@ def _groups(
             decode_rows.append(row)
         else:
             context_len = context.context_lens_list[seq]
-            max_rows = query_len if window is None else max(window, _MIN_ROWS)
+            max_rows = query_len if reach is None else max(reach, _MIN_ROWS)
             if max_scores is not None:
-                length = context_len if window is None else min(context_len, max_rows + window)
+                length = context_len if reach is None else min(context_len, max_rows + reach)
                 max_rows = min(max_rows, max(1, max_scores // length))
             first = context_len - query_len
             for start in range(first, context_len, max_rows):
                 end = min(start + max_rows, context_len)
-                chunk = _chunk(
-                    *(context, tables, seq, row + start - first, start, end, window),
-                    needs_mask=needs_mask,
+                groups.append(
+                    _chunk(
+                        *(context, tables, seq, row + start - first, start, end, reach, chunk),
+                        needs_mask=needs_mask,
+                    )
                 )
-                groups.append(chunk)
         row += query_len
     if decodes:
         rows = decode_rows if groups else None
-        groups.append(_decode(context, tables, decodes, rows, window))
+        groups.append(_decode(context, tables, decodes, rows, reach, chunk))
     return groups
 
 
@@ -280,7 +347,8 @@ def _decode(
     tables: Tensor,
     seqs: list[int],
     rows: list[int] | None,
-    window: int | None,
+    reach: int | None,
+    chunk: int | None,
 ) -> _Decode:
     device = context.positions.device
     context_lens = context.context_lens
@@ -289,16 +357,20 @@ def _decode(
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
-    if window is None or window >= longest:
+    if reach is None or reach >= longest:
         tokens = torch.arange(longest, device=device)
     else:
-        tokens = torch.arange(window, device=device) + (lengths - window).clamp(min=0)
+        tokens = torch.arange(reach, device=device) + (lengths - reach).clamp(min=0)
     mask = torch.zeros(len(seqs), tokens.shape[-1], dtype=_dtype(context), device=device)
-    mask.masked_fill_(tokens >= lengths, float("-inf"))
+    hidden = tokens >= lengths
+    if chunk is not None:
+        hidden |= tokens < (lengths - 1) // chunk * chunk
+    mask.masked_fill_(hidden, float("-inf"))
     return _Decode(
         rows=None if rows is None else torch.tensor(rows, device=device),
-        slots=_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size),
+        slots=_run(_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)),
         mask=mask[:, None, None],
+        distances=(tokens - lengths + 1)[:, None, None, None],
     )
 
 
@@ -309,40 +381,55 @@ def _chunk(
     row: int,
     start: int,
     end: int,
-    window: int | None,
+    reach: int | None,
+    chunk: int | None,
     *,
     needs_mask: bool,
 ) -> _Chunk:
     """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`.
 
     Args:
+        reach: none of them sees more tokens than so many, itself included.
         needs_mask: where there are others before them, although all of those are seen.
     """
     device = context.positions.device
     rows = slice(row, row + end - start)
-    first = 0 if window is None else max(0, start - window + 1)
+    first = 0 if reach is None else max(0, start - reach + 1)
     tokens = torch.arange(first, end, device=device)
+    positions = context.positions[rows, None]
     mask = None
-    if (start > 0 and needs_mask) or (window is not None and end > window):
-        positions = context.positions[rows, None]
+    if (start > 0 and needs_mask) or (reach is not None and end > reach):
         hidden = tokens > positions
-        if window is not None:
-            hidden |= tokens <= positions - window
+        if chunk is not None:
+            hidden |= tokens < positions // chunk * chunk
+        elif reach is not None:
+            hidden |= tokens <= positions - reach
         mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
         mask.masked_fill_(hidden, float("-inf"))
-    return _Chunk(rows, _slots(tables[seq : seq + 1], tokens[None], context.block_size), mask)
+    slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
+    return _Chunk(rows, _run(slots[0]), mask, positions, tokens)
 
 
-def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Slots:
-    """Slots of `tokens` (indices in their sequence, `[num_seqs, length]`), same shape but for a
-    single sequence: `[length]`."""
+def _sequences(context: ForwardContext) -> Tensor:
+    """Index of each token's sequence, `[num_tokens]`."""
+    device = context.positions.device
+    counts = torch.tensor(context.query_lens, device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(
+        counts, output_size=sum(context.query_lens)
+    )
+
+
+def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
+    """Slots of `tokens` (indices in their sequence, `[num_seqs, length]`), same shape."""
     blocks = block_tables.gather(1, tokens // block_size)
-    slots = blocks.long() * block_size + tokens % block_size
-    if len(slots) > 1:
-        return slots
-    [slots] = slots
-    if slots.device.type == "cpu" and bool((slots.diff() == 1).all()):
-        return slice(int(slots[0]), int(slots[-1]) + 1)
+    return blocks.long() * block_size + tokens % block_size
+
+
+def _run(slots: Tensor) -> Tensor | _Run:
+    """The same as a run, if it is one and on a CPU."""
+    is_run = slots.device.type == "cpu" and slots.numel() == slots.shape[-1]
+    if is_run and bool((slots.diff() == 1).all()):
+        return _Run(int(slots.flatten()[0]), slots.shape)
     return slots
 
 

@@ -1,0 +1,38 @@
+"""Triton kernels, for CUDA. Layers ask `run_on` and fall back to torch; nothing here is imported
+before that says yes, and triton not before that either."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("axion.engine")
+
+
+def run_on(x: Tensor) -> bool:
+    """Whether the kernels compute on the device that `x` is on."""
+    return x.is_cuda and _work_on(x.device)
+
+
+@cache
+def _work_on(device: torch.device) -> bool:
+    """Tried out, not looked up: Triton needs a C compiler, too, and a GPU that is not too old."""
+    if find_spec("triton") is None:
+        return False
+    from axion.layers.kernels.activation import gated
+
+    ones = torch.ones(1, 16, device=device)
+    try:
+        gated("silu", ones, ones)
+    except Exception as error:  # whatever a compiler or a driver raises
+        logger.warning(
+            "Triton does not work here, so plain torch computes, more slowly: %s: %s",
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""Rotary position embedding in one pass."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_MAX_PAIRS = 512
+"""That a program rotates."""
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """`axion.layers.rotary.apply_rotary`, or `apply_rotary_interleaved`, rounded once.
+
+    Args:
+        x: `[num_tokens, num_heads, head_dim]`.
+        cos, sin: `[num_tokens, 1, num_pairs]`.
+    """
+    num_tokens, num_heads, head_dim = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = x.new_empty(x.shape)
+    num_pairs = cos.shape[-1]
+    rest = head_dim - 2 * num_pairs
+    block = triton.next_power_of_2(max(num_pairs, rest))
+    heads = max(1, min(_MAX_PAIRS // block, triton.next_power_of_2(num_heads)))
+    _rotate[(num_tokens, triton.cdiv(num_heads, heads))](
+        out,
+        x,
+        cos,
+        sin,
+        *x.stride()[:2],
+        num_heads,
+        NUM_PAIRS=num_pairs,
+        REST=rest,
+        # From one number of a pair to the other, and from one pair to the next.
+        PARTNER=1 if interleaved else num_pairs,
+        STEP=2 if interleaved else 1,
+        HEADS=heads,
+        BLOCK=block,
+    )
+    return out
+
+
+@triton.jit
+def _rotate(
+    out,
+    x,
+    cos,
+    sin,
+    token_stride,
+    head_stride,
+    num_heads,
+    NUM_PAIRS: tl.constexpr,
+    REST: tl.constexpr,
+    PARTNER: tl.constexpr,
+    STEP: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some heads of a token."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    is_head = head < num_heads
+    i = tl.arange(0, BLOCK)[None, :]
+    is_pair = is_head & (i < NUM_PAIRS)
+    x += token * token_stride + head * head_stride
+    out += (token * num_heads + head) * (2 * NUM_PAIRS + REST)
+    a = tl.load(x + i * STEP, mask=is_pair, other=0.0).to(tl.float32)
+    b = tl.load(x + i * STEP + PARTNER, mask=is_pair, other=0.0).to(tl.float32)
+    c = tl.load(cos + token * NUM_PAIRS + i, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * NUM_PAIRS + i, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
+    tl.store(out + i * STEP, (a * c - b * s).to(out.dtype.element_ty), mask=is_pair)
+    tl.store(out + i * STEP + PARTNER, (b * c + a * s).to(out.dtype.element_ty), mask=is_pair)
+    if REST:
+        i += 2 * NUM_PAIRS
+        is_rest = is_head & (i < 2 * NUM_PAIRS + REST)
+        tl.store(out + i, tl.load(x + i, mask=is_rest, other=0.0), mask=is_rest)

@@ -1,0 +1,190 @@
+"""Hunyuan 4 (Tencent, 2026): DeepSeek-V3.2's sparse attention with sinks and a gate, over several
+residual streams that each layer reads and writes by gates of its own (hyper-connections,
+arXiv:2409.19606)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from axion.layers.activation import get_activation
+from axion.layers.context import ForwardContext
+from axion.layers.linear import Linear
+from axion.layers.moe import Experts
+from axion.layers.rotary import Length, Positive, apply_rotary
+from axion.models.base import Decoder, DecoderLayer
+from axion.models.config import Epsilon, Index, NumExperts, Size
+from axion.models.moe import SharedMoE
+from axion.models.sparse_mla import SparseMLA, SparseMLAConfig, SparseMLAForCausalLM
+
+
+@dataclass(kw_only=True)
+class HYV4Config(SparseMLAConfig):
+    """
+    Attributes:
+        hc_mult: residual streams.
+        hc_magnitude: the largest factor by which a layer's output is added to one.
+        hc_eps: least factor.
+        swiglu_limit: experts' gates are clamped from above, what they multiply on both sides.
+        learnable_sink_init: of training.
+    """
+
+    max_position_embeddings: Length = 262_144
+    rms_norm_eps: Epsilon = 1e-5
+    q_lora_rank: Size = 1536
+    qk_nope_head_dim: Size = 192
+    v_head_dim: Size = 256
+    rope_interleave: Literal[False] = False  # type: ignore[assignment]
+    index_n_heads: Size = 16
+    num_experts: NumExperts = 256
+    num_experts_per_tok: NumExperts = 8
+    moe_intermediate_size: Size = 768
+    first_k_dense_replace: Index = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 2.827
+    hc_mult: Size = 4
+    hc_magnitude: float = 2.0
+    hc_eps: float = 1e-6
+    swiglu_limit: Positive = 10.0
+    learnable_sink_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_key_value_heads = self.num_attention_heads
+        if self.indexer_types is None:
+            self.indexer_types = [
+                "shared" if layer and (layer - 1) % 4 else "full"
+                for layer in range(self.num_hidden_layers)
+            ]
+        super().__post_init__()
+
+
+def _rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the last `2 * num_pairs` of each head; arguments as of `apply_rotary`."""
+    rest, rotated = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
+    return torch.cat((rest, apply_rotary(rotated, cos, sin)), dim=-1)
+
+
+class HYV4Attention(SparseMLA):
+    rotate_index = staticmethod(_rotate_last)
+
+    def __init__(self, config: HYV4Config, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        num_heads = config.num_attention_heads
+        self.gate_proj = Linear(config.hidden_size, num_heads * self.v_dim)
+        self.sinks = nn.Parameter(torch.empty(num_heads), requires_grad=False)
+        if hasattr(self, "indexer"):
+            self.indexer.k_norm = nn.LayerNorm(config.index_head_dim, config.rms_norm_eps)
+
+    def attend(
+        self, q: Tensor, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor:
+        out = super().attend(q, q_latent, hidden_states, context)
+        return out * self.gate_proj(hidden_states).sigmoid().unflatten(-1, (-1, self.v_dim))
+
+
+class HyperConnection(nn.Module):
+    """Gates of the residual streams, from what all of them hold.
+
+    Args:
+        num_gates: of each stream; by the first it is read.
+    """
+
+    def __init__(self, config: HYV4Config, num_gates: int) -> None:
+        super().__init__()
+        num_streams, size = config.hc_mult, config.hidden_size
+        self.norm_eps, self.eps = config.rms_norm_eps, config.hc_eps
+        # Buffers keep their dtype: the gates are finer than bfloat16.
+        for name, shape in {
+            "fn": (num_gates * num_streams, num_streams * size),
+            "base": (num_gates * num_streams,),
+            "scale": (num_gates,),
+        }.items():
+            self.register_buffer(name, torch.empty(shape, dtype=torch.float32))
+
+    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """`[num_tokens, num_streams, hidden_size]` to what is read, `[num_tokens, hidden_size]`,
+        and the gates, `[num_tokens, num_gates, num_streams]` in float32."""
+        flat = streams.flatten(1).float()
+        norm = torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.norm_eps)
+        mixed = (F.linear(flat, self.fn) * norm).unflatten(-1, (len(self.scale), -1))
+        gates = (mixed * self.scale[:, None] + self.base.view_as(mixed[0])).sigmoid()
+        read = ((gates[:, 0, :, None] + self.eps) * streams.float()).sum(1)
+        return read.to(streams.dtype), gates
+
+
+class HYV4DecoderLayer(DecoderLayer):
+    """Over streams `[num_tokens, num_streams, hidden_size]`."""
+
+    def __init__(
+        self, config: HYV4Config, layer_idx: int, self_attn: nn.Module, mlp: nn.Module
+    ) -> None:
+        super().__init__(config, layer_idx, self_attn, mlp)
+        self.magnitude, self.eps = config.hc_magnitude, config.hc_eps
+        self.attn_hc, self.ffn_hc = HyperConnection(config, 2), HyperConnection(config, 2)
+
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        read, gates = self.attn_hc(hidden_states)
+        out = self.self_attn(self.input_layernorm(read), context)
+        hidden_states = self.write(hidden_states, out, gates)
+        read, gates = self.ffn_hc(hidden_states)
+        return self.write(hidden_states, self.mlp(self.post_attention_layernorm(read)), gates)
+
+    def write(self, streams: Tensor, out: Tensor, gates: Tensor) -> Tensor:
+        """Add `out` `[num_tokens, hidden_size]` to each stream."""
+        shares = self.magnitude * gates[:, 1, :, None] + self.eps
+        return (shares * out[:, None].float() + streams.float()).to(streams.dtype)
+
+
+class HYV4Decoder(Decoder):
+    def __init__(self, config: HYV4Config, layers: list[nn.Module]) -> None:
+        super().__init__(config, layers)
+        self.num_streams = config.hc_mult
+        self.hc_head = HyperConnection(config, 1)
+
+    def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        streams = self.embed(input_ids, context)[:, None].expand(-1, self.num_streams, -1)
+        for layer in self.layers:
+            streams = layer(streams, context)
+        return self.norm(self.hc_head(streams)[0])
+
+
+class HYV4Experts(Experts):
+    def __init__(self, config: HYV4Config) -> None:
+        super().__init__(
+            config.num_experts,
+            config.hidden_size,
+            config.moe_intermediate_size,
+            get_activation("silu"),
+        )
+        self.limit = config.swiglu_limit
+
+    def activate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activation(gate.clamp(max=self.limit)) * up.clamp(-self.limit, self.limit)
+
+
+class HYV4MoE(SharedMoE):
+    def build_experts(self, config: HYV4Config) -> Experts:  # type: ignore[override]
+        return HYV4Experts(config)
+
+
+class HYV4ForCausalLM(SparseMLAForCausalLM):
+    architectures = ("HYV4ForCausalLM",)
+    renamed_tensors = (
+        *SparseMLAForCausalLM.renamed_tensors,
+        (r"\.hc_pre\.hc_attn_layer\.hc_", ".attn_hc."),
+        (r"\.hc_pre\.hc_mlp_layer\.hc_", ".ffn_hc."),
+        (r"\.(hc_pre\.)?hc_head\.hc_(head_)?", ".hc_head."),
+        (r"\.learnable_sink_param$", ".sinks"),
+        (r"\.linear_gate\.", ".gate_proj."),
+    )
+    ignored_tensors = (*SparseMLAForCausalLM.ignored_tensors, r"model\.mtp_layers\..*")
+    config_cls = HYV4Config
+    attention_cls = HYV4Attention
+    layer_cls = HYV4DecoderLayer
+    decoder_cls = HYV4Decoder
+    moe_cls = HYV4MoE

@@ -1,0 +1,109 @@
+"""Qwen3.5 (Qwen, 2026): the layers of Qwen3-Next, dense or with experts. Of those that also see,
+only the text part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from axion.layers.linear import PackedLinear
+from axion.models.base import CausalLM
+from axion.models.config import NumExperts, Size, text_config
+from axion.models.gated_delta_net import GatedDeltaNet, Projected
+from axion.models.hybrid import HybridForCausalLM
+from axion.models.moe import MoEConfig, MoEForCausalLM
+from axion.models.qwen2_moe import Qwen2MoE
+from axion.models.qwen3_next import GatedAttention, GatedAttentionConfig
+
+# How positions in time, height and width share a rope: a text's are all the same.
+_SECTIONS = ("mrope_section", "mrope_interleaved")
+
+
+@dataclass(kw_only=True)
+class Qwen3_5Config(GatedAttentionConfig):  # noqa: N801
+    num_key_value_heads: Size | None = 4
+    attn_output_gate: Literal[True] = True
+
+    @classmethod
+    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        rope = config.get("rope_parameters")
+        if isinstance(rope, dict):
+            rope = {name: value for name, value in rope.items() if name not in _SECTIONS}
+        return super()._derive(config | {"rope_parameters": rope})
+
+
+class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
+    def __init__(self, config: Qwen3_5Config, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        num_heads = config.linear_num_value_heads
+        self.in_proj = PackedLinear(
+            config.hidden_size,
+            {
+                "in_proj_qkv": 2 * self.key_size + self.value_size,
+                "in_proj_z": self.value_size,
+                "in_proj_b": num_heads,
+                "in_proj_a": num_heads,
+            },
+        )
+
+    def project(self, hidden_states: Tensor) -> Projected:
+        return Projected(*self.in_proj(hidden_states))
+
+
+class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
+    architectures = ("Qwen3_5ForCausalLM",)
+    renamed_tensors = (
+        *CausalLM.renamed_tensors,
+        (r"^model\.language_model\.", "model."),
+        (r"\.linear_attn\.", ".self_attn."),
+    )
+    ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
+    config_cls = Qwen3_5Config
+    mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3_5GatedDeltaNet))
+
+
+@dataclass(kw_only=True)
+class Qwen3_5MoeConfig(Qwen3_5Config, MoEConfig):  # noqa: N801
+    """Every layer has experts."""
+
+    intermediate_size: Size = 512
+    num_key_value_heads: Size | None = 2
+    num_experts: NumExperts = 256
+    num_experts_per_tok: NumExperts = 8
+    moe_intermediate_size: Size = 512
+    shared_expert_intermediate_size: Size = 512
+    norm_topk_prob: Literal[True] = True
+
+
+class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):  # noqa: N801
+    architectures = ("Qwen3_5MoeForCausalLM",)
+    renamed_tensors = (*MoEForCausalLM.renamed_tensors, *Qwen3_5ForCausalLM.renamed_tensors)
+    config_cls = Qwen3_5MoeConfig
+    moe_cls = Qwen2MoE
+    config: Qwen3_5MoeConfig
+
+
+@dataclass(kw_only=True)
+class Qwen3_5SeeingConfig(Qwen3_5Config):  # noqa: N801
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> Qwen3_5SeeingConfig:
+        return super().from_dict(text_config(config))
+
+
+class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):  # noqa: N801
+    architectures = ("Qwen3_5ForConditionalGeneration",)
+    config_cls = Qwen3_5SeeingConfig
+
+
+@dataclass(kw_only=True)
+class Qwen3_5MoeSeeingConfig(Qwen3_5MoeConfig):  # noqa: N801
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> Qwen3_5MoeSeeingConfig:
+        return super().from_dict(text_config(config))
+
+
+class Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeForCausalLM):  # noqa: N801
+    architectures = ("Qwen3_5MoeForConditionalGeneration",)
+    config_cls = Qwen3_5MoeSeeingConfig

@@ -1,0 +1,151 @@
+"""Latent attention to a few tokens, which a small attention of its own chooses (DeepSeek sparse
+attention, arXiv:2512.02556)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from axion.layers.attention import choose_tokens
+from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.linear import DenseLinear, Linear
+from axion.layers.rotary import apply_rotary
+from axion.models.config import DecoderConfig, Size
+from axion.models.mla import MLA, MLAConfig
+from axion.models.moe import SharedMoEForCausalLM
+
+
+@dataclass(kw_only=True)
+class SparseMLAConfig(MLAConfig):
+    """
+    Attributes:
+        index_topk: tokens that a token attends to at most.
+        index_n_heads, index_head_dim: heads of the indexer, and their size.
+        indexer_types: a `shared` layer takes what the last `full` layer before it has chosen; by
+            default all are full.
+        layer_types: always `indexed_attention`.
+        head_dim: what is rotated of a head, whatever config.json says.
+    """
+
+    q_lora_rank: Size = 1536
+    rope_interleave: Literal[True] = True
+    index_topk: Size = 2048
+    index_n_heads: Size = 64
+    index_head_dim: Size = 128
+    indexer_types: list[Literal["full", "shared"]] | None = None
+    layer_types: list[Literal["indexed_attention"]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.head_dim = self.qk_rope_head_dim
+        if self.index_head_dim < self.qk_rope_head_dim:
+            raise ValueError(
+                f"index_head_dim ({self.index_head_dim}) must not be below qk_rope_head_dim "
+                f"({self.qk_rope_head_dim})"
+            )
+        if self.indexer_types is None:
+            self.indexer_types = ["full"] * self.num_hidden_layers
+        if len(self.indexer_types) != self.num_hidden_layers or self.indexer_types[0] != "full":
+            raise ValueError(
+                f"indexer_types must name {self.num_hidden_layers} layers, the first of them full"
+            )
+
+    def chooser(self, layer_idx: int) -> int:
+        """The layer whose choice the layer attends to."""
+        return max(i for i in range(layer_idx + 1) if self.indexer_types[i] == "full")
+
+
+class Indexer(nn.Module):
+    """Chooses the tokens that each token attends to.
+
+    Its keys are kept in a KV cache of their own.
+    """
+
+    def __init__(
+        self,
+        config: SparseMLAConfig,
+        cache_idx: int,
+        rotate: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        num_heads, self.head_dim = config.index_n_heads, config.index_head_dim
+        self.num_chosen = config.index_topk
+        self.cache_idx = cache_idx
+        self.kv_cache_spec = KVCacheSpec(1, self.head_dim, 0)
+        self.rotate = rotate
+        self.wq_b = Linear(config.q_lora_rank, num_heads * self.head_dim)
+        self.wk = Linear(config.hidden_size, self.head_dim)
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6)
+        self.weights_proj = DenseLinear(config.hidden_size, num_heads)
+        self.scale = (num_heads * self.head_dim) ** -0.5
+
+    def forward(
+        self,
+        q_latent: Tensor,
+        hidden_states: Tensor,
+        tables: tuple[Tensor, Tensor],
+        context: ForwardContext,
+    ) -> Tensor | None:
+        """As `choose_tokens`.
+
+        Args:
+            tables: cosines and sines, of the rope of the layer's attention.
+        """
+        q = self.wq_b(q_latent).unflatten(-1, (-1, self.head_dim))
+        k = self.k_norm(self.wk(hidden_states))[:, None]
+        weights = F.linear(hidden_states.float(), self.weights_proj.weight.float())
+        return choose_tokens(
+            self.rotate(q, *tables),
+            self.rotate(k, *tables)[:, 0],
+            weights * self.scale,
+            context.kv_caches[self.cache_idx],
+            context,
+            num_chosen=self.num_chosen,
+        )
+
+
+class SparseMLA(MLA):
+    """Latent attention to the tokens that its indexer, or an earlier layer's, chooses.
+
+    Attributes:
+        rotate_index: which dimensions of the indexer's heads are rotated as pairs.
+    """
+
+    rotate_index: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
+
+    def __init__(self, config: SparseMLAConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.chooser = config.chooser(layer_idx)
+        if self.chooser == layer_idx:
+            # Behind the layers' own caches: see `kv_cache_specs` below.
+            cache_idx = config.num_hidden_layers + layer_idx
+            self.indexer = Indexer(config, cache_idx, self.rotate_index)
+
+    def choose(
+        self, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor | None:
+        def choose(context: ForwardContext) -> Tensor | None:
+            tables = self.rotary_emb(context, hidden_states.dtype)
+            return self.indexer(q_latent, hidden_states, tables, context)
+
+        return context.once((SparseMLA, self.chooser), choose)
+
+
+class SparseMLAForCausalLM(SharedMoEForCausalLM):
+    """A decoder whose layers have a KV cache of their own, and another for their indexers."""
+
+    config_cls: ClassVar[type[DecoderConfig]] = SparseMLAConfig
+    attention_cls = SparseMLA
+
+    def kv_cache_specs(self) -> list[KVCacheSpec]:
+        """What each layer needs of the KV cache, and then its indexer."""
+        nothing = KVCacheSpec(1, 0, 0)
+        attentions = [layer.self_attn for layer in self.model.layers]
+        return super().kv_cache_specs() + [
+            attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else nothing
+            for attention in attentions
+        ]

@@ -1,0 +1,77 @@
+"""Compile the kernels for a GPU that is not there: `python -m tests.gpu.compile_kernels 90`.
+
+Triton's compiler needs no device. Kernels are launched as ever, on tensors of the CPU, by a driver
+that says which GPU it stands for; launches end when the machine code is there. Prints a line of
+each kernel: its name and the shared memory that a program takes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from axion.layers.kernels import attention
+from axion.layers.kernels.activation import gated
+from axion.layers.kernels.norm import rms_norm
+from axion.layers.kernels.rotary import rotate
+from tests.gpu.batches import make_batch
+
+
+class AbsentGPU:
+    """What the compiler asks of a driver."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_instead(kernel: JITFunction, grid: Any) -> Callable[..., None]:
+    def launch(*args: Any, **options: Any) -> None:
+        compiled = kernel.run(*args, grid=grid, warmup=True, **options)
+        assert compiled.asm["cubin"]
+        print(compiled.metadata.name, compiled.metadata.shared)
+
+    return launch
+
+
+def main(capability: int) -> None:
+    driver.set_active(AbsentGPU(capability))
+    JITFunction.__getitem__ = compile_instead
+    options: dict[str, Any] = {
+        "device": torch.device("cpu"),
+        "dtype": torch.bfloat16,
+        "block_size": 16,
+    }
+    batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
+    batch.run(attention.paged_attention)
+    attention._num_splits = lambda *_: 8
+    batch.run(attention.paged_attention, window=20, softcap=3.0, sinks=torch.zeros(32))
+    latent = {"head_dim": 576, "v_head_dim": 512, "values_in_keys": True}
+    batch = make_batch([(1, 50)], num_heads=128, num_kv_heads=1, **latent, **options)
+    batch.run(attention.paged_attention)
+    x = torch.zeros(4, 4096, dtype=torch.bfloat16)
+    rms_norm(x, x, x[0], 1e-5, offset=0.0, rounds_first=True)
+    rms_norm(x, None, x[0], 1e-5, offset=1.0, rounds_first=False)
+    gated("silu", x, x)
+    gated("gelu_tanh", x, x)
+    cos = torch.zeros(4, 1, 32, dtype=torch.bfloat16)
+    rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
+    rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,54 @@
+"""Triton's kernels where there is no GPU: interpreted on the CPU, and compiled for one.
+
+Both change triton for the whole process (it decides to interpret when it is imported, and a driver
+is the process's), so each is a process of its own: tests of other modules, which a worker of xdist
+mixes with these, see nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+# Of consumer Ampere and Ada; others have more.
+MAX_SHARED_BYTES = 99 * 1024
+
+
+def run(*command: str, **variables: str) -> str:
+    """What a Python of its own prints; an error if it fails."""
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", ["attention", "elementwise", "model"])
+def test_kernels_compute_what_torch_does(name: str) -> None:
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    out = run("-m", "pytest", *options, f"tests/gpu/test_{name}.py", TRITON_INTERPRET="1")
+    assert " passed" in out
+    assert "skipped" not in out
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile(capability: int, tmp_path: Path) -> None:
+    """For Ampere (A100) and Hopper."""
+    module = "tests.gpu.compile_kernels"
+    out = run("-m", module, str(capability), TRITON_CACHE_DIR=str(tmp_path))
+    shared = {name: int(size) for name, size in map(str.split, out.splitlines())}
+    assert {"_attend", "_join", "_store", "_rms_norm", "_gated", "_rotate"} <= shared.keys()
+    assert max(shared.values()) <= MAX_SHARED_BYTES
