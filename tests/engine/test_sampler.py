@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from axion.engine import sampler
 from axion.engine.sampler import Sampler, uniform
 from axion.engine.sequence import Sequence
 from axion.types import SamplingParams
@@ -184,3 +185,15 @@ def test_a_change_of_the_batch_is_noticed(logits: torch.Tensor):
     free = make(SamplingParams(temperature=0), name="same")
     assert sampler(logits[None], [forced])[0].token_id == 5
     assert sampler(logits[None], [free])[0].token_id == int(logits.argmax())
+
+
+def test_top_p_is_the_same_whether_a_few_tokens_reach_it_or_many() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([[0.0], [0.1], [1.0], [3.0], [10.0]])  # 0: all tokens tie
+    probs = (torch.randn(5, 2000, generator=generator) * spread).softmax(-1)
+    for top_p in (0.0, 0.3, 0.9, 0.999):
+        ordered = probs.sort(-1, descending=True).values
+        expected = sampler._floor_of(ordered, torch.full((5, 1), top_p))
+        for rows in (slice(None), slice(0, 1), slice(4, 5)):
+            floor = sampler._top_p_floor(probs[rows], torch.full((5, 1), top_p)[rows])
+            assert torch.equal(floor, expected[rows])
