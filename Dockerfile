@@ -17,13 +17,19 @@ COPY axion ./axion
 RUN /opt/axion/bin/pip install -c constraints.txt .
 
 FROM ${PYTHON_IMAGE}
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Triton, which computes on GPUs, builds what launches its kernels with a C compiler.
+RUN case "${TORCH_INDEX_URL}" in */cpu) ;; *) apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* ;; esac
 COPY --from=build /opt/axion /opt/axion
 RUN useradd --uid 10001 --create-home axion \
     && install -d -o axion -g axion /data /data/hf /app
 ENV PATH=/opt/axion/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HF_HOME=/data/hf
+    HF_HOME=/data/hf \
+    TRITON_CACHE_DIR=/data/triton
 # Numeric, so that Kubernetes can see that it is not root.
 USER 10001:10001
 # A settings file mounted as /app/axion.toml is read.

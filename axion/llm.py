@@ -164,17 +164,26 @@ class _Run:
         if output.finish_reason is FinishReason.ERROR:
             raise InternalError(output.error or "The engine could not go on.")
         generation = self.generation
-        generation.token_ids += output.token_ids
         generation.num_cached_tokens = output.num_cached_tokens
-        if generation.logprobs is not None:
-            generation.logprobs += output.logprobs or []
         if generation.prompt_logprobs is not None:
             generation.prompt_logprobs += output.prompt_logprobs or []
-        visible = [token for token in output.token_ids if token != output.stop_token_id]
-        text = self._detokenizer.push(visible)
+        for index, token_id in enumerate(output.token_ids):
+            generation.token_ids.append(token_id)
+            if generation.logprobs is not None and output.logprobs is not None:
+                generation.logprobs.append(output.logprobs[index])
+            if token_id != output.stop_token_id:
+                self._push(self._detokenizer.push([token_id]))
+            if self.stopped:
+                return
         if output.finish_reason is not None:
             generation.finish_reason = output.finish_reason
-            text += self._detokenizer.flush()
+            self._push(self._detokenizer.flush())
+            if not self.stopped:
+                generation.text += self._stop.flush()
+
+    def _push(self, text: str) -> None:
+        """Show text up to a stop string, which counts once there are `min_tokens`."""
+        generation = self.generation
         if len(generation.token_ids) < self._params.min_tokens:
             generation.text += text
             return
@@ -183,5 +192,3 @@ class _Run:
         if matched is not None:
             self.stopped = True
             generation.finish_reason = FinishReason.STOP
-        elif output.finish_reason is not None:
-            generation.text += self._stop.flush()

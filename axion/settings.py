@@ -155,6 +155,17 @@ class Settings(BaseSettings):
         description="what the native engine quantizes a plain checkpoint's linear layers to while"
         " it loads them: int8, int4 or fp8; none: they stay as they are stored",
     )
+    speculative: Literal["auto", "ngram", "off"] = Field(
+        "auto",
+        description="how the native engine guesses tokens that a step then checks together: auto,"
+        " by DRAFT_MODEL where it is set; ngram, by what followed the same tokens before, in place"
+        " of it; or off",
+    )
+    draft_model: str = Field(
+        "",
+        description="small model with the vocabulary of MODEL_NAME that guesses for it; empty:"
+        " none",
+    )
     deterministic: bool = Field(
         False,
         description="whether a request gets the same bits alone, in any batch, and with the prefix"
@@ -167,6 +178,11 @@ class Settings(BaseSettings):
     )
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = Field(
         None, description="KV cache; unset: measured from free memory, in GiB"
+    )
+    kv_cache_dtype: Literal["auto", "fp8", "int8"] = Field(
+        "auto",
+        description="how the native engine stores keys and values: fp8 or int8 take half the memory"
+        " of 16-bit numbers; auto: as they are computed",
     )
     memory_fraction: float = Field(
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"

@@ -187,9 +187,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             it should leave; None: prompts take the whole budget.
         block_size: tokens in one block of the KV cache.
         kv_cache_bytes: size of the KV cache; None measures what is free.
+        kv_cache_dtype: how keys and values are stored: `auto` (as the weights are computed), `fp8`
+            or `int8`.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`,
+            the sequence's own earlier tokens; or `off`.
+        draft_model_path: folder of a small model of the same vocabulary; empty: there is none.
         deterministic: a request gets the same bits in whatever batch it is computed.
     """
 
@@ -203,10 +208,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     target_itl_s: float | None = None
     block_size: int = 16
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     allow_pickle: bool = False
+    speculative: str = "auto"
+    draft_model_path: str = ""
     deterministic: bool = False
 
 
@@ -234,6 +242,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and running totals of one engine.
 
     Attributes:
+        num_draft_tokens: computed on a guess.
+        num_accepted_tokens: of those, the ones that came true.
         num_out_of_memory: steps that were computed again in smaller ones, for want of memory.
         queue_times: sequences by the time from arrival to their first step, for each of
             `QUEUE_TIME_BUCKETS`, and above the last.
@@ -250,6 +260,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_out_of_memory: int = 0
     queue_times: tuple[int, ...] = (0,) * (len(QUEUE_TIME_BUCKETS) + 1)
     queue_seconds: float = 0.0

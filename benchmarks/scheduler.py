@@ -47,7 +47,7 @@ def measure(windows: tuple[int | None, ...]) -> None:
         start = time.perf_counter()
         scheduled = scheduler.schedule()
         middle = time.perf_counter()
-        sampled = [SampledToken(5) for _ in scheduled]
+        sampled = [[SampledToken(5)] for _ in scheduled]
         resumed = time.perf_counter()
         scheduler.update(scheduled, sampled)
         elapsed = (middle - start) + (time.perf_counter() - resumed)

@@ -62,6 +62,21 @@ def test_a_stop_string_counts_after_min_tokens(llm: LLM):
     assert whole.text.startswith(cut.text)
 
 
+def test_a_stop_string_among_drafts_that_came_true_ends_the_tokens_too(llm: LLM, tiny_model: Path):
+    drafting = LLM(
+        str(tiny_model), device="cpu", kv_cache_bytes=2**24, max_model_len=256, speculative="ngram"
+    )
+    [letter] = llm.tokenizer.encode("a")
+    params = SamplingParams(
+        temperature=0, max_tokens=40, logit_bias={letter: 100.0}, stop=("a" * 7,), logprobs=0
+    )
+    [expected], [found] = (each.generate([[letter] * 9], params) for each in (llm, drafting))
+    assert found.token_ids == expected.token_ids == [letter] * 7
+    assert found.text == expected.text == ""
+    assert len(found.logprobs or ()) == 7
+    assert drafting.engine.stats.num_accepted_tokens > 0
+
+
 def test_it_works_where_an_event_loop_runs(tiny_model: Path):
     async def notebook() -> LLM:
         return LLM(str(tiny_model), device="cpu", kv_cache_bytes=2**24, max_model_len=256)

@@ -25,8 +25,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_name: what clients call it; the model's name when empty.
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
-        target_itl_s: as in `EngineConfig`.
+        target_itl_s, kv_cache_dtype: as in `EngineConfig`; of the native engine alone.
         quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
+        speculative: as in `EngineConfig`, by the native engine.
+        draft_model: name of a small model that guesses tokens for it; empty: none.
         tensor_parallel_size: GPUs that share each of the model's layers.
         allow_pickle: weights in pytorch_model.bin may be loaded.
         deterministic: as in `EngineConfig`, by engines whose facts say that they can be.
@@ -41,7 +43,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
+    speculative: str = "auto"
+    draft_model: str = ""
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_fraction: float = 0.9
     num_threads: int | None = None
     tensor_parallel_size: int = 1

@@ -189,7 +189,11 @@ class NativeBackend(LibraryBackend):
             )
         formats = FORMATS_WITH_PICKLE if model.allow_pickle else FORMATS
         path = (await resolve(model.model_name, formats=formats)).path
-        starting = asyncio.ensure_future(self._engine_factory(_engine_config(model, path)))
+        draft_path = ""
+        if model.draft_model:
+            draft_path = str((await resolve(model.draft_model, formats=formats)).path)
+        config = _engine_config(model, path, draft_path)
+        starting = asyncio.ensure_future(self._engine_factory(config))
         try:
             text = await asyncio.to_thread(_load_text, path)
             digest = await asyncio.to_thread(fingerprint, path)
@@ -322,17 +326,20 @@ class _GenerationConfig(msgspec.Struct):
     repetition_penalty: float | None = None
 
 
-def _engine_config(model: ModelConfig, path: Path) -> EngineConfig:
+def _engine_config(model: ModelConfig, path: Path, draft_path: str) -> EngineConfig:
     return EngineConfig(
         model_path=str(path),
         device=model.device,
         dtype=model.dtype,
         quantization=model.quantization,
+        speculative=model.speculative,
+        draft_model_path=draft_path,
         max_model_len=model.max_seq_len,
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,
         target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
+        kv_cache_dtype=model.kv_cache_dtype,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         allow_pickle=model.allow_pickle,

@@ -53,9 +53,10 @@ def make_shape(config: dict[str, Any], folder: Path, on_progress: Progress | Non
     config = {"dtype": "bfloat16", "bos_token_id": None, "eos_token_id": _END, **config}
     try:
         if folder.exists() and any(folder.iterdir()):
-            if json.loads((folder / "config.json").read_text()) == config:
+            written = folder / "config.json"
+            if written.is_file() and json.loads(written.read_text()) == config:
                 return
-            raise ModelLoadError(f"{folder} holds another model. Name an empty folder, or none.")
+            raise ModelLoadError(f"{folder} holds something else. Name an empty folder, or none.")
         part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         part.mkdir(parents=True)
         try:

@@ -20,7 +20,7 @@ COMMANDS = {
     "generate": "Answer one prompt, on stdout.",
     "explain": "Show which engines can serve a model here, and why the others cannot.",
     "conformance": "Find out which fields of a request a server honours, refuses or drops.",
-    "bench": "Measure a server: latency and throughput under load, caches, hours of soak.",
+    "bench": "Measure a server under load, for seconds or hours, or the engine alone.",
     "compare": "Ask several engines the same: how fast they are, and whether they agree.",
     "parity": "Compare the native engine with transformers, module by module.",
     "new-model": "Write the starting file of an architecture, in a checkout.",

@@ -219,11 +219,21 @@ def main() -> None:
         choices=("none", "int8", "int4", "fp8"),
         help="measure by Axion's own engine, with weights of this kind, not by transformers",
     )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "fp8", "int8"),
+        help="measure by Axion's own engine, with keys and values stored so",
+    )
     arguments = parser.parse_args()
+    by_engine = arguments.quantization or arguments.kv_cache_dtype
     generate = (
         transformers_generate(arguments.model)
-        if arguments.quantization is None and arguments.model.suffix != ".gguf"
-        else engine_generate(arguments.model, quantization=arguments.quantization or "none")
+        if by_engine is None and arguments.model.suffix != ".gguf"
+        else engine_generate(
+            arguments.model,
+            quantization=arguments.quantization or "none",
+            kv_cache_dtype=arguments.kv_cache_dtype or "auto",
+        )
     )
     run(generate, arguments.per_skill, arguments.seed, arguments.show_failures)
 

@@ -27,6 +27,7 @@ from axion.layers.context import ForwardContext, KVCache
 from axion.layers.moe import ExpertLinear, Groups
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
+from axion.models.sparse_mla import SparseMLAForCausalLM
 from axion.quantization.base import QuantizedExpertLinear
 
 _Experts = Callable[[Tensor, Groups], Tensor]
@@ -90,8 +91,14 @@ def make_batch_invariant(
         max_num_seqs: so many rows must fit.
 
     Raises:
-        ModelLoadError: there is no such size, or the cache is too small to find out.
+        ModelLoadError: there is no such size, or the cache is too small to find out, or the model
+            chooses what it attends to.
     """
+    if isinstance(model, SparseMLAForCausalLM):
+        raise ModelLoadError(
+            f"DETERMINISTIC cannot be kept for {type(model).__name__}: it attends to the tokens "
+            "that score best, and the last bits of scores depend on the batch. Unset it."
+        )
     for module in model.modules():
         if isinstance(module, ExpertLinear | QuantizedExpertLinear):
             module.forward = partial(_by_whole_tiles, module.forward)  # type: ignore[method-assign]

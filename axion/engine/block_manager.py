@@ -167,19 +167,30 @@ class BlockManager:
             self._keep_states(sequence, num_hits)
         return True
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Make room for the next step of a running sequence; False when no block is free."""
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room for a running sequence's next step, as far as it goes towards so many tokens;
+        False when no block is free."""
         tables = sequence.block_tables
         # No table is shorter than the last group's.
-        if len(tables[-1]) * self.block_size >= sequence.num_tokens:
+        if len(tables[-1]) * self.block_size >= num_tokens:
             return True
-        ends = self._ends(sequence.num_tokens, sequence.num_full_blocks)
+        ends = self._ends(num_tokens, sequence.num_full_blocks)
         if sum(ends) - sum(map(len, tables)) > len(self._free):
             return False
         for table, end in zip(tables, ends, strict=True):
             for _ in range(len(table), end):
                 table.append(self._take_free_block())
         return True
+
+    def shrink(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give back the blocks that so many tokens do not need."""
+        tables = sequence.block_tables
+        if (len(tables[0]) - 1) * self.block_size < num_tokens:  # no table is longer
+            return
+        ends = self._ends(num_tokens, sequence.num_full_blocks)
+        for table, end in zip(tables, ends, strict=True):
+            self._release(table[end:].tolist())
+            del table[end:]
 
     def advance(self, sequence: Sequence) -> None:
         """Offer the blocks that have become full for reuse, and give back what is now behind a

@@ -17,14 +17,17 @@ from llguidance import LLMatcher
 from axion.engine import kv_cache, state_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
+from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence
+from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.state_slots import StateSlots
-from axion.engine.structured import StructuredOutput
+from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError, ModelLoadError
+from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -75,9 +78,20 @@ class EngineCore:
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
         block_size = config.block_size
+        draft_model = None
+        if config.speculative == "auto" and config.draft_model_path:
+            draft_model = load_draft_model(config, self.model, self.device)
         specs = self.model.kv_cache_specs()
+        num_layers = len(specs)
+        if draft_model is not None:
+            specs += draft_model.kv_cache_specs()
+        format = None
+        if config.kv_cache_dtype != "auto":
+            format = KV_FORMATS[config.kv_cache_dtype](dtype)
+            specs = [kv_cache.stored_spec(spec, format) for spec in specs]
+        stored_dtype = dtype if format is None else torch.uint8
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=dtype
+            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=stored_dtype
         )
         budget = kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction)
         layout = lay_out(max_model_len)
@@ -101,9 +115,10 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
-        kv_caches = kv_cache.allocate(
-            specs, layout.groups, num_blocks, block_size, dtype=dtype, device=self.device
+        caches = kv_cache.allocate(
+            specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
         )
+        kv_caches = [cache._replace(format=format) for cache in caches]
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:
@@ -113,16 +128,23 @@ class EngineCore:
                     "recurrent state is rounded to depends on how a prompt is cut. Unset it."
                 )
             model = make_batch_invariant(
-                self.model, kv_caches, block_size=block_size, max_num_seqs=config.max_num_seqs
+                self.model,
+                kv_caches[:num_layers],
+                block_size=block_size,
+                max_num_seqs=config.max_num_seqs,
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
-        self.runner = ModelRunner(
-            model,
-            kv_caches,
-            state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device),
-            block_size=block_size,
-            device=self.device,
-        )
+        new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
+        states = state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device)
+        self.runner = new_runner(model, kv_caches[:num_layers], states)
+        self.proposer: Proposer | None = None
+        if draft_model is not None:
+            draft_runner = new_runner(draft_model, kv_caches[num_layers:], [])
+            self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
+        elif config.speculative == "ngram" and self.model.can_rewind:
+            self.proposer = NgramProposer()
+        elif config.speculative == "ngram":
+            logger.warning("no speculation: the model cannot take back what it has computed")
         self.block_manager = BlockManager(
             num_blocks,
             block_size,
@@ -185,6 +207,8 @@ class EngineCore:
             num_generated_tokens=self._num_generated_tokens,
             num_preemptions=self.scheduler.num_preemptions,
             num_steps=self._num_steps,
+            num_draft_tokens=self.scheduler.num_draft_tokens,
+            num_accepted_tokens=self.scheduler.num_accepted_tokens,
             num_out_of_memory=self.scheduler.num_out_of_memory,
             queue_times=tuple(self.scheduler.queue_times),
             queue_seconds=self.scheduler.queue_seconds,
@@ -233,15 +257,16 @@ class EngineCore:
         if not scheduled:
             return refused
         self._num_steps += 1
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
         try:
-            sampled = self._execute(scheduled)
-            if sampled is not None:
-                sampled = self.structured.advance(sampling, sampled)
+            step = self._execute(scheduled)
+            if step is not None:
+                scheduled, rows = step
+                sampling = [entry for entry in scheduled if entry.samples]
+                sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
             return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
-        if sampled is None:
+        if step is None:
             return refused + self.scheduler.retreat(scheduled)
         self.scheduler.observe(scheduled, time.perf_counter() - started)
         outputs = refused + self.scheduler.update(scheduled, sampled)
@@ -250,10 +275,15 @@ class EngineCore:
             self.scheduler.check_integrity()
         return outputs
 
-    def _execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken] | None:
-        """The step's tokens; None where memory was short, and nothing has changed."""
+    def _execute(
+        self, scheduled: list[ScheduledSequence]
+    ) -> tuple[list[ScheduledSequence], list[list[SampledToken]]] | None:
+        """What was computed, drafts included, and the tokens of each row; None where memory was
+        short, and nothing has changed."""
         try:
-            return self.runner.execute(scheduled, self.structured.mask)
+            if self.proposer is not None:
+                scheduled = self.scheduler.speculate(scheduled, self.proposer)
+            return scheduled, self.runner.execute(scheduled, self.structured.mask)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise

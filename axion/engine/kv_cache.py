@@ -15,6 +15,7 @@ from torch import Tensor
 from axion.engine.block_manager import max_blocks_held
 from axion.errors import ModelLoadError
 from axion.layers.context import KVCache, KVCacheSpec
+from axion.layers.kv_format import KVFormat
 
 # Beyond this many full-length sets of running sequences, more cache only keeps old prefixes.
 _MAX_SETS = 4
@@ -133,7 +134,9 @@ def lay_out(
     for layer, spec in enumerate(specs):
         if sizes[layer]:
             is_wide = spec.window is None or spec.window >= max_model_len
-            by_window.setdefault(None if is_wide else spec.window, []).append(layer)
+            # Of 2 at least: the block of the last computed token stays, for a draft model.
+            window = None if is_wide else max(spec.window or 0, 2)
+            by_window.setdefault(window, []).append(layer)
     if not by_window:  # a sequence keeps its state, and nothing for each token
         return KVCacheLayout([KVCacheGroup(None, list(range(len(specs))))], 0, num_blocks(None))
     widest_first = sorted(by_window, key=lambda window: -(window or max_model_len))
@@ -261,6 +264,14 @@ def allocate(
                 v = part(v_offset, spec.num_kv_heads, spec.v_head_dim)
             by_layer[i] = KVCache(k, v, index)
     return [by_layer[i] for i in range(len(specs))]
+
+
+def stored_spec(spec: KVCacheSpec, format: KVFormat) -> KVCacheSpec:
+    """What a layer keeps in this format: bytes in place of numbers."""
+    return spec._replace(
+        k_head_dim=format.width(spec.k_head_dim),
+        v_head_dim=format.width(spec.v_head_dim) if spec.v_head_dim else 0,
+    )
 
 
 def _widths(spec: KVCacheSpec) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,14 @@ from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
 _MAX_LOGITS = 2**24
+
+
+class Chunk(NamedTuple):
+    """Tokens of a sequence, or guesses at these, that are computed from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    token_ids: list[int]
 
 
 class ModelRunner:
@@ -49,31 +59,47 @@ class ModelRunner:
     def execute(
         self,
         scheduled: list[ScheduledSequence],
-        mask: Callable[[list[Sequence]], TokenMask | None] = lambda _: None,
-    ) -> list[SampledToken]:
+        mask: Callable[[list[ScheduledSequence]], TokenMask | None] = lambda _: None,
+    ) -> list[list[SampledToken]]:
         """Compute one step; log probabilities of a prompt that wants them go to its sequence.
 
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
 
         Returns:
-            One token for each scheduled sequence whose end the step reaches, in order.
+            For each scheduled sequence whose end the step reaches, in order, the next token, and
+            those that would follow if its drafts were right.
         """
-        input_ids, context = self._prepare(scheduled)
-        hidden_states = self.model(input_ids, context)
+        hidden_states, context = self.forward(
+            [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
+        )
         self._score_prompts(hidden_states, scheduled)
-        sampling = [entry.sequence for entry in scheduled if entry.samples]
+        sampling = [entry for entry in scheduled if entry.samples]
         if not sampling:
             return []
-        last_rows = np.cumsum(context.query_lens) - 1
-        samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
-        logits = self.model.compute_logits(hidden_states[self._to_device(last_rows[samples])])
-        return self.sampler(logits, sampling, mask(sampling))
+        rows: list[int] = []
+        for entry, end in zip(scheduled, accumulate(context.query_lens), strict=True):
+            rows += range(end - entry.num_rows, end)
+        logits = self.model.compute_logits(hidden_states[self._to_device(np.array(rows))])
+        tokens = iter(
+            self.sampler(
+                logits,
+                [entry.sequence for entry in sampling for _ in range(entry.num_rows)],
+                mask(sampling),
+                [entry.draft_token_ids[:i] for entry in sampling for i in range(entry.num_rows)],
+            )
+        )
+        return [list(islice(tokens, entry.num_rows)) for entry in sampling]
+
+    def forward(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
+        """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another."""
+        input_ids, context = self._prepare(chunks)
+        return self.model(input_ids, context), context
 
     def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
         first_row = 0
-        for sequence, num_scheduled_tokens in scheduled:
+        for sequence, num_scheduled_tokens, drafts in scheduled:
             if sequence.scores_prompt:
                 offset = first_row - sequence.num_computed_tokens
                 # The row of position p predicts the prompt's token p + 1. After a preemption
@@ -95,30 +121,28 @@ class ModelRunner:
                         sequence.params.prompt_logprobs,
                     )
                 sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
-            first_row += num_scheduled_tokens
+            first_row += num_scheduled_tokens + len(drafts)
 
-    def _prepare(self, scheduled: list[ScheduledSequence]) -> tuple[Tensor, ForwardContext]:
-        query_lens = [entry.num_scheduled_tokens for entry in scheduled]
-        starts = [entry.sequence.num_computed_tokens for entry in scheduled]
+    def _prepare(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
+        query_lens = [len(chunk.token_ids) for chunk in chunks]
+        starts = [chunk.start for chunk in chunks]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
         num_blocks = [-(-length // self.block_size) for length in context_lens]
 
         token_ids: list[int] = []
-        num_groups = len(scheduled[0].sequence.block_tables)
-        block_tables = np.zeros((num_groups, len(scheduled), max(num_blocks)), np.int64)
-        for row, (entry, start, end) in enumerate(
-            zip(scheduled, starts, context_lens, strict=True)
-        ):
-            token_ids += entry.sequence.token_ids[start:end]
-            for group, table in enumerate(entry.sequence.block_tables):
+        num_groups = len(chunks[0].sequence.block_tables)
+        block_tables = np.zeros((num_groups, len(chunks), max(num_blocks)), np.int64)
+        for row, chunk in enumerate(chunks):
+            token_ids += chunk.token_ids
+            for group, table in enumerate(chunk.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
-        rows = np.repeat(np.arange(len(scheduled)), query_lens)
+        rows = np.repeat(np.arange(len(chunks)), query_lens)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
         first_rows = np.cumsum(query_lens) - query_lens
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
-        num_prompt_tokens = np.array([entry.sequence.num_prompt_tokens for entry in scheduled])
+        num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])
         context = ForwardContext(
             positions=self._to_device(positions),
             rope_lengths=self._to_device(np.maximum(num_prompt_tokens[rows], positions + 1)),
@@ -132,11 +156,11 @@ class ModelRunner:
             states=self.states,
             state_runs=[
                 run
-                for entry, row, start, end in zip(
-                    scheduled, first_rows.tolist(), starts, context_lens, strict=True
+                for chunk, row, start, end in zip(
+                    chunks, first_rows.tolist(), starts, context_lens, strict=True
                 )
-                if entry.sequence.state is not None
-                for run in state_cache.runs(entry.sequence.state, row, start, end)
+                if chunk.sequence.state is not None
+                for run in state_cache.runs(chunk.sequence.state, row, start, end)
             ],
         )
         return self._to_device(np.array(token_ids)), context

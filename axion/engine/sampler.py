@@ -78,7 +78,11 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(
-        self, logits: Tensor, sequences: list[Sequence], mask: TokenMask | None = None
+        self,
+        logits: Tensor,
+        sequences: list[Sequence],
+        mask: TokenMask | None = None,
+        drafts: list[list[int]] | None = None,
     ) -> list[SampledToken]:
         """Sample.
 
@@ -86,19 +90,21 @@ class Sampler:
             logits: [len(sequences), vocab_size], any float type; not modified.
             sequences: whose next token each row predicts.
             mask: the tokens that grammars allow.
+            drafts: of each row, the tokens that it takes to follow its sequence's own.
 
         Returns:
             One entry a row; a row whose logits are not usable carries an error.
         """
         batch = self._prepare(sequences)
+        drafts = drafts or [[] for _ in sequences]
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
-        logits = self._transform(raw, batch, sequences)
+        logits = self._transform(raw, batch, sequences, drafts)
         if mask is not None:
             logits = self._mask(logits, mask)
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
-            drawn = self._draw(logits, batch, sequences)
+            drawn = self._draw(logits, batch, sequences, drafts)
             token_ids = torch.where(batch.is_greedy, token_ids, drawn)
         logprobs = self._logprobs(raw, token_ids, batch, sequences)
         usable: list[bool] = is_usable.tolist()
@@ -162,11 +168,13 @@ class Sampler:
             num_logprobs=max(wanted, default=None),
         )
 
-    def _transform(self, raw: Tensor, batch: _Batch, sequences: list[Sequence]) -> Tensor:
+    def _transform(
+        self, raw: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
+    ) -> Tensor:
         short = [
             (row, token_id)
             for row, sequence in enumerate(sequences)
-            if sequence.num_output_tokens < sequence.params.min_tokens
+            if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
             for token_id in sequence.stop_token_ids
             if token_id < self.vocab_size
         ]
@@ -177,7 +185,7 @@ class Sampler:
             rows, token_ids, values = batch.bias
             logits.index_put_((rows, token_ids), values, accumulate=True)
         if batch.penalised:
-            self._penalise(logits, [(row, sequences[row]) for row in batch.penalised])
+            self._penalise(logits, [(row, sequences[row], drafts[row]) for row in batch.penalised])
         if short:
             rows, token_ids = torch.tensor(short, device=self.device).T
             logits[rows, token_ids] = -torch.inf
@@ -192,19 +200,19 @@ class Sampler:
         rows = torch.tensor(mask.rows, device=self.device)
         return logits.index_copy(0, rows, logits[rows].masked_fill(forbidden, -torch.inf))
 
-    def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence]]) -> None:
-        rows = torch.tensor([row for row, _ in penalised], device=self.device)
-        params = [sequence.params for _, sequence in penalised]
+    def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence, list[int]]]) -> None:
+        rows = torch.tensor([row for row, _, _ in penalised], device=self.device)
+        params = [sequence.params for _, sequence, _ in penalised]
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, device=self.device).unsqueeze(-1)
 
         selected = logits[rows]
-        seen = self._count([sequence.token_ids for _, sequence in penalised]) > 0
+        seen = self._count([sequence.token_ids + ahead for _, sequence, ahead in penalised]) > 0
         repetition = column([p.repetition_penalty for p in params])
         scaled = torch.where(selected > 0, selected / repetition, selected * repetition)
         selected = torch.where(seen, scaled, selected)
-        counts = self._count([sequence.output_token_ids for _, sequence in penalised])
+        counts = self._count([s.output_token_ids + ahead for _, s, ahead in penalised])
         selected -= counts * column([p.frequency_penalty for p in params])
         selected -= (counts > 0) * column([p.presence_penalty for p in params])
         logits[rows] = selected
@@ -217,7 +225,9 @@ class Sampler:
             counts[row].index_add_(0, index, torch.ones(len(ids), device=self.device))
         return counts
 
-    def _draw(self, logits: Tensor, batch: _Batch, sequences: list[Sequence]) -> Tensor:
+    def _draw(
+        self, logits: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
+    ) -> Tensor:
         logits = logits / batch.temperature
         if batch.top_k_rows is not None:
             selected = logits[batch.top_k_rows]
@@ -237,7 +247,10 @@ class Sampler:
             floor = selected.amax(-1, keepdim=True) * batch.min_p
             probs[batch.min_p_rows] = selected * (selected >= floor)
         cumulative = probs.cumsum(-1, dtype=torch.float64)
-        draws = [uniform(sequence.seed, sequence.num_output_tokens) for sequence in sequences]
+        draws = [
+            uniform(sequence.seed, sequence.num_output_tokens + len(ahead))
+            for sequence, ahead in zip(sequences, drafts, strict=True)
+        ]
         target = torch.tensor(draws, dtype=torch.float64, device=self.device).unsqueeze(-1)
         index = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)

@@ -3,7 +3,8 @@
 There is no prefill phase and no decode phase. Every running sequence wants its tokens up to
 `num_tokens` computed; a step hands out a token budget, lowest priority value and oldest sequence
 first, and what does not fit waits for the next one. That one rule carries chunked prefill, prefix
-caching and preemption.
+caching, preemption and speculation: a step may compute guessed tokens beyond `num_tokens`, and
+those that are wrong are not counted as computed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
 
 from axion.engine.block_manager import BlockManager
 from axion.engine.sequence import Sequence, SequenceStatus
+from axion.engine.speculative import Price, Proposer
 from axion.engine.step_time import StepTimeModel
 from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SequenceOutput, TokenLogprobs
 
@@ -32,20 +35,40 @@ _DOES_NOT_FIT = (
 
 
 class ScheduledSequence(NamedTuple):
-    """`num_scheduled_tokens` tokens from `num_computed_tokens` on are computed in this step."""
+    """`num_scheduled_tokens` tokens from `num_computed_tokens` on are computed in this step.
+
+    Behind them come the drafts: guesses at what follows the sequence's end.
+    """
 
     sequence: Sequence
     num_scheduled_tokens: int
+    draft_token_ids: list[int]
+
+    @property
+    def end(self) -> int:
+        """The first of the sequence's own tokens that the step leaves out."""
+        return self.sequence.num_computed_tokens + self.num_scheduled_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What is computed."""
+        sequence = self.sequence
+        own = sequence.token_ids[sequence.num_computed_tokens : self.end]
+        return own + self.draft_token_ids
 
     @property
     def samples(self) -> bool:
         """Whether the step reaches the sequence's end, so that a token is sampled."""
-        sequence, num_scheduled_tokens = self
-        return sequence.num_computed_tokens + num_scheduled_tokens == sequence.num_tokens
+        return self.end == self.sequence.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of logits that are sampled from: the end's, and one behind each draft."""
+        return 1 + len(self.draft_token_ids) if self.samples else 0
 
 
 class SampledToken(msgspec.Struct, frozen=True):
-    """The sampler's result for one sequence; `error` when there is none.
+    """The sampler's result for one row of logits; `error` when there is none.
 
     Attributes:
         forced: the only tokens that the sequence's grammar lets follow. They are not sampled, and
@@ -107,6 +130,9 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_arrived = 0
         self.num_cached_tokens = 0
+        self.draft_price = Price()
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self.num_out_of_memory = 0
         self.queue_times = [0] * (len(QUEUE_TIME_BUCKETS) + 1)
         self.queue_seconds = 0.0
@@ -142,7 +168,7 @@ class Scheduler:
         """
         scheduled: list[ScheduledSequence] = []
         budget = self._token_budget()
-        may_admit = True
+        may_admit = bool(self.waiting)
         index = 0
         while budget:
             if may_admit and self._waits_before(index):
@@ -151,7 +177,7 @@ class Scheduler:
             if index == len(self.running):
                 break
             sequence = self.running[index]
-            while not self.block_manager.grow(sequence):
+            while not self.block_manager.grow(sequence, sequence.num_tokens):
                 # Blocks are short: admitting now would take back what is freed here.
                 may_admit = False
                 if self._preempt_last() is sequence:
@@ -160,10 +186,46 @@ class Scheduler:
                 index += 1
                 room = budget - (len(self.running) - index)
                 num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, room)
-                scheduled.append(ScheduledSequence(sequence, num_tokens))
+                scheduled.append(ScheduledSequence(sequence, num_tokens, []))
                 budget -= num_tokens
         assert scheduled or not self.has_unfinished, "a step that schedules nothing never ends"
         return scheduled
+
+    def speculate(
+        self, scheduled: list[ScheduledSequence], proposer: Proposer
+    ) -> list[ScheduledSequence]:
+        """Add drafts to what `schedule` returned, where budget and blocks are left for them."""
+        budget = self._max_step_tokens - sum(e.num_scheduled_tokens for e in scheduled)
+        limits: list[int] = []
+        for entry in scheduled:
+            sequence = entry.sequence
+            limit = 0
+            if entry.samples and not sequence.scores_prompt:
+                limit = min(sequence.pace.limit(), budget, self._num_wanted(sequence) - 1)
+                if limit <= 0 or not self.block_manager.grow(sequence, sequence.num_tokens + limit):
+                    limit = 0
+            limits.append(limit)
+            budget -= limit
+        with_drafts: list[ScheduledSequence] = []
+        proposed = proposer.propose(scheduled, limits)
+        for entry, limit, draft_token_ids in zip(scheduled, limits, proposed, strict=True):
+            sequence = entry.sequence
+            if draft_token_ids:
+                draft_token_ids = _usable(draft_token_ids, sequence)
+            if len(draft_token_ids) < limit:
+                self.block_manager.shrink(sequence, sequence.num_tokens + len(draft_token_ids))
+            if draft_token_ids:
+                entry = entry._replace(draft_token_ids=draft_token_ids)
+            with_drafts.append(entry)
+        return with_drafts
+
+    def _num_wanted(self, sequence: Sequence) -> int:
+        """Tokens that may still be generated."""
+        num_left = self.max_model_len - sequence.num_tokens
+        max_tokens = sequence.params.max_tokens
+        if max_tokens is None:
+            return num_left
+        return min(num_left, max_tokens - sequence.num_output_tokens)
 
     def observe(self, scheduled: list[ScheduledSequence], seconds: float) -> None:
         """Learn from the time that a step took; called before it is booked.
@@ -171,18 +233,20 @@ class Scheduler:
         Only from a step in which sequences decode: that is what is predicted, and it has waited
         for the device.
         """
+        self.draft_price.book(scheduled, seconds)
         if self.target_itl_s is not None and any(_decodes(entry.sequence) for entry in scheduled):
-            num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+            num_tokens = sum(len(entry.token_ids) for entry in scheduled)
             self.step_time.observe(len(scheduled), num_tokens, seconds)
 
     def update(
-        self, scheduled: list[ScheduledSequence], sampled: list[SampledToken]
+        self, scheduled: list[ScheduledSequence], sampled: list[list[SampledToken]]
     ) -> list[SequenceOutput]:
         """Book a step's results.
 
         Args:
-            scheduled: what `schedule` returned.
-            sampled: one entry for each scheduled sequence that samples, in order.
+            scheduled: what was computed.
+            sampled: what each scheduled sequence that samples goes on with, in order; of one with
+                drafts that may be nothing.
         """
         self._num_calm_steps += 1
         if self._num_calm_steps >= _CALM_STEPS:
@@ -190,10 +254,10 @@ class Scheduler:
             self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
         outputs: list[SequenceOutput] = []
         finished: list[Sequence] = []
-        tokens = iter(sampled)
+        results = iter(sampled)
+        price = self.draft_price.of(len(scheduled))
         for entry in scheduled:
             sequence, samples = entry.sequence, entry.samples
-            sequence.num_computed_tokens += entry.num_scheduled_tokens
             output = SequenceOutput(
                 sequence.request_id,
                 [],
@@ -201,23 +265,50 @@ class Scheduler:
                 prompt_logprobs=sequence.take_prompt_logprobs(),
             )
             if not samples:
+                sequence.num_computed_tokens = entry.end
                 self.block_manager.advance(sequence)
                 if output.prompt_logprobs is not None:
                     outputs.append(output)
                 continue
-            token = next(tokens)
-            outputs.append(output)
-            if token.error is not None:
+            tokens = next(results)
+            if tokens and tokens[0].error is not None:
                 # Not registered: what made these logits unusable may sit in the cached keys.
-                output.finish_reason, output.error = FinishReason.ERROR, token.error
+                output.finish_reason, output.error = FinishReason.ERROR, tokens[0].error
+                outputs.append(output)
                 self._finish([sequence], FinishReason.ERROR)
                 continue
-            self.block_manager.advance(sequence)
-            if sequence.params.max_tokens == 0:
-                sequence.finish_reason = output.finish_reason = FinishReason.LENGTH
+            self._append(sequence, tokens, output)
+            num_accepted = self._book_computed(entry, output.token_ids)
+            if num_drafts := len(entry.draft_token_ids):
+                self.num_draft_tokens += num_drafts
+                self.num_accepted_tokens += num_accepted
+                sequence.pace.book(num_drafts, num_accepted, price)
+                if not tokens:
+                    sequence.pace.rest()
+            if sequence.finish_reason is not None:
+                output.finish_reason = sequence.finish_reason
                 finished.append(sequence)
-                continue
-            output.logprobs = None if token.logprobs is None else [token.logprobs]
+            if output.token_ids or output.finish_reason is not None:
+                outputs.append(output)
+        for sequence in finished:
+            assert sequence.finish_reason is not None
+            self._finish([sequence], sequence.finish_reason)
+        return outputs
+
+    def _append(
+        self, sequence: Sequence, tokens: list[SampledToken], output: SequenceOutput
+    ) -> None:
+        """Add tokens up to the one that ends the sequence, if one does."""
+        if sequence.params.max_tokens == 0:
+            sequence.finish_reason = FinishReason.LENGTH
+            return
+        logprobs: list[TokenLogprobs] = []
+        for token in tokens:
+            if token.error is not None:
+                sequence.finish_reason, output.error = FinishReason.ERROR, token.error
+                break
+            if token.logprobs is not None:
+                logprobs.append(token.logprobs)
             pending = [token.token_id, *token.forced]
             while pending and sequence.finish_reason is None:
                 token_id = pending.pop(0)
@@ -225,14 +316,29 @@ class Scheduler:
                 sequence.append(token_id, self.max_model_len, is_final=is_final)
                 output.token_ids.append(token_id)
             if sequence.finish_reason is not None:
-                output.finish_reason = sequence.finish_reason
                 if sequence.finish_reason is FinishReason.STOP and not is_final:
                     output.stop_token_id = token_id
-                finished.append(sequence)
-        for sequence in finished:
-            assert sequence.finish_reason is not None
-            self._finish([sequence], sequence.finish_reason)
-        return outputs
+                break
+        output.logprobs = logprobs or None
+
+    def _book_computed(self, entry: ScheduledSequence, appended: list[int]) -> int:
+        """Count what the step has computed of a sequence, drafts that came true among it; how
+        many did."""
+        sequence, drafts = entry.sequence, entry.draft_token_ids
+        num_accepted = 0
+        for draft, token_id in zip(drafts, appended, strict=False):
+            if draft != token_id:
+                break
+            num_accepted += 1
+        num_computed = sequence.num_tokens - len(appended) + num_accepted
+        if sequence.finish_reason is None:
+            # Sampling needs the logits behind the last token, which no row gave that counts.
+            num_computed = min(num_computed, sequence.num_tokens - 1)
+        sequence.num_computed_tokens = num_computed
+        self.block_manager.advance(sequence)
+        if drafts:
+            self.block_manager.shrink(sequence, sequence.num_tokens)
+        return num_accepted
 
     def fail(self, scheduled: list[ScheduledSequence], error: str) -> list[SequenceOutput]:
         """End every sequence of a step that could not be computed; the others go on."""
@@ -247,15 +353,17 @@ class Scheduler:
         """Have a step that found too little memory computed again in smaller ones.
 
         The next steps are half as large, until some have succeeded, and the sequences that have no
-        token in them are preempted, the last in order first. A single token that does not fit
-        ends its sequence.
+        token in them are preempted, the last in order first. A single token that does not fit,
+        without drafts, ends its sequence.
         """
         self.num_out_of_memory += 1
         self._num_calm_steps = 0
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
-        if num_tokens == 1:
+        if num_tokens == self._max_step_tokens == 1:
             return self.fail(scheduled, _DOES_NOT_FIT)
-        self._max_step_tokens = num_tokens // 2
+        self._max_step_tokens = max(1, num_tokens // 2)
+        for entry in scheduled:
+            self.block_manager.shrink(entry.sequence, entry.sequence.num_tokens)
         while len(self.running) > self._max_step_tokens:
             self._preempt_last()
         return []
@@ -316,6 +424,15 @@ class Scheduler:
                 self.waiting.remove(sequence)
             sequence.status = SequenceStatus.FINISHED
             sequence.finish_reason = reason
+
+
+def _usable(draft_token_ids: list[int], sequence: Sequence) -> list[int]:
+    """The drafts that can come true together, and do not end the sequence."""
+    stops = sequence.stop_token_ids
+    usable = list(takewhile(lambda token_id: token_id not in stops, draft_token_ids))
+    if sequence.matcher is not None:
+        del usable[sequence.matcher.validate_tokens(usable) :]
+    return usable
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

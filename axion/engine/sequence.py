@@ -7,6 +7,7 @@ import hashlib
 from array import array
 from typing import TYPE_CHECKING
 
+from axion.engine.speculative import NgramIndex, Pace
 from axion.types import FinishReason, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Sequence:
         seed: start of the sequence's own random stream.
         state: where its recurrent state is, while it runs and if the model has one.
         matcher: where the output is in the grammar that it must follow.
+        pace: how many tokens are drafted for it.
+        ngrams: where its tokens stood before.
         priority: a lower one is served first.
         arrival: its place in the order of arrival, set by the scheduler.
         arrived_s: when that was, by the scheduler's clock.
@@ -58,11 +61,13 @@ class Sequence:
         "eos_token_ids",
         "finish_reason",
         "matcher",
+        "ngrams",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_full_blocks",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "pace",
         "params",
         "priority",
         "prompt_logprobs",
@@ -111,6 +116,8 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.matcher: LLMatcher | None = None
+        self.pace = Pace()
+        self.ngrams = NgramIndex()
 
     @property
     def num_tokens(self) -> int:

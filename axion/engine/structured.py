@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from axion.engine.scheduler import SampledToken
+from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 
 logger = logging.getLogger("axion.engine")
@@ -60,40 +60,67 @@ class StructuredOutput:
     def _executor(self) -> LLExecutor:
         return LLExecutor(self._num_threads)
 
-    def mask(self, sequences: list[Sequence]) -> TokenMask | None:
-        """The mask of a step; None if none is needed."""
-        constrained = [(row, s, s.matcher) for row, s in enumerate(sequences) if s.matcher]
-        if not constrained:
+    def mask(self, sampling: list[ScheduledSequence]) -> TokenMask | None:
+        """The mask of a step; None if none is needed.
+
+        Args:
+            sampling: sequences with a row of logits for the next token, and one behind each draft.
+        """
+        constrained: list[Sequence] = []  # of each row of the mask
+        rows: list[int] = []
+        matchers: list[tuple[LLMatcher, int, list[int]]] = []
+        first = 0
+        for entry in sampling:
+            sequence, num_rows = entry.sequence, entry.num_rows
+            if sequence.matcher is not None:
+                matchers.append((sequence.matcher, len(rows), entry.draft_token_ids))
+                rows += range(first, first + num_rows)
+                constrained += [sequence] * num_rows
+            first += num_rows
+        if not rows:
             return None
-        words = self._words[: len(constrained)]
+        if len(rows) > len(self._words):
+            self._words = np.zeros((len(rows), self._words.shape[1]), np.uint32)
+        words = self._words[: len(rows)]
         address, num_bytes = words.ctypes.data, words.strides[0]
-        matchers = [(matcher, i) for i, (_, _, matcher) in enumerate(constrained)]
         if self._num_threads > 1:
-            self._executor.unsafe_compute_mask_ptr(matchers, address, num_bytes, len(matchers))
+            plain = [(matcher, i) for matcher, i, drafts in matchers if not drafts]
+            drafting = [entry for entry in matchers if entry[2]]
+            if plain:  # neither takes an empty list
+                self._executor.unsafe_compute_mask_ptr(plain, address, num_bytes, len(rows))
+            if drafting:
+                self._executor.unsafe_compute_mask_ptr_with_draft_token(
+                    drafting, address, num_bytes, len(rows)
+                )
         else:
-            for matcher, i in matchers:
-                matcher.unsafe_compute_mask_ptr(address + i * num_bytes, num_bytes)
-        for i, (_, sequence, _) in enumerate(constrained):
+            for matcher, i, drafts in matchers:
+                _compute_masks(matcher, address + i * num_bytes, num_bytes, drafts)
+        for i, sequence in enumerate(constrained):
             if sequence.params.ignore_eos:
                 for token_id in self._eos_token_ids:
                     words[i, token_id // 32] &= ~np.uint32(1 << token_id % 32)
-        return TokenMask([row for row, _, _ in constrained], words.view(np.uint8))
-
-    def advance(self, sequences: list[Sequence], sampled: list[SampledToken]) -> list[SampledToken]:
-        """Book the sampled tokens with the matchers.
-
-        Returns:
-            `sampled`, with the tokens that the grammar lets follow alone; a token that it lets
-            nothing follow `is_final`, and one whose matcher has failed carries an error.
-        """
-        return [
-            token if sequence.matcher is None else _advance(sequence, sequence.matcher, token)
-            for sequence, token in zip(sequences, sampled, strict=True)
-        ]
+        return TokenMask(rows, words.view(np.uint8))
 
 
-def _advance(sequence: Sequence, matcher: LLMatcher, token: SampledToken) -> SampledToken:
-    if token.error is not None:
+def _compute_masks(matcher: LLMatcher, address: int, num_bytes: int, drafts: list[int]) -> None:
+    """The mask of what comes next, and behind each draft; the matcher stays where it is."""
+    matcher.unsafe_compute_mask_ptr(address, num_bytes)
+    for i, token_id in enumerate(drafts, 1):
+        matcher.consume_token(token_id)
+        matcher.unsafe_compute_mask_ptr(address + i * num_bytes, num_bytes)
+    if drafts:
+        matcher.rollback(len(drafts))
+
+
+def advance(sequence: Sequence, token: SampledToken) -> SampledToken:
+    """Book a sampled token with the sequence's matcher, if it has one.
+
+    Returns:
+        `token`, with the tokens that the grammar lets follow alone; a token that it lets nothing
+        follow `is_final`, and one whose matcher has failed carries an error.
+    """
+    matcher = sequence.matcher
+    if matcher is None or token.error is not None:
         return token
     token_id = token.token_id
     if token_id in sequence.eos_token_ids:

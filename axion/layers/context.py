@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from axion.layers.kv_format import KVEntries, KVFormat
+
 T = TypeVar("T")
 
 
@@ -86,11 +88,33 @@ class KVCache(NamedTuple):
         k: `[num_blocks, block_size, num_kv_heads, k_head_dim]`, each entry contiguous.
         v: `[num_blocks, block_size, num_kv_heads, v_head_dim]`, each entry contiguous.
         group: the layer's, whose block tables and slots are meant for it.
+        format: how entries are stored; None: as they are. With one, `k` and `v` are bytes, and
+            their last dimension is the format's width.
     """
 
     k: Tensor
     v: Tensor
     group: int = 0
+    format: KVFormat | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values as attention reads them."""
+        return self.k.dtype if self.format is None else self.format.dtype
+
+    @property
+    def keys(self) -> KVEntries:
+        return KVEntries(self.k.view(-1, *self.k.shape[2:]), self.format)
+
+    @property
+    def values(self) -> KVEntries:
+        return KVEntries(self.v.view(-1, *self.v.shape[2:]), self.format)
+
+    def store(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep `[num_tokens, num_kv_heads, head_dim]` of each in these slots."""
+        self.keys.store(slots, k)
+        if self.v.data_ptr() != self.k.data_ptr():  # else values are in the keys
+            self.values.store(slots, v)
 
 
 @dataclass(slots=True)

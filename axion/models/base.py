@@ -261,6 +261,11 @@ class CausalLM(nn.Module):
         """What each layer keeps of a sequence as a whole; empty: no layer keeps anything."""
         return []
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether computed tokens can be taken back: all that is kept is in the KV cache."""
+        return not any(self.state_specs())
+
     def max_length(self) -> int:
         """Longest sequence that the model is meant for, in tokens."""
         return min(layer.self_attn.rotary_emb.max_length() for layer in self.model.layers)

@@ -198,9 +198,9 @@ class _Paged:
         assert spec is not None, "the model calls attention more often than when it was built"
         cache = self._context.kv_caches[index]
         out = paged_attention(
-            q.to(cache.k.dtype),
-            k.to(cache.k.dtype),
-            v.to(cache.v.dtype),
+            q.to(cache.dtype),
+            k.to(cache.dtype),
+            v.to(cache.dtype),
             cache,
             self._context,
             scale=scale,

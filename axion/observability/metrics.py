@@ -53,6 +53,8 @@ _ENGINE_COUNTERS = {
     "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
     "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of memory"),
     "num_steps": ("axion_engine_steps", "Engine steps"),
+    "num_draft_tokens": ("axion_engine_draft_tokens", "Tokens computed on a guess"),
+    "num_accepted_tokens": ("axion_engine_accepted_tokens", "Guessed tokens that came true"),
     "num_out_of_memory": (
         "axion_engine_out_of_memory",
         "Engine steps computed again in smaller ones, for want of memory",

@@ -8,13 +8,15 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from axion.layers import onednn
+from axion.layers import kernels, onednn
 from axion.quantization.base import EmbeddingKernel
 from axion.quantization.rows import RowKernel
 
 # ATen's product of bfloat16 and int8 is the best for so few tokens at most; beyond, the weight is
 # dequantized.
 _MAX_FEW = 16
+# It ends the process where inputs are no multiple of this.
+_FEW_MULTIPLE = 16
 _ZERO = 128
 # cuBLAS takes more than 16 rows, and multiples of this everywhere.
 _CUDA_MIN_ROWS, _CUDA_MULTIPLE = 32, 8
@@ -50,9 +52,18 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        if self.is_packed or self.is_cuda_product:
+        if kernels.run_on(x) and len(rows) <= kernels.MAX_LOW_BIT_ROWS:
+            from axion.layers.kernels.low_bit import int8_product
+
+            out = int8_product(rows, self.codes, self.scale)
+        elif self.is_packed or self.is_cuda_product:
             out = self._integer_product(rows).to(x.dtype)
-        elif len(rows) <= _MAX_FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        elif (
+            len(rows) <= _MAX_FEW
+            and not self.in_features % _FEW_MULTIPLE
+            and x.device.type == "cpu"
+            and x.dtype == torch.bfloat16
+        ):
             ones = torch.ones_like(self.scale, dtype=x.dtype)
             out = torch._weight_int8pack_mm(rows, self.codes, ones)
             out = (out.float() * self.scale).to(x.dtype)

@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from axion.layers import kernels
 from axion.quantization.base import Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 
@@ -127,8 +128,20 @@ class IntegerKernel(RowKernel):
         self.register_parameter(
             "groups", None if groups is None else nn.Parameter(groups.int(), requires_grad=False)
         )
+        group_size = self.in_features // scales.shape[1]
+        self.has_product = bits == 4 and groups is None and group_size in kernels.LOW_BIT_GROUPS
         table = _NIBBLES.to(codes.device) if bits == 4 else None
         self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_rows = x.numel() // self.in_features
+        if self.has_product and num_rows <= kernels.MAX_LOW_BIT_ROWS and kernels.run_on(x):
+            from axion.layers.kernels.low_bit import int4_product
+
+            rows = x.reshape(num_rows, self.in_features)
+            out = int4_product(rows, self.codes, self.scales, self.zeros)
+            return out.view(*x.shape[:-1], self.out_features)
+        return super().forward(x)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         codes = self._codes(self.codes[start:end])

@@ -101,11 +101,21 @@ async def _find(
         formats=weight_formats(facts),
         folders=model_folders(settings),
     )
+    draft_model = model.draft_model
+    if draft_model:
+        draft = await resolve(
+            draft_model,
+            on_progress=partial(show, f"Downloading {draft_model}"),
+            formats=weight_formats(facts),
+            folders=model_folders(settings),
+        )
+        draft_model = str(draft.path)
     known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
     found = msgspec.structs.replace(
         model,
         model_name=str(snapshot.path),
         served_name=model.name,
+        draft_model=draft_model,
         # Some engines refuse more than the model is meant for.
         max_seq_len=min(model.max_seq_len, known.max_length or model.max_seq_len),
     )

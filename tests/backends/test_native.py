@@ -1113,11 +1113,18 @@ async def test_the_engine_is_started_with_the_models_limits(folders: dict[str, P
 
     backend = NativeBackend(factory)
     path = str(folders["none"])
-    limits = {"max_seq_len": 77, "max_num_seqs": 3, "quantization": "int8"}
+    limits = {
+        "max_seq_len": 77,
+        "max_num_seqs": 3,
+        "quantization": "int8",
+        "speculative": "ngram",
+        "draft_model": str(folders["none"]),
+    }
     await backend.start(ModelConfig(model_name=path, **limits))
     (config,) = configs
     assert config.model_path == str(folders["none"])
     assert (config.max_model_len, config.max_num_seqs) == (77, 3)
+    assert (config.speculative, config.draft_model_path) == ("ngram", config.model_path)
     assert config.quantization == "int8"
 
 

@@ -111,6 +111,11 @@ def test_a_model_that_sees_its_place_is_refused(
         make_core(save_tiny("llama", tmp_path), dtype="float32")
 
 
+def test_a_model_that_chooses_what_it_attends_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="attends to the tokens that score best"):
+        make_core(save_tiny("deepseek-v32", tmp_path), dtype="float32")
+
+
 def test_more_sequences_than_the_largest_step_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="CONCURRENT_REQUESTS is at most 512"):
         make_core(save_tiny("llama", tmp_path), max_num_seqs=513)

@@ -155,6 +155,27 @@ def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     assert tokens_of(both["longer"]) == expected_of_longer
 
 
+@pytest.mark.parametrize(("kv_cache_dtype", "most"), [("fp8", 0.2), ("int8", 0.04)])
+@pytest.mark.parametrize("case", ["llama", "gemma4", "deepseek-v3"])
+def test_keys_and_values_of_a_byte_a_number_take_less_memory(
+    case: str, kv_cache_dtype: str, most: float, tmp_path: Path
+):
+    path = save_tiny(case, tmp_path)
+    prompts = {"first": list(range(1, 60)), "other": list(range(50, 120))}
+    params = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=0)
+    logprobs = []
+    bytes_per_block = []
+    for kind in ("auto", kv_cache_dtype):
+        core = make_core(path, kv_cache_dtype=kind, max_num_batched_tokens=16)
+        bytes_per_block.append(core.info.kv_cache_bytes / core.info.num_blocks)
+        outputs = run(core, prompts, params)
+        entries = [x for o in outputs["other"] for x in o.prompt_logprobs or []]
+        logprobs.append(torch.tensor([entry.logprob for entry in entries]))
+        assert core.stats.num_blocks_used == 0
+    assert 3 < bytes_per_block[0] / bytes_per_block[1] <= 4  # of float32
+    assert 0 < (logprobs[0] - logprobs[1]).abs().mean() < most
+
+
 @pytest.fixture(scope="module")
 def path(tiny_model: Path) -> Path:
     return tiny_model

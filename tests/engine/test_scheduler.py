@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from axion.engine.block_manager import BlockManager
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
+from axion.engine.speculative import verify
 from axion.engine.state_slots import StateSlots
 from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SamplingParams
 
@@ -51,24 +52,28 @@ class PagedMemory:
         self.slots: dict[int, tuple[int, bytes]] = {}
         self.states: dict[int, bytes] = {0: b""}
 
-    def execute(self, scheduled: list[ScheduledSequence]) -> list[SampledToken]:
-        for sequence, num_scheduled_tokens in scheduled:
-            start = sequence.num_computed_tokens
-            for slot, entry in self.entries(sequence, start, start, num_scheduled_tokens):
+    def execute(self, scheduled: list[ScheduledSequence]) -> list[list[SampledToken]]:
+        for scheduled_sequence in scheduled:
+            start = scheduled_sequence.sequence.num_computed_tokens
+            for slot, entry in self.entries(scheduled_sequence, start):
                 self.slots[slot] = entry
         sampled = []
-        for sequence, num_scheduled_tokens in scheduled:
-            start = sequence.num_computed_tokens
-            for slot, entry in self.entries(sequence, 0, start, num_scheduled_tokens):
+        for scheduled_sequence in scheduled:
+            sequence, _, drafts = scheduled_sequence
+            for slot, entry in self.entries(scheduled_sequence, 0):
                 assert self.slots.get(slot) == entry, "the cache holds another prefix"
-            if start + num_scheduled_tokens == sequence.num_tokens:
-                sampled.append(SampledToken(next_token(sequence.token_ids)))
+            rows = [
+                SampledToken(next_token(sequence.token_ids + drafts[:i]))
+                for i in range(scheduled_sequence.num_rows)
+            ]
+            if rows:
+                sampled.append(verify(scheduled_sequence, rows, lambda _, token: token))
         self.carry_states(scheduled)
         return sampled
 
     def carry_states(self, scheduled: list[ScheduledSequence]) -> None:
         written: dict[int, bytes] = {}
-        for sequence, num_scheduled_tokens in scheduled:
+        for sequence, num_scheduled_tokens, _ in scheduled:
             if (state := sequence.state) is None:
                 continue
             tokens, start = bytes(sequence.token_ids), sequence.num_computed_tokens
@@ -79,22 +84,51 @@ class PagedMemory:
             }
             assert written.keys().isdisjoint(slots), "each writes its own"
             written |= {slot: tokens[:n] for slot, n in slots.items()}
-        kept = {sequence.state.source for sequence, _ in scheduled if sequence.state}
-        own = {sequence.state.slot for sequence, _ in scheduled if sequence.state}
+        kept = {sequence.state.source for sequence, _, _ in scheduled if sequence.state}
+        own = {sequence.state.slot for sequence, _, _ in scheduled if sequence.state}
         assert (kept - own).isdisjoint(written), "what another starts from stays"
         self.states |= written
 
     def entries(
-        self, sequence: Sequence, first: int, start: int, num_tokens: int
+        self, scheduled: ScheduledSequence, first: int
     ) -> Iterator[tuple[int, tuple[int, bytes]]]:
-        """What `num_tokens` tokens from `start` on see from `first` on: its slot, and itself."""
+        """What the step's tokens see from `first` on: its slot, and itself."""
+        sequence = scheduled.sequence
+        token_ids = sequence.token_ids + scheduled.draft_token_ids
+        start = sequence.num_computed_tokens
         for group, window in enumerate(self.windows):
             seen = first if window is None else max(first, start - window + 1)
-            for position in range(seen, start + num_tokens):
+            for position in range(seen, start + len(scheduled.token_ids)):
                 block, offset = divmod(position, self.block_size)
                 block_id = sequence.block_tables[group][block]
-                entry = group, bytes(sequence.token_ids[: position + 1])
+                entry = group, bytes(token_ids[: position + 1])
                 yield block_id * self.block_size + offset, entry
+
+
+class Guesser:
+    """Proposes what the model in miniature will say, but for some tokens.
+
+    Of sequence "0" all are right, of "1" the first is wrong, of others one here and there.
+    """
+
+    def propose(self, scheduled: list[ScheduledSequence], limits: list[int]) -> list[list[int]]:
+        return [
+            self.guess(entry.sequence, limit)
+            for entry, limit in zip(scheduled, limits, strict=True)
+        ]
+
+    def guess(self, sequence: Sequence, limit: int) -> list[int]:
+        tokens = list(sequence.token_ids)
+        for _ in range(limit):
+            tokens.append(next_token(tokens))
+        drafts = tokens[sequence.num_tokens :]
+        kind = int(sequence.request_id)
+        if kind and drafts:
+            wrong = 0 if kind == 1 else sum(tokens) % (2 * len(drafts))
+            if wrong < len(drafts):
+                drafts[wrong] = (drafts[wrong] + 1) % VOCAB
+        # Also one that proposes less than it may.
+        return drafts[: 1 + sum(tokens) % limit] if kind == 3 and drafts else drafts
 
 
 def make_scheduler(
@@ -187,6 +221,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
         ),
         num_states=st.sampled_from([0, 0, 1, 2, 3, 5, 9]),
+        speculates=st.booleans(),
     )
     def start(
         self,
@@ -197,7 +232,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching,
         windows,
         num_states,
+        speculates,
     ):
+        # A state cannot be taken back.
+        self.speculates = speculates and not num_states
         self.scheduler = make_scheduler(
             num_blocks * len(windows),
             block_size,
@@ -231,7 +269,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self):
         scheduled = self.scheduler.schedule()
-        num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
+        if self.speculates:
+            scheduled = self.scheduler.speculate(scheduled, Guesser())
+        num_tokens = sum(len(entry.token_ids) for entry in scheduled)
         assert num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(scheduled) <= self.scheduler.max_num_seqs
         for output in self.scheduler.update(scheduled, self.memory.execute(scheduled)):
@@ -382,7 +422,7 @@ def test_a_long_prompt_of_less_priority_holds_nobody_up():
     scheduler.add(high)
     scheduled = scheduler.schedule()
     # It comes before the rest of the prompt, and streams behind both go on.
-    assert [tuple(entry) for entry in scheduled] == [
+    assert [entry[:2] for entry in scheduled] == [
         (high, 4),
         (low, 2),
         (streams[0], 1),
@@ -476,7 +516,7 @@ class Machine:
         seconds = 0.01 + 0.0005 * len(scheduled) + self.per_token_s * num_tokens
         noise = self.random.uniform(0.97, 1.03) * (5 if self.random.random() < 0.02 else 1)
         self.scheduler.observe(scheduled, seconds * noise)
-        sampled = [SampledToken(1) for entry in scheduled if entry.samples]
+        sampled = [[SampledToken(1)] for entry in scheduled if entry.samples]
         self.scheduler.update(scheduled, sampled)
         return num_tokens, seconds
 
@@ -543,7 +583,7 @@ def test_sequences_of_one_prompt_compute_it_once(windows: tuple[int | None, ...]
     num_computed: dict[str, int] = {}
     while scheduler.has_unfinished:
         scheduled = scheduler.schedule()
-        for sequence, num_tokens in scheduled:
+        for sequence, num_tokens, _ in scheduled:
             prompt_left = max(0, sequence.num_prompt_tokens - sequence.num_computed_tokens)
             num_computed.setdefault(sequence.request_id, 0)
             num_computed[sequence.request_id] += min(num_tokens, prompt_left)
@@ -737,7 +777,7 @@ def test_a_row_of_unusable_logits_ends_only_its_own_sequence():
         scheduler.add(make_sequence(request_id, [1, 2], max_tokens=1))
     scheduled = scheduler.schedule()
     bad, good = scheduler.update(
-        scheduled, [SampledToken(0, error="not a number"), SampledToken(3)]
+        scheduled, [[SampledToken(0, error="not a number")], [SampledToken(3)]]
     )
     assert (bad.finish_reason, bad.error) == (FinishReason.ERROR, "not a number")
     assert (good.finish_reason, good.token_ids) == (FinishReason.LENGTH, [3])
@@ -773,7 +813,7 @@ def computed_tokens(scheduler: Scheduler, memory: PagedMemory) -> dict[str, int]
     counts: dict[str, int] = {}
     while scheduler.has_unfinished:
         scheduled = scheduler.schedule()
-        for sequence, num_tokens in scheduled:
+        for sequence, num_tokens, _ in scheduled:
             counts[sequence.request_id] = counts.get(sequence.request_id, 0) + num_tokens
         scheduler.update(scheduled, memory.execute(scheduled))
         scheduler.check_integrity()

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from axion import LLM, SamplingParams
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
+from axion.engine.scheduler import ScheduledSequence
+from axion.engine.sequence import Sequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import InvalidRequestError
 from axion.llm import Generation
@@ -321,6 +324,37 @@ def test_others_run_while_a_grammar_is_compiled_and_who_leaves_is_dropped(
     while core.has_unfinished:
         outputs += core.step()
     assert {output.request_id for output in outputs} == {"free", "stays"}
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_drafts_have_masks_of_their_own_and_leave_the_grammar_where_it_is(
+    llm: LLM, num_threads: int
+):
+    info = llm.engine.info
+    structured = StructuredOutput(
+        vocab_size=info.vocab_size,
+        eos_token_ids=info.eos_token_ids,
+        max_num_seqs=1,
+        num_threads=num_threads,
+    )
+    sequence = Sequence("s", [5], SamplingParams(), seed=0)
+    sequence.num_computed_tokens = 0
+    sequence.matcher = llm.engine.grammars.compile(Grammar("regex", "ab[0-9]"))
+    free = ScheduledSequence(Sequence("t", [5], SamplingParams(), seed=0), 1, [])
+    drafts = [token for letter in "ab" for token in llm.tokenizer.encode(letter)]
+    digits = {token for digit in "0123456789" for token in llm.tokenizer.encode(digit)}
+
+    def allowed(drafts: list[int]) -> list[set[int]]:
+        mask = structured.mask([free, ScheduledSequence(sequence, 1, drafts), free])
+        assert mask is not None
+        assert mask.rows == list(range(1, 2 + len(drafts)))
+        bits = np.unpackbits(mask.bits, axis=1, bitorder="little")
+        return [set(row.nonzero()[0].tolist()) for row in bits]
+
+    first, *_ = before = allowed([])
+    assert drafts[0] in first
+    assert allowed(drafts) == [first, {drafts[1]}, digits]
+    assert allowed([]) == before
 
 
 def test_a_mask_is_only_computed_where_one_is_needed():

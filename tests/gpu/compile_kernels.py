@@ -1,8 +1,8 @@
-"""Compile the kernels for a GPU that is not there: `python -m tests.gpu.compile_kernels 90`.
+"""Compile the kernels for GPUs that are not there: `python -m tests.gpu.compile_kernels 80 90`.
 
 Triton's compiler needs no device. Kernels are launched as ever, on tensors of the CPU, by a driver
-that says which GPU it stands for; launches end when the machine code is there. Prints a line of
-each kernel: its name and the shared memory that a program takes.
+that says which GPU it stands for; launches end when the machine code is there. Prints a line for
+each kernel: its name, for which GPU, and the shared memory that a program takes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from axion.layers.kernels import attention
 from axion.layers.kernels.activation import gated
+from axion.layers.kernels.low_bit import int4_product, int8_product
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
 from tests.gpu.batches import make_batch
@@ -33,7 +34,7 @@ class AbsentGPU:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # by which Triton keeps what it has compiled
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -43,12 +44,12 @@ def compile_instead(kernel: JITFunction, grid: Any) -> Callable[..., None]:
     def launch(*args: Any, **options: Any) -> None:
         compiled = kernel.run(*args, grid=grid, warmup=True, **options)
         assert compiled.asm["cubin"]
-        print(compiled.metadata.name, compiled.metadata.shared)
+        print(compiled.metadata.name, compiled.metadata.target.arch, compiled.metadata.shared)
 
     return launch
 
 
-def main(capability: int) -> None:
+def compile_all(capability: int) -> None:
     driver.set_active(AbsentGPU(capability))
     JITFunction.__getitem__ = compile_instead
     options: dict[str, Any] = {
@@ -56,10 +57,10 @@ def main(capability: int) -> None:
         "dtype": torch.bfloat16,
         "block_size": 16,
     }
-    batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
-    batch.run(attention.paged_attention)
     attention._num_splits = lambda *_: 8
-    batch.run(attention.paged_attention, window=20, softcap=3.0, sinks=torch.zeros(32))
+    batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
+    of_heads = {"sinks": torch.zeros(32), "alibi_slopes": torch.zeros(32)}
+    batch.run(attention.paged_attention, window=20, softcap=3.0, chunk=30, **of_heads)
     latent = {"head_dim": 576, "v_head_dim": 512, "values_in_keys": True}
     batch = make_batch([(1, 50)], num_heads=128, num_kv_heads=1, **latent, **options)
     batch.run(attention.paged_attention)
@@ -71,7 +72,11 @@ def main(capability: int) -> None:
     cos = torch.zeros(4, 1, 32, dtype=torch.bfloat16)
     rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
     rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
+    bytes_ = torch.zeros(64, 4096, dtype=torch.uint8)
+    int8_product(x, bytes_.view(torch.int8), torch.zeros(64))
+    int4_product(x.view(2, 8192), bytes_, x.view(64, -1), bytes_[:, :256].contiguous())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    for argument in sys.argv[1:]:
+        compile_all(int(argument))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from axion.layers.attention import reference
+from axion.layers.kv_format import KV_FORMATS, KVEntries
 from tests.gpu.batches import make_batch
 from tests.gpu.conftest import IS_INTERPRETED
 
@@ -77,3 +78,18 @@ def test_nothing_waits_for_the_device(device: torch.device) -> None:
         kernels.paged_attention(*batch.inputs, scale=0.3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", KV_FORMATS)
+def test_keys_and_values_in_bytes_are_those_of_the_cpu(device: torch.device, name: str):
+    kv_format = KV_FORMATS[name](torch.bfloat16)
+    x = torch.randn(8, 2, 64).bfloat16()
+    slots = torch.tensor([5, 0, 9, 3, 12, 1, 8, 15])
+    loaded = []
+    for where in (torch.device("cpu"), device):
+        stored = torch.zeros(16, 2, kv_format.width(64), dtype=torch.uint8, device=where)
+        entries = KVEntries(stored, kv_format)
+        entries.store(slots.to(where), x.to(where))
+        loaded.append(entries.gather(slots[None].to(where)).cpu())
+    assert loaded[0].shape == (1, 8, 2, 64)
+    torch.testing.assert_close(loaded[1], loaded[0])

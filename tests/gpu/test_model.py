@@ -17,8 +17,8 @@ from tests.parity.checkpoints import save_tiny
 pytest.importorskip("triton")
 # numpy says so, and the interpreter goes on with infinity, as the hardware does.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=3)
-PROMPTS = [[5, 6, 7], [*range(10, 31)]]
+PARAMS = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=3)
+PROMPTS = [[5, 6, 7], [*range(10, 28)]]
 
 
 def answers(path: Path, device: torch.device) -> list[tuple[int, list[tuple[int, float]]]]:
@@ -42,7 +42,7 @@ def answers(path: Path, device: torch.device) -> list[tuple[int, list[tuple[int,
     return found
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize("case", ["gemma2", "gpt-oss", "deepseek-v3"])
 def test_models_answer_the_same(
     case: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

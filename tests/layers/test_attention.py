@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from axion.layers import kv_format
 from axion.layers.attention import paged_attention, reference
 from axion.layers.context import ForwardContext, KVCache
 
@@ -262,7 +263,7 @@ def test_blocks_that_follow_one_another_are_read_in_place(
 ) -> None:
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     sequences = Sequences(lengths, 4, 2, 4)
-    monkeypatch.setattr(reference.F, "embedding", None)
+    monkeypatch.setattr(kv_format.F, "embedding", None)
     for seq, out in enumerate(sequences.attend(**options)):
         expected = sequences.expected(seq, **options)
         torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)

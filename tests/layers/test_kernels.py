@@ -36,19 +36,22 @@ def run(*command: str, **variables: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", ["attention", "elementwise", "model"])
-def test_kernels_compute_what_torch_does(name: str) -> None:
-    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    out = run("-m", "pytest", *options, f"tests/gpu/test_{name}.py", TRITON_INTERPRET="1")
+@pytest.mark.timeout(400)
+def test_kernels_compute_what_torch_does() -> None:
+    modules = [
+        f"tests/gpu/test_{name}.py" for name in ("attention", "elementwise", "low_bit", "model")
+    ]
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--confcutdir", "tests/gpu"]
+    out = run("-m", "pytest", *options, *modules, TRITON_INTERPRET="1")
     assert " passed" in out
     assert "skipped" not in out
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile(capability: int, tmp_path: Path) -> None:
-    """For Ampere (A100) and Hopper."""
-    module = "tests.gpu.compile_kernels"
-    out = run("-m", module, str(capability), TRITON_CACHE_DIR=str(tmp_path))
-    shared = {name: int(size) for name, size in map(str.split, out.splitlines())}
-    assert {"_attend", "_join", "_store", "_rms_norm", "_gated", "_rotate"} <= shared.keys()
-    assert max(shared.values()) <= MAX_SHARED_BYTES
+@pytest.mark.timeout(400)
+def test_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
+    out = run("-m", "tests.gpu.compile_kernels", "80", "90", TRITON_CACHE_DIR=str(tmp_path))
+    lines = [line.split() for line in out.splitlines()]
+    names = ["_attend", "_join", "_store", "_rms_norm", "_gated", "_rotate", "_int8", "_int4"]
+    for name in names:
+        assert {arch for kernel, arch, _ in lines if kernel == name} == {"80", "90"}
+    assert max(int(shared) for _, _, shared in lines) <= MAX_SHARED_BYTES

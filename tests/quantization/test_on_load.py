@@ -27,6 +27,7 @@ from axion.quantization.base import (
     TiedHead,
     num_parameters,
 )
+from axion.quantization.int8 import Int8Kernel
 from axion.quantization.registry import quantization_method
 from tests.parity.checkpoints import save_tiny
 from tests.quantization.pairs import (
@@ -103,6 +104,15 @@ def test_any_number_of_rows_is_multiplied_alike(
     expected = x.float() @ quantized.dequantize(torch.float32).T
     error = (quantized(x).float() - expected).norm() / expected.norm()
     assert error <= (0.01 if name == "int8" or dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("in_features", [20, 24, 48])
+def test_any_number_of_inputs_is_multiplied(in_features: int) -> None:
+    codes = torch.randint(-127, 128, (40, in_features), dtype=torch.int8)
+    kernel = Int8Kernel(codes, torch.full((40,), 0.01), rounds_input=False)
+    x = torch.randn(3, in_features).bfloat16()
+    expected = x.float() @ (codes.float() * 0.01).T
+    torch.testing.assert_close(kernel(x).float(), expected, rtol=0.02, atol=0.05)
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -64,7 +64,12 @@ async def made(
         if shown is not None:
             shown.append(stage)
 
-    config = ModelConfig(model_name=str(model), served_name="", memory_fraction=0.9)
+    config = ModelConfig(
+        model_name=str(model),
+        served_name="",
+        memory_fraction=0.9,
+        draft_model=found.draft_model,
+    )
     return await plan(config, found, show, begin)
 
 
@@ -146,6 +151,14 @@ async def test_a_model_elsewhere_than_the_settings_allow_is_not_found(folder: Pa
     assert (await made(model, allowed_model_folders=str(folder.parent))).decision
     with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
         await made(model, allowed_model_folders=f"{folder.parent}/other")
+
+
+async def test_a_draft_model_is_found_too_and_under_the_same_rule(folder: Path):
+    model, draft = (str(write_model(folder.parent / name / "m")) for name in ("a", "b"))
+    found = await made(model, draft_model=draft)
+    assert [config.draft_model for _, config in found.backends] == [draft] * len(found.backends)
+    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+        await made(model, draft_model=draft, allowed_model_folders=f"{folder.parent}/a")
 
 
 async def test_pickle_is_planned_for_only_where_it_is_allowed(folder: Path):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.kv_format import KVEntries
 
 _TILE = 256
 # Libraries multiply fewer rows by other kernels.
@@ -77,22 +78,19 @@ def paged_attention(
     """
     if chosen is not None:
         raise NotImplementedError("batch-invariant attention to chosen tokens")
-    keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
-    if k is not None:
-        slot_mapping = context.slot_mapping[cache.group]
-        keys.index_copy_(0, slot_mapping, k)
-        values.index_copy_(0, slot_mapping, v)
+    if k is not None and v is not None:
+        cache.store(context.slot_mapping[cache.group], k, v)
+    keys, values = cache.keys, cache.values
     groups = context.once(
         (_groups, cache.group, window, chunk),
         partial(_groups, kv_group=cache.group, window=window, chunk=chunk),
     )
     scores = _Scores(scale, softcap, sinks, alibi_slopes)
-    num_kv_heads = keys.shape[1]
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         # [batch, num_kv_heads, query_len * heads_per_kv_head, head_dim]
         of_group = q[group.rows].unflatten(0, (-1, group.query_len))
-        of_heads = of_group.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 1, 3, 4)
+        of_heads = of_group.unflatten(2, (keys.num_heads, -1)).permute(0, 2, 1, 3, 4)
         result = _attend(of_heads, keys, values, group, scores)
         out[group.rows] = result.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).to(q.dtype)
     # Padding is the last token once more, and writes to its place in the cache what it does.
@@ -101,7 +99,9 @@ def paged_attention(
     return out
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group, options: _Scores) -> Tensor:
+def _attend(
+    q: Tensor, keys: KVEntries, values: KVEntries, group: _Group, options: _Scores
+) -> Tensor:
     """`[batch, num_kv_heads, query_len, heads_per_kv_head, head_dim]` to the same with
     `v_head_dim`, float32."""
     shape = q.shape[2:4]
@@ -113,11 +113,11 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group, options: _Sc
         bias = _at_least_few((group.distances[:, :, :, None] * slopes).flatten(2, 3))
     largest = rows.new_full((*rows.shape[:-1], 1), _LOWEST)
     total = torch.zeros_like(largest)
-    out = rows.new_zeros(*rows.shape[:-1], values.shape[-1])
+    out = rows.new_zeros(*rows.shape[:-1], values.head_dim)
     for start in range(0, group.slots.shape[1], _TILE):
         tile = slice(start, start + _TILE)
-        k, v = (F.embedding(group.slots[:, tile], x.flatten(1)).float() for x in (keys, values))
-        k, v = (x.unflatten(-1, (q.shape[1], -1)).transpose(1, 2) for x in (k, v))
+        slots = group.slots[:, tile]
+        k, v = (entries.gather(slots).float().transpose(1, 2) for entries in (keys, values))
         scores = (rows @ k.transpose(-1, -2)) * options.scale
         if options.softcap is not None:
             scores = options.softcap * torch.tanh(scores / options.softcap)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from axion.layers.attention.reference import _MAX_SCORES, _Chunk, _gather, _groups
+from axion.layers.attention.reference import _MAX_SCORES, _Chunk, _groups
 from axion.layers.context import ForwardContext, KVCache
 
 
@@ -36,8 +36,8 @@ def choose_tokens(
         Positions in each token's sequence, `[num_tokens, num_chosen]` int64, as `paged_attention`
         takes them; None where no sequence has more tokens than are chosen, so that all are.
     """
-    keys = cache.k.view(-1, *cache.k.shape[2:])
-    keys.index_copy_(0, context.slot_mapping[cache.group], k[:, None])
+    keys = cache.keys
+    keys.store(context.slot_mapping[cache.group], k[:, None])
     if max(context.context_lens_list) <= num_chosen:
         return None
     max_scores = _MAX_SCORES // q.shape[1]
@@ -49,10 +49,10 @@ def choose_tokens(
     for group in groups:
         rows = slice(None) if group.rows is None else group.rows
         if isinstance(group, _Chunk):  # all rows see the same keys
-            of_seq = _gather(keys, group.slots)[:, 0]
+            of_seq = keys.gather(group.slots)[:, 0]
             mask = group.mask
         else:
-            of_seq, mask = _gather(keys, group.slots)[:, :, 0], group.mask[:, 0, 0]
+            of_seq, mask = keys.gather(group.slots)[:, :, 0], group.mask[:, 0, 0]
         scores = torch.relu(q[rows].float() @ of_seq.float().transpose(-1, -2))
         scores = (weights[rows, None] @ scores).squeeze(1)
         if mask is None:

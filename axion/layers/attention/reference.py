@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.kv_format import KVEntries, SlotRun
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
@@ -28,17 +29,6 @@ _MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
-
-
-class _Run(NamedTuple):
-    """Slots of one sequence whose blocks follow one another: they are read without a copy.
-
-    Attributes:
-        shape: `[length]`, or `[1, length]`.
-    """
-
-    start: int
-    shape: torch.Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +43,7 @@ class _Decode:
     """
 
     rows: Tensor | None
-    slots: Tensor | _Run
+    slots: Tensor | SlotRun
     mask: Tensor
     distances: Tensor
 
@@ -70,7 +60,7 @@ class _Chunk:
     """
 
     rows: slice
-    slots: Tensor | _Run
+    slots: Tensor | SlotRun
     mask: Tensor | None
     positions: Tensor
     tokens: Tensor
@@ -132,11 +122,9 @@ def paged_attention(
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
     """
-    keys, values = (x.view(-1, *x.shape[2:]) for x in (cache.k, cache.v))
-    if k is not None:
-        slot_mapping = context.slot_mapping[cache.group]
-        keys.index_copy_(0, slot_mapping, k)
-        values.index_copy_(0, slot_mapping, v)
+    if k is not None and v is not None:
+        cache.store(context.slot_mapping[cache.group], k, v)
+    keys, values = cache.keys, cache.values
     scores = _Scores(scale, softcap, sinks, alibi_slopes)
     if chosen is not None:
         return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
@@ -145,7 +133,7 @@ def paged_attention(
         (_groups, cache.group, window, chunk, max_scores),
         partial(_groups, kv_group=cache.group, window=window, chunk=chunk, max_scores=max_scores),
     )
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
+    out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         if isinstance(group, _Chunk):
             out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
@@ -157,11 +145,11 @@ def paged_attention(
 
 
 def _attend_decode(
-    q: Tensor, keys: Tensor, values: Tensor, group: _Decode, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, group: _Decode, scores: _Scores
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
-    q = q.unflatten(1, (keys.shape[1], -1))
-    k, v = (_gather(cache, group.slots).transpose(1, 2) for cache in (keys, values))
+    q = q.unflatten(1, (keys.num_heads, -1))
+    k, v = (entries.gather(group.slots).transpose(1, 2) for entries in (keys, values))
     if scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
@@ -172,8 +160,8 @@ def _attend_decode(
 
 def _attend_chosen(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    keys: KVEntries,
+    values: KVEntries,
     chosen: Tensor,
     kv_group: int,
     context: ForwardContext,
@@ -186,8 +174,8 @@ def _attend_chosen(
     chosen = torch.where(hidden, positions, chosen)
     distances = (chosen - positions)[:, None, None, None]
     mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
-    out = q.new_empty(*q.shape[:2], values.shape[-1])
-    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys[0].numel()))
+    out = q.new_empty(*q.shape[:2], values.head_dim)
+    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys.num_heads * keys.head_dim))
     for start in range(0, len(q), max_rows):
         rows = slice(start, start + max_rows)
         slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
@@ -197,12 +185,12 @@ def _attend_chosen(
 
 
 def _attend_chunk(
-    q: Tensor, keys: Tensor, values: Tensor, chunk: _Chunk, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, chunk: _Chunk, scores: _Scores
 ) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    q = q.transpose(0, 1).unflatten(0, (keys.shape[1], -1))
-    k, v = (_gather(cache, chunk.slots).transpose(0, 1) for cache in (keys, values))
-    if scores.is_plain and _suits_blocks(q):
+    q = q.transpose(0, 1).unflatten(0, (keys.num_heads, -1))
+    k, v = (entries.gather(chunk.slots).transpose(0, 1) for entries in (keys, values))
+    if scores.is_plain and _suits_blocks(q.device, q.dtype):
         return _attend_blocks(q, k, v, chunk.mask, scores.scale)
     if scores.is_plain:
         out = F.scaled_dot_product_attention(
@@ -250,10 +238,10 @@ def _attend(
     return out
 
 
-def _suits_blocks(x: Tensor) -> bool:
+def _suits_blocks(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `_attend_blocks` is faster than torch's own attention: three times, measured with
     AVX-512; in float32 it is not."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return device.type == "cpu" and dtype == torch.bfloat16
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -292,15 +280,6 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     return out.flatten(1, 2)
 
 
-def _gather(cache: Tensor, slots: Tensor | _Run) -> Tensor:
-    """Entries `[num_slots, num_kv_heads, head_dim]` at `slots`, of any shape."""
-    if isinstance(slots, _Run):
-        run = cache[slots.start : slots.start + slots.shape[-1]]
-        return run.view(*slots.shape, *cache.shape[1:])
-    # As an embedding: a whole entry is copied at once, many times faster than by indexing.
-    return F.embedding(slots, cache.flatten(1)).unflatten(-1, cache.shape[1:])
-
-
 def _groups(
     context: ForwardContext,
     *,
@@ -311,7 +290,7 @@ def _groups(
 ) -> list[_Decode | _Chunk]:
     tables = context.block_tables[kv_group]
     reach = window or chunk
-    needs_mask = max_scores is not None or not _suits_blocks(context.kv_caches[0].k)
+    needs_mask = max_scores is not None or not _suits_blocks(tables.device, _dtype(context))
     groups: list[_Decode | _Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
@@ -425,13 +404,13 @@ def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
     return blocks.long() * block_size + tokens % block_size
 
 
-def _run(slots: Tensor) -> Tensor | _Run:
+def _run(slots: Tensor) -> Tensor | SlotRun:
     """The same as a run, if it is one and on a CPU."""
     is_run = slots.device.type == "cpu" and slots.numel() == slots.shape[-1]
     if is_run and bool((slots.diff() == 1).all()):
-        return _Run(int(slots.flatten()[0]), slots.shape)
+        return SlotRun(int(slots.flatten()[0]), slots.shape)
     return slots
 
 
 def _dtype(context: ForwardContext) -> torch.dtype:
-    return context.kv_caches[0].k.dtype
+    return context.kv_caches[0].dtype

@@ -12,6 +12,12 @@ from torch import Tensor
 
 logger = logging.getLogger("axion.engine")
 
+MAX_LOW_BIT_ROWS = 4
+"""Rows that `low_bit` multiplies at once; for more, tensor cores are faster, even where they need
+the weight in another form."""
+LOW_BIT_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
+"""Inputs of a group that it takes."""
+
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute on the device that `x` is on."""
@@ -22,6 +28,8 @@ def run_on(x: Tensor) -> bool:
 def _work_on(device: torch.device) -> bool:
     """Tried out, not looked up: Triton needs a C compiler, too, and a GPU that is not too old."""
     if find_spec("triton") is None:
+        return False
+    if device.index != torch.cuda.current_device():  # that is where Triton launches
         return False
     from axion.layers.kernels.activation import gated
 

@@ -41,7 +41,7 @@ _MAX_SPLITS = 64
 _LOG2E = tl.constexpr(math.log2(math.e))
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_HEAD_DIM = 1024
-_OPTIONS = {"scale", "window", "softcap", "sinks"}
+_OPTIONS = {"scale", "window", "chunk", "softcap", "sinks", "alibi_slopes"}
 
 
 class _Tiles(NamedTuple):
@@ -75,8 +75,10 @@ def paged_attention(
     *,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     """See `axion.layers.attention.reference.paged_attention`.
 
@@ -106,8 +108,8 @@ def paged_attention(
         rows = max(triton.next_power_of_2(block_q * heads), _MIN_ROWS)
         num_tiles, num_parts = len(tiles), num_kv_heads * triton.cdiv(group, heads)
         capacity = tables.shape[-1] * context.block_size
-        if window is not None:
-            capacity = min(capacity, window + block_q - 1)
+        if reach := window or chunk:
+            capacity = min(capacity, reach + block_q - 1)
         num_splits = _num_splits(num_tiles * num_parts, capacity, q.device)
         result, lse = out, out  # lse is not written where nothing is split
         if num_splits > 1:
@@ -121,12 +123,15 @@ def paged_attention(
             cache.k,
             cache.v,
             context.positions,
+            context.context_lens,
             tables,
             tiles,
             sinks,
+            alibi_slopes,
             scale * _LOG2E.value if softcap is None else scale / softcap,
-            (softcap or 0.0) * _LOG2E.value,
-            window or 0,
+            None if softcap is None else softcap * _LOG2E.value,
+            window,
+            chunk,
             *q.stride()[:2],
             cache.k.stride(1),
             cache.v.stride(1),
@@ -143,9 +148,6 @@ def paged_attention(
             BLOCK_REST=0 if head_dim <= block_d else _padded(head_dim - block_d),
             BLOCK_V=block_v,
             VALUES_IN_KEYS=values_in_keys,
-            HAS_WINDOW=window is not None,
-            HAS_SOFTCAP=softcap is not None,
-            HAS_SINKS=sinks is not None,
             IS_SPLIT=num_splits > 1,
             MIN_SPLIT=_MIN_SPLIT,
             num_stages=2,
@@ -248,7 +250,11 @@ def _num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit
+# Metadata lie where a step puts them: kernels are not compiled anew where an address or a stride is
+# a multiple of 16 in one step and not in the next.
+@triton.jit(
+    do_not_specialize=["slot_mapping_stride"], do_not_specialize_on_alignment=["slot_mapping"]
+)
 def _store(
     k,
     v,
@@ -287,7 +293,10 @@ def _store(
         tl.store(v_cache + slot * v_slot_stride + i, value, mask=i < V_SIZE)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "block_stride"],
+    do_not_specialize_on_alignment=["positions", "context_lens", "tables", "tiles"],
+)
 def _attend(
     out,
     lse,
@@ -295,12 +304,15 @@ def _attend(
     k,
     v,
     positions,
+    context_lens,
     tables,
     tiles,
     sinks,
+    alibi_slopes,
     factor,
     cap,
     window,
+    chunk,
     q_row_stride,
     q_head_stride,
     k_slot_stride,
@@ -319,9 +331,6 @@ def _attend(
     BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
     VALUES_IN_KEYS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
 ):
@@ -355,9 +364,12 @@ def _attend(
 
     # The keys that any of the queries sees, and which of them are this program's.
     begin = 0
-    end = first_position + num_queries
-    if HAS_WINDOW:
+    # A sequence that only fills up a captured batch has one key, whatever its position.
+    end = tl.minimum(first_position + num_queries, tl.load(context_lens + seq).to(tl.int32))
+    if window is not None:
         begin = tl.maximum(first_position - window + 1, 0)
+    if chunk is not None:
+        begin = first_position // chunk * chunk
     if IS_SPLIT:
         size = tl.maximum(tl.cdiv(end - begin, tl.num_programs(2)), MIN_SPLIT)
         begin += split * tl.cdiv(size, KEYS) * KEYS
@@ -378,10 +390,12 @@ def _attend(
 
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    if HAS_SINKS:  # a key without a value, of the first part
+    if sinks is not None:  # a key without a value, of the first part
         sink = tl.load(sinks + head, mask=is_row & (split == 0), other=float("-inf"))
         highest = sink.to(tl.float32) * _LOG2E
         total = (highest > float("-inf")).to(tl.float32)
+    if alibi_slopes is not None:
+        slope = tl.load(alibi_slopes + head, mask=is_row, other=0.0).to(tl.float32) * _LOG2E
     result = tl.zeros([ROWS, BLOCK_V], tl.float32)
     for start in range(begin, end, KEYS):
         n = start + tl.arange(0, KEYS)
@@ -401,11 +415,15 @@ def _attend(
             )
             scores = tl.dot(q_rest, k_rest, scores, input_precision="ieee")
         scores *= factor
-        if HAS_SOFTCAP:  # tanh, by the one function that there is
+        if cap is not None:  # tanh, by the one function that there is
             scores = cap * (1 - 2 / (1 + tl.exp2(scores * (2 * _LOG2E))))
+        if alibi_slopes is not None:
+            scores += slope[:, None] * (n[None, :] - position[:, None])
         is_seen = is_key[None, :] & (n[None, :] <= position[:, None])
-        if HAS_WINDOW:
+        if window is not None:
             is_seen &= n[None, :] > position[:, None] - window
+        if chunk is not None:
+            is_seen &= n[None, :] >= position[:, None] // chunk * chunk
         scores = tl.where(is_seen, scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         # A row may have seen no key yet.
@@ -440,7 +458,7 @@ def _attend(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tiles"])
 def _join(
     out,
     parts,
@@ -461,9 +479,11 @@ def _join(
     split = index * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
     dv = tl.arange(0, BLOCK_V)
     shares = tl.load(lse + split)
-    shares = tl.exp2(shares - tl.max(shares, 0))
+    highest = tl.max(shares, 0)
+    shares = tl.exp2(shares - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(shares, 0)
     found = tl.load(parts + split[:, None] * V_DIM + dv, mask=(dv < V_DIM)[None, :], other=0.0)
-    result = tl.sum(found * shares[:, None], 0) / tl.sum(shares, 0)
+    result = tl.sum(found * shares[:, None], 0) / tl.where(total == 0, 1.0, total)
     tl.store(
         out + (row * num_heads + head) * V_DIM + dv,
         result.to(out.dtype.element_ty),
