@@ -30,6 +30,8 @@ _MIN_TEMPERATURE = 1e-5
 _UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
 _UNUSABLE = -1  # in place of a token id
 _MASK64 = 2**64 - 1
+# Tokens among which those of top_p are looked for first.
+_NUM_LIKELIEST = 256
 
 
 def uniform(seed: int, counter: int) -> float:
@@ -311,11 +313,7 @@ class Sampler:
         probs = logits.softmax(-1)
         if batch.top_p_rows is not None:
             selected = probs[batch.top_p_rows]
-            ordered = selected.sort(-1, descending=True).values
-            before = ordered.cumsum(-1) - ordered
-            # The smallest probability that is still needed; the most likely token always is.
-            needed = (before < batch.top_p).sum(-1, keepdim=True).clamp(min=1)
-            selected = selected * (selected >= ordered.gather(-1, needed - 1))
+            selected = selected * (selected >= _top_p_floor(selected, batch.top_p))
             probs[batch.top_p_rows] = selected
         if batch.min_p_rows is not None:
             selected = probs[batch.min_p_rows]
@@ -329,3 +327,27 @@ class Sampler:
         target = self._tensor(draws).unsqueeze(-1)
         index = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)
+
+
+def _top_p_floor(probs: Tensor, top_p: Tensor) -> Tensor:
+    """The smallest probability of those that are needed to reach `top_p`, `[n, 1]`.
+
+    Args:
+        probs: `[n, vocab_size]`.
+        top_p: `[n, 1]`.
+    """
+    if probs.device.type != "cpu" or probs.shape[1] <= _NUM_LIKELIEST:
+        return _floor_of(probs.sort(-1, descending=True).values, top_p)
+    # Mostly a few tokens reach it, and a CPU takes a hundred times as long to sort them all.
+    likeliest = probs.topk(_NUM_LIKELIEST).values
+    floor = _floor_of(likeliest, top_p)
+    if len(rows := (likeliest.sum(-1) < top_p[:, 0]).nonzero()[:, 0]):
+        floor[rows] = _floor_of(probs[rows].sort(-1, descending=True).values, top_p[rows])
+    return floor
+
+
+def _floor_of(ordered: Tensor, top_p: Tensor) -> Tensor:
+    before = ordered.cumsum(-1) - ordered
+    # The most likely token is always needed.
+    needed = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
+    return ordered.gather(-1, needed - 1)

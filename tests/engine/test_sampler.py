@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from axion.engine import sampler
 from axion.engine.sampler import Sampler, uniform
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
@@ -204,3 +205,15 @@ def test_nothing_is_read_back_while_a_step_is_sampled(monkeypatch: pytest.Monkey
     sequences = [make(p, output=(5, 5)) for p in params]
     Sampler(device, VOCAB)(logits, sequences, TokenMask([0, 2], bits))
     assert [len(tensors) for tensors in read_back] == [3, 1], "log probabilities, and tokens"
+
+
+def test_top_p_is_the_same_whether_a_few_tokens_reach_it_or_many() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([[0.0], [0.1], [1.0], [3.0], [10.0]])  # 0: all tokens tie
+    probs = (torch.randn(5, 2000, generator=generator) * spread).softmax(-1)
+    for top_p in (0.0, 0.3, 0.9, 0.999):
+        ordered = probs.sort(-1, descending=True).values
+        expected = sampler._floor_of(ordered, torch.full((5, 1), top_p))
+        for rows in (slice(None), slice(0, 1), slice(4, 5)):
+            floor = sampler._top_p_floor(probs[rows], torch.full((5, 1), top_p)[rows])
+            assert torch.equal(floor, expected[rows])
