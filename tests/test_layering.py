@@ -64,6 +64,7 @@ TORCH_ROOMS = {
     "axion.bench.limits",
     "axion.demo.train",
     "axion.engine.core",
+    "axion.engine.cuda_graph",
     "axion.engine.draft_model",
     "axion.engine.gguf",
     "axion.engine.kv_cache",

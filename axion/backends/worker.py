@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -55,6 +55,17 @@ _COMPUTES = 0.05
 _LOADS = 0.002
 # A sequence that has got so much further is not what ended the process before.
 _PROVEN_TOKENS = 4
+# Of processes that compute with torch. oneDNN, and torch in front of it, keep what they have made
+# for every shape of a product, and each number of tokens in a step is another: the newest will do.
+# What a step frees the next needs again: given back to the kernel, it would come in anew page by
+# page, which takes longer than to compute what goes there.
+_TUNING = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
 
 OutputT = TypeVar("OutputT")
@@ -550,7 +561,7 @@ class _Connection:
                 # folder may be a downloaded model's.
                 [sys.executable, "-P", "-m", module, address, str(os.getpid())],
                 logger=logger,
-                env={"PYTHONPATH": os.pathsep.join(sys.path)},
+                env={"PYTHONPATH": os.pathsep.join(sys.path)} | tuning(os.environ),
             )
         except BaseException:
             socket.close(linger=0)
@@ -573,6 +584,11 @@ class _Connection:
         finally:
             self._socket.close(linger=0)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def tuning(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a worker's environment has besides `environ`, which comes first."""
+    return {name: value for name, value in _TUNING.items() if name not in environ}
 
 
 def _cpu_seconds(pid: int) -> float:

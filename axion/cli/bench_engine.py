@@ -6,6 +6,7 @@ What imports torch runs in a process of its own, `axion.bench.process`.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Annotated, get_args
 import msgspec
 import typer
 
+from axion.backends.worker import tuning
 from axion.bench.messages import (
     Answer,
     EngineLoad,
@@ -212,7 +214,12 @@ def _ask(request: Request) -> Answer:
     command = [sys.executable, "-m", "axion.bench.process"]
     with (
         stages() as show,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | tuning(os.environ),
+        ) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None

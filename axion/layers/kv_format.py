@@ -73,6 +73,17 @@ class Int8Format:
         return (numbers * scale.float()).to(self.dtype)
 
 
+class SlotRun(NamedTuple):
+    """Slots of one sequence whose blocks follow one another: what lies there is read in place.
+
+    Attributes:
+        shape: `[length]`, or `[1, length]`.
+    """
+
+    start: int
+    shape: torch.Size
+
+
 class KVEntries(NamedTuple):
     """Keys or values in the KV cache, by slot.
 
@@ -95,10 +106,15 @@ class KVEntries(NamedTuple):
         """Keep `[num_tokens, num_kv_heads, head_dim]` in these slots."""
         self.stored.index_copy_(0, slots, x if self.format is None else self.format.store(x))
 
-    def gather(self, slots: Tensor) -> Tensor:
+    def gather(self, slots: Tensor | SlotRun) -> Tensor:
         """`[*slots.shape, num_kv_heads, head_dim]` at `slots`, of any shape."""
-        # As an embedding: a whole entry is copied at once, many times faster than by indexing.
-        entries = F.embedding(slots, self.stored.flatten(1)).unflatten(-1, self.stored.shape[1:])
+        if isinstance(slots, SlotRun):
+            entries = self.stored[slots.start : slots.start + slots.shape[-1]]
+            entries = entries.view(*slots.shape, *self.stored.shape[1:])
+        else:
+            # As an embedding: a whole entry is copied at once, many times faster than by indexing.
+            rows = F.embedding(slots, self.stored.flatten(1))
+            entries = rows.unflatten(-1, self.stored.shape[1:])
         return entries if self.format is None else self.format.load(entries)
 
 

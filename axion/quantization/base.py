@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from axion.layers import onednn
+from axion.layers.embedding import Embedding
 from axion.layers.linear import DenseLinear, FusedLinear, Linear, PackedLinear
 from axion.layers.moe import ExpertLinear, Groups, Router
 
@@ -70,19 +72,46 @@ class Kernel(nn.Module, ABC):
         return F.linear(x, self.dequantize(x.dtype))
 
 
-class DenseKernel(Kernel):
-    """A weight that is not quantized.
+class EmbeddingKernel(Kernel):
+    """One whose weight is an embedding too. To override: `embed`."""
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows `[n]` of the weight, `[n, in_features]`."""
+
+
+class DenseKernel(EmbeddingKernel):
+    """A weight that is not quantized: packed for oneDNN where it can be.
 
     Args:
-        weight: `[out_features, in_features]`.
+        weight: `[out_features, in_features]`; what is kept is a copy.
+        is_embedding: `embed` is called, so that it is packed only if its rows can still be read.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, is_embedding: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.dtype = weight.dtype
+        packed = onednn.pack(weight) if onednn.suits(weight) else None
+        self.packed_rows: Tensor | None = None
+        if packed is not None and is_embedding:
+            self.packed_rows = onednn.rows_view(packed, weight)
+            packed = None if self.packed_rows is None else packed
+        self.is_packed = packed is not None
+        kept = weight.clone() if packed is None else packed
+        self.weight = nn.Parameter(kept, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_packed:
+            return onednn.linear(x, self.weight)
+        return F.linear(x, self.weight)
+
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.packed_rows is not None:
+            return onednn.rows(self.packed_rows, input_ids, self.dtype).to(dtype)
+        return F.embedding(input_ids, self.weight).to(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.to(dtype)
+        return (self.weight.to_dense() if self.is_packed else self.weight).to(dtype)
 
 
 class WeightFormat(ABC):
@@ -116,6 +145,10 @@ class WeightFormat(ABC):
             dtype: of hidden states.
         """
 
+    def embedding_kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> EmbeddingKernel:
+        """The same for a weight that is an embedding too."""
+        raise NotImplementedError(f"{type(self).__name__} has no embeddings")
+
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         """Bytes that the kernel keeps."""
         tensors = self.expected(in_features, out_features).values()
@@ -136,7 +169,10 @@ class DenseFormat(WeightFormat):
         return {"weight": Expected((out_features, in_features))}
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return DenseKernel(tensors["weight"].to(dtype, copy=True))
+        return DenseKernel(tensors["weight"].to(dtype))
+
+    def embedding_kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> EmbeddingKernel:
+        return DenseKernel(tensors["weight"].to(dtype), is_embedding=True)
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         return in_features * out_features * dtype.itemsize
@@ -233,6 +269,42 @@ class QuantizedPackedLinear(QuantizedLinear):
     shard_views = PackedLinear.shard_views
 
 
+class QuantizedEmbedding(QuantizedLinear):
+    """Takes the place of an `Embedding`, and computes for the head that shares its weight."""
+
+    def __init__(self, embedding: Embedding, source: Source) -> None:
+        num_embeddings, embedding_dim = embedding.weight.shape
+        super().__init__(Linear(embedding_dim, num_embeddings), [source])
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        [source] = self.sources
+        kernel = source.format.embedding_kernel(source.read(device), dtype)
+        self.kernels.append(kernel)
+        self.sources = []
+        self.dtype = dtype
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[n]` token ids to `[n, embedding_dim]`."""
+        return self.kernels[0].embed(input_ids, self.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """`[..., embedding_dim]` to `[..., num_embeddings]`."""
+        return self.kernels[0](x)
+
+
+class TiedHead(nn.Module):
+    """The head of a model whose embedding is a `QuantizedEmbedding`."""
+
+    def __init__(self, head: Linear, embedding: QuantizedEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.register_parameter("bias", head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.embedding.project(x)
+        return logits if self.bias is None else logits + self.bias
+
+
 class QuantizedExpertLinear(nn.Module):
     """Takes the place of an `ExpertLinear`: each expert is a layer of its own."""
 
@@ -280,7 +352,10 @@ def num_parameters(model: nn.Module) -> int:
 
 
 class QuantizationMethod:
-    """What happens to a model because its weights are quantized, or are to be; this one: nothing.
+    """What happens to a model because its weights are quantized, or are to be.
+
+    This one is for plain weights, and for what others leave plain: those that oneDNN can lay out
+    for the CPU are packed.
 
     Attributes:
         quant_methods: what config.json calls the method.
@@ -299,6 +374,29 @@ class QuantizationMethod:
     def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
         """Change a model on the meta device, before what it expects is compared with `stored`,
         from which may be removed what nobody needs."""
+        head = getattr(model, "lm_head", None)
+        for path, module in list(model.named_modules()):
+            tensor = stored.get(f"{path}.weight")
+            if not isinstance(module, Embedding) or tensor is None:
+                continue
+            is_tied = getattr(head, "weight", None) is module.weight
+            format = self.embedding_format(tensor, is_tied and onednn.is_large(module.weight))
+            if format is not None:
+                num_embeddings, embedding_dim = module.weight.shape
+                parts = {"weight": tensor}
+                source = Source(path, format, embedding_dim, num_embeddings, parts)
+                embedding = QuantizedEmbedding(module, source)
+                model.set_submodule(path, embedding)
+                if is_tied:
+                    model.lm_head = TiedHead(head, embedding)
+
+    def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
+        """How an embedding is stored; None: it stays what it is.
+
+        Args:
+            is_head: it is a head too, and large enough to be worth packing.
+        """
+        return DenseFormat() if is_head else None
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
         """Bytes of what `module` itself, without those in it, will keep."""
@@ -307,6 +405,12 @@ class QuantizationMethod:
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """What takes the place of a module whose parameters have been filled."""
+        if isinstance(module, QuantizedEmbedding):
+            module.load(device, dtype)
+        elif isinstance(module, Linear) and not isinstance(module, DenseLinear):
+            weight = module.weight.detach()
+            if onednn.suits(weight):
+                return QuantizedLinear(module, [], DenseKernel(weight))
         return module
 
 
@@ -337,6 +441,7 @@ class StoredQuantized(QuantizationMethod):
         """
 
     def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        super().prepare(model, stored)
         parts = _by_prefix(stored)
         for path, module in list(model.named_modules()):
             if isinstance(module, ExpertLinear):
@@ -351,8 +456,8 @@ class StoredQuantized(QuantizationMethod):
                 model.set_submodule(path, quantized)
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        if not isinstance(module, QuantizedLinear):
-            return module
+        if isinstance(module, QuantizedEmbedding) or not isinstance(module, QuantizedLinear):
+            return super().finish(module, device, dtype)
         module.load(device, dtype)
         return module.dequantized(dtype) if isinstance(module, _Dequantized) else module
 

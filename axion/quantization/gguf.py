@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.hub.gguf import FLOAT_TYPES, TENSOR_TYPES, TensorType
-from axion.layers.embedding import Embedding
-from axion.layers.linear import Linear
 from axion.quantization.base import (
+    EmbeddingKernel,
     Expected,
     Kernel,
-    QuantizedLinear,
     StoredQuantized,
     StoredTensor,
     WeightFormat,
@@ -32,7 +30,7 @@ _INT4_TYPES = frozenset({"Q4_0", "Q4_1", "Q4_K"})
 _INT4_GROUP = 32
 
 
-class BlockKernel(Kernel):
+class BlockKernel(EmbeddingKernel):
     """Keeps rows of blocks.
 
     Args:
@@ -52,9 +50,8 @@ class BlockKernel(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([F.linear(x, piece.to(x.dtype)) for piece in self._pieces()], dim=-1)
 
-    def rows(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some rows of the weight, `[n, in_features]`."""
-        return dequantize(self.weight[indices], self.kind).to(dtype)
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return dequantize(self.weight[input_ids], self.kind).to(dtype)
 
     def _pieces(self) -> Iterator[Tensor]:
         """Some rows after the other, float32, each until the next is asked for."""
@@ -89,7 +86,10 @@ class BlockFormat(WeightFormat):
         in_features = weight.shape[1] // self.kind.num_bytes * self.kind.block_size
         if weight.device.type == "cpu" and self._suits_int4(in_features, len(weight), dtype):
             return _int4_kernel(weight, self.kind)
-        return BlockKernel(weight.clone(), self.kind)
+        return self.embedding_kernel(tensors, dtype)
+
+    def embedding_kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> EmbeddingKernel:
+        return BlockKernel(tensors["weight"].clone(), self.kind)
 
     def _suits_int4(self, in_features: int, out_features: int, dtype: torch.dtype) -> bool:
         return self.kind.name in _INT4_TYPES and suits_aten(
@@ -100,38 +100,6 @@ class BlockFormat(WeightFormat):
         if self._suits_int4(in_features, out_features, dtype):
             return out_features * (in_features // 2 + in_features // _INT4_GROUP * 4)
         return out_features * in_features // self.kind.block_size * self.kind.num_bytes
-
-
-class BlockEmbedding(QuantizedLinear):
-    """Takes the place of an `Embedding`, and of the head that shares its weight."""
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        [source] = self.sources
-        weight = source.read(device)["weight"].clone()
-        self.kernels.append(BlockKernel(weight, source.format.kind))
-        self.sources = []
-        self.dtype = dtype
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """`[n]` token ids to `[n, embedding_dim]`."""
-        return self.kernels[0].rows(input_ids, self.dtype)
-
-    def project(self, x: Tensor) -> Tensor:
-        """`[..., embedding_dim]` to `[..., num_embeddings]`."""
-        return self.kernels[0](x)
-
-
-class TiedHead(nn.Module):
-    """The head of a model whose embedding is a `BlockEmbedding`."""
-
-    def __init__(self, head: Linear, embedding: BlockEmbedding) -> None:
-        super().__init__()
-        self.embedding = embedding
-        self.register_parameter("bias", head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.embedding.project(x)
-        return logits if self.bias is None else logits + self.bias
 
 
 class GGUFMethod(StoredQuantized):
@@ -145,17 +113,6 @@ class GGUFMethod(StoredQuantized):
         kind = BLOCK_TYPES.get(tensors["weight"].dtype) if "weight" in tensors else None
         return BlockFormat(kind) if kind is not None else None
 
-    def prepare(self, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-        super().prepare(model, stored)
-        for path, module in list(model.named_modules()):
-            weight = stored.get(f"{path}.weight")
-            if not isinstance(module, Embedding) or weight is None:
-                continue
-            num_embeddings, embedding_dim = module.weight.shape
-            source = self._source(path, {"weight": weight}, embedding_dim, num_embeddings)
-            if isinstance(source.format, BlockFormat):
-                embedding = BlockEmbedding(Linear(embedding_dim, num_embeddings), [source])
-                model.set_submodule(path, embedding)
-                head = getattr(model, "lm_head", None)
-                if head is not None and getattr(head, "weight", None) is module.weight:
-                    model.lm_head = TiedHead(head, embedding)
+    def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
+        kind = BLOCK_TYPES.get(tensor.dtype)
+        return super().embedding_format(tensor, is_head) if kind is None else BlockFormat(kind)

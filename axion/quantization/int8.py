@@ -8,7 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from axion.layers import kernels
+from axion.layers import kernels, onednn
+from axion.quantization.base import EmbeddingKernel
 from axion.quantization.rows import RowKernel
 
 # ATen's product of bfloat16 and int8 is the best for so few tokens at most; beyond, the weight is
@@ -21,7 +22,7 @@ _ZERO = 128
 _CUDA_MIN_ROWS, _CUDA_MULTIPLE = 32, 8
 
 
-class Int8Kernel(RowKernel):
+class Int8Kernel(RowKernel, EmbeddingKernel):
     """
     Args:
         codes: `[out_features, in_features]`, int8.
@@ -40,6 +41,7 @@ class Int8Kernel(RowKernel):
             and _has_cuda_product(codes.device)
         )
         kept = torch.ops.onednn.qlinear_prepack(codes, None) if self.is_packed else codes.clone()
+        self.packed_rows = onednn.rows_view(kept, codes) if self.is_packed else None
         self.codes = nn.Parameter(kept, requires_grad=False)
         self.scale = nn.Parameter(scale.float().clone(), requires_grad=False)
         self.register_buffer(
@@ -72,6 +74,14 @@ class Int8Kernel(RowKernel):
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return (self.codes[start:end].float() * self.scale[start:end, None]).to(dtype)
 
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.packed_rows is not None:
+            codes = onednn.rows(self.packed_rows, input_ids, torch.int8)
+        else:
+            assert not self.is_packed, "`reads_packed_rows` says so before"
+            codes = self.codes[input_ids]
+        return (codes.float() * self.scale[input_ids, None]).to(dtype)
+
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         if not self.is_packed:
             return super().dequantize(dtype)
@@ -81,9 +91,8 @@ class Int8Kernel(RowKernel):
 
     def _integer_product(self, rows: Tensor) -> Tensor:
         """`[n, in_features]` to `[n, out_features]`, float32."""
-        rows = rows.float()
-        step = rows.abs().amax(-1, keepdim=True).div_(127).clamp_(min=1e-30)
-        codes = (rows / step).round_()
+        step = rows.abs().amax(-1, keepdim=True).float().div_(127).clamp_(min=1e-30)
+        codes = rows.to(torch.float32, copy=True).div_(step).round_()
         if self.is_packed:
             codes = codes.add_(_ZERO).to(torch.uint8)
             return _vnni_product(codes, self.codes, self.scale, self.zeros).mul_(step)
@@ -99,6 +108,15 @@ def _vnni_product(codes: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -
     return torch.ops.onednn.qlinear_pointwise.default(
         *(codes, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
     )
+
+
+@cache
+def reads_packed_rows() -> bool:
+    """Whether packed weights can be embeddings too."""
+    if not _has_vnni_product():
+        return False
+    codes = torch.arange(128 * 256).remainder(255).sub(127).to(torch.int8).view(128, 256)
+    return Int8Kernel(codes, torch.ones(128), rounds_input=True).packed_rows is not None
 
 
 @cache

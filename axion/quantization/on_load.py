@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,16 +13,20 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.moe import ExpertLinear
-from axion.quantization import float8, integers
+from axion.quantization import float8, int8, integers
 from axion.quantization.base import (
+    DenseFormat,
+    EmbeddingKernel,
     Kernel,
     QuantizationMethod,
     QuantizedExpertLinear,
     QuantizedLinear,
     StoredTensor,
+    WeightFormat,
 )
 from axion.quantization.float8 import Float8Kernel
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.rows import MAX_PIECE
 
 GROUP_SIZE = 32
 """Inputs that share a scale, of four bits."""
@@ -32,8 +37,8 @@ _MIN_OUTPUTS = 16
 class OnLoad(QuantizationMethod):
     """Quantizes every linear layer, one at a time, as soon as it is filled.
 
-    Embeddings stay as they are, and so does a head that is tied to one. To override: `kernel` and
-    `kernel_bytes`.
+    Embeddings stay as they are, but for one that a head of eight bits is tied to. To override:
+    `kernel` and `kernel_bytes`.
     """
 
     name: ClassVar[str]  # type: ignore[misc]
@@ -50,6 +55,7 @@ class OnLoad(QuantizationMethod):
         """Bytes that the kernel of a weight keeps."""
 
     def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        super().prepare(model, stored)
         owners: dict[nn.Parameter, int] = {}
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
@@ -79,7 +85,7 @@ class OnLoad(QuantizationMethod):
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         if module not in self._layers:
-            return module
+            return super().finish(module, device, dtype)
         self._layers.remove(module)
         if isinstance(module, Linear):
             return QuantizedLinear(module, [], self.kernel(module.weight.detach(), dtype))
@@ -91,8 +97,24 @@ class OnLoad(QuantizationMethod):
         return QuantizedExpertLinear(module, experts)
 
 
+@dataclass(frozen=True)
+class _Int8Format(DenseFormat):
+    """A plain weight that becomes one of eight bits."""
+
+    def embedding_kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> EmbeddingKernel:
+        return _int8_kernel(tensors["weight"], rounds_input=True)
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        return out_features * (in_features + 4)
+
+
 class Int8OnLoad(OnLoad):
     name = "int8"
+
+    def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
+        if is_head and int8.reads_packed_rows():
+            return _Int8Format()
+        return super().embedding_format(tensor, is_head)
 
     def kernel(self, weight: Tensor, dtype: torch.dtype) -> Kernel:
         return _int8_kernel(weight, rounds_input=True)
@@ -149,9 +171,15 @@ class Fp8OnLoad(OnLoad):
 
 
 def _int8_kernel(weight: Tensor, *, rounds_input: bool) -> Int8Kernel:
-    weight = weight.float()
-    scale = _steps(weight.abs().amax(1), 127)
-    codes = (weight / scale[:, None]).round_().to(torch.int8)
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    scale = weight.new_empty(len(weight), dtype=torch.float32)
+    step = max(MAX_PIECE // weight.shape[1], 1)
+    for rows, of_codes, of_scale in zip(
+        *(x.split(step) for x in (weight, codes, scale)), strict=True
+    ):
+        rows = rows.float()
+        of_scale.copy_(_steps(rows.abs().amax(1), 127))
+        of_codes.copy_((rows / of_scale[:, None]).round_())
     return Int8Kernel(codes, scale, rounds_input=rounds_input)
 
 

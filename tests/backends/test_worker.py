@@ -50,6 +50,16 @@ async def engine(config: EngineConfig) -> AsyncIterator[WorkerEngine]:
         await engine.stop(0)
 
 
+async def test_the_process_has_its_memory_tuned_and_the_users_values_first(
+    engine: WorkerEngine,
+) -> None:
+    assert set(worker.tuning(os.environ).items()) <= set(
+        psutil.Process(engine.pid).environ().items()
+    )
+    assert "LRU_CACHE_CAPACITY" in worker.tuning({})
+    assert "LRU_CACHE_CAPACITY" not in worker.tuning({"LRU_CACHE_CAPACITY": "7"})
+
+
 async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():

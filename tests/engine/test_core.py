@@ -222,13 +222,13 @@ def run_with_others(core, name, prompt, params) -> list[SequenceOutput]:
 
 def test_an_exception_in_a_step_fails_only_that_step(path: Path, monkeypatch):
     core = make_core(path)
-    execute = core.runner.execute
+    launch = core.runner.launch
 
     def fail_once(scheduled, mask):
-        monkeypatch.setattr(core.runner, "execute", execute)
+        monkeypatch.setattr(core.runner, "launch", launch)
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(core.runner, "execute", fail_once)
+    monkeypatch.setattr(core.runner, "launch", fail_once)
     [output] = run(core, {"a": [1, 2]})["a"]
     assert output.finish_reason is FinishReason.ERROR
     assert "secret" not in output.error

@@ -50,6 +50,10 @@ def refused(path: Path) -> str:
     return caught.value.message
 
 
+def plain(weight: Tensor) -> Tensor:
+    return weight.to_dense() if weight.layout == torch._mkldnn else weight
+
+
 def change_weights(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     tensors = load_file(path / WEIGHTS)
     change(tensors)
@@ -117,7 +121,7 @@ def test_a_decoder_saved_without_its_head_is_an_embedding_model(case: str, tmp_p
         for part in ("whole", "headless")
     )
     assert whole.keys() == headless.keys()
-    assert all(torch.equal(headless[name], whole[name]) for name in whole)
+    assert all(torch.equal(plain(headless[name]), plain(whole[name])) for name in whole)
 
 
 def test_progress_ends_at_the_total(folder: Path) -> None:
@@ -378,8 +382,8 @@ def test_a_tokenizer_of_another_format_names_the_end_too(tmp_path: Path) -> None
     assert eos_token_ids(tmp_path) == (256,)
 
 
-def test_loading_holds_one_copy_of_the_model(tmp_path: Path) -> None:
-    size = 256 * 2**20
+def test_loading_holds_one_copy_of_the_model_and_of_a_layer(tmp_path: Path) -> None:
+    size = 256 * 2**20  # half of it the head, which is packed
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": size // 4 // 512 // 2,
@@ -394,7 +398,7 @@ def test_loading_holds_one_copy_of_the_model(tmp_path: Path) -> None:
         [sys.executable, "-c", _PEAK_MEMORY, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1.25 * size
+    assert int(done.stdout) < 1.75 * size
 
 
 _PEAK_MEMORY = """

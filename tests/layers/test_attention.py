@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from axion.layers import kv_format
 from axion.layers.attention import paged_attention, reference
 from axion.layers.context import ForwardContext, KVCache
 
@@ -242,6 +243,30 @@ def test_half_precision_is_close(dtype: torch.dtype, options: dict[str, Any]) ->
         assert out.dtype == dtype
         expected = sequences.expected(seq, **options)
         torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("window", [None, 40, 200])
+def test_long_chunks_in_bfloat16_are_attended_block_by_block(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_BLOCK_ROWS", (5, 16))
+    sequences = Sequences([(90, 0), (1, 3), (70, 61), (130, 1)], 6, 2, 4, torch.bfloat16)
+    for seq, out in enumerate(sequences.attend(window=window)):
+        expected = sequences.expected(seq, window)
+        torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 9}], ids=str)
+@pytest.mark.parametrize("lengths", [[(1, 30)], [(9, 30), (1, 4)]], ids=str)
+def test_blocks_that_follow_one_another_are_read_in_place(
+    lengths: list[tuple[int, int]], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+    sequences = Sequences(lengths, 4, 2, 4)
+    monkeypatch.setattr(kv_format.F, "embedding", None)
+    for seq, out in enumerate(sequences.attend(**options)):
+        expected = sequences.expected(seq, **options)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sick", range(4))

@@ -14,14 +14,17 @@ import torch
 from axion.demo.evaluate import cases, engine_generate, evaluate
 from axion.engine import loader
 from axion.errors import ModelLoadError
+from axion.layers import onednn
 from axion.layers.linear import Linear
 from axion.layers.moe import Router
 from axion.models.base import CausalLM
 from axion.parity.harness import Harness, Run
+from axion.quantization import int8
 from axion.quantization.base import (
     QuantizationMethod,
     QuantizedExpertLinear,
     QuantizedLinear,
+    TiedHead,
     num_parameters,
 )
 from axion.quantization.int8 import Int8Kernel
@@ -154,9 +157,33 @@ def test_what_is_no_linear_layer_or_a_gate_stays(folders: dict[str, Path]) -> No
     assert model.dtype == torch.float32
 
 
-def test_a_head_that_is_the_embedding_stays(folders: dict[str, Path]) -> None:
+def test_a_small_head_that_is_the_embedding_stays(folders: dict[str, Path]) -> None:
     model = load(folders["llama-tied"], quantization="int8")
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.skipif(not int8.reads_packed_rows(), reason="rows of packed weights cannot be read")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_large_head_that_is_the_embedding_has_eight_bits(
+    name: str, dtype: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load(folders["llama-tied"], dtype)
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
+    model = load(folders["llama-tied"], dtype, quantization=name)
+    embedding, weight = model.model.embed_tokens, plain.model.embed_tokens.weight
+    ids = torch.arange(len(weight))
+    assert isinstance(model.lm_head, TiedHead)
+    assert torch.equal(embedding(ids), embedding.dequantize(weight.dtype))
+    assert (embedding(ids) - weight).norm() <= ERRORS["int8"] * weight.norm()
+    assert sum(p.numel() for p in embedding.parameters()) == weight.numel() + len(weight)
+    assert num_parameters(model) == num_parameters(plain)
+    need = weight_bytes(model)
+    monkeypatch.setattr(loader, "free_memory", lambda device: need - 1)
+    with pytest.raises(ModelLoadError, match=f"as {name}"):
+        load(folders["llama-tied"], dtype, quantization=name)
+    monkeypatch.setattr(loader, "free_memory", lambda device: need)
+    load(folders["llama-tied"], dtype, quantization=name)
 
 
 @pytest.mark.parametrize("case", ["llama", "llama-tied", "mixtral"])

@@ -1,0 +1,105 @@
+"""Plain weights on the CPU are packed, once, and everything is as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from axion.engine import loader
+from axion.errors import ModelLoadError
+from axion.layers import onednn
+from axion.layers.linear import DenseLinear, Linear
+from axion.quantization.base import (
+    DenseKernel,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    TiedHead,
+    num_parameters,
+)
+from tests.parity.checkpoints import save_tiny
+from tests.quantization.pairs import assert_same, load, weight_bytes
+
+CASES = ["llama", "llama-tied", "qwen2", "gpt2", "phi", "mixtral", "deepseek-v3", "gemma2"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("plain")
+    return {case: save_tiny(case, folder / case) for case in CASES}
+
+
+@pytest.fixture
+def packs_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny weights too."""
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_packed_model_computes_what_the_plain_one_does(
+    case: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load(folders[case])
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
+    model = load(folders[case])
+    assert any(isinstance(m, DenseKernel) and m.is_packed for m in model.modules())
+    for module in model.modules():
+        assert not isinstance(module, Linear) or isinstance(module, DenseLinear)
+    assert num_parameters(model) == num_parameters(plain)
+    assert weight_bytes(model) == weight_bytes(plain)
+    assert_same(model, plain)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tied_head_and_its_embedding_are_one_weight(
+    dtype: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load(folders["llama-tied"], dtype)
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
+    model = load(folders["llama-tied"], dtype)
+    assert isinstance(model.lm_head, TiedHead)
+    assert isinstance(model.model.embed_tokens, QuantizedEmbedding)
+    ids = torch.arange(20)
+    embedded = model.model.embed_tokens(ids)
+    assert embedded.dtype == model.dtype == plain.dtype
+    assert torch.equal(embedded, plain.model.embed_tokens(ids))
+    assert weight_bytes(model) == weight_bytes(plain)
+
+
+@pytest.mark.parametrize("num_embeddings", [512, 500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_embedding_kernel_gives_rows_and_products(
+    dtype: torch.dtype, num_embeddings: int
+) -> None:
+    weight = torch.randn(num_embeddings, 256).to(dtype)
+    kernel = DenseKernel(weight, is_embedding=True)
+    ids = torch.randint(0, num_embeddings, (50,))
+    assert torch.equal(kernel.embed(ids, dtype), weight[ids])
+    assert torch.equal(kernel.dequantize(dtype), weight)
+    x = torch.randn(3, 256).to(dtype)
+    expected = x.float() @ weight.float().T
+    error = (kernel(x).float() - expected).norm()
+    assert error <= 4 * torch.finfo(dtype).eps * expected.norm()
+    assert kernel.is_packed == (kernel.packed_rows is not None)
+    assert kernel.is_packed == (onednn.rows_view(onednn.pack(weight), weight) is not None)
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied"])
+def test_memory_is_counted_as_it_will_be_taken(
+    case: str, folders: dict[str, Path], packs_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = weight_bytes(load(folders[case]))
+    monkeypatch.setattr(loader, "free_memory", lambda device: need - 1)
+    with pytest.raises(ModelLoadError, match="as float32"):
+        load(folders[case])
+    monkeypatch.setattr(loader, "free_memory", lambda device: need)
+    load(folders[case])
+
+
+def test_what_a_quantized_model_leaves_plain_is_packed(
+    folders: dict[str, Path], packs_all: None
+) -> None:
+    model = load(folders["llama-tied"], quantization="int4")
+    assert isinstance(model.lm_head, TiedHead)
+    assert isinstance(model.model.layers[0].mlp.down_proj, QuantizedLinear)
