@@ -190,6 +190,16 @@ class Settings(BaseSettings):
     cpu_threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="threads of the native engine on CPU; unset: one a core, in threads"
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on CUDA the native engine captures decode steps when it starts, which"
+        " takes seconds and some memory, and replays them; off: it computes all steps eagerly",
+    )
+    async_scheduling: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on CUDA the native engine prepares the next step while the GPU computes"
+        " one; off: it waits for each",
+    )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="time for running requests to finish at shutdown, in seconds"
     )

@@ -125,6 +125,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Whether the same prompt gives the same tokens every time."""
         return self.temperature == 0 or self.seed is not None
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the next token depends on those before through a penalty."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if not (low < value if above else low <= value) or not value <= high or math.isnan(value):
@@ -191,6 +200,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             or `int8`.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
+        cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
+        async_scheduling: the next step is prepared while one is computed; None: on CUDA.
         allow_pickle: weights in pytorch_model.bin may be loaded.
         speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`,
             the sequence's own earlier tokens; or `off`.
@@ -212,6 +223,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
+    cuda_graphs: bool = True
+    async_scheduling: bool | None = None
     allow_pickle: bool = False
     speculative: str = "auto"
     draft_model_path: str = ""

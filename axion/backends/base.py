@@ -30,6 +30,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         speculative: as in `EngineConfig`, by the native engine.
         draft_model: name of a small model that guesses tokens for it; empty: none.
         tensor_parallel_size: GPUs that share each of the model's layers.
+        cuda_graphs, async_scheduling: as in `EngineConfig`.
         allow_pickle: weights in pytorch_model.bin may be loaded.
         deterministic: as in `EngineConfig`, by engines whose facts say that they can be.
     """
@@ -49,6 +50,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "auto"
     memory_fraction: float = 0.9
     num_threads: int | None = None
+    cuda_graphs: bool = True
+    async_scheduling: bool | None = None
     tensor_parallel_size: int = 1
     allow_pickle: bool = False
     deterministic: bool = False

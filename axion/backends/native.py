@@ -342,6 +342,8 @@ def _engine_config(model: ModelConfig, path: Path, draft_path: str) -> EngineCon
         kv_cache_dtype=model.kv_cache_dtype,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
+        cuda_graphs=model.cuda_graphs,
+        async_scheduling=model.async_scheduling,
         allow_pickle=model.allow_pickle,
         deterministic=model.deterministic,
     )

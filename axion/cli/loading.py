@@ -44,6 +44,8 @@ def model_config(settings: Settings) -> ModelConfig:
         kv_cache_dtype=settings.kv_cache_dtype,
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
+        cuda_graphs=settings.cuda_graphs == "auto",
+        async_scheduling=None if settings.async_scheduling == "auto" else False,
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
         deterministic=settings.deterministic,

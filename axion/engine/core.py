@@ -14,19 +14,21 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import kv_cache, state_cache
+from axion.engine import cuda_graph, kv_cache, state_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
+from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
 from axion.engine.messages import AddRequest
-from axion.engine.model_runner import ModelRunner
-from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
-from axion.engine.sequence import Sequence
+from axion.engine.model_runner import LaunchedStep, ModelRunner
+from axion.engine.scheduler import ScheduledSequence, Scheduler
+from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError, ModelLoadError
+from axion.layers.context import KVCache
 from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
@@ -65,6 +67,8 @@ class EngineCore:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.device = resolve_device(config.device)
+        if self.device.index is not None:  # streams, events and graphs are the current device's
+            torch.cuda.set_device(self.device)
         path = Path(config.model_path)
         self.model = load_model(
             path,
@@ -81,6 +85,21 @@ class EngineCore:
         draft_model = None
         if config.speculative == "auto" and config.draft_model_path:
             draft_model = load_draft_model(config, self.model, self.device)
+        state_specs = self.model.state_specs()
+        speculates = draft_model is not None or config.speculative == "ngram"
+        # A step begins with the recurrent states that the one before has left, and drafts follow
+        # its last token, which must be known.
+        self._schedules_ahead = (
+            not state_specs
+            and not speculates
+            and (
+                self.device.type == "cuda"
+                if config.async_scheduling is None
+                else config.async_scheduling
+            )
+        )
+        # Of a sequence that two steps compute, the first is booked when the second is scheduled.
+        max_unbooked = max_chunk * (1 + self._schedules_ahead)
         specs = self.model.kv_cache_specs()
         num_layers = len(specs)
         if draft_model is not None:
@@ -91,11 +110,47 @@ class EngineCore:
             specs = [kv_cache.stored_spec(spec, format) for spec in specs]
         stored_dtype = dtype if format is None else torch.uint8
         lay_out = partial(
-            kv_cache.lay_out, specs, block_size=block_size, max_chunk=max_chunk, dtype=stored_dtype
+            kv_cache.lay_out,
+            specs,
+            block_size=block_size,
+            max_chunk=max_unbooked,
+            dtype=stored_dtype,
         )
-        budget = kv_cache.budget(self.device, config.kv_cache_bytes, config.memory_fraction)
         layout = lay_out(max_model_len)
-        state_specs, num_slots, bytes_per_slot = self.model.state_specs(), 0, 0
+
+        def allocate(num_blocks: int) -> list[KVCache]:
+            caches = kv_cache.allocate(
+                specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
+            )
+            return [cache._replace(format=format) for cache in caches]
+
+        captures = (
+            config.cuda_graphs
+            and not config.deterministic
+            and not state_specs
+            and format is None  # which Triton's attention does not read
+            and cuda_graph.can_capture(self.device)
+        )
+        graph_runner = partial(
+            CudaGraphRunner,
+            self.model,
+            block_size=block_size,
+            num_groups=len(layout.groups),
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            device=self.device,
+        )
+        num_graph_bytes = 0
+        if captures and config.kv_cache_bytes is None:
+            measured = graph_runner(allocate(1)[:num_layers]).measure()
+            captures, num_graph_bytes = measured is not None, measured or 0
+        budget = kv_cache.budget(
+            self.device,
+            config.kv_cache_bytes,
+            config.memory_fraction,
+            num_reserved_bytes=num_graph_bytes,
+        )
+        num_slots, bytes_per_slot = 0, 0
         if state_specs:
             bytes_per_slot = state_cache.bytes_per_slot(state_specs, dtype)
             num_slots = state_cache.num_slots_that_fit(
@@ -115,10 +170,11 @@ class EngineCore:
             max_num_seqs=config.max_num_seqs,
             num_bytes=budget,
         )
-        caches = kv_cache.allocate(
-            specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
-        )
-        kv_caches = [cache._replace(format=format) for cache in caches]
+        # Graphs write what belongs to no sequence to a block of their own.
+        kv_caches = allocate(num_blocks + captures)
+        graphs = graph_runner(kv_caches[:num_layers]) if captures else None
+        if graphs is not None and not graphs.capture():
+            graphs = None
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:
@@ -136,7 +192,7 @@ class EngineCore:
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
         states = state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device)
-        self.runner = new_runner(model, kv_caches[:num_layers], states)
+        self.runner = new_runner(model, kv_caches[:num_layers], states, graphs=graphs)
         self.proposer: Proposer | None = None
         if draft_model is not None:
             draft_runner = new_runner(draft_model, kv_caches[num_layers:], [])
@@ -149,7 +205,7 @@ class EngineCore:
             num_blocks,
             block_size,
             windows=layout.windows,
-            max_chunk=max_chunk,
+            max_chunk=max_unbooked,
             enable_prefix_caching=config.enable_prefix_caching,
             states=StateSlots(num_slots - 1, block_size, max_num_seqs=config.max_num_seqs)
             if num_slots
@@ -187,13 +243,15 @@ class EngineCore:
             **vocabulary,
         )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
+        self._launched: LaunchedStep | None = None
+        self._collected_at = 0.0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
 
     @property
     def has_unfinished(self) -> bool:
-        return self.scheduler.has_unfinished or bool(self._compiling)
+        return self.scheduler.has_unfinished or bool(self._compiling) or self._launched is not None
 
     @property
     def stats(self) -> EngineStats:
@@ -250,40 +308,53 @@ class EngineCore:
             self._compiling.pop(request_id, None)
 
     def step(self) -> list[SequenceOutput]:
-        """Compute one step for what is running; a failure ends only the sequences in it."""
-        refused = self._add_compiled() if self._compiling else []
-        started = time.perf_counter()
-        scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return refused
-        self._num_steps += 1
-        try:
-            step = self._execute(scheduled)
-            if step is not None:
-                scheduled, rows = step
-                sampling = [entry for entry in scheduled if entry.samples]
-                sampled = [verify(*pair, advance) for pair in zip(sampling, rows, strict=True)]
-        except Exception:  # the engine outlives whatever a forward pass raises
-            logger.exception("a step of %d sequences failed", len(scheduled))
-            return refused + self.scheduler.fail(scheduled, _STEP_FAILED)
-        if step is None:
-            return refused + self.scheduler.retreat(scheduled)
-        self.scheduler.observe(scheduled, time.perf_counter() - started)
-        outputs = refused + self.scheduler.update(scheduled, sampled)
+        """Compute one step for what is running; a failure ends only the sequences in it.
+
+        The outputs are those of this step, or, where steps are scheduled ahead, of the one before:
+        while the device computes one, the next is prepared and launched behind it.
+        """
+        outputs = self._add_compiled() if self._compiling else []
+        previous, self._launched = self._launched, None
+        if previous is None:
+            launched = self._launch(outputs)
+        else:
+            with self.scheduler.ahead_of(previous.scheduled, previous.sampling):
+                launched = self._launch(outputs, is_ahead=True)
+            outputs += self._collect(previous)
+        if launched is not None and not self._can_be_followed(launched):
+            outputs += self._collect(launched)
+            launched = None
+        self._launched = launched
         self._num_generated_tokens += sum(len(output.token_ids) for output in outputs)
-        if not self.scheduler.has_unfinished:
+        if not self.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
 
-    def _execute(
-        self, scheduled: list[ScheduledSequence]
-    ) -> tuple[list[ScheduledSequence], list[list[SampledToken]]] | None:
-        """What was computed, drafts included, and the tokens of each row; None where memory was
-        short, and nothing has changed."""
+    def _launch(
+        self, outputs: list[SequenceOutput], *, is_ahead: bool = False
+    ) -> LaunchedStep | None:
+        """Launch the next step; None if there is none, or if it failed, which goes to `outputs`."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return None
+        self._num_steps += 1
+        try:
+            launched = self._launch_within_memory(scheduled)
+        except Exception:  # the engine outlives whatever a forward pass raises
+            logger.exception("a step of %d sequences failed", len(scheduled))
+            outputs += self.scheduler.fail(scheduled, _STEP_FAILED)
+            return None
+        # Ahead of another step nothing gives way: when that is done, this one is tried again.
+        if launched is None and not is_ahead:
+            outputs += self.scheduler.retreat(scheduled)
+        return launched
+
+    def _launch_within_memory(self, scheduled: list[ScheduledSequence]) -> LaunchedStep | None:
+        """The step; None where memory was short, and nothing has changed."""
         try:
             if self.proposer is not None:
                 scheduled = self.scheduler.speculate(scheduled, self.proposer)
-            return scheduled, self.runner.execute(scheduled, self.structured.mask)
+            return self.runner.launch(scheduled, self.structured.mask)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -292,6 +363,32 @@ class EngineCore:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+    def _can_be_followed(self, launched: LaunchedStep) -> bool:
+        """Whether the next step can be prepared before this one's tokens are known."""
+        return self._schedules_ahead and not any(
+            entry.sequence.needs_its_tokens for entry in launched.sampling
+        )
+
+    def _collect(self, launched: LaunchedStep) -> list[SequenceOutput]:
+        """Wait for a step, and book what came of the sequences that have not ended meanwhile."""
+        try:
+            sampled = [
+                verify(entry, rows, advance)
+                for entry, rows in zip(launched.sampling, launched.collect(), strict=True)
+                if entry.sequence.status is SequenceStatus.RUNNING
+            ]
+        except Exception:  # as above
+            logger.exception("a step of %d sequences failed", len(launched.scheduled))
+            return self.scheduler.fail(launched.scheduled, _STEP_FAILED)
+        # The device began it when it was launched, or when it was done with the one before.
+        now = time.perf_counter()
+        self.scheduler.observe(launched.scheduled, now - max(launched.started, self._collected_at))
+        self._collected_at = now
+        scheduled = [
+            entry for entry in launched.scheduled if entry.sequence.status is SequenceStatus.RUNNING
+        ]
+        return self.scheduler.update(scheduled, sampled)
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""

@@ -72,12 +72,14 @@ class DraftModel:
 
     def _extend(self, drafts: list[list[int]], chunks: dict[int, Chunk], limits: list[int]) -> None:
         """Compute chunks, and add a draft to those that may have more."""
-        hidden_states, context = self._runner.forward(list(chunks.values()))
-        last_rows = dict(zip(chunks, accumulate(context.query_lens), strict=True))
+        ends = accumulate(len(chunk.token_ids) for chunk in chunks.values())
+        last_rows = {index: end - 1 for index, end in zip(chunks, ends, strict=True)}
         wanted = [index for index in chunks if len(drafts[index]) < limits[index]]
+        hidden_states, rows = self._runner.forward(
+            list(chunks.values()), [last_rows[index] for index in wanted]
+        )
         if not wanted:
             return
-        rows = torch.tensor([last_rows[index] - 1 for index in wanted], device=hidden_states.device)
         logits = self._runner.model.compute_logits(hidden_states[rows])
         missing = self._vocab_size - logits.shape[-1]
         sampled = self._sampler(
@@ -85,7 +87,7 @@ class DraftModel:
             [chunks[index].sequence for index in wanted],
             drafts=[drafts[index] for index in wanted],
         )
-        for index, token in zip(wanted, sampled, strict=True):
+        for index, token in zip(wanted, sampled.read(), strict=True):
             if token.error is None:
                 drafts[index].append(token.token_id)
 

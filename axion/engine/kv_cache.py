@@ -36,13 +36,18 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, _cgroup_headroom())
 
 
-def budget(device: torch.device, num_bytes: int | None, fraction: float) -> int:
+def budget(
+    device: torch.device, num_bytes: int | None, fraction: float, *, num_reserved_bytes: int = 0
+) -> int:
     """Bytes that the cache may take: `num_bytes`, or this share of what is free.
+
+    Args:
+        num_reserved_bytes: of those that are free, for something else.
 
     Raises:
         ModelLoadError: there are not so many free.
     """
-    free = free_memory(device)
+    free = free_memory(device) - num_reserved_bytes
     if num_bytes is None:
         return int(free * fraction)
     if num_bytes > free:

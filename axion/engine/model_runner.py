@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import accumulate, islice
 from typing import NamedTuple
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from axion.engine import state_cache
 from axion.engine.batch_invariant import BatchInvariantModel
-from axion.engine.sampler import Sampler, token_logprobs
+from axion.engine.cuda_graph import CudaGraphRunner
+from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache, State
+from axion.layers.transfer import pack_to_device, to_device
 from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
@@ -31,12 +34,53 @@ class Chunk(NamedTuple):
     token_ids: list[int]
 
 
+class LaunchedStep:
+    """A step that the device was given to compute, and may not have finished.
+
+    Attributes:
+        scheduled: what is computed.
+        sampling: of it what reaches the end of its sequence, in order.
+        started: when it was launched, in seconds of `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        scheduled: list[ScheduledSequence],
+        sampling: list[ScheduledSequence],
+        samples: Samples | None,
+        prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
+        started: float,
+    ) -> None:
+        self.scheduled = scheduled
+        self.sampling = sampling
+        self.started = started
+        # As it was: the next step may be launched before this one is collected.
+        self._num_rows = [entry.num_rows for entry in sampling]
+        self._samples = samples
+        self._prompt_logprobs = prompt_logprobs
+
+    def collect(self) -> list[list[SampledToken]]:
+        """Wait for the step; log probabilities of a prompt that wants them go to its sequence.
+
+        Returns:
+            For each of `sampling` the next token, and those that would follow if its drafts were
+            right.
+        """
+        for sequence, logprobs in self._prompt_logprobs:
+            entries = logprobs.read()
+            sequence.prompt_logprobs += entries
+            sequence.num_prompt_logprobs += len(entries)
+        tokens = iter([] if self._samples is None else self._samples.read())
+        return [list(islice(tokens, num_rows)) for num_rows in self._num_rows]
+
+
 class ModelRunner:
     """Runs one model over a paged KV cache.
 
     Args:
         kv_caches: one a layer, on the model's device.
         states: the same, of a model that keeps any.
+        graphs: compute the steps that they fit; None: the model computes all.
     """
 
     def __init__(
@@ -47,56 +91,62 @@ class ModelRunner:
         *,
         block_size: int,
         device: torch.device,
+        graphs: CudaGraphRunner | None = None,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
         self.states = states
+        self.graphs = graphs
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
+        self._samples: Samples | None = None  # of the last step
 
     @torch.inference_mode()
-    def execute(
+    def launch(
         self,
         scheduled: list[ScheduledSequence],
         mask: Callable[[list[ScheduledSequence]], TokenMask | None] = lambda _: None,
-    ) -> list[list[SampledToken]]:
-        """Compute one step; log probabilities of a prompt that wants them go to its sequence.
+    ) -> LaunchedStep:
+        """Give one step to the device, and wait for nothing that it computes.
+
+        A token that the step before it samples, and that the host does not know yet, is taken from
+        there; see `Scheduler.ahead_of`.
 
         Args:
             mask: computes that of the sequences that sample, while a GPU runs the model.
-
-        Returns:
-            For each scheduled sequence whose end the step reaches, in order, the next token, and
-            those that would follow if its drafts were right.
         """
-        hidden_states, context = self.forward(
-            [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
-        )
-        self._score_prompts(hidden_states, scheduled)
-        sampling = [entry for entry in scheduled if entry.samples]
-        if not sampling:
-            return []
+        started = time.perf_counter()
+        chunks = [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
+        ends = accumulate(len(chunk.token_ids) for chunk in chunks)
         rows: list[int] = []
-        for entry, end in zip(scheduled, accumulate(context.query_lens), strict=True):
+        for entry, end in zip(scheduled, ends, strict=True):
             rows += range(end - entry.num_rows, end)
-        logits = self.model.compute_logits(hidden_states[self._to_device(np.array(rows))])
-        tokens = iter(
-            self.sampler(
-                logits,
+        hidden_states, sample_rows = self.forward(chunks, rows)
+        prompt_logprobs = self._score_prompts(hidden_states, scheduled)
+        self._samples = None
+        sampling = [entry for entry in scheduled if entry.samples]
+        if sampling:
+            self._samples = self.sampler(
+                self.model.compute_logits(hidden_states[sample_rows]),
                 [entry.sequence for entry in sampling for _ in range(entry.num_rows)],
                 mask(sampling),
                 [entry.draft_token_ids[:i] for entry in sampling for i in range(entry.num_rows)],
             )
-        )
-        return [list(islice(tokens, entry.num_rows)) for entry in sampling]
+        return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs, started)
 
-    def forward(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
-        """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another."""
-        input_ids, context = self._prepare(chunks)
-        return self.model(input_ids, context), context
+    def forward(self, chunks: list[Chunk], rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another, and
+        `rows` on the device."""
+        input_ids, rows_on_device, context = self._prepare(chunks, rows)
+        is_replayed = self.graphs is not None and self.graphs.fits(context)
+        compute = self.graphs if is_replayed else self.model
+        return compute(input_ids, context), rows_on_device
 
-    def _score_prompts(self, hidden_states: Tensor, scheduled: list[ScheduledSequence]) -> None:
+    def _score_prompts(
+        self, hidden_states: Tensor, scheduled: list[ScheduledSequence]
+    ) -> list[tuple[Sequence, LogprobTensors]]:
+        scored = []
         max_rows = max(1, _MAX_LOGITS // self.model.config.vocab_size)
         first_row = 0
         for sequence, num_scheduled_tokens, drafts in scheduled:
@@ -115,15 +165,19 @@ class ModelRunner:
                         hidden_states[offset + piece : offset + last]
                     )
                     targets = np.array(sequence.token_ids[piece + 1 : last + 1])
-                    sequence.prompt_logprobs += token_logprobs(
+                    logprobs = LogprobTensors(
                         logits.float(),
-                        self._to_device(targets),
+                        to_device(targets, self.device),
                         sequence.params.prompt_logprobs,
                     )
-                sequence.num_prompt_logprobs = max(sequence.num_prompt_logprobs, end)
+                    scored.append((sequence, logprobs))
             first_row += num_scheduled_tokens + len(drafts)
+        return scored
 
-    def _prepare(self, chunks: list[Chunk]) -> tuple[Tensor, ForwardContext]:
+    def _prepare(
+        self, chunks: list[Chunk], sample_rows: list[int]
+    ) -> tuple[Tensor, Tensor, ForwardContext]:
+        """The tokens, `sample_rows`, and all that attention needs, on the device."""
         query_lens = [len(chunk.token_ids) for chunk in chunks]
         starts = [chunk.start for chunk in chunks]
         context_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
@@ -143,12 +197,32 @@ class ModelRunner:
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
         num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])
+        (
+            input_ids,
+            rows_to_sample,
+            positions,
+            rope_lengths,
+            slot_mapping,
+            block_tables,
+            lengths,
+        ) = pack_to_device(
+            [
+                np.array(token_ids),
+                np.array(sample_rows, np.int64),
+                positions,
+                np.maximum(num_prompt_tokens[rows], positions + 1),
+                blocks * self.block_size + positions % self.block_size,
+                block_tables,
+                np.array(context_lens),
+            ],
+            self.device,
+        )
         context = ForwardContext(
-            positions=self._to_device(positions),
-            rope_lengths=self._to_device(np.maximum(num_prompt_tokens[rows], positions + 1)),
-            slot_mapping=self._to_device(blocks * self.block_size + positions % self.block_size),
-            block_tables=self._to_device(block_tables),
-            context_lens=self._to_device(np.array(context_lens)),
+            positions=positions,
+            rope_lengths=rope_lengths,
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
+            context_lens=lengths,
             query_lens=query_lens,
             context_lens_list=context_lens,
             kv_caches=self.kv_caches,
@@ -163,10 +237,8 @@ class ModelRunner:
                 for run in state_cache.runs(chunk.sequence.state, row, start, end)
             ],
         )
-        return self._to_device(np.array(token_ids)), context
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        if min(token_ids) < 0:
+            assert self._samples is not None
+            sampled = self._samples.token_ids[(-1 - input_ids).clamp(min=0)]
+            input_ids = torch.where(input_ids < 0, sampled, input_ids)
+        return input_ids, rows_to_sample, context

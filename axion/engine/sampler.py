@@ -4,23 +4,31 @@ Every sequence has its own counter-based random stream: the draw for its n-th ou
 function of (seed, n) alone, so the same seed gives the same tokens in whatever batch it runs.
 A token is drawn by inverting the cumulative distribution in vocabulary order, which needs one
 uniform number a token and makes the draw independent of how the candidates were found.
+
+Nothing here waits for the device: what was sampled is on its way to the host when the call returns,
+and `Samples.read` waits for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from axion.engine.scheduler import SampledToken
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
-from axion.types import SamplingParams, TokenLogprobs
+from axion.layers.transfer import Readback, to_device
+from axion.types import TokenLogprobs
 
 # Below this, dividing by the temperature could overflow, and the result is greedy anyway.
 _MIN_TEMPERATURE = 1e-5
 _UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
+_UNUSABLE = -1  # in place of a token id
 _MASK64 = 2**64 - 1
 # Tokens among which those of top_p are looked for first.
 _NUM_LIKELIEST = 256
@@ -50,14 +58,82 @@ class _Batch:
     is_greedy: Tensor  # [n] bool
     all_greedy: bool
     top_k_rows: Tensor | None  # [r] int64
-    top_k: list[int]
+    max_top_k: int
+    top_k_index: Tensor  # [r, 1] int64: of the last value that is kept, best first
     top_p_rows: Tensor | None
     top_p: Tensor  # [r, 1]
     min_p_rows: Tensor | None
     min_p: Tensor  # [r, 1]
     bias: tuple[Tensor, Tensor, Tensor] | None  # rows, token ids, values
     penalised: list[int]
-    num_logprobs: int | None
+    num_logprobs: dict[int, int]  # of the rows that want them
+    logprob_rows: Tensor | None  # [r] int64
+
+
+class LogprobTensors:
+    """Log probabilities of one token and the `num_top` likeliest of each row, on their way.
+
+    Args:
+        logits: [n, vocab_size] float32.
+        token_ids: [n] int64.
+    """
+
+    def __init__(self, logits: Tensor, token_ids: Tensor, num_top: int) -> None:
+        logprobs = logits.log_softmax(-1)
+        chosen = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
+        values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+        self._readback = Readback(chosen, ids, values)
+
+    def read(self) -> list[TokenLogprobs]:
+        """One entry a row."""
+        chosen, ids, values = (tensor.tolist() for tensor in self._readback.wait())
+        return [
+            TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)))
+            for logprob, top_ids, top_values in zip(chosen, ids, values, strict=True)
+        ]
+
+
+class Samples:
+    """The tokens of a step, which the device may still be computing.
+
+    Args:
+        token_ids: [n] int64, each in the vocabulary.
+        is_usable: [n] bool, whether the row's logits were numbers.
+        logprobs: of the rows that want them.
+        num_logprobs: of each of these rows, how many alternatives.
+
+    Attributes:
+        token_ids: on the device.
+    """
+
+    def __init__(
+        self,
+        token_ids: Tensor,
+        is_usable: Tensor,
+        logprobs: LogprobTensors | None,
+        num_logprobs: dict[int, int],
+    ) -> None:
+        self.token_ids = token_ids
+        self._readback = Readback(token_ids.masked_fill(~is_usable, _UNUSABLE))
+        self._logprobs = logprobs
+        self._num_logprobs = num_logprobs
+
+    def read(self) -> list[SampledToken]:
+        """One entry a row; a row whose logits are not usable carries an error."""
+        [chosen] = self._readback.wait()
+        found = iter([] if self._logprobs is None else self._logprobs.read())
+        tokens = []
+        for row, token_id in enumerate(chosen.tolist()):
+            logprobs = None
+            if (num_top := self._num_logprobs.get(row)) is not None:
+                entry = next(found)
+                logprobs = TokenLogprobs(entry.logprob, entry.top[:num_top])
+            if token_id == _UNUSABLE:
+                tokens.append(SampledToken(0, error=_UNUSABLE_LOGITS))
+            else:
+                tokens.append(SampledToken(token_id, logprobs))
+        return tokens
 
 
 class Sampler:
@@ -83,17 +159,14 @@ class Sampler:
         sequences: list[Sequence],
         mask: TokenMask | None = None,
         drafts: list[list[int]] | None = None,
-    ) -> list[SampledToken]:
-        """Sample.
+    ) -> Samples:
+        """Sample one token a row.
 
         Args:
             logits: [len(sequences), vocab_size], any float type; not modified.
             sequences: whose next token each row predicts.
             mask: the tokens that grammars allow.
             drafts: of each row, the tokens that it takes to follow its sequence's own.
-
-        Returns:
-            One entry a row; a row whose logits are not usable carries an error.
         """
         batch = self._prepare(sequences)
         drafts = drafts or [[] for _ in sequences]
@@ -106,15 +179,11 @@ class Sampler:
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences, drafts)
             token_ids = torch.where(batch.is_greedy, token_ids, drawn)
-        logprobs = self._logprobs(raw, token_ids, batch, sequences)
-        usable: list[bool] = is_usable.tolist()
-        chosen: list[int] = token_ids.tolist()
-        return [
-            SampledToken(chosen[row], logprobs[row])
-            if usable[row]
-            else SampledToken(0, error=_UNUSABLE_LOGITS)
-            for row in range(len(sequences))
-        ]
+        logprobs = None
+        if (rows := batch.logprob_rows) is not None:
+            num_top = max(batch.num_logprobs.values())
+            logprobs = LogprobTensors(raw[rows], token_ids[rows], num_top)
+        return Samples(token_ids, is_usable, logprobs, batch.num_logprobs)
 
     def _prepare(self, sequences: list[Sequence]) -> _Batch:
         if self._batch is None or sequences != self._sequences:  # compares identities
@@ -126,10 +195,7 @@ class Sampler:
         params = [sequence.params for sequence in sequences]
 
         def rows(indices: list[int]) -> Tensor | None:
-            return torch.tensor(indices, device=self.device) if indices else None
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(-1)
+            return self._tensor(indices) if indices else None
 
         is_greedy = [p.temperature < _MIN_TEMPERATURE for p in params]
         sampled = [row for row, greedy in enumerate(is_greedy) if not greedy]
@@ -141,32 +207,43 @@ class Sampler:
             for row, p in enumerate(params)
             for token_id, value in p.logit_bias.items()
         ]
-        wanted = [p.logprobs for p in params if p.logprobs is not None]
+        wanted = {row: p.logprobs for row, p in enumerate(params) if p.logprobs is not None}
         return _Batch(
-            temperature=column(
+            temperature=self._column(
                 [
                     1.0 if greedy else p.temperature
                     for p, greedy in zip(params, is_greedy, strict=True)
                 ]
             ),
-            is_greedy=torch.tensor(is_greedy, device=self.device),
+            is_greedy=self._tensor(is_greedy),
             all_greedy=not sampled,
             top_k_rows=rows(top_k),
-            top_k=[params[row].top_k for row in top_k],
+            max_top_k=max((params[row].top_k for row in top_k), default=0),
+            top_k_index=self._tensor([params[row].top_k - 1 for row in top_k], np.int64).unsqueeze(
+                -1
+            ),
             top_p_rows=rows(top_p),
-            top_p=column([params[row].top_p for row in top_p]),
+            top_p=self._column([params[row].top_p for row in top_p]),
             min_p_rows=rows(min_p),
-            min_p=column([params[row].min_p for row in min_p]),
+            min_p=self._column([params[row].min_p for row in min_p]),
             bias=None
             if not bias
             else (
-                torch.tensor([row for row, _, _ in bias], device=self.device),
-                torch.tensor([token_id for _, token_id, _ in bias], device=self.device),
-                column([value for _, _, value in bias]).squeeze(-1),
+                self._tensor([row for row, _, _ in bias]),
+                self._tensor([token_id for _, token_id, _ in bias]),
+                self._column([value for _, _, value in bias]).squeeze(-1),
             ),
-            penalised=[row for row, p in enumerate(params) if _has_penalty(p)],
-            num_logprobs=max(wanted, default=None),
+            penalised=[row for row, p in enumerate(params) if p.has_penalty],
+            num_logprobs=wanted,
+            logprob_rows=rows(list(wanted)),
         )
+
+    def _tensor(self, values: list[Any], dtype: type | None = None) -> Tensor:
+        return to_device(np.array(values, dtype), self.device)
+
+    def _column(self, values: list[float]) -> Tensor:
+        """[len(values), 1] float32."""
+        return self._tensor(values, np.float32).unsqueeze(-1)
 
     def _transform(
         self, raw: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
@@ -187,43 +264,40 @@ class Sampler:
         if batch.penalised:
             self._penalise(logits, [(row, sequences[row], drafts[row]) for row in batch.penalised])
         if short:
-            rows, token_ids = torch.tensor(short, device=self.device).T
+            rows, token_ids = self._tensor(short).T
             logits[rows, token_ids] = -torch.inf
         return logits
 
     def _mask(self, logits: Tensor, mask: TokenMask) -> Tensor:
-        octets = torch.from_numpy(mask.bits).to(self.device)
+        octets = to_device(mask.bits, self.device)
         forbidden = self._is_unset.index_select(0, octets.flatten().int())
         forbidden = forbidden.view(len(octets), -1)[:, : self.vocab_size]
         if len(octets) == len(logits):
             return logits.masked_fill(forbidden, -torch.inf)
-        rows = torch.tensor(mask.rows, device=self.device)
+        rows = self._tensor(mask.rows)
         return logits.index_copy(0, rows, logits[rows].masked_fill(forbidden, -torch.inf))
 
     def _penalise(self, logits: Tensor, penalised: list[tuple[int, Sequence, list[int]]]) -> None:
-        rows = torch.tensor([row for row, _, _ in penalised], device=self.device)
+        rows = self._tensor([row for row, _, _ in penalised])
         params = [sequence.params for _, sequence, _ in penalised]
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=self.device).unsqueeze(-1)
-
         selected = logits[rows]
         seen = self._count([sequence.token_ids + ahead for _, sequence, ahead in penalised]) > 0
-        repetition = column([p.repetition_penalty for p in params])
+        repetition = self._column([p.repetition_penalty for p in params])
         scaled = torch.where(selected > 0, selected / repetition, selected * repetition)
         selected = torch.where(seen, scaled, selected)
         counts = self._count([s.output_token_ids + ahead for _, s, ahead in penalised])
-        selected -= counts * column([p.frequency_penalty for p in params])
-        selected -= (counts > 0) * column([p.presence_penalty for p in params])
+        selected -= counts * self._column([p.frequency_penalty for p in params])
+        selected -= (counts > 0) * self._column([p.presence_penalty for p in params])
         logits[rows] = selected
 
     def _count(self, token_ids: list[list[int]]) -> Tensor:
         """How often each token occurs: [len(token_ids), vocab_size]."""
-        counts = torch.zeros(len(token_ids), self.vocab_size, device=self.device)
-        for row, ids in enumerate(token_ids):
-            index = torch.tensor(ids, dtype=torch.int64, device=self.device)
-            counts[row].index_add_(0, index, torch.ones(len(ids), device=self.device))
-        return counts
+        rows = np.repeat(np.arange(len(token_ids)), [len(ids) for ids in token_ids])
+        flat = np.fromiter(chain.from_iterable(token_ids), np.int64, len(rows))
+        index = to_device(rows * self.vocab_size + flat, self.device)
+        counts = torch.zeros(len(token_ids) * self.vocab_size, device=self.device)
+        counts.index_add_(0, index, torch.ones(len(rows), device=self.device))
+        return counts.view(len(token_ids), self.vocab_size)
 
     def _draw(
         self, logits: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
@@ -231,11 +305,10 @@ class Sampler:
         logits = logits / batch.temperature
         if batch.top_k_rows is not None:
             selected = logits[batch.top_k_rows]
-            best = selected.topk(max(batch.top_k), dim=-1).values
-            last = torch.tensor([[k - 1] for k in batch.top_k], device=self.device)
+            best = selected.topk(batch.max_top_k, dim=-1).values
             # Tokens that tie with the k-th are kept: which of them to drop would be arbitrary.
             logits[batch.top_k_rows] = selected.masked_fill(
-                selected < best.gather(-1, last), -torch.inf
+                selected < best.gather(-1, batch.top_k_index), -torch.inf
             )
         probs = logits.softmax(-1)
         if batch.top_p_rows is not None:
@@ -251,22 +324,9 @@ class Sampler:
             uniform(sequence.seed, sequence.num_output_tokens + len(ahead))
             for sequence, ahead in zip(sequences, drafts, strict=True)
         ]
-        target = torch.tensor(draws, dtype=torch.float64, device=self.device).unsqueeze(-1)
+        target = self._tensor(draws).unsqueeze(-1)
         index = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)
-
-    def _logprobs(
-        self, raw: Tensor, token_ids: Tensor, batch: _Batch, sequences: list[Sequence]
-    ) -> list[TokenLogprobs | None]:
-        result: list[TokenLogprobs | None] = [None] * len(sequences)
-        if batch.num_logprobs is None:
-            return result
-        rows = [row for row, s in enumerate(sequences) if s.params.logprobs is not None]
-        index = torch.tensor(rows, device=self.device)
-        found = token_logprobs(raw[index], token_ids[index], batch.num_logprobs)
-        for row, entry in zip(rows, found, strict=True):
-            result[row] = TokenLogprobs(entry.logprob, entry.top[: sequences[row].params.logprobs])
-        return result
 
 
 def _top_p_floor(probs: Tensor, top_p: Tensor) -> Tensor:
@@ -291,28 +351,3 @@ def _floor_of(ordered: Tensor, top_p: Tensor) -> Tensor:
     # The most likely token is always needed.
     needed = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
     return ordered.gather(-1, needed - 1)
-
-
-def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
-    """Log probabilities of one token and the `num_top` likeliest of each row.
-
-    Args:
-        logits: [n, vocab_size] float32.
-        token_ids: [n] int64.
-    """
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).tolist()
-    # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
-    values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
-    return [
-        TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)))
-        for logprob, top_ids, top_values in zip(chosen, ids.tolist(), values.tolist(), strict=True)
-    ]
-
-
-def _has_penalty(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1
-        or params.presence_penalty != 0
-        or params.frequency_penalty != 0
-    )

@@ -5,6 +5,8 @@ There is no prefill phase and no decode phase. Every running sequence wants its 
 first, and what does not fit waits for the next one. That one rule carries chunked prefill, prefix
 caching, preemption and speculation: a step may compute guessed tokens beyond `num_tokens`, and
 those that are wrong are not counted as computed.
+
+A step can be scheduled while the one before it is being computed (`Scheduler.ahead_of`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -130,6 +133,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_arrived = 0
         self.num_cached_tokens = 0
+        self._is_ahead = False
         self.draft_price = Price()
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
@@ -162,7 +166,8 @@ class Scheduler:
         return dropped
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Hand out one step's token budget; empty only when nothing is left to do.
+        """Hand out one step's token budget; empty only when nothing is left to do, or can be done
+        ahead of the step that is being computed.
 
         A chunk leaves one token for each running sequence that comes behind it.
         """
@@ -177,7 +182,12 @@ class Scheduler:
             if index == len(self.running):
                 break
             sequence = self.running[index]
+            if sequence.has_unknown_token and sequence.is_at_limit(self.max_model_len):
+                index += 1  # it ends with the token that is still being sampled
+                continue
             while not self.block_manager.grow(sequence, sequence.num_tokens):
+                if self._is_ahead:
+                    return []  # what is being computed may free blocks, and nobody need give way
                 # Blocks are short: admitting now would take back what is freed here.
                 may_admit = False
                 if self._preempt_last() is sequence:
@@ -188,8 +198,45 @@ class Scheduler:
                 num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, room)
                 scheduled.append(ScheduledSequence(sequence, num_tokens, []))
                 budget -= num_tokens
-        assert scheduled or not self.has_unfinished, "a step that schedules nothing never ends"
+        is_done = self._is_ahead or not self.has_unfinished
+        assert scheduled or is_done, "a step that schedules nothing never ends"
         return scheduled
+
+    @contextmanager
+    def ahead_of(
+        self, scheduled: list[ScheduledSequence], sampling: list[ScheduledSequence]
+    ) -> Iterator[None]:
+        """Schedule and launch the next step while this one is being computed.
+
+        Within, its sequences are as `update` will leave them, but for what only its results can
+        tell. The token that is sampled for the i-th of `sampling` stands at its sequence's end as
+        `-1 - i`: the model runner puts the real one in its place on the device. A sequence that
+        turns out to have ended is computed once more in vain. Nobody is preempted.
+
+        Args:
+            scheduled: what was launched, without drafts.
+            sampling: of it what samples, in order.
+        """
+        running = [entry for entry in scheduled if entry.sequence.status is SequenceStatus.RUNNING]
+        unknown = {
+            row: entry.sequence
+            for row, entry in enumerate(sampling)
+            if entry.sequence.status is SequenceStatus.RUNNING
+        }
+        for entry in running:
+            entry.sequence.num_computed_tokens += entry.num_scheduled_tokens
+        for row, sequence in unknown.items():
+            sequence.token_ids.append(-1 - row)
+        self._is_ahead = True
+        try:
+            yield
+        finally:
+            self._is_ahead = False
+            for sequence in unknown.values():
+                sequence.token_ids.pop()
+            for entry in running:
+                if entry.sequence.status is SequenceStatus.RUNNING:  # it may have failed
+                    entry.sequence.num_computed_tokens -= entry.num_scheduled_tokens
 
     def speculate(
         self, scheduled: list[ScheduledSequence], proposer: Proposer
@@ -342,7 +389,11 @@ class Scheduler:
 
     def fail(self, scheduled: list[ScheduledSequence], error: str) -> list[SequenceOutput]:
         """End every sequence of a step that could not be computed; the others go on."""
-        sequences = [entry.sequence for entry in scheduled]
+        sequences = [
+            entry.sequence
+            for entry in scheduled
+            if entry.sequence.status is SequenceStatus.RUNNING  # it may have ended meanwhile
+        ]
         self._finish(sequences, FinishReason.ERROR)
         return [
             SequenceOutput(sequence.request_id, [], finish_reason=FinishReason.ERROR, error=error)
@@ -353,8 +404,8 @@ class Scheduler:
         """Have a step that found too little memory computed again in smaller ones.
 
         The next steps are half as large, until some have succeeded, and the sequences that have no
-        token in them are preempted, the last in order first. A single token that does not fit,
-        without drafts, ends its sequence.
+        token in them are preempted, the last in order first; so are those whose recurrent state is
+        spoilt. A single token that does not fit, without drafts, ends its sequence.
         """
         self.num_out_of_memory += 1
         self._num_calm_steps = 0
@@ -363,7 +414,11 @@ class Scheduler:
             return self.fail(scheduled, _DOES_NOT_FIT)
         self._max_step_tokens = max(1, num_tokens // 2)
         for entry in scheduled:
-            self.block_manager.shrink(entry.sequence, entry.sequence.num_tokens)
+            sequence = entry.sequence
+            self.block_manager.shrink(sequence, sequence.num_tokens)
+            # Some layers may have carried its state on, and others not.
+            if sequence.state is not None and sequence.state.source == sequence.state.slot:
+                self._preempt(sequence)
         while len(self.running) > self._max_step_tokens:
             self._preempt_last()
         return []
@@ -408,7 +463,10 @@ class Scheduler:
 
     def _preempt_last(self) -> Sequence:
         """Send the running sequence that comes last back to wait."""
-        sequence = self.running.pop()
+        return self._preempt(self.running[-1])
+
+    def _preempt(self, sequence: Sequence) -> Sequence:
+        self.running.remove(sequence)
         self.block_manager.free(sequence)
         sequence.status = SequenceStatus.PREEMPTED
         insort(self.waiting, sequence, key=_order)

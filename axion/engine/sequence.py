@@ -132,6 +132,16 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
+    def has_unknown_token(self) -> bool:
+        """Whether the last token is still being sampled; see `Scheduler.ahead_of`."""
+        return self.token_ids[-1] < 0
+
+    @property
+    def needs_its_tokens(self) -> bool:
+        """Whether the host must know a token before the next can be sampled."""
+        return self.matcher is not None or self.params.has_penalty
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether log probabilities of prompt tokens are wanted and not all known yet."""
         return (
@@ -164,14 +174,18 @@ class Sequence:
             is_final: the sequence's grammar lets nothing follow.
         """
         self.token_ids.append(token_id)
-        params = self.params
-        is_stop = token_id in self.stop_token_ids and self.num_output_tokens >= params.min_tokens
-        if is_stop or is_final:
+        is_long_enough = self.num_output_tokens >= self.params.min_tokens
+        if is_final or (token_id in self.stop_token_ids and is_long_enough):
             self.finish_reason = FinishReason.STOP
-        elif (
-            params.max_tokens is not None and self.num_output_tokens >= params.max_tokens
-        ) or self.num_tokens >= max_model_len:
+        elif self.is_at_limit(max_model_len):
             self.finish_reason = FinishReason.LENGTH
+
+    def is_at_limit(self, max_model_len: int) -> bool:
+        """Whether nothing may follow the tokens that there are."""
+        max_tokens = self.params.max_tokens
+        return self.num_tokens >= max_model_len or (
+            max_tokens is not None and self.num_output_tokens >= max_tokens
+        )
 
     def __repr__(self) -> str:
         return (

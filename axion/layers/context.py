@@ -124,6 +124,13 @@ class ForwardContext:
     Sequences lie one after another; `query_lens` says how many rows each has. A sequence that
     decodes has one row, a chunk of a prompt has more, and both mix in any order.
 
+    A step may be captured as a CUDA graph (`axion.engine.cuda_graph`), and is then replayed with
+    other values in the same tensors. In such a step every sequence has one token, so `query_lens`
+    stays what it is; `context_lens_list` is what each length may become at most, and `block_tables`
+    is wide enough for that. A layer must not read more of the lengths on the host than this bound,
+    and no tensor's values, which would wait for the device anyway. What `block_tables` holds
+    beyond a sequence's context has no meaning.
+
     Attributes:
         positions: `[num_tokens]` int64, index of each token in its own sequence.
         rope_lengths: `[num_tokens]` int64, length of the sequence that a length-dependent rope
@@ -135,7 +142,7 @@ class ForwardContext:
         context_lens: `[num_seqs]` int64, tokens of each sequence in the KV cache after this step.
         query_lens: tokens of each sequence in this step, on the host so that nothing waits for
             the device.
-        context_lens_list: `context_lens` on the host.
+        context_lens_list: `context_lens` on the host; bounds of them while a graph is captured.
         kv_caches: one per layer, and behind them those that layers have besides.
         block_size: tokens in a block.
         batch_invariant: attention must give a token the same bits in every batch and chunk; rows

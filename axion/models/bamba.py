@@ -8,7 +8,7 @@ from typing import Any
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM
 from axion.models.config import Epsilon, Size
-from axion.models.hybrid import HybridForCausalLM
+from axion.models.hybrid import HybridForCausalLM, num_layers
 from axion.models.mamba2_mixer import Mamba2Config, Mamba2Mixer
 
 
@@ -24,10 +24,11 @@ class BambaConfig(Mamba2Config):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """`attn_layer_indices` says which layers are attention."""
         derived, sources = super()._derive(config)
-        attention = config.get("attn_layer_indices") or ()
+        attention = config.get("attn_layer_indices")
+        attention = attention if isinstance(attention, list) else []
         derived["layer_types"] = [
             "full_attention" if i in attention else "linear_attention"
-            for i in range(config.get("num_hidden_layers", 0))
+            for i in range(num_layers(config))
         ]
         return derived, sources | {"attn_layer_indices"}
 

@@ -49,6 +49,11 @@ _HARMLESS = frozenset(
     decoder_start_token_id cross_attention_hidden_size tf_legacy_loss unsloth_fixed
     unsloth_version is_llama_config reorder_and_upcast_attn n_ctx init_std layerdrop
     quantization_config compression_config init_device embedding_fraction
+    num_logits_to_keep z_loss_coefficient use_mamba_kernels use_mambapy use_falcon_mambapy
+    use_associative_scan time_step_scale time_step_min time_step_max time_step_floor
+    time_step_init_scheme rescale_prenorm_residual mamba_ssm_dtype mamba_ssm_cache_dtype
+    moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern
+    mtp_num_hidden_layers mtp_use_dedicated_embeddings
     output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
     """.split()  # noqa: SIM905
 )

@@ -17,7 +17,7 @@ from axion.layers.norm import GroupRMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import MLP, Attention, CausalLM, Decoder
 from axion.models.config import Epsilon, Size
-from axion.models.hybrid import HybridForCausalLM
+from axion.models.hybrid import HybridForCausalLM, num_layers
 from axion.models.mamba2_mixer import Mamba2Config, Mamba2Mixer
 
 _Two = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
@@ -52,8 +52,8 @@ class FalconH1Config(Mamba2Config):
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        derived, sources = super()._derive(config)
-        derived["layer_types"] = ["hybrid"] * config.get("num_hidden_layers", 0)
+        derived, sources = super()._derive({"mamba_d_ssm": 1024} | config)
+        derived["layer_types"] = ["hybrid"] * num_layers(config)
         return derived, sources | {"mamba_d_ssm"}
 
 

@@ -13,7 +13,7 @@ from axion.models.base import MLP
 from axion.models.config import Index, Size
 from axion.models.granite import GraniteAttention
 from axion.models.granite_moe import GraniteMoeSharedConfig, GraniteMoeSharedForCausalLM
-from axion.models.hybrid import HybridForCausalLM
+from axion.models.hybrid import HybridForCausalLM, num_layers
 from axion.models.mamba2_mixer import Mamba2Config, Mamba2Mixer
 
 
@@ -34,7 +34,7 @@ class GraniteMoeHybridConfig(Mamba2Config, GraniteMoeSharedConfig):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
         if config.get("layer_types") is None:
-            derived["layer_types"] = ["linear_attention"] * config.get("num_hidden_layers", 0)
+            derived["layer_types"] = ["linear_attention"] * num_layers(config)
         if not config.get("num_local_experts", 8):
             derived["num_experts_per_tok"] = 0
         return derived, sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,6 +12,17 @@ from axion.layers.context import ForwardContext, StateSpec
 from axion.layers.rotary import RotaryEmbedding
 from axion.models.base import Attention, CausalLM
 from axion.models.config import DecoderConfig
+
+
+def whole_number(config: dict[str, Any], name: str, default: int) -> int:
+    """A field that others are derived from. What is no size is refused where the field is read."""
+    value = config.get(name)
+    return value if type(value) is int and 0 <= value <= 2**24 else default
+
+
+def num_layers(config: dict[str, Any]) -> int:
+    """`num_hidden_layers`, likewise."""
+    return min(whole_number(config, "num_hidden_layers", 0), 2**10)
 
 
 @dataclass(kw_only=True)

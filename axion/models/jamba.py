@@ -11,7 +11,7 @@ from torch import Tensor
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length
 from axion.models.config import Index, NumExperts, Size
-from axion.models.hybrid import HybridForCausalLM, UnrotatedAttention
+from axion.models.hybrid import HybridForCausalLM, UnrotatedAttention, num_layers, whole_number
 from axion.models.mamba_mixer import MambaConfig, MambaMixer
 from axion.models.moe import MoEConfig, MoEForCausalLM
 
@@ -37,11 +37,10 @@ class JambaConfig(MambaConfig, MoEConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        period = config.get("attn_layer_period") or cls.attn_layer_period
-        offset = config.get("attn_layer_offset", cls.attn_layer_offset)
+        period = whole_number(config, "attn_layer_period", 0) or cls.attn_layer_period
+        offset = whole_number(config, "attn_layer_offset", cls.attn_layer_offset)
         derived["layer_types"] = [
-            "attention" if i % period == offset else "mamba"
-            for i in range(config.get("num_hidden_layers", 0))
+            "attention" if i % period == offset else "mamba" for i in range(num_layers(config))
         ]
         if derived.get("num_experts") == 1:
             derived["num_experts_per_tok"] = 1

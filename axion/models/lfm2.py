@@ -3,7 +3,7 @@ experts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +14,9 @@ from axion.layers.conv import CausalConv1d
 from axion.layers.linear import FusedLinear, Linear
 from axion.layers.moe import Router, SigmoidRouter
 from axion.layers.rotary import Length
-from axion.models.base import CausalLM
+from axion.models.base import MLP, CausalLM
 from axion.models.config import Epsilon, Index, NumExperts, Size
-from axion.models.hybrid import HybridConfig, HybridForCausalLM
+from axion.models.hybrid import HybridConfig, HybridForCausalLM, num_layers
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 from axion.models.qwen3 import Qwen3Attention
 
@@ -35,6 +35,8 @@ class ShortConvConfig(HybridConfig):
         ("block_ff_dim", "intermediate_size"),
     )
 
+    default_rope_theta = 1_000_000.0
+
     num_key_value_heads: Size | None = 8
     max_position_embeddings: Length = 128_000
     rms_norm_eps: Epsilon = 1e-5
@@ -48,9 +50,10 @@ class ShortConvConfig(HybridConfig):
         derived, sources = super()._derive(config)
         if config.get("layer_types") is None:
             attention = config.get("full_attn_idxs")
+            is_given = isinstance(attention, list)
             derived["layer_types"] = [
-                "full_attention" if attention is None or i in attention else "conv"
-                for i in range(config.get("num_hidden_layers", 0))
+                "conv" if is_given and i not in attention else "full_attention"
+                for i in range(num_layers(config))
             ]
         return derived, sources | {"full_attn_idxs"}
 
@@ -67,14 +70,25 @@ class Lfm2Config(ShortConvConfig):
     block_ffn_dim_multiplier: float | None = 1.0
     block_multiple_of: Size = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block_auto_adjust_ff_dim:
-            size = int(2 * self.intermediate_size / 3)
-            if self.block_ffn_dim_multiplier is not None:
-                size = int(self.block_ffn_dim_multiplier * size)
-                size = -(-size // self.block_multiple_of) * self.block_multiple_of
-            self.intermediate_size = size
+    @property
+    def mlp_size(self) -> int:
+        """Width of an MLP."""
+        if not self.block_auto_adjust_ff_dim:
+            return self.intermediate_size
+        size = int(2 * self.intermediate_size / 3)
+        if self.block_ffn_dim_multiplier is None:
+            return size
+        size = int(self.block_ffn_dim_multiplier * size)
+        return -(-size // self.block_multiple_of) * self.block_multiple_of
+
+
+class Lfm2MLP(MLP):
+    def __init__(self, config: Lfm2Config, layer_idx: int) -> None:
+        super().__init__(replace(config, intermediate_size=config.mlp_size), layer_idx)
+
+
+class Lfm2Attention(Qwen3Attention):
+    """Queries and keys are normalised per head."""
 
 
 class ShortConv(nn.Module):
@@ -114,7 +128,8 @@ class Lfm2ForCausalLM(HybridForCausalLM):
         (r"\.w2\.", ".down_proj."),
     )
     config_cls = Lfm2Config
-    mixers = (("full_attention", Qwen3Attention), ("conv", ShortConv))
+    mlp_cls: ClassVar[type[nn.Module]] = Lfm2MLP
+    mixers = (("full_attention", Lfm2Attention), ("conv", ShortConv))
 
 
 @dataclass(kw_only=True)
@@ -166,5 +181,6 @@ class Lfm2MoeForCausalLM(MoEForCausalLM, Lfm2ForCausalLM):
         (r"\.mlp\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
     )
     config_cls = Lfm2MoeConfig
+    mlp_cls = MLP
     moe_cls = Lfm2MoE
     config: Lfm2MoeConfig

@@ -13,18 +13,11 @@ from axion.layers.context import ForwardContext
 from axion.layers.rotary import Length
 from axion.models.base import Decoder
 from axion.models.config import Epsilon, Size
-from axion.models.hybrid import HybridConfig, MixerForCausalLM
+from axion.models.hybrid import HybridConfig, MixerForCausalLM, num_layers
 from axion.models.mamba2_mixer import Mamba2Config as Mamba2MixerConfig
 from axion.models.mamba2_mixer import Mamba2Mixer
 from axion.models.mamba_mixer import MambaConfig as MambaMixerConfig
 from axion.models.mamba_mixer import MambaMixer
-
-# Of training, and how transformers computes.
-_UNUSED = {
-    *("time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme"),
-    *("time_step_floor", "rescale_prenorm_residual", "use_mambapy", "use_associative_scan"),
-    "use_falcon_mambapy",
-}
 
 
 @dataclass(kw_only=True)
@@ -59,8 +52,8 @@ class StateSpaceConfig(HybridConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        derived["layer_types"] = ["linear_attention"] * config.get("num_hidden_layers", 0)
-        return derived, sources | _UNUSED
+        derived["layer_types"] = ["linear_attention"] * num_layers(config)
+        return derived, sources
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from axion.layers.linear_attention import fading_attention
 from axion.layers.norm import GroupRMSNorm
 from axion.layers.state import scan
 from axion.models.config import Size
-from axion.models.hybrid import HybridConfig
+from axion.models.hybrid import HybridConfig, whole_number
+
+Limits = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
 
 
 @dataclass(kw_only=True)
@@ -40,7 +43,7 @@ class Mamba2Config(HybridConfig):
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
     mamba_hidden_act: str | None = None
-    time_step_limit: tuple[float, float] = (0.0, inf)
+    time_step_limit: Limits = field(default_factory=lambda: [0.0, inf])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,17 +57,16 @@ class Mamba2Config(HybridConfig):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
         if config.get("mamba_d_head", "auto") == "auto":
-            num_heads = config.get("mamba_n_heads", cls.mamba_n_heads)
-            size = config.get("mamba_d_ssm") or (
-                config.get("mamba_expand", 2) * config.get("hidden_size", 0)
-            )
+            num_heads = whole_number(config, "mamba_n_heads", cls.mamba_n_heads)
+            size = whole_number(config, "mamba_expand", 2) * whole_number(config, "hidden_size", 0)
+            size = whole_number(config, "mamba_d_ssm", size)
             derived["mamba_d_head"] = size // (num_heads or 1)
         limit = config.get("time_step_limit")
         if isinstance(limit, list | tuple):  # JSON has no infinity
             infinity = ({"__float__": "Infinity"}, "inf", None)
             derived["time_step_limit"] = [inf if end in infinity else end for end in limit]
         elif limit is None:
-            derived["time_step_limit"] = cls.time_step_limit
+            derived["time_step_limit"] = [0.0, inf]
         return derived, sources | {"mamba_expand", "mamba_chunk_size"}
 
 

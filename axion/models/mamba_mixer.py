@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from axion.layers.linear import FusedLinear, Linear
 from axion.layers.selective_scan import selective_scan
 from axion.layers.state import scan
 from axion.models.config import Size
-from axion.models.hybrid import HybridConfig
+from axion.models.hybrid import HybridConfig, whole_number
+
+Expansion = Annotated[float, msgspec.Meta(gt=0, le=64)]
 
 
 @dataclass(kw_only=True)
@@ -32,7 +35,7 @@ class MambaConfig(HybridConfig):
 
     mamba_d_state: Size = 16
     mamba_d_conv: Size = 4
-    mamba_expand: float = 2
+    mamba_expand: Expansion = 2
     mamba_dt_rank: Size
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
@@ -45,9 +48,8 @@ class MambaConfig(HybridConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        size = config.get("hidden_size")
-        if config.get("mamba_dt_rank", "auto") == "auto" and isinstance(size, int):
-            derived["mamba_dt_rank"] = ceil(size / 16)
+        if config.get("mamba_dt_rank", "auto") == "auto":
+            derived["mamba_dt_rank"] = ceil(whole_number(config, "hidden_size", 1) / 16)
         return derived, sources
 
 

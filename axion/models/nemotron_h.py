@@ -29,6 +29,7 @@ class NemotronHConfig(Mamba2Config, SharedMoEConfig):
     """
     Attributes:
         moe_shared_expert_intermediate_size: width of the shared expert.
+        time_step_min: smallest step, in place of `time_step_limit`, as in transformers.
         moe_latent_size: size of what experts read and write, if not hidden states.
     """
 
@@ -63,21 +64,27 @@ class NemotronHConfig(Mamba2Config, SharedMoEConfig):
     moe_shared_expert_intermediate_size: Size = 7688
     moe_latent_size: Size | None = None
     norm_topk_prob: bool = True
+    time_step_min: float = 0.001
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """The layers' kinds are a list or, before that, a letter each."""
         derived, sources = super()._derive(config)
-        kinds = config.get("layer_types") or [
-            _KINDS.get(letter, letter) for letter in config.get("hybrid_override_pattern") or ""
-        ]
+        kinds = config.get("layer_types")
+        if not isinstance(kinds, list):
+            letters = str(config.get("hybrid_override_pattern") or "ME*-")
+            kinds = [_KINDS.get(letter, letter) for letter in letters]
         derived |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
-        # transformers takes the smallest step of training, and not time_step_limit.
-        derived["time_step_limit"] = (config.get("time_step_min", 0.001), inf)
-        return derived, sources | {"hybrid_override_pattern", "time_step_min"}
+        return derived, sources | {"hybrid_override_pattern", "residual_in_fp32"}
 
     def norm(self) -> Float32RMSNorm:
         return Float32RMSNorm(self.hidden_size, self.rms_norm_eps)
+
+
+class NemotronHMamba(Mamba2Mixer):
+    def __init__(self, config: NemotronHConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.time_step_limit = [config.time_step_min, inf]
 
 
 class NemotronHMLP(PlainMLP):
@@ -136,8 +143,8 @@ class NemotronHForCausalLM(MixerForCausalLM):
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*")
     config_cls = NemotronHConfig
     mixers = (
-        ("mamba", Mamba2Mixer),
-        ("linear_attention", Mamba2Mixer),
+        ("mamba", NemotronHMamba),
+        ("linear_attention", NemotronHMamba),
         ("attention", UnrotatedAttention),
         ("full_attention", UnrotatedAttention),
         ("mlp", NemotronHMLP),

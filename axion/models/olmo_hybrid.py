@@ -18,7 +18,7 @@ from axion.layers.rotary import Length
 from axion.models.base import CausalLM, DecoderLayer
 from axion.models.config import Size
 from axion.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig, Projected
-from axion.models.hybrid import HybridForCausalLM
+from axion.models.hybrid import HybridForCausalLM, num_layers
 from axion.models.olmo2 import Olmo2Attention, Olmo2DecoderLayer
 
 # Of the norm behind Gated DeltaNet, whatever rms_norm_eps says.
@@ -60,12 +60,10 @@ class OlmoHybridConfig(GatedDeltaNetConfig):
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         theta = rope.get("rope_theta") if isinstance(rope, dict) else None
         derived["has_rope"] = (theta or config.get("rope_theta")) is not None
-        num_layers = config.get("num_hidden_layers")
-        if config.get("layer_types") is None and isinstance(num_layers, int):
-            kinds = [
-                "full_attention" if i % 4 == 3 else "linear_attention" for i in range(num_layers)
-            ]
-            derived["layer_types"] = kinds if num_layers > 3 else [*kinds[:-1], "full_attention"]
+        if config.get("layer_types") is None:
+            count = num_layers(config)
+            kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(count)]
+            derived["layer_types"] = kinds if count > 3 else [*kinds[:-1], "full_attention"]
         return derived, sources | _INITIAL
 
 

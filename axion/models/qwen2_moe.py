@@ -15,7 +15,7 @@ from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
 @dataclass(kw_only=True)
-class SparseStepConfig(MoEConfig):
+class Qwen2MoeStepConfig(MoEConfig):
     """Which layers have experts, as all of Qwen's say it.
 
     Attributes:
@@ -37,7 +37,7 @@ class SparseStepConfig(MoEConfig):
 
 
 @dataclass(kw_only=True)
-class Qwen2MoeBaseConfig(WindowConfig, SparseStepConfig):
+class Qwen2MoeBaseConfig(WindowConfig, Qwen2MoeStepConfig):
     """The fields that Qwen3-MoE has too."""
 
     @classmethod

@@ -9,20 +9,23 @@ from typing import Any, Literal
 from torch import Tensor
 
 from axion.layers.linear import PackedLinear
-from axion.models.base import CausalLM
+from axion.models.base import CausalLM, TextPart
 from axion.models.config import NumExperts, Size, text_config
 from axion.models.gated_delta_net import GatedDeltaNet, Projected
 from axion.models.hybrid import HybridForCausalLM
 from axion.models.moe import MoEConfig, MoEForCausalLM
-from axion.models.qwen2_moe import Qwen2MoE
-from axion.models.qwen3_next import GatedAttention, GatedAttentionConfig
+from axion.models.qwen3_next import GatedAttention, Qwen3NextBaseConfig, Qwen3NextMoE
 
 # How positions in time, height and width share a rope: a text's are all the same.
 _SECTIONS = ("mrope_section", "mrope_interleaved")
 
 
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    return text_config({"tie_word_embeddings": False} | config)
+
+
 @dataclass(kw_only=True)
-class Qwen3_5Config(GatedAttentionConfig):  # noqa: N801
+class Qwen3_5Config(Qwen3NextBaseConfig):  # noqa: N801
     num_key_value_heads: Size | None = 4
     attn_output_gate: Literal[True] = True
 
@@ -55,11 +58,11 @@ class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
 class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5ForCausalLM",)
     renamed_tensors = (
+        *TextPart.renamed_tensors,
         *CausalLM.renamed_tensors,
-        (r"^model\.language_model\.", "model."),
         (r"\.linear_attn\.", ".self_attn."),
     )
-    ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
+    ignored_tensors = (*TextPart.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
     config_cls = Qwen3_5Config
     mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3_5GatedDeltaNet))
 
@@ -81,7 +84,7 @@ class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5MoeForCausalLM",)
     renamed_tensors = (*MoEForCausalLM.renamed_tensors, *Qwen3_5ForCausalLM.renamed_tensors)
     config_cls = Qwen3_5MoeConfig
-    moe_cls = Qwen2MoE
+    moe_cls = Qwen3NextMoE
     config: Qwen3_5MoeConfig
 
 
@@ -89,7 +92,7 @@ class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):  # noqa: N801
 class Qwen3_5SeeingConfig(Qwen3_5Config):  # noqa: N801
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Qwen3_5SeeingConfig:
-        return super().from_dict(text_config(config))
+        return super().from_dict(_text_config(config))
 
 
 class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):  # noqa: N801
@@ -101,7 +104,7 @@ class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):  # noqa: N801
 class Qwen3_5MoeSeeingConfig(Qwen3_5MoeConfig):  # noqa: N801
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> Qwen3_5MoeSeeingConfig:
-        return super().from_dict(text_config(config))
+        return super().from_dict(_text_config(config))
 
 
 class Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeForCausalLM):  # noqa: N801

@@ -17,13 +17,13 @@ from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM
 from axion.models.config import NumExperts, Size
 from axion.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig, Projected
-from axion.models.hybrid import HybridForCausalLM
+from axion.models.hybrid import HybridForCausalLM, num_layers, whole_number
 from axion.models.moe import MoEForCausalLM
-from axion.models.qwen2_moe import Qwen2MoE, SparseStepConfig
+from axion.models.qwen2_moe import Qwen2MoE, Qwen2MoeStepConfig
 
 
 @dataclass(kw_only=True)
-class GatedAttentionConfig(GatedDeltaNetConfig):
+class Qwen3NextBaseConfig(GatedDeltaNetConfig):
     """The fields that Qwen3.5 has too."""
 
     default_partial_rotary_factor = 0.25
@@ -39,14 +39,11 @@ class GatedAttentionConfig(GatedDeltaNetConfig):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """Without `layer_types` every `full_attention_interval`-th layer is attention."""
         derived, sources = super()._derive(config)
-        interval, num_layers = (
-            config.get("full_attention_interval", 4),
-            config.get("num_hidden_layers"),
-        )
-        if config.get("layer_types") is None and isinstance(num_layers, int):
+        if config.get("layer_types") is None:
+            interval = whole_number(config, "full_attention_interval", 4) or 4
             derived["layer_types"] = [
                 "linear_attention" if (i + 1) % interval else "full_attention"
-                for i in range(num_layers)
+                for i in range(num_layers(config))
             ]
         return derived, sources | {"full_attention_interval"}
 
@@ -54,7 +51,7 @@ class GatedAttentionConfig(GatedDeltaNetConfig):
 class GatedAttention(Attention):
     """What each head returns passes a gate, and queries and keys are normalised per head."""
 
-    def __init__(self, config: GatedAttentionConfig, layer_idx: int) -> None:
+    def __init__(self, config: Qwen3NextBaseConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         query_size, *other_sizes = self.qkv_proj.shards.values()
         self.qkv_proj = PackedLinear(
@@ -75,12 +72,16 @@ class GatedAttention(Attention):
 
 
 @dataclass(kw_only=True)
-class Qwen3NextConfig(GatedAttentionConfig, SparseStepConfig):
+class Qwen3NextConfig(Qwen3NextBaseConfig, Qwen2MoeStepConfig):
     num_experts: NumExperts = 512
     num_experts_per_tok: NumExperts = 10
     moe_intermediate_size: Size = 512
     shared_expert_intermediate_size: Size = 512
     norm_topk_prob: bool = True
+
+
+class Qwen3NextMoE(Qwen2MoE):
+    """As that of Qwen2-MoE; Qwen3.5 has it too."""
 
 
 class Qwen3NextGatedDeltaNet(GatedDeltaNet):
@@ -106,6 +107,6 @@ class Qwen3NextForCausalLM(HybridForCausalLM, MoEForCausalLM):
     renamed_tensors = (*MoEForCausalLM.renamed_tensors, (r"\.linear_attn\.", ".self_attn."))
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*")
     config_cls = Qwen3NextConfig
-    moe_cls = Qwen2MoE
+    moe_cls = Qwen3NextMoE
     mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3NextGatedDeltaNet))
     config: Qwen3NextConfig

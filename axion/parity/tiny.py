@@ -53,6 +53,11 @@ _LIMITS: dict[str, int] = {
     **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
     **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
     **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
+    **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
+    **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
+    **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
 }
 
 
@@ -134,7 +139,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
             fields[name] = _shrunk(getattr(config, name))
     # A configuration may call its fields by names of its own.
     own = {common: config.attribute_map.get(common, common) for common in TINY}
-    if own["num_hidden_layers"] not in fields:
+    if getattr(config, own["num_hidden_layers"], None) is None:
         return _with_token_ids(fields)
     heads, kv_heads = (
         fields.get(own[name]) for name in ("num_attention_heads", "num_key_value_heads")
@@ -146,7 +151,7 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     elif kv_heads == 1:
         fields |= {own["num_key_value_heads"]: 1}
     if head_dim is not None:
-        fields["head_dim"] = 16 if heads and head_dim * heads == hidden_size else 24
+        fields["head_dim"] = 16 if not heads or head_dim * heads == hidden_size else 24
         if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
             fields["head_dim"] = _LIMITS["qk_rope_head_dim"]
     for name, limit in _LIMITS.items():

@@ -21,6 +21,7 @@ from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.download import download
 from axion.hub.resolve import parse_id
 from axion.layers.context import ForwardContext, StateRun
+from axion.layers.transfer import to_device
 from axion.pooling.messages import EmbedRequest
 from axion.pooling.model import BatchTokenizer, Tokens, scaled_to_length_1
 from axion.pooling.sentence import pooling_mode, transformer_config
@@ -133,7 +134,7 @@ class NativeEmbedder:
         )
 
     def _to_device(self, array: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return to_device(array, self._device)
 
 
 def _download(model: str) -> Path:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from axion.engine import sampler
 from axion.engine.sampler import Sampler, uniform
 from axion.engine.sequence import Sequence
+from axion.engine.structured import TokenMask
 from axion.types import SamplingParams
 
 VOCAB = 64
@@ -23,7 +25,7 @@ def make(params: SamplingParams, *, seed: int = 0, prompt=(1,), output=(), name=
 
 
 def sample(logits: torch.Tensor, *sequences: Sequence):
-    return Sampler(CPU, logits.shape[-1])(logits, list(sequences))
+    return Sampler(CPU, logits.shape[-1])(logits, list(sequences)).read()
 
 
 def draw_many(logits: torch.Tensor, params: SamplingParams, n: int = 4000) -> torch.Tensor:
@@ -183,8 +185,26 @@ def test_a_change_of_the_batch_is_noticed(logits: torch.Tensor):
     sampler = Sampler(CPU, VOCAB)
     forced = make(SamplingParams(temperature=0, logit_bias={5: 100.0}), name="same")
     free = make(SamplingParams(temperature=0), name="same")
-    assert sampler(logits[None], [forced])[0].token_id == 5
-    assert sampler(logits[None], [free])[0].token_id == int(logits.argmax())
+    assert sampler(logits[None], [forced]).read()[0].token_id == 5
+    assert sampler(logits[None], [free]).read()[0].token_id == int(logits.argmax())
+
+
+def test_nothing_is_read_back_while_a_step_is_sampled(monkeypatch: pytest.MonkeyPatch):
+    # Tensors on the meta device have no values: whoever asks for one fails.
+    read_back = []
+    monkeypatch.setattr("axion.engine.sampler.Readback", lambda *tensors: read_back.append(tensors))
+    params = [
+        SamplingParams(temperature=0, logprobs=3),
+        SamplingParams(top_k=5, top_p=0.9, min_p=0.1, logprobs=0),
+        SamplingParams(repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.5),
+        SamplingParams(logit_bias={3: 5.0}, min_tokens=4, stop_token_ids=(5,)),
+    ]
+    device = torch.device("meta")
+    logits = torch.empty(len(params), VOCAB, device=device, dtype=torch.bfloat16)
+    bits = np.full((2, VOCAB // 8), 255, np.uint8)
+    sequences = [make(p, output=(5, 5)) for p in params]
+    Sampler(device, VOCAB)(logits, sequences, TokenMask([0, 2], bits))
+    assert [len(tensors) for tensors in read_back] == [3, 1], "log probabilities, and tokens"
 
 
 def test_top_p_is_the_same_whether_a_few_tokens_reach_it_or_many() -> None:

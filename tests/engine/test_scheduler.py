@@ -71,6 +71,12 @@ class PagedMemory:
         self.carry_states(scheduled)
         return sampled
 
+    def spoil_states(self, scheduled: list[ScheduledSequence]) -> None:
+        """As a step does that ends in the middle."""
+        for sequence, _ in scheduled:
+            if (state := sequence.state) is not None:
+                self.states |= dict.fromkeys((state.slot, *state.checkpoints.values()), b"spoilt")
+
     def carry_states(self, scheduled: list[ScheduledSequence]) -> None:
         written: dict[int, bytes] = {}
         for sequence, num_scheduled_tokens, _ in scheduled:
@@ -306,6 +312,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduled = self.scheduler.schedule()
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
         if num_tokens > 1 and data.draw(st.integers(0, 9)) == 0:
+            self.memory.spoil_states(scheduled)
             assert not self.scheduler.retreat(scheduled)
             smaller = self.scheduler.schedule()
             assert 0 < sum(entry.num_scheduled_tokens for entry in smaller) <= num_tokens // 2

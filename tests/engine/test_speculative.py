@@ -232,14 +232,14 @@ def test_a_step_without_memory_for_drafts_is_computed_without_them(
     core = make_core(tiny_model)
     params = {name: SamplingParams(temperature=0, ignore_eos=True, max_tokens=20) for name in "cd"}
     expected = run(core, params, None)
-    execute = core.runner.execute
+    launch = core.runner.launch
 
     def without_memory(scheduled: list[ScheduledSequence], mask: Any) -> list[list[SampledToken]]:
         if any(entry.draft_token_ids for entry in scheduled):
             raise MemoryError
-        return execute(scheduled, mask)
+        return launch(scheduled, mask)
 
-    monkeypatch.setattr(core.runner, "execute", without_memory)
+    monkeypatch.setattr(core.runner, "launch", without_memory)
     found = run(core, params, Oracle({name: tokens_of(expected[name]) for name in "cd"}, 0.0))
     for name, outputs in found.items():
         check_equal(outputs, expected[name])

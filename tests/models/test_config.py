@@ -53,6 +53,7 @@ _NEEDED = {
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
     "GlmMoeDsaForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},
+    "Mamba2ForCausalLM": {"num_heads": 64},
     "MptForCausalLM": {"intermediate_size": 8192},
 }
 

@@ -154,8 +154,7 @@ def refusal(architecture: str, **changes: Any) -> str:
     ("architecture", "reason"),
     [
         ("BloomForCausalLM", "does not go through transformers' interface"),
-        ("MambaForCausalLM", "does not go through transformers' interface"),
-        ("Qwen3NextForCausalLM", "recurrent state"),
+        ("xLSTMForCausalLM", "recurrent state"),
         ("DeepseekV32ForCausalLM", "indices"),
         ("DogeForCausalLM", "masks of its own"),
         ("Llama4ForCausalLM", "attends to others"),

@@ -53,7 +53,6 @@ _LATENT = {"head_dim": 8, "num_key_value_heads": 4}
 _HEADS = {"num_key_value_heads": 4, "head_dim": 16}
 _TWO_SIZES = {"per_layer_config": {"1": {"head_dim": 32}}}
 _PER_LAYER = {**_TWO_SIZES, "hidden_size_per_layer_input": 16}
-_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2}
 _EXPERTS = {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _ENCODER_HEADS = {"decoder_attention_heads": 4, "encoder_attention_heads": 4}
 _CONVOLVED = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
@@ -75,7 +74,8 @@ def _sections(*sections: int) -> dict[str, Any]:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "AXK1ForCausalLM": _LATENT,
-    "BambaForCausalLM": _MAMBA,
+    "BambaForCausalLM": {"attn_layer_indices": [1]},
+    "FalconH1ForCausalLM": {"mamba_d_head": 16},
     "BertGenerationDecoder": {"is_decoder": True},
     "BertLMHeadModel": _DECODER,
     "CamembertForCausalLM": _DECODER,
@@ -108,12 +108,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "Gemma4UnifiedForCausalLM": _TWO_SIZES,
     "Gemma4UnifiedForConditionalGeneration": {"text_config": {**_TWO_SIZES, "pad_token_id": 0}},
-    "GraniteMoeHybridForCausalLM": {**_MAMBA, "layer_types": ["full_attention"] * 2},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["linear_attention", "full_attention"]},
     "Glm46VForConditionalGeneration": _sections(2, 3, 3),
     "Glm4vForConditionalGeneration": _sections(2, 3, 3),
     "Glm4vMoeForConditionalGeneration": _sections(2, 1, 1),
     "GlmOcrForConditionalGeneration": _sections(2, 3, 3),
-    "NemotronHForCausalLM": {"num_hidden_layers": 2, "layers_block_type": ["mamba", "attention"]},
+    "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},
     "Ovis2ForConditionalGeneration": {"visual_indicator_token_ids": [190, 191, 192, 193, 194]},
     "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
     "GPTJForCausalLM": {"rotary_dim": 8},
@@ -359,8 +360,8 @@ transformers that it does not list. The router gives Axion's own engine what is 
 - Ropes that depend on the length: `longrope` is served up to the original context (one set of
   factors), `dynamic` up to `max_position_embeddings`, as long as the two agree with plain.
 - Latent attention (MLA) is cached expanded.
-- Where layers may be of several kinds (`GraniteMoeHybridForCausalLM`), all must be attention. BERT
-  and its kin need `is_decoder` in `config.json`.
+- Layers that keep a recurrent state are native or not served. BERT and its kin need `is_decoder`
+  in `config.json`.
 - Custom code in a repository (`auto_map`) is never run.
 
 ## Text

@@ -218,9 +218,39 @@ _DELTA_NET = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 12,
-    "linear_value_head_dim": 8,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
 }
+_QWEN3_5_MOE = {
+    **_EXPERTS,
+    **_DELTA_NET,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 32,
+    "head_dim": 24,
+    "shared_expert_intermediate_size": 48,
+}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2}
+_NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 12,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "n_routed_experts": 6,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "time_step_min": 1e-30,  # transformers has it for prompts only
+}
+
+
+def _granite_hybrid(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    config = {**_MAMBA2, **_LINEAR, "attention_multiplier": 0.25, **config}
+    return Case("GraniteMoeHybridForCausalLM", config, neutral or {})
+
+
+def _falcon_h1(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    return Case("FalconH1ForCausalLM", {**_MAMBA2, "mamba_d_ssm": 128, **config}, neutral or {})
 
 
 def _qwen3_next(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -969,7 +999,80 @@ CASES: dict[str, Case] = {
     ),
     "qwen3-5-moe": Case(
         "Qwen3_5MoeForCausalLM",
-        {**_EXPERTS, **_DELTA_NET, "head_dim": 24, "shared_expert_intermediate_size": 48},
+        _QWEN3_5_MOE,
+    ),
+    "olmo-hybrid": Case("OlmoHybridForCausalLM", {**_DELTA_NET, "rope_parameters": _partial(1.0)}),
+    "olmo-hybrid-no-rope": Case(
+        "OlmoHybridForCausalLM",
+        {**_DELTA_NET, "rope_parameters": None, "linear_allow_neg_eigval": False},
+        {"linear_allow_neg_eigval": True},
+    ),
+    "granite-hybrid": _granite_hybrid(
+        {"residual_multiplier": 1.0}, residual_multiplier=0.5, shared_intermediate_size=48
+    ),
+    "granite-hybrid-dense": _granite_hybrid(
+        {"position_embedding_type": None},
+        num_local_experts=0,
+        position_embedding_type="rope",
+        mamba_conv_bias=False,
+        mamba_proj_bias=True,
+        mamba_n_groups=1,
+    ),
+    "nemotron-h": Case("NemotronHForCausalLM", _NEMOTRON_H, {"mamba_hidden_act": "gelu"}),
+    "nemotron-h-latent": Case(
+        "NemotronHForCausalLM",
+        {**_NEMOTRON_H, "moe_latent_size": 24, "mlp_hidden_act": "silu", "use_bias": True},
+        {"mlp_hidden_act": "relu2"},
+    ),
+    "bamba": Case("BambaForCausalLM", {**_MAMBA2, "attn_layer_indices": [1]}),
+    "falcon-h1": _falcon_h1(
+        {"ssm_multipliers": [1.0] * 5},
+        ssm_multipliers=[1.1, 0.9, 1.2, 0.8, 0.7],
+        mlp_multipliers=[1.3, 0.9],
+        key_multiplier=0.8,
+        attention_in_multiplier=1.2,
+        attention_out_multiplier=0.7,
+        ssm_in_multiplier=1.1,
+        ssm_out_multiplier=0.9,
+        embedding_multiplier=1.4,
+        lm_head_multiplier=0.6,
+    ),
+    "falcon-h1-norm": _falcon_h1(
+        {"mamba_norm_before_gate": False}, mamba_rms_norm=True, projectors_bias=True
+    ),
+    "mamba": Case("MambaForCausalLM", {"intermediate_size": 96, "state_size": 8}),
+    "falcon-mamba": Case(
+        "FalconMambaForCausalLM", {"mixer_rms_eps": 0.1, "use_bias": True}, {"mixer_rms_eps": 1e-6}
+    ),
+    "mamba2": Case("Mamba2ForCausalLM", {"num_heads": 8, "head_dim": 16, "n_groups": 2}),
+    "jamba": Case(
+        "JambaForCausalLM",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 6, "mamba_dt_rank": 5},
+    ),
+    "lfm2": Case(
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True},
+    ),
+    "lfm2-moe": Case(
+        "Lfm2MoeForCausalLM",
+        {
+            **_EXPERTS,
+            "layer_types": ["conv", "full_attention"],
+            "num_dense_layers": 1,
+            "conv_L_cache": 4,
+            "routed_scaling_factor": 1.5,
+        },
+        {"use_expert_bias": False},
+    ),
+    "qwen3-5-seeing": Case(
+        "Qwen3_5ForCausalLM",
+        {**_DELTA_NET, "head_dim": 24},
+        inside="Qwen3_5ForConditionalGeneration",
+    ),
+    "qwen3-5-moe-seeing": Case(
+        "Qwen3_5MoeForCausalLM",
+        _QWEN3_5_MOE,
+        inside="Qwen3_5MoeForConditionalGeneration",
     ),
     "cohere2-moe": _cohere2_moe({"sliding_window": WINDOW + 1}),
     "cohere2-moe-dense": _cohere2_moe(

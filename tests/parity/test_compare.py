@@ -99,7 +99,10 @@ def replace_class(monkeypatch: pytest.MonkeyPatch, cls: Callable[[], type[Causal
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("nonesuch", "no architecture"), ("bamba", "not supported|No small configuration")],
+    [
+        ("nonesuch", "no architecture"),
+        ("zamba2", "not supported|No small configuration|does not suit"),
+    ],
 )
 def test_what_cannot_be_compared_says_why(model: str, words: str) -> None:
     with pytest.raises(AxionError, match=words):

@@ -31,6 +31,7 @@ from tests.embedding_models import (
     save_xlm_roberta,
     write_modules,
 )
+from tests.parity.checkpoints import build_tiny
 
 TEXTS = [
     "How do I reset my password?",
@@ -176,6 +177,22 @@ def test_a_decoder_may_be_named_without_its_head_and_pools_the_last_token(tmp_pa
     (folder / "modules.json").unlink()
     (folder / "1_Pooling" / "config.json").unlink()
     assert_equal(embed(load(folder), TEXTS[:6]), expected)
+
+
+def test_a_decoder_whose_layers_keep_states_equals_transformers(tmp_path: Path):
+    folder = save_qwen3(tmp_path / "hybrid")
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    reference = build_tiny("qwen3-next", vocab_size=vocab_size)
+    reference.save_pretrained(folder)
+    native = load(folder)
+    texts = [tokens.ids for tokens in native.tokenize(EmbedRequest("r", TEXTS[:4]))]
+    assert len({len(ids) for ids in texts}) > 1
+    with torch.inference_mode():
+        last = [
+            reference.model(torch.as_tensor(ids)[None]).last_hidden_state[0, -1] for ids in texts
+        ]
+    expected = torch.nn.functional.normalize(torch.stack(last), dim=-1).numpy()
+    assert_equal(embed(native, TEXTS[:4]), expected)
 
 
 def test_a_stored_head_is_not_read(tmp_path: Path):

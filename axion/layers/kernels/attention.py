@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.transfer import to_device
 
 # Bytes of keys and values that a program loads at once. Two such loads are under way, and 99 KiB
 # of shared memory (consumer Ampere and Ada) have to hold them, the queries and the weights.
@@ -225,10 +226,7 @@ def _cut(context: ForwardContext, *, max_q: int) -> list[_Tiles]:
         seq = np.repeat(seqs, counts)
         num_queries = np.minimum(lens[seq] - index * size, size)
         tiles = np.stack((seq, first_rows[seq] + index * size, num_queries), 1)
-        host = torch.from_numpy(tiles.astype(np.int32))
-        if device.type == "cuda":  # so that the copy waits for nothing
-            host = host.pin_memory()
-        cuts.append(_Tiles(host.to(device, non_blocking=True), size))
+        cuts.append(_Tiles(to_device(tiles.astype(np.int32), device), size))
     return cuts
 
 
