@@ -119,6 +119,13 @@ class MLA(nn.Module):
         """Which tokens each attends to, as `paged_attention` takes it; None: to all of them."""
         return None
 
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        """Give those parts of queries and keys, `[num_tokens, num_heads, qk_rope_head_dim]`, their
+        positions."""
+        cos, sin = self.rotary_emb(context, q.dtype)
+        rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
     def attend(
         self, q: Tensor, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
     ) -> Tensor:
@@ -128,16 +135,15 @@ class MLA(nn.Module):
             (self.latent_dim, self.rope_dim), dim=-1
         )
         latent = self.kv_a_layernorm(latent)
-        cos, sin = self.rotary_emb(context, q.dtype)
-        rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
+        q_rope, k_rope = self.rotate_qk(q_rope, k_rope, context)
         # [num_heads, nope_dim, latent_dim] and [num_heads, v_dim, latent_dim].
         to_keys, to_values = (
             self.kv_b_proj.weight.unflatten(0, (-1, self.nope_dim + self.v_dim))
         ).split((self.nope_dim, self.v_dim), dim=1)
         q_in_latent = torch.einsum("thn,hnl->thl", q_nope, to_keys)
         out = paged_attention(
-            torch.cat((q_in_latent, rotate(q_rope, cos, sin)), dim=-1),
-            torch.cat((latent, rotate(k_rope, cos, sin)), dim=-1),
+            torch.cat((q_in_latent, q_rope), dim=-1),
+            torch.cat((latent, k_rope), dim=-1),
             latent,
             context.kv_caches[self.layer_idx],
             context,

@@ -33,7 +33,7 @@ _INITIAL = {
 class OlmoHybridConfig(GatedDeltaNetConfig):
     """
     Attributes:
-        has_rope: whether config.json names a base for the positions.
+        has_rope: whether there are positions: `rope_theta` is not null.
         linear_allow_neg_eigval: a correction may go up to twice the error.
     """
 
@@ -57,9 +57,9 @@ class OlmoHybridConfig(GatedDeltaNetConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        theta = rope.get("rope_theta") if isinstance(rope, dict) else None
-        derived["has_rope"] = (theta or config.get("rope_theta")) is not None
+        rope = config.get("rope_parameters") or config.get("rope_scaling")
+        where = rope if isinstance(rope, dict) and "rope_theta" in rope else config
+        derived["has_rope"] = where.get("rope_theta", cls.default_rope_theta) is not None
         if config.get("layer_types") is None:
             count = num_layers(config)
             kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(count)]
@@ -115,7 +115,6 @@ class OlmoHybridForCausalLM(HybridForCausalLM):
         (r"\.attention_layer_norm\.", ".input_layernorm."),
         (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
         (r"\.linear_attn\.o_norm\.", ".linear_attn.norm."),
-        (r"\.linear_attn\.o_proj\.", ".linear_attn.out_proj."),
         (r"\.linear_attn\.", ".self_attn."),
     )
     config_cls = OlmoHybridConfig

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
+from axion.models.hybrid import HybridConfig
 from axion.models.registry import model_classes
 
 MODEL_TYPES = {
@@ -22,7 +23,10 @@ MODEL_TYPES = {
 # transformers' own defaults of these describe no model: a number of experts is None.
 WITHOUT_DEFAULTS = {"DeepseekV2ForCausalLM", "Dots1ForCausalLM"}
 # Read by no layer of latent attention.
-UNUSED = {"DeepseekV3ForCausalLM": {"head_dim"}}
+UNUSED = {
+    "DeepseekV3ForCausalLM": {"head_dim"},
+    "KimiLinearForCausalLM": {"head_dim"},
+}
 
 
 @pytest.mark.parametrize("architecture", sorted(MODEL_TYPES.keys() - WITHOUT_DEFAULTS))
@@ -45,9 +49,8 @@ def test_a_field_that_is_left_out_has_transformers_default(architecture: str):
 def meaning(config: DecoderConfig) -> tuple[Any, ...]:
     """The fields, and what those that are only written differently say of each layer."""
     layers = range(config.num_hidden_layers)
-    written: dict[str, Any] = {
-        name: None for name in ("layer_types", "sliding_window") if hasattr(config, name)
-    }
+    windows = () if isinstance(config, HybridConfig) else ("layer_types", "sliding_window")
+    written: dict[str, Any] = {name: None for name in windows if hasattr(config, name)}
     return (
         replace(config, **written),
         [config.window(i) for i in layers],
