@@ -1032,6 +1032,22 @@ CASES: dict[str, Case] = {
     "kimi-linear-groups": _kimi_linear(
         {"norm_topk_prob": True}, n_group=3, topk_group=2, norm_topk_prob=False
     ),
+    "minimax": Case("MiniMaxForCausalLM", {"num_experts": 6}),
+    "minimax-factors": Case(
+        "MiniMaxForCausalLM",
+        {
+            **{"num_experts": 6, "head_dim": 24, "num_hidden_layers": 3, "hidden_act": "gelu"},
+            **{"full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.5},
+            **{"linear_attn_alpha_factor": 2.0, "linear_attn_beta_factor": 0.25},
+            **{"mlp_alpha_factor": 1.25, "mlp_beta_factor": 0.75},
+        },
+        {"linear_attn_beta_factor": 1},
+    ),
+    "minimax-window": Case(
+        "MiniMaxForCausalLM",
+        {"num_experts": 6, "sliding_window": WINDOW},
+        {"sliding_window": None},
+    ),
     "granite-hybrid": _granite_hybrid(
         {"residual_multiplier": 1.0}, residual_multiplier=0.5, shared_intermediate_size=48
     ),
@@ -1077,6 +1093,11 @@ CASES: dict[str, Case] = {
     "lfm2": Case(
         "Lfm2ForCausalLM",
         {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True},
+    ),
+    "lfm2-seeing": Case(
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        inside="Lfm2VlForConditionalGeneration",
     ),
     "lfm2-moe": Case(
         "Lfm2MoeForCausalLM",
