@@ -199,7 +199,7 @@ def _step_times(core: EngineCore, batch: _Batch) -> dict[str, Spread]:
         (scheduler, "update", "schedule"),
         (runner, "_prepare", "prepare"),
         (runner, "sampler", "sample"),
-        (runner, "execute", "execute"),
+        (runner, "launch", "launch"),
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, part in places:
@@ -214,7 +214,7 @@ def _step_times(core: EngineCore, batch: _Batch) -> dict[str, Spread]:
                 inside = spent["prepare"] + spent["sample"]
                 steps["schedule"].append(spent["schedule"])
                 steps["prepare"].append(spent["prepare"])
-                steps["forward"].append(spent["execute"] - inside)
+                steps["forward"].append(spent["launch"] - inside)
                 steps["sample"].append(spent["sample"])
     finally:
         for owner, name, original in originals:

@@ -73,8 +73,8 @@ class PagedMemory:
 
     def spoil_states(self, scheduled: list[ScheduledSequence]) -> None:
         """As a step does that ends in the middle."""
-        for sequence, _ in scheduled:
-            if (state := sequence.state) is not None:
+        for entry in scheduled:
+            if (state := entry.sequence.state) is not None:
                 self.states |= dict.fromkeys((state.slot, *state.checkpoints.values()), b"spoilt")
 
     def carry_states(self, scheduled: list[ScheduledSequence]) -> None:
@@ -871,3 +871,17 @@ def test_more_sequences_than_slots_take_turns():
         scheduler.add(make_sequence(str(i), [i, i, i], max_tokens=4, ignore_eos=True))
     assert len(scheduler.schedule()) == 2
     assert all(len(tokens) == 4 for tokens in run(scheduler, memory).values())
+
+
+def test_a_step_without_memory_loses_the_states_that_it_had_begun_to_carry_on():
+    scheduler, memory = make_scheduler(64, budget=64, num_states=12), PagedMemory(4)
+    for i in range(2):
+        scheduler.add(make_sequence(str(i), [i + 1] * 9, max_tokens=5, ignore_eos=True))
+    scheduled = scheduler.schedule()
+    scheduler.update(scheduled, memory.execute(scheduled))
+    scheduled = scheduler.schedule()
+    memory.spoil_states(scheduled)
+    assert not scheduler.retreat(scheduled)
+    assert scheduler.num_preemptions == 2
+    scheduler.check_integrity()
+    assert computed_tokens(scheduler, memory) == {"0": 5, "1": 5}, "from where they were kept"
