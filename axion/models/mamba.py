@@ -65,13 +65,9 @@ class MambaConfig(StateSpaceConfig, MambaMixerConfig):
 
     tie_word_embeddings: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.intermediate_size = self.intermediate_size or super().mamba_size
-
     @property
     def mamba_size(self) -> int:
-        return self.intermediate_size
+        return self.intermediate_size or super().mamba_size
 
 
 class StateSpaceDecoder(Decoder):

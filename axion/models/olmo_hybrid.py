@@ -33,7 +33,7 @@ _INITIAL = {
 class OlmoHybridConfig(GatedDeltaNetConfig):
     """
     Attributes:
-        has_rope: whether there are positions: `rope_theta` is not null.
+        has_rope: there is none where config.json says that the base is null.
         linear_allow_neg_eigval: a correction may go up to twice the error.
     """
 
@@ -57,9 +57,9 @@ class OlmoHybridConfig(GatedDeltaNetConfig):
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
-        rope = config.get("rope_parameters") or config.get("rope_scaling")
-        where = rope if isinstance(rope, dict) and "rope_theta" in rope else config
-        derived["has_rope"] = where.get("rope_theta", cls.default_rope_theta) is not None
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        theta = {**config, **(rope if isinstance(rope, dict) else {})}.get("rope_theta", 10_000.0)
+        derived["has_rope"] = theta is not None
         if config.get("layer_types") is None:
             count = num_layers(config)
             kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(count)]
