@@ -1048,6 +1048,19 @@ CASES: dict[str, Case] = {
         {"num_experts": 6, "sliding_window": WINDOW},
         {"sliding_window": None},
     ),
+    "recurrent-gemma": Case(
+        "RecurrentGemmaForCausalLM",
+        {"num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_size": WINDOW},
+        {"attention_window_size": WINDOW + 1},
+    ),
+    "recurrent-gemma-cap": Case(
+        "RecurrentGemmaForCausalLM",
+        {
+            **{"block_types": ["attention", "recurrent"], "logits_soft_cap": 3.0},
+            **{"attention_bias": True, "conv1d_width": 3, "hidden_size": 48, "lru_width": 96},
+        },
+        {"logits_soft_cap": 30.0},
+    ),
     "granite-hybrid": _granite_hybrid(
         {"residual_multiplier": 1.0}, residual_multiplier=0.5, shared_intermediate_size=48
     ),
