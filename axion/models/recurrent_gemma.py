@@ -76,7 +76,7 @@ class RecurrentGemmaConfig(HybridConfig, GemmaConfig):
         return derived, sources | harmless
 
     def window(self, layer_idx: int) -> int | None:
-        return self.sliding_window
+        return self.sliding_window if self.layer_types[layer_idx] == "attention" else None
 
 
 class RecurrentBlock(nn.Module):
