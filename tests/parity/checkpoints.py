@@ -311,6 +311,23 @@ def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
     return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
 
 
+def _mistral_large4(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **_deepseek_v32().config,
+        **{"num_hidden_layers": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+        **{"no_rope_layers": [1, 1, 0, 0], "indexer_types": ["full", "shared", "full", "full"]},
+        **{"final_logit_softcapping": 3.0},
+    }
+    del sizes["q_lora_rank"]
+    vision = {"model_type": "pixtral", **_SEEING["vision_config"]}
+    return Case(
+        "MistralLarge4ForConditionalGeneration",
+        {"model_type": "mistral_large4_text", **sizes, **config},
+        neutral,
+        {"vision_config": vision},
+    )
+
+
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     config = {"num_local_experts": 6, "attention_multiplier": 0.25, **config}
     return Case(f"{name}ForCausalLM", config, neutral or {})
@@ -851,6 +868,23 @@ CASES: dict[str, Case] = {
     ),
     "glm-moe-dsa-pattern": _glm_moe_dsa(
         {"index_topk_pattern": "FFF"}, index_topk_pattern="FFS", rms_norm_eps=0.1
+    ),
+    "mistral-large4": _mistral_large4({"index_topk": 13}),
+    "mistral-large4-cap": _mistral_large4(
+        {"final_logit_softcapping": 30.0}, rope_parameters=_DEEPSEEK_YARN, rms_norm_eps=0.1
+    ),
+    "mistral-large4-shared": _mistral_large4(
+        {"kv_source_layers": None}, kv_source_layers=[0, 0, 2, 2], attention_bias=True
+    ),
+    "mistral-large4-interval": _mistral_large4(
+        {"no_rope_layer_interval": 2},
+        no_rope_layers=None,
+        no_rope_layer_interval=3,
+        indexer_types=None,
+        index_topk_freq=2,
+        index_skip_topk_offset=1,
+        routed_scaling_factor=1.7,
+        n_group=2,
     ),
     "deepseek-v3-yarn": _deepseek(
         "V3",
