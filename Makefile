@@ -45,6 +45,8 @@ bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/structured.py
+	$(BIN)/python benchmarks/speculative.py
+	$(BIN)/python benchmarks/deterministic.py
 	$(BIN)/python benchmarks/kv_cache.py
 	$(BIN)/python benchmarks/proxy.py
 	$(BIN)/python benchmarks/proxy.py --streams 100 --burst

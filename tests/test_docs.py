@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from axion.observability.metrics import Metrics
 from axion.openai.anthropic import MessagesRequest
 from axion.openai.common import RequestModel
 from axion.openai.responses import ResponsesRequest
 from axion.openai.tokenize import TokenizeRequest
 from axion.settings import Settings
+from axion.types import (
+    BackendHealth,
+    BackendState,
+    EngineHealth,
+    EngineStats,
+    PoolingHealth,
+    PoolingKind,
+    PoolingStats,
+)
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -53,6 +63,21 @@ def test_links_lead_somewhere(path: Path):
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_metric_is_in_its_list():
+    engine = BackendHealth(
+        state=BackendState.READY,
+        stats=EngineStats(),
+        engines=(EngineHealth(engine="native", state=BackendState.READY),),
+    )
+    pooling = PoolingHealth(name="m", kind=PoolingKind.EMBEDDING, stats=PoolingStats())
+    text = Metrics(lambda: 0, lambda: 0, lambda: 0).render({"m": engine}, [pooling]).decode()
+    told = re.findall(r"^# HELP (axion_\S+) (.*)", text, re.MULTILINE)
+    measured = {name: what for name, what in told if not name.endswith("_created")}
+    rows = (ROOT / "docs" / "metrics.md").read_text()
+    listed = dict(re.findall(r"^\| `(axion_\S+)` \|.*\| (.*) \|$", rows, re.MULTILINE))
+    assert listed == measured
 
 
 def test_adding_a_model_is_told_in_few_lines():

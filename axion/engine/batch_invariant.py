@@ -27,7 +27,6 @@ from axion.layers.context import ForwardContext, KVCache
 from axion.layers.moe import ExpertLinear, Groups
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
-from axion.models.sparse_mla import SparseMLAForCausalLM
 from axion.quantization.base import QuantizedExpertLinear
 
 _Experts = Callable[[Tensor, Groups], Tensor]
@@ -92,12 +91,12 @@ def make_batch_invariant(
 
     Raises:
         ModelLoadError: there is no such size, or the cache is too small to find out, or the model
-            chooses what it attends to.
+            cannot have one.
     """
-    if isinstance(model, SparseMLAForCausalLM):
+    if model.batch_dependence:
         raise ModelLoadError(
-            f"DETERMINISTIC cannot be kept for {type(model).__name__}: it attends to the tokens "
-            "that score best, and the last bits of scores depend on the batch. Unset it."
+            f"DETERMINISTIC cannot be kept for {type(model).__name__}: {model.batch_dependence}. "
+            "Unset it."
         )
     for module in model.modules():
         if isinstance(module, ExpertLinear | QuantizedExpertLinear):

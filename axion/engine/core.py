@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from llguidance import LLMatcher
 
-from axion.engine import cuda_graph, kv_cache, state_cache
+from axion.engine import cuda_graph, kv_cache
 from axion.engine.batch_invariant import BatchInvariantModel, make_batch_invariant
 from axion.engine.block_manager import BlockManager
+from axion.engine.cache_plan import CachePlan
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.loader import eos_token_ids, load_model, resolve_device
@@ -27,9 +28,8 @@ from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput, advance
-from axion.errors import AxionError, ModelLoadError
+from axion.errors import AxionError
 from axion.layers.context import KVCache
-from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.quantization.base import num_parameters
 from axion.text.grammar import GrammarCompiler
@@ -78,137 +78,53 @@ class EngineCore:
             allow_pickle=config.allow_pickle,
             on_progress=on_progress,
         )
-        dtype = self.model.dtype
         max_model_len = min(config.max_model_len, self.model.max_length())
         max_chunk = max(config.max_num_batched_tokens, config.max_num_seqs)
-        block_size = config.block_size
         draft_model = None
         if config.speculative == "auto" and config.draft_model_path:
             draft_model = load_draft_model(config, self.model, self.device)
-        state_specs = self.model.state_specs()
-        speculates = draft_model is not None or config.speculative == "ngram"
-        # A step begins with the recurrent states that the one before has left, and drafts follow
-        # its last token, which must be known.
-        self._schedules_ahead = (
-            not state_specs
-            and not speculates
-            and (
-                self.device.type == "cuda"
-                if config.async_scheduling is None
-                else config.async_scheduling
-            )
-        )
+        self._schedules_ahead = self._can_schedule_ahead(config, draft_model)
         # Of a sequence that two steps compute, the first is booked when the second is scheduled.
         max_unbooked = max_chunk * (1 + self._schedules_ahead)
-        specs = self.model.kv_cache_specs()
-        num_layers = len(specs)
-        if draft_model is not None:
-            specs += draft_model.kv_cache_specs()
-        format = None
-        if config.kv_cache_dtype != "auto":
-            format = KV_FORMATS[config.kv_cache_dtype](dtype)
-            specs = [kv_cache.stored_spec(spec, format) for spec in specs]
-        stored_dtype = dtype if format is None else torch.uint8
-        lay_out = partial(
-            kv_cache.lay_out,
-            specs,
-            block_size=block_size,
-            max_chunk=max_unbooked,
-            dtype=stored_dtype,
-        )
-        layout = lay_out(max_model_len)
-
-        def allocate(num_blocks: int) -> list[KVCache]:
-            caches = kv_cache.allocate(
-                specs, layout.groups, num_blocks, block_size, dtype=stored_dtype, device=self.device
-            )
-            return [cache._replace(format=format) for cache in caches]
-
-        captures = (
-            config.cuda_graphs
-            and not config.deterministic
-            and not state_specs
-            and format is None  # which Triton's attention does not read
-            and cuda_graph.can_capture(self.device)
-        )
-        graph_runner = partial(
-            CudaGraphRunner,
+        plan = CachePlan(
+            config,
             self.model,
-            block_size=block_size,
-            num_groups=len(layout.groups),
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=max_model_len,
-            device=self.device,
-        )
-        num_graph_bytes = 0
-        if captures and config.kv_cache_bytes is None:
-            measured = graph_runner(allocate(1)[:num_layers]).measure()
-            captures, num_graph_bytes = measured is not None, measured or 0
-        budget = kv_cache.budget(
+            draft_model,
             self.device,
-            config.kv_cache_bytes,
-            config.memory_fraction,
-            num_reserved_bytes=num_graph_bytes,
-        )
-        num_slots, bytes_per_slot = 0, 0
-        if state_specs:
-            bytes_per_slot = state_cache.bytes_per_slot(state_specs, dtype)
-            num_slots = state_cache.num_slots_that_fit(
-                bytes_per_slot,
-                max_num_seqs=config.max_num_seqs,
-                num_kept=2 * config.max_num_seqs if config.enable_prefix_caching else 0,
-                num_kv_bytes=layout.num_blocks_per_sequence * layout.bytes_per_block,
-                num_bytes=budget,
-            )
-            budget -= num_slots * bytes_per_slot
-            logger.info(
-                "recurrent states: %d of %.1f MiB each", num_slots - 1, bytes_per_slot / 2**20
-            )
-        num_blocks = kv_cache.num_blocks_that_fit(
-            lay_out,
             max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            num_bytes=budget,
+            max_chunk=max_unbooked,
         )
-        # Graphs write what belongs to no sequence to a block of their own.
-        kv_caches = allocate(num_blocks + captures)
-        graphs = graph_runner(kv_caches[:num_layers]) if captures else None
-        if graphs is not None and not graphs.capture():
-            graphs = None
+        own_caches, draft_caches, graphs = self._fill_memory(config, plan, max_model_len)
         model: CausalLM | BatchInvariantModel = self.model
         max_num_batched_tokens = max_chunk
         if config.deterministic:
-            if state_specs:
-                raise ModelLoadError(
-                    f"DETERMINISTIC cannot be kept for {type(self.model).__name__}: what a "
-                    "recurrent state is rounded to depends on how a prompt is cut. Unset it."
-                )
             model = make_batch_invariant(
                 self.model,
-                kv_caches[:num_layers],
-                block_size=block_size,
+                own_caches,
+                block_size=config.block_size,
                 max_num_seqs=config.max_num_seqs,
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
-        new_runner = partial(ModelRunner, block_size=block_size, device=self.device)
-        states = state_cache.allocate(state_specs, num_slots, dtype=dtype, device=self.device)
-        self.runner = new_runner(model, kv_caches[:num_layers], states, graphs=graphs)
+        new_runner = partial(ModelRunner, block_size=config.block_size, device=self.device)
+        self.runner = new_runner(model, own_caches, plan.allocate_slots(), graphs=graphs)
         self.proposer: Proposer | None = None
         if draft_model is not None:
-            draft_runner = new_runner(draft_model, kv_caches[num_layers:], [])
+            draft_runner = new_runner(draft_model, draft_caches, [])
             self.proposer = DraftModel(draft_runner, self.model.config.vocab_size)
         elif config.speculative == "ngram" and self.model.can_rewind:
             self.proposer = NgramProposer()
         elif config.speculative == "ngram":
             logger.warning("no speculation: the model cannot take back what it has computed")
         self.block_manager = BlockManager(
-            num_blocks,
-            block_size,
-            windows=layout.windows,
+            plan.num_blocks,
+            config.block_size,
+            windows=plan.layout.windows,
             max_chunk=max_unbooked,
             enable_prefix_caching=config.enable_prefix_caching,
-            states=StateSlots(num_slots - 1, block_size, max_num_seqs=config.max_num_seqs)
-            if num_slots
+            states=StateSlots(
+                plan.num_slots - 1, config.block_size, max_num_seqs=config.max_num_seqs
+            )
+            if plan.num_slots
             else None,
         )
         self.scheduler = Scheduler(
@@ -222,14 +138,14 @@ class EngineCore:
         self.info = EngineInfo(
             architecture=type(self.model).__name__,
             device=str(self.device),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(self.model.dtype).removeprefix("torch."),
             vocab_size=self.model.config.vocab_size,
             max_model_len=max_model_len,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=plan.num_blocks,
+            block_size=config.block_size,
             num_parameters=num_parameters(self.model),
             weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
-            kv_cache_bytes=num_blocks * layout.bytes_per_block + num_slots * bytes_per_slot,
+            kv_cache_bytes=plan.num_bytes,
             eos_token_ids=eos_token_ids(path),
         )
         vocabulary = {
@@ -248,6 +164,56 @@ class EngineCore:
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
+
+    def _can_schedule_ahead(self, config: EngineConfig, draft_model: CausalLM | None) -> bool:
+        """Whether a step is prepared while the one before it is being computed."""
+        # It would begin with the recurrent states that the one before has left, and drafts follow
+        # the last token, which must be known.
+        speculates = draft_model is not None or config.speculative == "ngram"
+        if self.model.state_specs() or speculates:
+            return False
+        is_wanted = config.async_scheduling
+        return self.device.type == "cuda" if is_wanted is None else is_wanted
+
+    def _fill_memory(
+        self, config: EngineConfig, plan: CachePlan, max_model_len: int
+    ) -> tuple[list[KVCache], list[KVCache], CudaGraphRunner | None]:
+        """Measure what is free and take it: caches of the model's layers and of the draft model's,
+        and graphs of decode steps where there are any."""
+        captures = (
+            config.cuda_graphs
+            and not config.deterministic
+            and not self.model.state_specs()
+            and plan.format is None  # which Triton's attention does not read
+            and cuda_graph.can_capture(self.device)
+        )
+        new_graphs = partial(
+            CudaGraphRunner,
+            self.model,
+            block_size=config.block_size,
+            num_groups=len(plan.layout.groups),
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            device=self.device,
+        )
+        num_graph_bytes = 0
+        if captures and config.kv_cache_bytes is None:
+            measured = new_graphs(plan.allocate_blocks(1)[0]).measure()
+            captures, num_graph_bytes = measured is not None, measured or 0
+        plan.fill(
+            kv_cache.budget(
+                self.device,
+                config.kv_cache_bytes,
+                config.memory_fraction,
+                num_reserved_bytes=num_graph_bytes,
+            )
+        )
+        # Graphs write what belongs to no sequence to a block of their own.
+        own_caches, draft_caches = plan.allocate_blocks(plan.num_blocks + captures)
+        graphs = new_graphs(own_caches) if captures else None
+        if graphs is not None and not graphs.capture():
+            graphs = None
+        return own_caches, draft_caches, graphs
 
     @property
     def has_unfinished(self) -> bool:

@@ -32,6 +32,7 @@ _UNUSABLE = -1  # in place of a token id
 _MASK64 = 2**64 - 1
 # Tokens among which those of top_p are looked for first.
 _NUM_LIKELIEST = 256
+_DRAWN_ROWS = 8
 
 
 def uniform(seed: int, counter: int) -> float:
@@ -319,14 +320,24 @@ class Sampler:
             selected = probs[batch.min_p_rows]
             floor = selected.amax(-1, keepdim=True) * batch.min_p
             probs[batch.min_p_rows] = selected * (selected >= floor)
-        cumulative = probs.cumsum(-1, dtype=torch.float64)
         draws = [
             uniform(sequence.seed, sequence.num_output_tokens + len(ahead))
             for sequence, ahead in zip(sequences, drafts, strict=True)
         ]
-        target = self._tensor(draws).unsqueeze(-1)
-        index = torch.searchsorted(cumulative, target * cumulative[:, -1:], right=True)
+        # On a CPU a few rows at a time, whose sums in float64 stay in its caches.
+        num_rows = _DRAWN_ROWS if self.device.type == "cpu" else len(probs)
+        pieces = zip(
+            probs.split(num_rows), self._tensor(draws)[:, None].split(num_rows), strict=True
+        )
+        index = torch.cat([_invert(*piece) for piece in pieces])
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)
+
+
+def _invert(probs: Tensor, draws: Tensor) -> Tensor:
+    """The tokens `[n, 1]` at which the sum of `probs`, `[n, vocab_size]`, passes the share `draws`
+    of the whole, `[n, 1]` float64."""
+    cumulative = probs.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
 
 
 def _top_p_floor(probs: Tensor, top_p: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ class Scheduler:
         self, scheduled: list[ScheduledSequence], proposer: Proposer
     ) -> list[ScheduledSequence]:
         """Add drafts to what `schedule` returned, where budget and blocks are left for them."""
-        budget = self._max_step_tokens - sum(e.num_scheduled_tokens for e in scheduled)
+        budget = self._token_budget() - sum(e.num_scheduled_tokens for e in scheduled)
         limits: list[int] = []
         for entry in scheduled:
             sequence = entry.sequence

@@ -190,6 +190,7 @@ class CausalLM(nn.Module):
         architectures: the names in config.json's `architectures` that this class serves.
         renamed_tensors: pattern and replacement for names that differ from the modules'.
         ignored_tensors: patterns of tensors that checkpoints may hold and nobody reads.
+        batch_dependence: why a token's bits are not the same in every batch; empty: they may be.
         default_pooling: what makes one vector of a text's, where an embedding model does not say.
     """
 
@@ -199,6 +200,7 @@ class CausalLM(nn.Module):
         (r"^(?=(embed_tokens|layers|norm)\.)", "model."),
     )
     ignored_tensors: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    batch_dependence: ClassVar[str] = ""
     default_pooling: ClassVar[str] = "lasttoken"
 
     config_cls: ClassVar[type[DecoderConfig]] = DecoderConfig

@@ -63,6 +63,7 @@ class HybridForCausalLM(CausalLM):
             `state_spec` if it keeps a state.
     """
 
+    batch_dependence = "what a recurrent state is rounded to depends on how a prompt is cut"
     mixers: ClassVar[tuple[tuple[str, type[nn.Module]], ...]]
     config: HybridConfig
 

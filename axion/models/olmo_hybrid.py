@@ -33,7 +33,7 @@ _INITIAL = {
 class OlmoHybridConfig(GatedDeltaNetConfig):
     """
     Attributes:
-        has_rope: whether config.json names a base for the positions.
+        has_rope: there is none where config.json says that the base is null.
         linear_allow_neg_eigval: a correction may go up to twice the error.
     """
 
@@ -58,8 +58,8 @@ class OlmoHybridConfig(GatedDeltaNetConfig):
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         derived, sources = super()._derive(config)
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        theta = rope.get("rope_theta") if isinstance(rope, dict) else None
-        derived["has_rope"] = (theta or config.get("rope_theta")) is not None
+        theta = {**config, **(rope if isinstance(rope, dict) else {})}.get("rope_theta", 10_000.0)
+        derived["has_rope"] = theta is not None
         if config.get("layer_types") is None:
             count = num_layers(config)
             kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(count)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers.attention import choose_tokens
-from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.context import NO_KV_CACHE, ForwardContext, KVCacheSpec
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.rotary import apply_rotary
 from axion.models.config import DecoderConfig, Size
@@ -147,14 +147,16 @@ class SparseMLA(MLA):
 class SparseMLAForCausalLM(SharedMoEForCausalLM):
     """A decoder whose layers have a KV cache of their own, and another for their indexers."""
 
+    batch_dependence = (
+        "it attends to the tokens that score best, and the last bits of scores depend on the batch"
+    )
     config_cls: ClassVar[type[DecoderConfig]] = SparseMLAConfig
     attention_cls = SparseMLA
 
     def kv_cache_specs(self) -> list[KVCacheSpec]:
         """What each layer needs of the KV cache, and then its indexer."""
-        nothing = KVCacheSpec(1, 0, 0)
         attentions = [layer.self_attn for layer in self.model.layers]
         return super().kv_cache_specs() + [
-            attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else nothing
+            attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else NO_KV_CACHE
             for attention in attentions
         ]

@@ -119,18 +119,20 @@ class Limiter:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove(waiter)
-            else:  # it has got its place in the same moment
+            if not turn.cancelled():  # it has got its place in the same moment
                 self._num_running -= 1
                 self._fill()
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
             raise
 
     def _fill(self) -> None:
         """Give the places that are free to those that wait."""
         while self._waiting and self._num_running < self.limit:
-            self._num_running += 1
-            self._waiting.pop(0).turn.set_result(None)
+            turn = self._waiting.pop(0).turn
+            if not turn.cancelled():  # it has left, and does not know it yet
+                self._num_running += 1
+                turn.set_result(None)
 
 
 @dataclass

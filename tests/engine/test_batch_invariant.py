@@ -111,9 +111,18 @@ def test_a_model_that_sees_its_place_is_refused(
         make_core(save_tiny("llama", tmp_path), dtype="float32")
 
 
-def test_a_model_that_chooses_what_it_attends_to_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="attends to the tokens that score best"):
-        make_core(save_tiny("deepseek-v32", tmp_path), dtype="float32")
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("deepseek-v32", "last bits of scores"),
+        ("qwen3-next", "how a prompt is cut"),
+    ],
+)
+def test_a_model_whose_results_depend_on_the_batch_is_refused(
+    tmp_path: Path, case: str, reason: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=f"cannot be kept for .*{reason}.*Unset it"):
+        make_core(save_tiny(case, tmp_path), dtype="float32")
 
 
 def test_more_sequences_than_the_largest_step_are_refused(tmp_path: Path) -> None:

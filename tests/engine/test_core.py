@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,24 @@ def test_a_step_without_memory_is_computed_in_smaller_ones(path: Path, error: Ex
         assert len(scores) == len(prompt) - 1
     assert core.stats.num_out_of_memory > 0
     assert core.stats.num_blocks_used == 0
+
+
+def test_log_probabilities_of_a_prompt_come_once_if_memory_runs_short_amid_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    core = make_core(path)
+    monkeypatch.setattr(model_runner, "_MAX_LOGITS", 8 * core.info.vocab_size)
+    num_calls = itertools.count(1)
+
+    def fail_once(*_: object) -> None:
+        if next(num_calls) == 3:
+            raise torch.OutOfMemoryError
+
+    core.model.lm_head.register_forward_hook(fail_once)
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    outputs = run(core, {"a": list(range(3, 43))}, params)["a"]
+    assert core.stats.num_out_of_memory == 1
+    assert sum(len(output.prompt_logprobs or []) for output in outputs) == 39
 
 
 def test_a_request_that_finds_no_memory_alone_is_told_so_and_others_are_answered(path: Path):

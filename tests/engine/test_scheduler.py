@@ -540,9 +540,8 @@ def loaded_scheduler(target_itl_s: float | None) -> Scheduler:
     )
     for i in range(4):
         scheduler.add(make_sequence(str(i), [i], ignore_eos=True, max_tokens=2000))
-    for i in range(20):
-        prompt = [i] * 2000
-        scheduler.add(make_sequence(f"long {i}", prompt, ignore_eos=True, max_tokens=20))
+    for i in range(4, 24):
+        scheduler.add(make_sequence(str(i), [i] * 2000, ignore_eos=True, max_tokens=20))
     return scheduler
 
 
@@ -569,6 +568,13 @@ def test_prompts_get_on_where_the_target_cannot_be_kept():
     machine = Machine(loaded_scheduler(0.001))
     machine.step()  # nothing decodes yet
     assert max(machine.step()[0] for _ in range(50)) == 5 + 32
+
+
+def test_drafts_count_against_the_target_of_streams():
+    scheduler = loaded_scheduler(0.001)
+    Machine(scheduler).step()  # nothing decodes yet
+    scheduled = scheduler.speculate(scheduler.schedule(), Guesser())
+    assert sum(len(entry.token_ids) for entry in scheduled) == 5 + 32
 
 
 def test_without_streams_or_without_a_target_prompts_take_the_whole_budget():

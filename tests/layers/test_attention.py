@@ -168,7 +168,7 @@ def test_windows_soft_caps_and_sinks(
     with pytest.MonkeyPatch.context() as patch:
         # Chunks of a few tokens are cut as long ones are.
         patch.setattr(reference, "_MIN_ROWS", max_rows)
-        patch.setattr(reference, "_MAX_SCORES", max_rows * heads[0] * 10)
+        patch.setattr(reference, "MAX_SCORES", max_rows * heads[0] * 10)
         outputs = sequences.attend(**options)
     for seq, out in enumerate(outputs):
         expected = sequences.expected(seq, **options)
@@ -195,7 +195,7 @@ def test_chunks_and_slopes(
     options = {"chunk": chunk, "alibi_slopes": slopes}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "_MIN_ROWS", max_rows)
-        patch.setattr(reference, "_MAX_SCORES", max_rows * heads[0] * 10)
+        patch.setattr(reference, "MAX_SCORES", max_rows * heads[0] * 10)
         outputs = sequences.attend(**options)
     for seq, out in enumerate(outputs):
         expected = sequences.expected(seq, **options)
@@ -206,7 +206,7 @@ def test_chunks_and_slopes(
 def test_each_token_attends_to_what_is_chosen_for_it(
     has_sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "_MAX_SCORES", 3 * 5 * HEAD_DIM)  # three tokens at a time
+    monkeypatch.setattr(reference, "MAX_SCORES", 3 * 5 * HEAD_DIM)  # three tokens at a time
     sequences = Sequences([(1, 2), (1, 30), (4, 0), (7, 9)], 4, 2, 4)
     sinks = torch.linspace(-2, 2, 4) if has_sinks else None
     generator = torch.Generator().manual_seed(2)

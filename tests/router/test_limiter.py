@@ -122,6 +122,22 @@ async def test_a_place_that_is_given_to_one_who_leaves_goes_to_the_next(clock: C
     await last.end()
 
 
+async def test_a_place_that_is_free_when_the_next_one_leaves_goes_to_the_one_behind(clock: Clock):
+    limiter = Limiter(1, max_waiting=2, clock=clock)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(limiter.place())
+        left, last = await clients(limiter, 0, 0)
+        left.task.cancel()  # it learns of it when the place has been given
+        await stack.aclose()
+    await settle()
+    assert left.task.cancelled()
+    assert last.place is not None
+    await last.end()
+    [other] = await clients(limiter, 0)
+    assert other.place is not None
+    await other.end()
+
+
 @pytest.mark.parametrize("error", [BUSY, EngineUnavailableError("It does not answer.")], ids=str)
 async def test_an_overload_halves_the_limit_once_for_all_that_were_under_way(
     clock: Clock, error: AxionError

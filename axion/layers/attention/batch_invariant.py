@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from axion.layers.attention.reference import Scores
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.kv_format import KVEntries
 
@@ -44,15 +45,6 @@ class _Group(NamedTuple):
     slots: Tensor
     hidden: Tensor
     distances: Tensor
-
-
-class _Scores(NamedTuple):
-    """What becomes of the products of queries and keys; see `paged_attention`."""
-
-    scale: float
-    softcap: float | None
-    sinks: Tensor | None
-    alibi_slopes: Tensor | None
 
 
 def paged_attention(
@@ -85,7 +77,7 @@ def paged_attention(
         (_groups, cache.group, window, chunk),
         partial(_groups, kv_group=cache.group, window=window, chunk=chunk),
     )
-    scores = _Scores(scale, softcap, sinks, alibi_slopes)
+    scores = Scores(scale, softcap, sinks, alibi_slopes)
     out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         # [batch, num_kv_heads, query_len * heads_per_kv_head, head_dim]
@@ -100,7 +92,7 @@ def paged_attention(
 
 
 def _attend(
-    q: Tensor, keys: KVEntries, values: KVEntries, group: _Group, options: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, group: _Group, options: Scores
 ) -> Tensor:
     """`[batch, num_kv_heads, query_len, heads_per_kv_head, head_dim]` to the same with
     `v_head_dim`, float32."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from axion.layers.attention.reference import _MAX_SCORES, _Chunk, _groups
+from axion.layers.attention.reference import MAX_SCORES, Chunk, attention_groups
 from axion.layers.context import ForwardContext, KVCache
 
 
@@ -40,15 +40,15 @@ def choose_tokens(
     keys.store(context.slot_mapping[cache.group], k[:, None])
     if max(context.context_lens_list) <= num_chosen:
         return None
-    max_scores = _MAX_SCORES // q.shape[1]
+    max_scores = MAX_SCORES // q.shape[1]
     groups = context.once(
-        (_groups, cache.group, None, None, max_scores),
-        partial(_groups, kv_group=cache.group, max_scores=max_scores),
+        (attention_groups, cache.group, None, None, max_scores),
+        partial(attention_groups, kv_group=cache.group, max_scores=max_scores),
     )
     chosen = q.new_full((len(q), num_chosen), -1, dtype=torch.int64)
     for group in groups:
         rows = slice(None) if group.rows is None else group.rows
-        if isinstance(group, _Chunk):  # all rows see the same keys
+        if isinstance(group, Chunk):  # all rows see the same keys
             of_seq = keys.gather(group.slots)[:, 0]
             mask = group.mask
         else:

@@ -25,14 +25,14 @@ from axion.layers.kv_format import KVEntries, SlotRun
 # not into smaller ones.
 _MIN_ROWS = 128
 # What torch's own attention does not compute is cut to so many scores a piece (64 MiB).
-_MAX_SCORES = 2**24
+MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
 
 
 @dataclass(frozen=True, slots=True)
-class _Decode:
+class Decode:
     """Sequences of one new token each.
 
     Attributes:
@@ -49,7 +49,7 @@ class _Decode:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class Chunk:
     """Several new tokens of one sequence.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Chunk:
         return self.tokens - self.positions
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """What becomes of the products of queries and keys; see `paged_attention`."""
 
     scale: float
@@ -125,17 +125,23 @@ def paged_attention(
     if k is not None and v is not None:
         cache.store(context.slot_mapping[cache.group], k, v)
     keys, values = cache.keys, cache.values
-    scores = _Scores(scale, softcap, sinks, alibi_slopes)
+    scores = Scores(scale, softcap, sinks, alibi_slopes)
     if chosen is not None:
         return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
-    max_scores = None if scores.is_plain else _MAX_SCORES // q.shape[1]
+    max_scores = None if scores.is_plain else MAX_SCORES // q.shape[1]
     groups = context.once(
-        (_groups, cache.group, window, chunk, max_scores),
-        partial(_groups, kv_group=cache.group, window=window, chunk=chunk, max_scores=max_scores),
+        (attention_groups, cache.group, window, chunk, max_scores),
+        partial(
+            attention_groups,
+            kv_group=cache.group,
+            window=window,
+            chunk=chunk,
+            max_scores=max_scores,
+        ),
     )
     out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
-        if isinstance(group, _Chunk):
+        if isinstance(group, Chunk):
             out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
         elif group.rows is None:
             return _attend_decode(q, keys, values, group, scores)
@@ -145,7 +151,7 @@ def paged_attention(
 
 
 def _attend_decode(
-    q: Tensor, keys: KVEntries, values: KVEntries, group: _Decode, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, group: Decode, scores: Scores
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
     q = q.unflatten(1, (keys.num_heads, -1))
@@ -165,7 +171,7 @@ def _attend_chosen(
     chosen: Tensor,
     kv_group: int,
     context: ForwardContext,
-    scores: _Scores,
+    scores: Scores,
 ) -> Tensor:
     """Each token as a sequence of its own, of the tokens that are chosen for it."""
     seqs = context.once(_sequences, _sequences)
@@ -175,17 +181,17 @@ def _attend_chosen(
     distances = (chosen - positions)[:, None, None, None]
     mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
     out = q.new_empty(*q.shape[:2], values.head_dim)
-    max_rows = max(1, _MAX_SCORES // (chosen.shape[1] * keys.num_heads * keys.head_dim))
+    max_rows = max(1, MAX_SCORES // (chosen.shape[1] * keys.num_heads * keys.head_dim))
     for start in range(0, len(q), max_rows):
         rows = slice(start, start + max_rows)
         slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
-        group = _Decode(None, slots, mask[rows], distances[rows])
+        group = Decode(None, slots, mask[rows], distances[rows])
         out[rows] = _attend_decode(q[rows], keys, values, group, scores)
     return out
 
 
 def _attend_chunk(
-    q: Tensor, keys: KVEntries, values: KVEntries, chunk: _Chunk, scores: _Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, chunk: Chunk, scores: Scores
 ) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
     q = q.transpose(0, 1).unflatten(0, (keys.num_heads, -1))
@@ -207,7 +213,7 @@ def _attend_chunk(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, distances: Tensor, scores: _Scores
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, distances: Tensor, scores: Scores
 ) -> Tensor:
     """Attention with all that `scores` asks for, in float32.
 
@@ -253,7 +259,7 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
         q: `[num_kv_heads, heads_per_kv_head, query_len, head_dim]`.
         k: `[num_kv_heads, length, head_dim]`.
         v: `[num_kv_heads, length, v_head_dim]`.
-        mask: as in `_Chunk`.
+        mask: as in `Chunk`.
 
     Returns:
         `[query_len, num_heads, v_head_dim]`.
@@ -280,18 +286,18 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     return out.flatten(1, 2)
 
 
-def _groups(
+def attention_groups(
     context: ForwardContext,
     *,
     kv_group: int,
     window: int | None = None,
     chunk: int | None = None,
     max_scores: int | None = None,
-) -> list[_Decode | _Chunk]:
+) -> list[Decode | Chunk]:
     tables = context.block_tables[kv_group]
     reach = window or chunk
     needs_mask = max_scores is not None or not _suits_blocks(tables.device, _dtype(context))
-    groups: list[_Decode | _Chunk] = []
+    groups: list[Decode | Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
     row = 0
@@ -328,7 +334,7 @@ def _decode(
     rows: list[int] | None,
     reach: int | None,
     chunk: int | None,
-) -> _Decode:
+) -> Decode:
     device = context.positions.device
     context_lens = context.context_lens
     if rows is not None:
@@ -345,7 +351,7 @@ def _decode(
     if chunk is not None:
         hidden |= tokens < (lengths - 1) // chunk * chunk
     mask.masked_fill_(hidden, float("-inf"))
-    return _Decode(
+    return Decode(
         rows=None if rows is None else torch.tensor(rows, device=device),
         slots=_run(_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)),
         mask=mask[:, None, None],
@@ -364,7 +370,7 @@ def _chunk(
     chunk: int | None,
     *,
     needs_mask: bool,
-) -> _Chunk:
+) -> Chunk:
     """The sequence's tokens from `start` up to `end`, of which the first is the batch's `row`.
 
     Args:
@@ -386,7 +392,7 @@ def _chunk(
         mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
         mask.masked_fill_(hidden, float("-inf"))
     slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
-    return _Chunk(rows, _run(slots[0]), mask, positions, tokens)
+    return Chunk(rows, _run(slots[0]), mask, positions, tokens)
 
 
 def _sequences(context: ForwardContext) -> Tensor:
