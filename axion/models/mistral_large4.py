@@ -199,6 +199,10 @@ class MistralLarge4Attention(GlmMoeDsaAttention):
         return super().rotate(x, context) if self.has_rope else x
 
 
+class MistralLarge4MoE(Mistral4MoE):
+    """A Mistral 4's."""
+
+
 class MistralLarge4Decoder(Decoder):
     def __init__(self, config: MistralLarge4Config, layers: list[nn.Module]) -> None:
         super().__init__(config, layers)
@@ -224,7 +228,7 @@ class MistralLarge4ForConditionalGeneration(TextPart, SparseMLAForCausalLM):
     config_cls = MistralLarge4Config
     attention_cls = MistralLarge4Attention
     decoder_cls = MistralLarge4Decoder
-    moe_cls = Mistral4MoE
+    moe_cls = MistralLarge4MoE
     config: MistralLarge4Config
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
