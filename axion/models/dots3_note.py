@@ -69,6 +69,7 @@ class Dots3NoteConfig(SparseMLAConfig):
     renamed_fields = (("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size"),)
 
     num_key_value_heads: Size | None = 128
+    head_dim: Size | None = 256
     max_position_embeddings: Length = 524_288
     rms_norm_eps: Epsilon = 1e-5
     q_lora_rank: Size = 1024
@@ -96,13 +97,17 @@ class Dots3NoteConfig(SparseMLAConfig):
                 "sparse" if i >= self.first_k_dense_replace and has_experts[i] else "dense"
                 for i in layers
             ]
+        head_dim = self.head_dim
         super().__post_init__()
+        self.head_dim = head_dim  # of the windows too, where these have no other
         kinds = self.layer_types or []  # from config.json they are never left out
         if len(kinds) not in (0, len(layers)):
             raise ValueError(f"layer_types must name {len(layers)} layers")
         if missing := set(kinds) - self.ropes.keys():
             raise ValueError(f"rope_parameters has none for {', '.join(sorted(missing))}")
         sizes = self.sliding_sizes
+        if "sliding_attention" not in kinds:
+            return
         if sizes.num_key_value_heads != sizes.num_attention_heads:
             raise ValueError(
                 "num_key_value_heads must be num_attention_heads also in the layers with a window"
