@@ -106,8 +106,8 @@ class UnrotatedMLA(MLA):
         del self.rotary_emb
         self.scale = self.head_dim**-0.5
 
-    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
-        return q, k
+    def rotate(self, x: Tensor, context: ForwardContext) -> Tensor:
+        return x
 
 
 class KimiDeltaAttention(GatedDeltaNet):

@@ -63,21 +63,27 @@ class MLA(nn.Module):
     to values to what attention returns: to attention it is one key-value head.
 
     Attributes:
-        sinks: as `axion.layers.attention.paged_attention` takes them.
+        window, sinks: as `axion.layers.attention.paged_attention` takes them.
+        kv_layer_idx: the layer whose latents the layer attends to; its own, if it computes any.
     """
 
     sinks: Tensor | None
 
     def __init__(self, config: MLAConfig, layer_idx: int) -> None:
         super().__init__()
-        self.layer_idx = layer_idx
+        self.layer_idx = self.kv_layer_idx = layer_idx
+        self.window = config.window(layer_idx)
         self.register_parameter("sinks", None)
         hidden_size, num_heads = config.hidden_size, config.num_attention_heads
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
         self.v_dim, self.latent_dim = config.v_head_dim, config.kv_lora_rank
         self.head_dim = self.nope_dim + self.rope_dim
         self.kv_cache_spec = KVCacheSpec(
-            1, self.latent_dim + self.rope_dim, self.latent_dim, values_in_keys=True
+            1,
+            self.latent_dim + self.rope_dim,
+            self.latent_dim,
+            values_in_keys=True,
+            window=self.window,
         )
         self.is_interleaved = config.rope_interleave
         bias = config.attention_bias
@@ -103,6 +109,11 @@ class MLA(nn.Module):
         q = self.project_q(q_latent).unflatten(-1, (-1, self.head_dim))
         return self.o_proj(self.attend(q, q_latent, hidden_states, context).flatten(1))
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the layer attends to what another has stored."""
+        return self.kv_layer_idx != self.layer_idx
+
     def compress_q(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, hidden_size]` to what queries are made of, `[num_tokens, q_lora_rank]`."""
         if hasattr(self, "q_proj"):
@@ -119,36 +130,43 @@ class MLA(nn.Module):
         """Which tokens each attends to, as `paged_attention` takes it; None: to all of them."""
         return None
 
-    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
-        """Give those parts of queries and keys, `[num_tokens, num_heads, qk_rope_head_dim]`, their
-        positions."""
-        cos, sin = self.rotary_emb(context, q.dtype)
-        rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
-        return rotate(q, cos, sin), rotate(k, cos, sin)
+    def compress_kv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """`[num_tokens, hidden_size]` to what keys and values are made of,
+        `[num_tokens, 1, kv_lora_rank]`, and the key that is to be rotated,
+        `[num_tokens, 1, qk_rope_head_dim]`."""
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
+            (self.latent_dim, self.rope_dim), dim=-1
+        )
+        return self.kv_a_layernorm(latent), k_rope
 
     def attend(
         self, q: Tensor, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
     ) -> Tensor:
         """Queries `[num_tokens, num_heads, head_dim]` to `[num_tokens, num_heads, v_head_dim]`."""
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
-        latent, k_rope = self.kv_a_proj_with_mqa(hidden_states)[:, None].split(
-            (self.latent_dim, self.rope_dim), dim=-1
-        )
-        latent = self.kv_a_layernorm(latent)
-        q_rope, k_rope = self.rotate_qk(q_rope, k_rope, context)
+        k = latent = None
+        if not self.is_shared:
+            latent, k_rope = self.compress_kv(hidden_states)
+            k = torch.cat((latent, self.rotate(k_rope, context)), dim=-1)
         # [num_heads, nope_dim, latent_dim] and [num_heads, v_dim, latent_dim].
         to_keys, to_values = (
             self.kv_b_proj.weight.unflatten(0, (-1, self.nope_dim + self.v_dim))
         ).split((self.nope_dim, self.v_dim), dim=1)
         q_in_latent = torch.einsum("thn,hnl->thl", q_nope, to_keys)
         out = paged_attention(
-            torch.cat((q_in_latent, q_rope), dim=-1),
-            torch.cat((latent, k_rope), dim=-1),
+            torch.cat((q_in_latent, self.rotate(q_rope, context)), dim=-1),
+            k,
             latent,
-            context.kv_caches[self.layer_idx],
+            context.kv_caches[self.kv_layer_idx],
             context,
             scale=self.scale,
+            window=self.window,
             sinks=self.sinks,
             chosen=self.choose(q_latent, hidden_states, context),
         )
         return torch.einsum("thl,hvl->thv", out, to_values)
+
+    def rotate(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """Give `[num_tokens, num_heads, qk_rope_head_dim]` their positions."""
+        rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
+        return rotate(x, *self.rotary_emb(context, x.dtype))

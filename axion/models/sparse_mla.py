@@ -54,8 +54,8 @@ class SparseMLAConfig(MLAConfig):
                 f"indexer_types must name {self.num_hidden_layers} layers, the first of them full"
             )
 
-    def chooser(self, layer_idx: int) -> int:
-        """The layer whose choice the layer attends to."""
+    def chooser(self, layer_idx: int) -> int | None:
+        """The layer whose choice the layer attends to; None: it attends to all tokens."""
         return max(i for i in range(layer_idx + 1) if self.indexer_types[i] == "full")
 
 
@@ -77,7 +77,8 @@ class Indexer(nn.Module):
         self.cache_idx = cache_idx
         self.kv_cache_spec = KVCacheSpec(1, self.head_dim, 0)
         self.rotate = rotate
-        self.wq_b = Linear(config.q_lora_rank, num_heads * self.head_dim)
+        q_size = config.q_lora_rank or config.hidden_size
+        self.wq_b = Linear(q_size, num_heads * self.head_dim)
         self.wk = Linear(config.hidden_size, self.head_dim)
         self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6)
         self.weights_proj = DenseLinear(config.hidden_size, num_heads)
@@ -95,7 +96,7 @@ class Indexer(nn.Module):
         Args:
             tables: cosines and sines, of the rope of the layer's attention.
         """
-        q = self.wq_b(q_latent).unflatten(-1, (-1, self.head_dim))
+        q = self.queries(q_latent, context)
         k = self.k_norm(self.wk(hidden_states))[:, None]
         weights = F.linear(hidden_states.float(), self.weights_proj.weight.float())
         return choose_tokens(
@@ -107,6 +108,10 @@ class Indexer(nn.Module):
             num_chosen=self.num_chosen,
         )
 
+    def queries(self, q_latent: Tensor, context: ForwardContext) -> Tensor:
+        """`[num_tokens, q_lora_rank]` to `[num_tokens, index_n_heads, index_head_dim]`."""
+        return self.wq_b(q_latent).unflatten(-1, (-1, self.head_dim))
+
 
 class SparseMLA(MLA):
     """Latent attention to the tokens that its indexer, or an earlier layer's, chooses.
@@ -115,6 +120,7 @@ class SparseMLA(MLA):
         rotate_index: which dimensions of the indexer's heads are rotated as pairs.
     """
 
+    indexer_cls: ClassVar[type[Indexer]] = Indexer
     rotate_index: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: SparseMLAConfig, layer_idx: int) -> None:
@@ -123,11 +129,14 @@ class SparseMLA(MLA):
         if self.chooser == layer_idx:
             # Behind the layers' own caches: see `kv_cache_specs` below.
             cache_idx = config.num_hidden_layers + layer_idx
-            self.indexer = Indexer(config, cache_idx, self.rotate_index)
+            self.indexer = self.indexer_cls(config, cache_idx, self.rotate_index)
 
     def choose(
         self, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
     ) -> Tensor | None:
+        if self.chooser is None:
+            return None
+
         def choose(context: ForwardContext) -> Tensor | None:
             tables = self.rotary_emb(context, hidden_states.dtype)
             return self.indexer(q_latent, hidden_states, tables, context)

@@ -58,5 +58,6 @@ def cache_name(model: PreTrainedModel) -> str:
 def forget(model: PreTrainedModel) -> None:
     """A dynamic rope keeps the longest length that it has seen; a new one has seen none."""
     decoder = model.get_decoder()
-    if getattr(decoder, "rotary_emb", None) is not None:
-        decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
+    if (old := getattr(decoder, "rotary_emb", None)) is not None:
+        decoder.rotary_emb = type(old)(decoder.config)
+        decoder.rotary_emb.load_state_dict(old.state_dict())  # what is learned of it

@@ -48,12 +48,16 @@ _NEEDED = {
     "DeepseekV3ForCausalLM": {"num_key_value_heads": 32},
     "DeepseekV32ForCausalLM": {"num_key_value_heads": 32},
     "Dots1ForCausalLM": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "Dots3NoteForCausalLM": {"num_key_value_heads": 32},
+    # What it sees with writes vectors of this size by default.
+    "Dots3NoteForConditionalGeneration": {"num_key_value_heads": 32, "hidden_size": 5120},
     "GPTNeoForCausalLM": {"num_hidden_layers": 24},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
     "GlmMoeDsaForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},
     "Mamba2ForCausalLM": {"num_heads": 64},
+    "MistralLarge4ForConditionalGeneration": {"num_key_value_heads": 32},
     "MptForCausalLM": {"intermediate_size": 8192},
 }
 

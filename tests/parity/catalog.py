@@ -64,6 +64,14 @@ _COMPASS = {
     "logit_scale": 0.25,
     "head_dim": 16,
 }
+_DOTS3 = {
+    "per_layer_config": {
+        "2": {
+            **{"num_attention_heads": 2, "num_key_value_heads": 2},
+            **{"kv_lora_rank": 24, "qk_nope_head_dim": 16},
+        }
+    }
+}
 _SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
 
 
@@ -93,6 +101,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": {**_LATENT, **_EXPERTS, "topk_method": "greedy"},
     "DeepseekV3ForCausalLM": _LATENT,
     "Dots1ForCausalLM": _EXPERTS,
+    "Dots3NoteForCausalLM": _DOTS3,
+    "Dots3NoteForConditionalGeneration": {
+        "text_config": _DOTS3,
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
     "ElectraForCausalLM": _DECODER,
     "Emu3ForCausalLM": _IDS,
     "ErnieForCausalLM": _DECODER,

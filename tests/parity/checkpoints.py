@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +319,37 @@ def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
 def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
     rope = {"rope_parameters": _ministral3(0.5)["rope_parameters"]}
     return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
+
+
+def _mistral_large4(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **_deepseek_v32().config,
+        **{"num_hidden_layers": 4, "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+        **{"no_rope_layers": [1, 1, 0, 0], "indexer_types": ["full", "shared", "full", "full"]},
+        **{"final_logit_softcapping": 3.0},
+    }
+    del sizes["q_lora_rank"]
+    vision = {"model_type": "pixtral", **_SEEING["vision_config"]}
+    return Case(
+        "MistralLarge4ForConditionalGeneration",
+        {"model_type": "mistral_large4_text", **sizes, **config},
+        neutral,
+        {"vision_config": vision},
+    )
+
+
+def _dots3_note(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **_deepseek_v32().config,
+        **{"num_hidden_layers": 3, "n_group": 2, "head_dim": 24, "sliding_window": WINDOW},
+        **{"layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"]},
+        "shared_experts_intermediate_size": 40,
+    }
+    # Its configuration takes these as they were before transformers 5.
+    swa = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 20}
+    swa |= {"kv_lora_rank": 24, "head_dim": 20, "qk_nope_head_dim": 16, "v_head_dim": 12}
+    sizes |= {f"swa_{name}": value for name, value in swa.items()}
+    return Case("Dots3NoteForCausalLM", {**sizes, **config}, neutral or {})
 
 
 def _granite_moe(name: str, neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -861,6 +892,57 @@ CASES: dict[str, Case] = {
     ),
     "glm-moe-dsa-pattern": _glm_moe_dsa(
         {"index_topk_pattern": "FFF"}, index_topk_pattern="FFS", rms_norm_eps=0.1
+    ),
+    "mistral-large4": _mistral_large4({"index_topk": 13}),
+    "mistral-large4-cap": _mistral_large4(
+        {"final_logit_softcapping": 30.0}, rope_parameters=_DEEPSEEK_YARN, rms_norm_eps=0.1
+    ),
+    "mistral-large4-shared": _mistral_large4(
+        {"kv_source_layers": None}, kv_source_layers=[0, 0, 2, 2], attention_bias=True
+    ),
+    "mistral-large4-interval": _mistral_large4(
+        {"no_rope_layer_interval": 2},
+        no_rope_layers=None,
+        no_rope_layer_interval=3,
+        indexer_types=None,
+        index_topk_freq=2,
+        index_skip_topk_offset=1,
+        routed_scaling_factor=1.7,
+        n_group=2,
+    ),
+    "dots3-note": _dots3_note({"index_topk": 13}),
+    "dots3-note-window": _dots3_note({"sliding_window": WINDOW + 1}, attention_bias=True),
+    "dots3-note-full": _dots3_note({"use_dsa": True}, use_dsa=False, norm_topk_prob=False),
+    "dots3-note-ropes": _dots3_note(
+        {"swa_rope_theta": 50_000.0}, swa_rope_theta=500.0, rope_theta=10_000.0, rms_norm_eps=0.01
+    ),
+    "dots3-note-yarn": _dots3_note(
+        {"rope_parameters": _DEEPSEEK_YARN | {"factor": 2.0}},
+        rope_parameters=_DEEPSEEK_YARN,
+        layer_types=None,
+        first_k_dense_replace=0,
+        moe_layer_freq=2,
+        routed_scaling_factor=1.7,
+    ),
+    "dots3-note-seeing": replace(
+        _dots3_note(),
+        architecture="Dots3NoteForConditionalGeneration",
+        beside={
+            "vision_config": {
+                **_SEEING["vision_config"],
+                **{
+                    "num_attention_heads": 1,
+                    "pyramid_num_routed": [-1],
+                    "moe_intermediate_size": 16,
+                },
+                **{"adapter_in_dim": 16, "adapter_out_dim": 64},
+            },
+            "audio_config": {
+                "whisper_config": {"d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 16}
+                | {"encoder_attention_heads": 2},
+                **{"downsample_hidden_size": 4, "adapter_input_size": 16, "adapter_out_dim": 64},
+            },
+        },
     ),
     "deepseek-v3-yarn": _deepseek(
         "V3",
