@@ -67,6 +67,14 @@ class GatedRMSNorm(RMSNorm):
         return (super().forward(x) * F.silu(gate.float())).to(x.dtype)
 
 
+class SigmoidGatedRMSNorm(Float32RMSNorm):
+    """The result is multiplied by the sigmoid of a gate, in float32 (Kimi delta attention)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """`[..., size]` each to `[..., size]`."""
+        return (super().forward(x.float()) * gate.float().sigmoid()).to(x.dtype)
+
+
 class GroupRMSNorm(RMSNorm):
     """Groups of channels are normalised each alone, behind a gate or before it (Mamba-2)."""
 

@@ -45,7 +45,8 @@ class Projected(NamedTuple):
     Attributes:
         qkv: `[num_tokens, 2 * key_size + value_size]`.
         gate: `[num_tokens, value_size]`.
-        beta, decay: `[num_tokens, num_value_heads]`.
+        beta: `[num_tokens, num_value_heads]`.
+        decay: as `GatedDeltaNet.log_decay` takes it, here likewise.
     """
 
     qkv: Tensor
@@ -75,7 +76,7 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(num_heads), requires_grad=False)
         self.A_log = nn.Parameter(torch.empty(num_heads), requires_grad=False)
         self.norm = GatedRMSNorm(self.v_dim, config.rms_norm_eps)
-        self.out_proj = Linear(self.value_size, config.hidden_size)
+        self.o_proj = Linear(self.value_size, config.hidden_size)
         self.state_spec = {
             "conv": self.conv1d.state,
             "recurrent": StateTensor((num_heads, self.k_dim, self.v_dim), torch.float32),
@@ -92,15 +93,18 @@ class GatedDeltaNet(nn.Module):
             for x in (q, k)
         )
         v = v.unflatten(-1, (-1, self.v_dim))
-        log_decay = -self.A_log.float().exp() * F.softplus(decay.float() + self.dt_bias)
         out = scan(
             gated_delta_rule,
             state["recurrent"],
-            (q * self.k_dim**-0.5, k, v, log_decay, self.correction(beta)),
+            (q * self.k_dim**-0.5, k, v, self.log_decay(decay), self.correction(beta)),
             context,
         )
         out = self.norm(out.to(hidden_states.dtype), gate.unflatten(-1, (-1, self.v_dim)))
-        return self.out_proj(out.flatten(1))
+        return self.o_proj(out.flatten(1))
+
+    def log_decay(self, decay: Tensor) -> Tensor:
+        """How fast the state fades, as `gated_delta_rule` takes it."""
+        return -self.A_log.float().exp() * F.softplus(decay.float() + self.dt_bias)
 
     def correction(self, beta: Tensor) -> Tensor:
         """What share of its error a key is corrected by."""

@@ -115,7 +115,6 @@ class OlmoHybridForCausalLM(HybridForCausalLM):
         (r"\.attention_layer_norm\.", ".input_layernorm."),
         (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
         (r"\.linear_attn\.o_norm\.", ".linear_attn.norm."),
-        (r"\.linear_attn\.o_proj\.", ".linear_attn.out_proj."),
         (r"\.linear_attn\.", ".self_attn."),
     )
     config_cls = OlmoHybridConfig

@@ -60,6 +60,7 @@ class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     renamed_tensors = (
         *TextPart.renamed_tensors,
         *CausalLM.renamed_tensors,
+        (r"\.linear_attn\.out_proj\.", ".self_attn.o_proj."),
         (r"\.linear_attn\.", ".self_attn."),
     )
     ignored_tensors = (*TextPart.ignored_tensors, r"mtp\..*", r"model\.visual\..*")

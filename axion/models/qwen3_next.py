@@ -104,7 +104,11 @@ class Qwen3NextGatedDeltaNet(GatedDeltaNet):
 
 class Qwen3NextForCausalLM(HybridForCausalLM, MoEForCausalLM):
     architectures = ("Qwen3NextForCausalLM",)
-    renamed_tensors = (*MoEForCausalLM.renamed_tensors, (r"\.linear_attn\.", ".self_attn."))
+    renamed_tensors = (
+        *MoEForCausalLM.renamed_tensors,
+        (r"\.linear_attn\.out_proj\.", ".self_attn.o_proj."),
+        (r"\.linear_attn\.", ".self_attn."),
+    )
     ignored_tensors = (*CausalLM.ignored_tensors, r"mtp\..*")
     config_cls = Qwen3NextConfig
     moe_cls = Qwen3NextMoE

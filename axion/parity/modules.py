@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from axion.layers.linear import FusedLinear, PackedLinear
 from axion.models.base import CausalLM
 from axion.parity.harness import BLOCK_SIZE, Harness, Run
 from axion.parity.messages import Difference, Fault, Module
-from axion.parity.reference import cache_name, forget
+from axion.parity.reference import cache_name, forget, new_cache
 
 Key = tuple[str, int]
 """Path of a module of transformers, and which of its calls."""
@@ -84,7 +84,7 @@ class Comparison:
             The first module that differs.
         """
         forget(self.reference)
-        cache = DynamicCache(config=self.reference.config)
+        cache = new_cache(self.reference)
         with trace(self.reference) as root:
             caches = {cache_name(self.reference): cache}
             out = self.reference(torch.tensor([prompt]), use_cache=True, **caches)

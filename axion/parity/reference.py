@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, MiniMaxForCausalLM, PreTrainedModel
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
 
 class Generated(NamedTuple):
@@ -27,7 +28,7 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Gene
     logits: list[Tensor] = []
     token_ids: list[int] = []
     parameters = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {cache_name(model): DynamicCache(config=model.config)}
+    inputs: dict[str, Any] = {cache_name(model): new_cache(model)}
     input_ids, position = prompt, 0
     for _ in range(num_tokens):
         end = position + len(input_ids)
@@ -39,6 +40,13 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Gene
         input_ids = [int(logits[-1].argmax())]
         token_ids += input_ids
     return Generated(torch.stack(logits), token_ids)
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache of the kind that the model has."""
+    if isinstance(model, MiniMaxForCausalLM):  # takes no other
+        return MiniMaxCache()
+    return DynamicCache(config=model.config)
 
 
 def cache_name(model: PreTrainedModel) -> str:

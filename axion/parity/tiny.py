@@ -249,7 +249,12 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
             f"transformers builds no model of this {config.model_type} configuration: {error}"
         ) from error
     with torch.no_grad():
-        stored_buffers = model.state_dict().keys() & dict(model.named_buffers()).keys()
+        # Those that are the same everywhere; others are computed of the configuration.
+        stored_buffers = {
+            name
+            for name, buffer in model.named_buffers()
+            if name in model.state_dict() and buffer.unique().numel() == 1
+        }
         for name, parameter in (
             *model.named_parameters(),
             *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),

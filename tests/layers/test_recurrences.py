@@ -29,6 +29,12 @@ def gated_delta(length: int) -> tuple[Cell, Tensor, list[Tensor]]:
     return gated_delta_rule, random(BATCH, HEADS, K, V), inputs
 
 
+def delta_by_channel(length: int) -> tuple[Cell, Tensor, list[Tensor]]:
+    cell, state, (q, k, v, _, beta) = gated_delta(length)
+    decay = -4 * random(BATCH, length, HEADS, K).abs()
+    return cell, state, [q, k, v, decay, beta]
+
+
 def fading(length: int) -> tuple[Cell, Tensor, list[Tensor]]:
     q, k = random(BATCH, length, 2, K), random(BATCH, length, 2, K) + 1
     decay = -random(BATCH, length, HEADS).abs()
@@ -42,7 +48,12 @@ def selective(length: int) -> tuple[Cell, Tensor, list[Tensor]]:
     return partial(selective_scan, a=-random(K, V).abs()), random(BATCH, K, V), [x, steps, b, c]
 
 
-CELLS = {"gated delta": gated_delta, "fading": fading, "selective": selective}
+CELLS = {
+    "gated delta": gated_delta,
+    "delta by channel": delta_by_channel,
+    "fading": fading,
+    "selective": selective,
+}
 
 
 @pytest.mark.parametrize("length", [2, 31, 64, 65, 150])

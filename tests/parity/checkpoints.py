@@ -258,6 +258,16 @@ def _qwen3_next(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Qwen3NextForCausalLM", {"head_dim": 24, **config}, neutral or {})
 
 
+def _kimi_linear(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
+    sizes = {
+        **{"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4},
+        **{"linear_num_heads": 3, "linear_head_dim": 32, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+        **_EXPERTS,
+    }
+    return Case("KimiLinearForCausalLM", {**sizes, **config}, neutral or {})
+
+
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
     return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
@@ -1086,8 +1096,52 @@ CASES: dict[str, Case] = {
     "olmo-hybrid": Case("OlmoHybridForCausalLM", {**_DELTA_NET, "rope_parameters": _partial(1.0)}),
     "olmo-hybrid-no-rope": Case(
         "OlmoHybridForCausalLM",
-        {**_DELTA_NET, "rope_parameters": None, "linear_allow_neg_eigval": False},
+        {
+            **_DELTA_NET,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "linear_allow_neg_eigval": False,
+        },
         {"linear_allow_neg_eigval": True},
+    ),
+    "kimi-linear": _kimi_linear(),
+    "kimi-linear-latent-queries": _kimi_linear(
+        {"routed_scaling_factor": 1.0},
+        q_lora_rank=24,
+        attention_bias=True,
+        mlp_layer_types=["sparse", "dense"],
+        linear_conv_kernel_dim=3,
+    ),
+    "kimi-linear-groups": _kimi_linear(
+        {"norm_topk_prob": True}, n_group=3, topk_group=2, norm_topk_prob=False
+    ),
+    "minimax": Case("MiniMaxForCausalLM", {"num_experts": 6}),
+    "minimax-factors": Case(
+        "MiniMaxForCausalLM",
+        {
+            **{"num_experts": 6, "head_dim": 24, "num_hidden_layers": 3, "hidden_act": "gelu"},
+            **{"full_attn_alpha_factor": 1.5, "full_attn_beta_factor": 0.5},
+            **{"linear_attn_alpha_factor": 2.0, "linear_attn_beta_factor": 0.25},
+            **{"mlp_alpha_factor": 1.25, "mlp_beta_factor": 0.75},
+        },
+        {"linear_attn_beta_factor": 1},
+    ),
+    "minimax-window": Case(
+        "MiniMaxForCausalLM",
+        {"num_experts": 6, "sliding_window": WINDOW},
+        {"sliding_window": None},
+    ),
+    "recurrent-gemma": Case(
+        "RecurrentGemmaForCausalLM",
+        {"num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_size": WINDOW},
+        {"attention_window_size": WINDOW + 1},
+    ),
+    "recurrent-gemma-cap": Case(
+        "RecurrentGemmaForCausalLM",
+        {
+            **{"block_types": ["attention", "recurrent"], "logits_soft_cap": 3.0},
+            **{"attention_bias": True, "conv1d_width": 3, "hidden_size": 48, "lru_width": 96},
+        },
+        {"logits_soft_cap": 30.0},
     ),
     "granite-hybrid": _granite_hybrid(
         {"residual_multiplier": 1.0}, residual_multiplier=0.5, shared_intermediate_size=48
@@ -1134,6 +1188,11 @@ CASES: dict[str, Case] = {
     "lfm2": Case(
         "Lfm2ForCausalLM",
         {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True},
+    ),
+    "lfm2-seeing": Case(
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        inside="Lfm2VlForConditionalGeneration",
     ),
     "lfm2-moe": Case(
         "Lfm2MoeForCausalLM",

@@ -24,6 +24,7 @@ WITHOUT_DEFAULTS = {"DeepseekV2ForCausalLM", "Dots1ForCausalLM"}
 # Read by no layer of latent attention; what `expand` says, too.
 UNUSED = {
     "DeepseekV3ForCausalLM": {"head_dim"},
+    "KimiLinearForCausalLM": {"head_dim"},
     "MambaForCausalLM": {"intermediate_size"},
     "FalconMambaForCausalLM": {"intermediate_size"},
 }
