@@ -16,6 +16,7 @@ from axion.bench.report import Spread
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
 Number = TypeVar("Number", int, float)
@@ -64,18 +65,9 @@ def new_console() -> Console:
 @contextmanager
 def progress_bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """On a terminal, how far a run is; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(name, total=total or None)
         yield lambda done: progress.update(task, completed=done)
 
@@ -83,22 +75,29 @@ def progress_bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def stages() -> Iterator[Show]:
     """On a terminal, what is being done and which share of it is; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TaskProgressColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    with _progress(TaskProgressColumn()) as progress:
         task = progress.add_task("Starting", total=None)
         yield lambda what, done, total: progress.update(
             task, description=what, completed=done, total=total or None
         )
+
+
+def _progress(count: ProgressColumn) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def write_report(report: msgspec.Struct, file: Path) -> None:

@@ -108,9 +108,14 @@ def make_batch_invariant(
             f"With DETERMINISTIC, CONCURRENT_REQUESTS is at most {_SIZES[-1]}; it is "
             f"{max_num_seqs}."
         )
-    sizes = [size for size in _SIZES if size <= probe.max_tokens or size == _SIZES[largest]]
+    if _SIZES[largest] > probe.max_tokens:
+        raise ModelLoadError(
+            f"DETERMINISTIC needs a KV cache of {_SIZES[largest] - probe.max_tokens} tokens more, "
+            "to find out at the start whether it can be kept. Give it more with KV_CACHE_GIB or "
+            "MEMORY_FRACTION."
+        )
     results: dict[int, bytes] = {}
-    for size in sizes:
+    for size in (size for size in _SIZES if size <= probe.max_tokens):
         if (result := probe.run(size)) is not None:
             results[size] = result
     votes = Counter(results.values())
@@ -151,7 +156,7 @@ class _Probe:
         num_blocks = min(len(cache.k) for cache in kv_caches) // self._num_groups
         self.max_tokens = (num_blocks - 2) * block_size
         self._generator = torch.Generator().manual_seed(0)
-        self._token_ids = self._random(min(_PROBE_LENGTH, model.max_length(), self.max_tokens))
+        self._token_ids = self._random(min(_PROBE_LENGTH, model.max_length()))
 
     @torch.inference_mode()
     def run(self, size: int) -> bytes | None:

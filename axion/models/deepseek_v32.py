@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from axion.layers.rotary import Length
-from axion.models.config import Index, NumExperts, Size
+from axion.models.config import Size
+from axion.models.deepseek_v3 import DeepseekV3Config
 from axion.models.sparse_mla import SparseMLAConfig, SparseMLAForCausalLM
 
 
 @dataclass(kw_only=True)
-class DeepseekV32Config(SparseMLAConfig):
+class DeepseekV32Config(SparseMLAConfig, DeepseekV3Config):
     num_key_value_heads: Size | None = 128
     max_position_embeddings: Length = 163840
-    num_experts: NumExperts = 256
-    num_experts_per_tok: NumExperts = 8
-    moe_intermediate_size: Size = 2048
-    first_k_dense_replace: Index = 3
-    num_nextn_predict_layers: Index = 1
-    n_group: NumExperts | None = 8
-    topk_group: NumExperts | None = 4
-    norm_topk_prob: bool = True
-    routed_scaling_factor: float = 2.5
-    scoring_func: Literal["sigmoid"] = "sigmoid"
-    topk_method: Literal["noaux_tc"] = "noaux_tc"
 
 
 class DeepseekV32ForCausalLM(SparseMLAForCausalLM):

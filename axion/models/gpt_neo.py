@@ -1,4 +1,4 @@
-"""GPT-Neo (Black et al., 2021): learned positions, unscaled scores, a window in some layers."""
+"""GPT-Neo (Black et al., 2021): a GPT-2 with unscaled scores and a window in some layers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-from torch import Tensor, nn
+from torch import Tensor
 
 from axion.errors import ModelLoadError
 from axion.layers.context import ForwardContext
-from axion.layers.embedding import Embedding
 from axion.layers.rotary import Length
-from axion.models.base import Attention, CausalLM, Decoder, PlainMLP
+from axion.models.base import Attention, PlainMLP
 from axion.models.config import GPTConfig, NumLayers, Size
+from axion.models.gpt2 import GPT2LMHeadModel
 
 _Types = list[tuple[list[str], NumLayers]]
 _TYPES = [[["global", "local"], 12]]
@@ -75,16 +75,7 @@ class GPTNeoAttention(Attention):
         return q, k
 
 
-class GPTNeoDecoder(Decoder):
-    def __init__(self, config: GPTNeoConfig, layers: list[nn.Module]) -> None:
-        super().__init__(config, layers)
-        self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
-
-    def embed(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        return super().embed(input_ids, context) + self.embed_positions(context.positions)
-
-
-class GPTNeoForCausalLM(CausalLM):
+class GPTNeoForCausalLM(GPT2LMHeadModel):
     architectures = ("GPTNeoForCausalLM",)
     renamed_tensors = (
         (r"^(transformer\.)?wte\.", "model.embed_tokens."),
@@ -102,4 +93,3 @@ class GPTNeoForCausalLM(CausalLM):
     config_cls = GPTNeoConfig
     attention_cls = GPTNeoAttention
     mlp_cls = PlainMLP
-    decoder_cls = GPTNeoDecoder

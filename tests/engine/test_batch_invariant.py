@@ -125,6 +125,14 @@ def test_a_model_whose_results_depend_on_the_batch_is_refused(
         make_core(save_tiny(case, tmp_path), dtype="float32")
 
 
+def test_a_cache_too_small_to_find_out_is_refused(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path)
+    info = make_core(path).info
+    two_blocks = 2 * info.kv_cache_bytes // info.num_blocks
+    with pytest.raises(ModelLoadError, match="DETERMINISTIC needs a KV cache of"):
+        make_core(path, max_model_len=32, kv_cache_bytes=two_blocks)
+
+
 def test_more_sequences_than_the_largest_step_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="CONCURRENT_REQUESTS is at most 512"):
         make_core(save_tiny("llama", tmp_path), max_num_seqs=513)

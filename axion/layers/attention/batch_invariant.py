@@ -33,15 +33,14 @@ class _Group(NamedTuple):
     Attributes:
         rows: `[batch * query_len]`, in the flat batch.
         query_len: new tokens of each sequence.
-        first: the first key's token, a multiple of the tile.
-        slots: `[batch, length]`, where keys lie in the cache from `first` on, in whole tiles.
+        slots: `[batch, length]`, where keys lie in the cache, in whole tiles that begin at a
+            multiple of the tile.
         hidden: `[batch, 1, query_len, length]`, what each token does not see.
         distances: of that shape, from each token to those that it sees; at most 0.
     """
 
     rows: Tensor
     query_len: int
-    first: int
     slots: Tensor
     hidden: Tensor
     distances: Tensor
@@ -176,7 +175,6 @@ def _groups(
             _Group(
                 rows=(rows + torch.arange(query_len, device=device)).flatten(),
                 query_len=query_len,
-                first=first,
                 slots=blocks * context.block_size + there % context.block_size,
                 hidden=hidden[:, None],
                 distances=distances[:, None],
