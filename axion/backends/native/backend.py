@@ -69,7 +69,7 @@ class NativeBackend(LibraryBackend):
 
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
-        """What is known of the engine; no architectures where plug-ins may have more."""
+        """What is known of the engine; no architectures where there may be more."""
         architectures = await asyncio.to_thread(native_architectures)
         fallback = await asyncio.to_thread(fallback_architectures)
         return EngineFacts(
