@@ -14,6 +14,7 @@ from torch import Tensor
 from axion.engine import state_cache
 from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
+from axion.engine.host_memory import HostMemory
 from axion.engine.sampler import LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
@@ -81,6 +82,7 @@ class ModelRunner:
         kv_caches: one a layer, on the model's device.
         states: the same, of a model that keeps any.
         graphs: compute the steps that they fit; None: the model computes all.
+        host_memory: what is to be copied from the device and to it, before the model computes.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class ModelRunner:
         block_size: int,
         device: torch.device,
         graphs: CudaGraphRunner | None = None,
+        host_memory: list[HostMemory] | None = None,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
         self.states = states
         self.graphs = graphs
+        self.host_memory = host_memory or []
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
@@ -138,6 +142,8 @@ class ModelRunner:
     def forward(self, chunks: list[Chunk], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another, and
         `rows` on the device."""
+        for memory in self.host_memory:
+            memory.move()
         input_ids, rows_on_device, context = self._prepare(chunks, rows)
         is_replayed = self.graphs is not None and self.graphs.fits(context)
         compute = self.graphs if is_replayed else self.model

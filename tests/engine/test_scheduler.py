@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from axion.engine.block_manager import BlockManager
+from axion.engine.host_pool import HostPool
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import verify
@@ -51,6 +52,25 @@ class PagedMemory:
         self.windows = windows
         self.slots: dict[int, tuple[int, bytes]] = {}
         self.states: dict[int, bytes] = {0: b""}
+        self.host_blocks: dict[int, dict[int, tuple[int, bytes]]] = {}
+        self.host_states: dict[int, bytes] = {}
+
+    def move(self, manager: BlockManager) -> None:
+        """As the device does before each step."""
+        pool, block_size = manager.host, self.block_size
+        for place, block in pool.saves.items():
+            self.host_blocks[place] = {
+                offset: self.slots[block * block_size + offset] for offset in range(block_size)
+            }
+        for block, place in pool.loads.items():
+            for offset, entry in self.host_blocks[place].items():
+                self.slots[block * block_size + offset] = entry
+        pool.moved()
+        if manager.states is not None:
+            pool = manager.states.host
+            self.host_states |= {place: self.states[slot] for place, slot in pool.saves.items()}
+            self.states |= {slot: self.host_states[place] for slot, place in pool.loads.items()}
+            pool.moved()
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[list[SampledToken]]:
         for scheduled_sequence in scheduled:
@@ -145,12 +165,23 @@ def make_scheduler(
     max_num_seqs: int = 4,
     windows: tuple[int | None, ...] = (None,),
     num_states: int = 0,
+    num_host_blocks: int = 0,
+    num_host_states: int = 0,
     **kwargs,
 ) -> Scheduler:
     """For sequences as long as fit, but not longer than 64 tokens under a window."""
-    states = StateSlots(num_states, block_size, max_num_seqs=max_num_seqs) if num_states else None
+    states = None
+    if num_states:
+        host = HostPool(num_host_states)
+        states = StateSlots(num_states, block_size, max_num_seqs=max_num_seqs, host=host)
     manager = BlockManager(
-        num_blocks, block_size, windows=windows, max_chunk=budget, states=states, **kwargs
+        num_blocks,
+        block_size,
+        windows=windows,
+        max_chunk=budget,
+        states=states,
+        host=HostPool(num_host_blocks),
+        **kwargs,
     )
     longest = num_blocks * block_size if windows == (None,) else 64
     return Scheduler(
@@ -178,6 +209,7 @@ def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
     outputs: dict[str, list[int]] = {}
     while scheduler.has_unfinished:
         scheduled = scheduler.schedule()
+        memory.move(scheduler.block_manager)
         for output in scheduler.update(scheduled, memory.execute(scheduled)):
             outputs.setdefault(output.request_id, []).extend(output.token_ids)
         scheduler.check_integrity()
@@ -207,7 +239,10 @@ def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
         for num_blocks in range((sequence.num_tokens - 1) // block_size + 1)
         if all(
             sequence.block_hashes[index] in cached
-            for window, cached in zip(manager.windows, manager._cached, strict=True)
+            or (group, sequence.block_hashes[index]) in manager.host
+            for group, (window, cached) in enumerate(
+                zip(manager.windows, manager._cached, strict=True)
+            )
             for index in sees(num_blocks, window)
         )
         and (not num_blocks or not states or states.is_kept(sequence.block_hashes[num_blocks - 1]))
@@ -227,6 +262,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
         ),
         num_states=st.sampled_from([0, 0, 1, 2, 3, 5, 9]),
+        num_host_blocks=st.sampled_from([0, 1, 3, 8, 50]),
+        num_host_states=st.sampled_from([0, 1, 2, 8]),
         speculates=st.booleans(),
     )
     def start(
@@ -238,6 +275,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching,
         windows,
         num_states,
+        num_host_blocks,
+        num_host_states,
         speculates,
     ):
         # A state cannot be taken back.
@@ -250,6 +289,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             windows=windows,
             enable_prefix_caching=prefix_caching,
             num_states=num_states,
+            num_host_blocks=num_host_blocks,
+            num_host_states=num_host_states,
         )
         self.memory = PagedMemory(block_size, windows)
         self.sequences: dict[str, Sequence] = {}
@@ -277,6 +318,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduled = self.scheduler.schedule()
         if self.speculates:
             scheduled = self.scheduler.speculate(scheduled, Guesser())
+        self.memory.move(self.scheduler.block_manager)
         num_tokens = sum(len(entry.token_ids) for entry in scheduled)
         assert num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(scheduled) <= self.scheduler.max_num_seqs
