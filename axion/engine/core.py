@@ -377,9 +377,10 @@ class EngineCore:
     def _collect(self, launched: LaunchedStep) -> list[SequenceOutput]:
         """Wait for a step, and book what came of the sequences that have not ended meanwhile."""
         try:
+            results = launched.collect()
             sampled = [
                 verify(entry, rows, advance)
-                for entry, rows in zip(launched.sampling, launched.collect(), strict=True)
+                for entry, rows in zip(launched.sampling, results.sampled, strict=True)
                 if entry.sequence.status is SequenceStatus.RUNNING
             ]
         except Exception:  # as above
@@ -392,7 +393,7 @@ class EngineCore:
         scheduled = [
             entry for entry in launched.scheduled if entry.sequence.status is SequenceStatus.RUNNING
         ]
-        return self.scheduler.update(scheduled, sampled)
+        return self.scheduler.update(scheduled, sampled, results.errors)
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""

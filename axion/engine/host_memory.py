@@ -112,5 +112,5 @@ def check_there_is_room(num_bytes: int) -> None:
     if num_bytes > free:
         raise ModelLoadError(
             f"{num_bytes / _GIB:.2f} GiB of host memory are to take what the KV cache gives up "
-            f"(KV_OFFLOAD_GIB), and {free / _GIB:.2f} GiB are free. Set it to at most that, or to 0."
+            f"(KV_OFFLOAD_GIB), and {free / _GIB:.2f} GiB are free. Set it to at most that."
         )

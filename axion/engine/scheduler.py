@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -286,7 +287,10 @@ class Scheduler:
             self.step_time.observe(len(scheduled), num_tokens, seconds)
 
     def update(
-        self, scheduled: list[ScheduledSequence], sampled: list[list[SampledToken]]
+        self,
+        scheduled: list[ScheduledSequence],
+        sampled: list[list[SampledToken]],
+        errors: Mapping[str, str] = MappingProxyType({}),
     ) -> list[SequenceOutput]:
         """Book a step's results.
 
@@ -294,6 +298,7 @@ class Scheduler:
             scheduled: what was computed.
             sampled: what each scheduled sequence that samples goes on with, in order; of one with
                 drafts that may be nothing.
+            errors: why sequences that do not sample yet cannot go on, by request id.
         """
         self._num_calm_steps += 1
         if self._num_calm_steps >= _CALM_STEPS:
@@ -311,18 +316,20 @@ class Scheduler:
                 num_cached_tokens=sequence.num_cached_tokens,
                 prompt_logprobs=sequence.take_prompt_logprobs(),
             )
+            tokens = next(results) if samples else []
+            error = tokens[0].error if tokens else errors.get(sequence.request_id)
+            if error is not None:
+                # What made these numbers unusable may sit in cached keys.
+                output.finish_reason, output.error = FinishReason.ERROR, error
+                outputs.append(output)
+                self.block_manager.discard(sequence)
+                self._finish([sequence], FinishReason.ERROR)
+                continue
             if not samples:
                 sequence.num_computed_tokens = entry.end
                 self.block_manager.advance(sequence)
                 if output.prompt_logprobs is not None:
                     outputs.append(output)
-                continue
-            tokens = next(results)
-            if tokens and tokens[0].error is not None:
-                # Not registered: what made these logits unusable may sit in the cached keys.
-                output.finish_reason, output.error = FinishReason.ERROR, tokens[0].error
-                outputs.append(output)
-                self._finish([sequence], FinishReason.ERROR)
                 continue
             self._append(sequence, tokens, output)
             num_accepted = self._book_computed(entry, output.token_ids)

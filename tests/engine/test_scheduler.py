@@ -839,6 +839,29 @@ def test_a_row_of_unusable_logits_ends_only_its_own_sequence():
     scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("num_states", [0, 12])
+def test_nobody_finds_what_a_sequence_with_unusable_numbers_had(num_states: int):
+    scheduler = make_scheduler(
+        20, budget=16, num_states=num_states, num_host_blocks=50, num_host_states=9
+    )
+    memory = PagedMemory(4)
+    prompt = [i % 5 for i in range(41)]
+    scheduler.add(make_sequence("first", prompt, max_tokens=1))
+    scheduler.add(make_sequence("filler", [9] * 70, max_tokens=1))  # part of it goes to the host
+    run(scheduler, memory)
+    scheduler.add(make_sequence("bad", [*prompt, *[3] * 20], max_tokens=1))
+    scheduled = scheduler.schedule()
+    assert scheduler.num_cached_tokens == 40, "a chunk of a prompt that begins in host memory"
+    memory.move(scheduler.block_manager)
+    [output] = scheduler.update(scheduled, [], {"bad": "not a number"})
+    assert (output.finish_reason, output.error) == (FinishReason.ERROR, "not a number")
+    scheduler.check_integrity()
+    again = make_sequence("again", prompt, max_tokens=1)
+    scheduler.add(again)
+    assert run(scheduler, memory) == {"again": [next_token(prompt)]}
+    assert again.num_cached_tokens == 0
+
+
 @pytest.mark.parametrize(
     ("params", "tokens", "reason"),
     [
