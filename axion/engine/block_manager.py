@@ -368,10 +368,12 @@ class BlockManager:
     def _is_cached(self, sequence: Sequence, index: int, group: int) -> bool:
         """Whether a group has this block of the sequence, on the device or in host memory."""
         block_hash = sequence.block_hashes[index]
-        if (block_id := self._cached[group].get(block_hash)) is not None:
-            token_ids = self._blocks[block_id].token_ids
-        else:
-            token_ids = self.host.token_ids((group, block_hash))
+        block_id = self._cached[group].get(block_hash)
+        token_ids = (
+            self.host.token_ids((group, block_hash))
+            if block_id is None
+            else self._blocks[block_id].token_ids
+        )
         start = index * self.block_size
         return token_ids is not None and (
             token_ids == sequence.token_ids[start : start + self.block_size]

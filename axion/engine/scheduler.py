@@ -29,7 +29,8 @@ from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SequenceOutput, TokenL
 
 # Prompt tokens that a step computes at least beside running streams, however short it should be.
 _MIN_CHUNK = 32
-# Steps without want of memory after which they may be twice as large again.
+# Steps without want of memory after which they may be twice as large again; twice as many for each
+# time that a sequence has lost its state.
 _CALM_STEPS = 64
 
 _DOES_NOT_FIT = (
@@ -300,10 +301,8 @@ class Scheduler:
                 drafts that may be nothing.
             errors: why sequences that do not sample yet cannot go on, by request id.
         """
-        self._num_calm_steps += 1
-        if self._num_calm_steps >= _CALM_STEPS:
-            self._num_calm_steps = 0
-            self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
+        if self._max_step_tokens < self.max_num_batched_tokens:
+            self._grow_steps()
         outputs: list[SequenceOutput] = []
         finished: list[Sequence] = []
         results = iter(sampled)
@@ -412,20 +411,28 @@ class Scheduler:
 
         The next steps are half as large, until some have succeeded, and the sequences that have no
         token in them are preempted, the last in order first; so are those whose recurrent state is
-        spoilt. A single token that does not fit, without drafts, ends its sequence.
+        spoilt. These begin anew, and steps stay small for longer each time, so that in the end they
+        come past the place, or not even one token can be computed there. A single token that does
+        not fit, without drafts, ends its sequence.
         """
         self.num_out_of_memory += 1
         self._num_calm_steps = 0
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
-        if num_tokens == self._max_step_tokens == 1:
+        # Some layers may have carried its state on, and others not.
+        spoilt = [
+            entry.sequence
+            for entry in scheduled
+            if (state := entry.sequence.state) is not None and state.source == state.slot
+        ]
+        # With a state there are no drafts to leave out.
+        if num_tokens == 1 and (spoilt or self._max_step_tokens == 1):
             return self.fail(scheduled, _DOES_NOT_FIT)
         self._max_step_tokens = max(1, num_tokens // 2)
         for entry in scheduled:
-            sequence = entry.sequence
-            self.block_manager.shrink(sequence, sequence.num_tokens)
-            # Some layers may have carried its state on, and others not.
-            if sequence.state is not None and sequence.state.source == sequence.state.slot:
-                self._preempt(sequence)
+            self.block_manager.shrink(entry.sequence, entry.sequence.num_tokens)
+        for sequence in spoilt:
+            sequence.num_lost_states += 1
+            self._preempt(sequence)
         while len(self.running) > self._max_step_tokens:
             self._preempt_last()
         return []
@@ -434,6 +441,14 @@ class Scheduler:
         assert self.running == sorted(self.running, key=_order)
         assert all(not sequence.block_tables for sequence in self.waiting)
         self.block_manager.check_integrity(self.running)
+
+    def _grow_steps(self) -> None:
+        """Make steps twice as large when enough of them have succeeded."""
+        self._num_calm_steps += 1
+        most_lost = max((sequence.num_lost_states for sequence in self), default=0)
+        if self._num_calm_steps >= _CALM_STEPS << most_lost:
+            self._num_calm_steps = 0
+            self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
 
     def _token_budget(self) -> int:
         """Tokens of the next step: fewer where a running stream would wait too long for it."""

@@ -532,6 +532,34 @@ def test_a_single_token_without_memory_ends_its_sequence_alone():
     assert list(run(scheduler, PagedMemory(4))) == ["1"]
 
 
+@pytest.mark.parametrize("most", [0, 4], ids=["never", "a few tokens"])
+def test_a_sequence_that_loses_its_state_comes_past_the_place_or_is_told(most: int):
+    """No slot to spare, so that one that loses its state begins anew: beyond 1,000 tokens there is
+    memory for few tokens in a step, or for none."""
+    scheduler = make_scheduler(300, 16, budget=64, max_num_seqs=2, num_states=2)
+    for name, length in (("long", 2000), ("also", 1500), ("short", 900)):
+        prompt = [ord(name[0])] * length
+        scheduler.add(make_sequence(name, prompt, max_tokens=3, ignore_eos=True))
+    reasons: dict[str, FinishReason] = {}
+    num_steps = 0
+    while scheduler.has_unfinished:
+        num_steps += 1
+        assert num_steps < 30_000, "it begins anew for ever"
+        scheduled = scheduler.schedule()
+        fits = all(entry.end <= 1000 for entry in scheduled)
+        if fits or sum(entry.num_scheduled_tokens for entry in scheduled) <= most:
+            outputs = scheduler.update(
+                scheduled, [[SampledToken(1)] for entry in scheduled if entry.samples]
+            )
+        else:
+            outputs = scheduler.retreat(scheduled)
+            assert all("not enough memory" in (output.error or "") for output in outputs)
+        reasons |= {o.request_id: o.finish_reason for o in outputs if o.finish_reason}
+    beyond = FinishReason.LENGTH if most else FinishReason.ERROR
+    assert reasons == {"long": beyond, "also": beyond, "short": FinishReason.LENGTH}
+    scheduler.check_integrity()
+
+
 def test_the_time_that_sequences_wait_is_counted():
     times = iter([0.0, 0.0, 0.0, 0.2])  # two arrive, the first begins, and then the second
     scheduler = Scheduler(
