@@ -21,7 +21,7 @@ from axion.engine.cache_plan import CachePlan
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_room, rows_of
-from axion.engine.loader import eos_token_ids, load_model, resolve_device
+from axion.engine.loader import eos_token_ids, load_model, take_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import ScheduledSequence, Scheduler
@@ -72,9 +72,7 @@ class EngineCore:
     ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.device = resolve_device(config.device)
-        if self.device.index is not None:  # streams, events and graphs are the current device's
-            torch.cuda.set_device(self.device)
+        self.device = take_device(config.device)
         path = Path(config.model_path)
         self.model = load_model(
             path,
@@ -209,9 +207,8 @@ class EngineCore:
         captures = (
             config.cuda_graphs
             and not config.deterministic
-            and not self.model.state_specs()
             and plan.format is None  # which Triton's attention does not read
-            and cuda_graph.can_capture(self.device)
+            and cuda_graph.can_capture(self.model, self.device, max_model_len)
         )
         new_graphs = partial(
             CudaGraphRunner,
