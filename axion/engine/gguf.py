@@ -57,7 +57,7 @@ class GGUFCheckpoint:
         _check_types(gguf)
         self.config = gguf_config(gguf)
         try:
-            model_class = load_model_class(self.config["architectures"])
+            model_class = load_model_class(self.config)
             with torch.device("meta"):
                 model = model_class(model_class.config_cls.from_dict(self.config))
         except ModelLoadError as error:

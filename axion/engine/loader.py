@@ -74,9 +74,7 @@ def load_model(
     """
     checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     config = checkpoint.config
-    model_class = load_model_class(
-        config["architectures"], has_remote_code=config.get("auto_map") is not None
-    )
+    model_class = load_model_class(config)
     method = quantization_method(config, quantization)
     if issubclass(model_class, TransformersCausalLM):
         computed = resolve_dtype(dtype, config, device)
@@ -103,7 +101,7 @@ def build_model(config: dict[str, Any]) -> CausalLM:
     Raises:
         ModelLoadError: the architecture or something in config.json is not supported.
     """
-    model_class = load_model_class(config["architectures"])
+    model_class = load_model_class(config)
     return _build(model_class, model_class.config_cls.from_dict(config))
 
 
@@ -125,9 +123,7 @@ def load_embedding_model(
     """
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    model_class = load_embedding_class(
-        config["architectures"], has_remote_code=config.get("auto_map") is not None
-    )
+    model_class = load_embedding_class(config)
     method = quantization_method(config)
     model = _build(model_class, model_class.config_cls.from_dict(config))
     stored = _rename(checkpoint.tensors, model_class)

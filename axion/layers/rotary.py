@@ -109,9 +109,11 @@ class RopeParameters:
 
 
 # `finetuned` was written by the authors of YaRN and is read by nobody; the original length is
-# left in place by those who switch a scaling off.
+# left in place by those who switch a scaling off. How positions in time, height and width share a
+# rope says nothing about text, where they are the same.
 _COMMON_KEYS = {
     *("rope_type", "rope_theta", "partial_rotary_factor", "finetuned"),
+    *("mrope_section", "mrope_interleaved"),
     *("max_position_embeddings", "original_max_position_embeddings"),
 }
 

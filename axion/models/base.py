@@ -72,7 +72,11 @@ class Attention(nn.Module):
             sinks=self.sinks,
             alibi_slopes=self.alibi_slopes,
         )
-        return self.o_proj(out.flatten(1))
+        return self.o_proj(self.gate_heads(out, hidden_states).flatten(1))
+
+    def gate_heads(self, out: Tensor, hidden_states: Tensor) -> Tensor:
+        """What is made of the heads' results `[num_tokens, num_heads, head_dim]`."""
+        return out
 
     def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[num_tokens, hidden_size]` to queries, keys and values, each
@@ -212,11 +216,14 @@ class CausalLM(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        layers: list[nn.Module] = [self.layer(i) for i in range(config.num_hidden_layers)]
-        self.model = self.decoder_cls(config, layers)
+        self.model = self.decoder_cls(config, self.decoder_layers())
         self.lm_head = self.head()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def decoder_layers(self) -> list[nn.Module]:
+        """Build all layers; override where some share what they are made of."""
+        return [self.layer(i) for i in range(self.config.num_hidden_layers)]
 
     def layer(self, layer_idx: int) -> DecoderLayer:
         """Build one layer; override where layers differ in kind."""

@@ -16,7 +16,7 @@ from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, RopeParameters, apply_rotary_interleaved
-from axion.models.base import MLP, CausalLM, TextPart
+from axion.models.base import MLP
 from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.moe import SharedMoE
 from axion.models.sparse_mla import SparseMLA, SparseMLAConfig, SparseMLAForCausalLM
@@ -273,14 +273,3 @@ class Dots3NoteForCausalLM(SparseMLAForCausalLM):
             rf"model\.layers\.{config.num_hidden_layers}\..*",
             r"model\.mtp\..*",
         )
-
-
-class Dots3NoteForConditionalGeneration(TextPart, Dots3NoteForCausalLM):
-    """Without what it sees and hears with."""
-
-    architectures = ("Dots3NoteForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Dots3NoteForCausalLM.renamed_tensors)
-    ignored_tensors = (
-        *CausalLM.ignored_tensors,
-        r"(model\.)?(vision|audio)\w*\..*",
-    )

@@ -1,4 +1,7 @@
-"""Falcon (arXiv:2311.16867): attention and MLP beside each other, keys behind their queries."""
+"""Falcon (arXiv:2311.16867): attention and MLP beside each other, keys behind their queries.
+
+Biases on scores (ALiBi) are not rounded to bfloat16, as transformers rounds them in whatever dtype.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from axion.layers.alibi import alibi_slopes
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
 from axion.models.base import Attention, CausalLM, DecoderLayer, PlainMLP
@@ -18,6 +22,7 @@ class FalconConfig(GPTConfig):
     Attributes:
         num_kv_heads: of the new decoder architecture; the older one has as many as queries, or
             one if `multi_query`.
+        alibi: a bias on scores in place of a rope (Falcon-RW).
         num_ln_in_parallel_attn: whether attention and MLP share a norm (1) or not (2), which is
             the default of the new decoder architecture.
     """
@@ -37,6 +42,7 @@ class FalconConfig(GPTConfig):
     multi_query: bool = True
     num_kv_heads: Size | None = None
     parallel_attn: bool = True
+    alibi: bool = False
     num_ln_in_parallel_attn: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,10 +66,15 @@ class FalconAttention(Attention):
         self.num_kv_heads = config.num_key_value_heads
         size = sum(self.qkv_proj.shards.values())
         self.qkv_proj = Linear(config.hidden_size, size, bias=config.bias)
+        if config.alibi:
+            self.alibi_slopes = alibi_slopes(config.num_attention_heads) * self.scale
 
     def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
         return qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2], qkv[:, :, -1]
+
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.alibi_slopes is not None else super().rotate_qk(q, k, context)
 
 
 class FalconDecoderLayer(DecoderLayer):
@@ -86,7 +97,7 @@ class FalconDecoderLayer(DecoderLayer):
 
 
 class FalconForCausalLM(CausalLM):
-    architectures = ("FalconForCausalLM",)
+    architectures = ("FalconForCausalLM", "RWForCausalLM")
     renamed_tensors = (
         (r"^(transformer\.)?word_embeddings\.", "model.embed_tokens."),
         (r"^(transformer\.)?ln_f\.", "model.norm."),

@@ -1,18 +1,16 @@
 """Gemma 3 (arXiv:2503.19786): five layers with a window, and a rotary embedding of their own, to
-one without; queries and keys are normalised per head. Of those that also see, only the text part.
+one without; queries and keys are normalised per head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Length, Positive
-from axion.models.base import TextPart
-from axion.models.config import LocalRopeConfig, NumLayers, Size, text_config
+from axion.models.config import LocalRopeConfig, NumLayers, Size
 from axion.models.gemma2 import Gemma2Attention, Gemma2Config, Gemma2ForCausalLM
 
 
@@ -48,15 +46,3 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
     architectures = ("Gemma3ForCausalLM",)
     config_cls = Gemma3TextConfig
     attention_cls = Gemma3Attention
-
-
-@dataclass(kw_only=True)
-class Gemma3Config(Gemma3TextConfig):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Gemma3Config:
-        return super().from_dict(text_config(config))
-
-
-class Gemma3ForConditionalGeneration(TextPart, Gemma3ForCausalLM):
-    architectures = ("Gemma3ForConditionalGeneration",)
-    config_cls = Gemma3Config

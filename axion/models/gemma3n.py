@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
 from axion.layers.rotary import Length, Positive
-from axion.models.base import MLP, CausalLM, TextPart
-from axion.models.config import Index, Size, text_config
+from axion.models.base import MLP
+from axion.models.config import Index, Size
 from axion.models.gemma4 import (
     Gemma4Attention,
     Gemma4Decoder,
@@ -225,22 +225,3 @@ class Gemma3nForCausalLM(Gemma4ForCausalLM):
     layer_cls = Gemma3nDecoderLayer
     decoder_cls = Gemma3nDecoder
     config: Gemma3nTextConfig
-
-
-@dataclass(kw_only=True)
-class Gemma3nConfig(Gemma3nTextConfig):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Gemma3nConfig:
-        return super().from_dict(text_config(config))
-
-
-class Gemma3nForConditionalGeneration(TextPart, Gemma3nForCausalLM):
-    """Without what it sees and hears with."""
-
-    architectures = ("Gemma3nForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Gemma3nForCausalLM.renamed_tensors)
-    ignored_tensors = (
-        *CausalLM.ignored_tensors,
-        r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*",
-    )
-    config_cls = Gemma3nConfig

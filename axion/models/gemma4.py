@@ -19,8 +19,8 @@ from axion.layers.linear import Linear, PackedLinear
 from axion.layers.moe import Experts
 from axion.layers.norm import Float32RMSNorm
 from axion.layers.rotary import Length, Positive
-from axion.models.base import MLP, Attention, CausalLM, DecoderLayer, TextPart
-from axion.models.config import Index, LocalRopeConfig, NumExperts, Size, text_config
+from axion.models.base import MLP, Attention, DecoderLayer
+from axion.models.config import Index, LocalRopeConfig, NumExperts, Size
 from axion.models.gemma import GemmaDecoder
 from axion.models.gemma2 import Gemma2ForCausalLM
 from axion.models.moe import MoEForCausalLM
@@ -308,22 +308,3 @@ class Gemma4ForCausalLM(Gemma2ForCausalLM):
             rf"model\.layers\.{layer}\.self_attn\.[kv]_(proj|norm)\..*"
             for layer in range(config.first_shared_layer, config.num_hidden_layers)
         )
-
-
-@dataclass(kw_only=True)
-class Gemma4Config(Gemma4TextConfig):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Gemma4Config:
-        return super().from_dict(text_config(config))
-
-
-class Gemma4ForConditionalGeneration(TextPart, Gemma4ForCausalLM):
-    """Without what it sees and hears with."""
-
-    architectures = ("Gemma4ForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Gemma4ForCausalLM.renamed_tensors)
-    ignored_tensors = (
-        *CausalLM.ignored_tensors,
-        r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*",
-    )
-    config_cls = Gemma4Config

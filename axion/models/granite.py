@@ -34,9 +34,17 @@ class GraniteDecoderLayer(DecoderLayer):
 
     def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
         out = self.self_attn(self.input_layernorm(hidden_states), context)
-        hidden_states = hidden_states + out * self.multiplier
+        hidden_states = hidden_states + self.after_attention(out)
         out = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + out * self.multiplier
+        return hidden_states + self.after_mlp(out)
+
+    def after_attention(self, out: Tensor) -> Tensor:
+        """What is added of attention's `[num_tokens, hidden_size]`."""
+        return out * self.multiplier
+
+    def after_mlp(self, out: Tensor) -> Tensor:
+        """The same of the MLP's."""
+        return out * self.multiplier
 
 
 class GraniteDecoder(Decoder):

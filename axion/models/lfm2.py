@@ -14,8 +14,8 @@ from axion.layers.conv import CausalConv1d
 from axion.layers.linear import FusedLinear, Linear
 from axion.layers.moe import Router, SigmoidRouter
 from axion.layers.rotary import Length
-from axion.models.base import MLP, CausalLM, TextPart
-from axion.models.config import Epsilon, Index, NumExperts, Size, text_config
+from axion.models.base import MLP, CausalLM
+from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.hybrid import HybridConfig, HybridForCausalLM, num_layers
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 from axion.models.qwen3 import Qwen3Attention
@@ -184,18 +184,3 @@ class Lfm2MoeForCausalLM(MoEForCausalLM, Lfm2ForCausalLM):
     mlp_cls = MLP
     moe_cls = Lfm2MoE
     config: Lfm2MoeConfig
-
-
-@dataclass(kw_only=True)
-class Lfm2VlConfig(Lfm2Config):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Lfm2VlConfig:
-        return super().from_dict(text_config(config))
-
-
-class Lfm2VlForConditionalGeneration(TextPart, Lfm2ForCausalLM):
-    """Without what it sees with."""
-
-    architectures = ("Lfm2VlForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Lfm2ForCausalLM.renamed_tensors)
-    config_cls = Lfm2VlConfig

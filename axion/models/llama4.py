@@ -4,7 +4,7 @@ queries grow with them. Of those that also see, only the text part."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from axion.layers.activation import get_activation
 from axion.layers.context import ForwardContext
 from axion.layers.moe import Experts, Router, TransposedExpertLinear
 from axion.layers.rotary import Length, apply_rotary_interleaved
-from axion.models.base import MLP, Attention, TextPart
-from axion.models.config import Epsilon, Index, NumExperts, Size, text_config
+from axion.models.base import MLP, Attention
+from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
 
 
@@ -167,17 +167,3 @@ class Llama4ForCausalLM(MoEForCausalLM):
     attention_cls = Llama4Attention
     mlp_cls = Llama4MLP
     moe_cls = Llama4MoE
-
-
-@dataclass(kw_only=True)
-class Llama4Config(Llama4TextConfig):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Llama4Config:
-        return super().from_dict(text_config({"tie_word_embeddings": False, **config}))
-
-
-class Llama4ForConditionalGeneration(TextPart, Llama4ForCausalLM):
-    architectures = ("Llama4ForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Llama4ForCausalLM.renamed_tensors)
-    ignored_tensors = (*TextPart.ignored_tensors, r"(model\.)?vision_model\..*")
-    config_cls = Llama4Config

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from axion.layers.context import ForwardContext
 from axion.layers.rotary import Length
-from axion.models.base import Attention, CausalLM, TextPart
-from axion.models.config import DecoderConfig, Epsilon, Size, WindowConfig, text_config
-from axion.models.mistral4 import Mistral4Config, Mistral4ForCausalLM
+from axion.models.base import Attention, CausalLM
+from axion.models.config import Epsilon, Size, WindowConfig
 
 
 @dataclass(kw_only=True)
@@ -75,33 +74,3 @@ class Ministral3ForCausalLM(MistralForCausalLM):
     architectures = ("Ministral3ForCausalLM",)
     config_cls = Ministral3Config
     attention_cls = Ministral3Attention
-
-
-_TEXT_CONFIGS = {"ministral3": Ministral3Config, "mistral4": Mistral4Config}
-
-
-@dataclass(kw_only=True)
-class Mistral3Config(MistralConfig):
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> DecoderConfig:  # type: ignore[override]
-        """Read the text part's configuration: a Mistral's, a Ministral 3's or a Mistral 4's."""
-        text = text_config(config)
-        return _TEXT_CONFIGS.get(text.get("model_type"), MistralConfig).from_dict(text)
-
-
-class Mistral4TextPart(TextPart, Mistral4ForCausalLM):
-    """Of a Mistral Small 4."""
-
-
-class Mistral3ForConditionalGeneration(TextPart, Ministral3ForCausalLM):
-    """Mistral Small 3.1 and later, and Ministral 3, without what they see with."""
-
-    architectures = ("Mistral3ForConditionalGeneration",)
-    renamed_tensors = (*TextPart.renamed_tensors, *Mistral4ForCausalLM.renamed_tensors)
-    config_cls = Mistral3Config
-
-    def __new__(cls, config: DecoderConfig) -> CausalLM:  # type: ignore[misc]
-        """All have this name that see as Mistral Small 3.1 does, whatever reads and writes."""
-        if isinstance(config, Mistral4Config):
-            return Mistral4TextPart(config)
-        return super().__new__(cls)

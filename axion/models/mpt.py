@@ -98,7 +98,7 @@ class MptAttention(Attention):
 
 
 class MptForCausalLM(CausalLM):
-    architectures = ("MptForCausalLM",)
+    architectures = ("MptForCausalLM", "MPTForCausalLM")
     renamed_tensors = (
         (r"^(transformer\.)?wte\.", "model.embed_tokens."),
         (r"^(transformer\.)?norm_f\.", "model.norm."),

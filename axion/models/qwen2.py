@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM
-from axion.models.config import SwitchedWindowConfig
+from axion.models.config import Index, SwitchedWindowConfig
 
 
 @dataclass(kw_only=True)
@@ -22,3 +22,21 @@ class Qwen2Config(SwitchedWindowConfig):
 class Qwen2ForCausalLM(CausalLM):
     architectures = ("Qwen2ForCausalLM",)
     config_cls = Qwen2Config
+
+
+@dataclass(kw_only=True)
+class MiMoConfig(Qwen2Config):
+    """
+    Attributes:
+        num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
+    """
+
+    num_nextn_predict_layers: Index = 0
+
+
+class MiMoForCausalLM(Qwen2ForCausalLM):
+    """MiMo (arXiv:2505.07608)."""
+
+    architectures = ("MiMoForCausalLM",)
+    ignored_tensors = (*Qwen2ForCausalLM.ignored_tensors, r"model\.mtp_layers\..*")
+    config_cls = MiMoConfig

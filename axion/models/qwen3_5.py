@@ -1,40 +1,25 @@
-"""Qwen3.5 (Qwen, 2026): the layers of Qwen3-Next, dense or with experts. Of those that also see,
-only the text part."""
+"""Qwen3.5 (Qwen, 2026): the layers of Qwen3-Next, dense or with experts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from axion.layers.linear import PackedLinear
 from axion.models.base import CausalLM, TextPart
-from axion.models.config import NumExperts, Size, text_config
+from axion.models.config import NumExperts, Size
 from axion.models.gated_delta_net import GatedDeltaNet, Projected
 from axion.models.hybrid import HybridForCausalLM
 from axion.models.moe import MoEConfig, MoEForCausalLM
 from axion.models.qwen3_next import GatedAttention, Qwen3NextBaseConfig, Qwen3NextMoE
-
-# How positions in time, height and width share a rope: a text's are all the same.
-_SECTIONS = ("mrope_section", "mrope_interleaved")
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    return text_config({"tie_word_embeddings": False} | config)
 
 
 @dataclass(kw_only=True)
 class Qwen3_5Config(Qwen3NextBaseConfig):  # noqa: N801
     num_key_value_heads: Size | None = 4
     attn_output_gate: Literal[True] = True
-
-    @classmethod
-    def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-        rope = config.get("rope_parameters")
-        if isinstance(rope, dict):
-            rope = {name: value for name, value in rope.items() if name not in _SECTIONS}
-        return super()._derive(config | {"rope_parameters": rope})
 
 
 class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
@@ -87,27 +72,3 @@ class Qwen3_5MoeForCausalLM(MoEForCausalLM, Qwen3_5ForCausalLM):  # noqa: N801
     config_cls = Qwen3_5MoeConfig
     moe_cls = Qwen3NextMoE
     config: Qwen3_5MoeConfig
-
-
-@dataclass(kw_only=True)
-class Qwen3_5SeeingConfig(Qwen3_5Config):  # noqa: N801
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Qwen3_5SeeingConfig:
-        return super().from_dict(_text_config(config))
-
-
-class Qwen3_5ForConditionalGeneration(Qwen3_5ForCausalLM):  # noqa: N801
-    architectures = ("Qwen3_5ForConditionalGeneration",)
-    config_cls = Qwen3_5SeeingConfig
-
-
-@dataclass(kw_only=True)
-class Qwen3_5MoeSeeingConfig(Qwen3_5MoeConfig):  # noqa: N801
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Qwen3_5MoeSeeingConfig:
-        return super().from_dict(_text_config(config))
-
-
-class Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeForCausalLM):  # noqa: N801
-    architectures = ("Qwen3_5MoeForConditionalGeneration",)
-    config_cls = Qwen3_5MoeSeeingConfig

@@ -10,13 +10,14 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import axion.models
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
-from axion.models.transformers_fallback import fallback_class
+from axion.models.seeing import SeeingForConditionalGeneration, text_part
+from axion.models.transformers_fallback import TransformersCausalLM, fallback_class
 
 ENTRY_POINT_GROUP = "axion.models"
 
@@ -46,32 +47,31 @@ def embedding_classes() -> dict[str, type[CausalLM] | type[Encoder]]:
     return headless | decoders | _classes(Encoder)
 
 
-def load_model_class(architectures: list[str], *, has_remote_code: bool = False) -> type[CausalLM]:
-    """The class of the first of `architectures` that writes text; where none has one of Axion's
-    own, transformers' class.
-
-    Args:
-        architectures: as in config.json.
-        has_remote_code: config.json has an `auto_map`, so the repository brings Python of its
-            own. It is never run; the message says so.
+def load_model_class(config: dict[str, Any]) -> type[CausalLM]:
+    """The class of the first architecture in config.json that writes text; where none has one of
+    Axion's own, transformers' class.
 
     Raises:
-        ModelLoadError: there is no class, and the message lists what there is; or its file is
-            broken.
+        ModelLoadError: there is no class, and the message lists what there is, and says that
+            Python in the repository (`auto_map`) is never run; or its file is broken.
     """
-    if model_classes().keys().isdisjoint(architectures):
-        for name in architectures:
+    if model_classes().keys().isdisjoint(config["architectures"]):
+        for name in config["architectures"]:
             _refuse_broken(name)
             if (cls := fallback_class(name)) is not None:
                 return cls
-    return _first(architectures, model_classes(), has_remote_code)
+    return _first(config, model_classes())
 
 
-def load_embedding_class(
-    architectures: list[str], *, has_remote_code: bool = False
-) -> type[CausalLM] | type[Encoder]:
-    """The same as `load_model_class`, for embeddings."""
-    return _first(architectures, embedding_classes(), has_remote_code)
+def load_embedding_class(config: dict[str, Any]) -> type[CausalLM] | type[Encoder]:
+    """The same as `load_model_class`, for embeddings, which transformers' classes do not make."""
+    cls = _first(config, embedding_classes())
+    if issubclass(cls, TransformersCausalLM):
+        raise ModelLoadError(
+            f"{cls.__name__[:80]} makes no embeddings with a text model that has no class of "
+            "Axion's own."
+        )
+    return cls
 
 
 class Scan(NamedTuple):
@@ -134,14 +134,16 @@ def _refuse_broken(architecture: str) -> None:
             )
 
 
-def _first(architectures: list[str], classes: dict[str, ClassT], has_remote_code: bool) -> ClassT:
+def _first(config: dict[str, Any], classes: dict[str, ClassT]) -> ClassT | type[CausalLM]:
+    architectures = config["architectures"]
     for name in architectures:
         if name in classes:
-            return classes[name]
+            is_part = classes[name] is SeeingForConditionalGeneration
+            return text_part(name, config, model_classes()) if is_part else classes[name]
         _refuse_broken(name)
     reason = (
         " The model brings its own Python code (auto_map), which Axion never runs."
-        if has_remote_code
+        if config.get("auto_map") is not None
         else ""
     )
     reason += "".join(

@@ -289,7 +289,7 @@ class TransformersCausalLM(CausalLM):
         """
         nn.Module.__init__(self)
         _register()
-        self.hf_config = _read_config(self.transformers_cls, config)
+        self.hf_config = read_config(self.transformers_cls.config_class, config)
         self.specs: list[KVCacheSpec] = []
         self.first_position = 0
         with self._refusing(), torch.device("meta"), torch.inference_mode():
@@ -568,10 +568,14 @@ def _verified() -> frozenset[str]:
     return frozenset(name for name, row in rows.items() if row["equal"])
 
 
-def _read_config(cls: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedConfig:
-    """Raises: ModelLoadError: config.json is not what the class takes."""
+def read_config(cls: type[PreTrainedConfig], config: dict[str, Any]) -> PreTrainedConfig:
+    """config.json, read by transformers' class for it.
+
+    Raises:
+        ModelLoadError: config.json is not what the class takes.
+    """
     try:
-        known = cls.config_class.from_dict(_the_models_own(config))
+        known = cls.from_dict(_the_models_own(config))
         num_layers = known.get_text_config().num_hidden_layers
     except Exception as error:  # of any of some two hundred classes
         reason = " ".join(str(error).split())[:300]

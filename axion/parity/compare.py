@@ -59,7 +59,7 @@ def _save_tiny(request: CompareRequest, folder: Path) -> None:
     else:
         architectures = load_config(Path(request.path))["architectures"]
         config = tiny.read_config(Path(request.path))
-    load_model_class(architectures or config.architectures)
+    load_model_class(config.to_dict() | {"architectures": architectures or config.architectures})
     model = tiny.build(tiny.shrink(config))
     model.save_pretrained(folder)
     if architectures is not None:  # by which Axion finds its class
@@ -130,7 +130,7 @@ def _load_reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def _structural_fault(reference: PreTrainedModel, config: dict[str, Any]) -> Fault | None:
     """The first module that only one of the two has, in the order of transformers'."""
-    model_class = load_model_class(config["architectures"])
+    model_class = load_model_class(config)
     with torch.device("meta"):
         model = model_class(model_class.config_cls.from_dict(config))
     own, theirs = checkpoint_names(model)[""], renamed_names(reference, model)

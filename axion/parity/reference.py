@@ -28,13 +28,18 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Gene
     logits: list[Tensor] = []
     token_ids: list[int] = []
     parameters = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {cache_name(model): new_cache(model)}
+    has_cache = cache_name(model) in parameters
+    inputs: dict[str, Any] = {}
+    if has_cache:
+        inputs = {cache_name(model): new_cache(model), "use_cache": True}
     input_ids, position = prompt, 0
     for _ in range(num_tokens):
+        if not has_cache:
+            input_ids, position = prompt + token_ids, 0
         end = position + len(input_ids)
         if "position_ids" in parameters:  # not all count what is cached
             inputs["position_ids"] = torch.arange(position, end)[None]
-        out = model(torch.tensor([input_ids]), use_cache=True, logits_to_keep=1, **inputs)
+        out = model(torch.tensor([input_ids]), logits_to_keep=1, **inputs)
         position = end
         logits.append(out.logits[0, -1])
         input_ids = [int(logits[-1].argmax())]

@@ -157,6 +157,17 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
+    if "mamba_d_head" in fields:  # times the number of heads it is the size of the whole
+        fields["mamba_d_head"] = _LIMITS["mamba_d_head"]
+    for name in (
+        "hybrid_layer_ids",
+        "attention_hidden_size",
+        "attention_head_dim",
+        "mamba_headdim",
+    ):
+        fields.pop(name, None)  # they follow from others
+    if "attn_layer_indices" in fields:
+        fields["attn_layer_indices"] = [1]
     num_layers = config.num_hidden_layers
     layers = _layers(config.to_dict(), num_layers)
     fields |= {

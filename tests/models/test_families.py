@@ -84,7 +84,6 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
 @pytest.mark.parametrize(
     ("architecture", "fields", "named"),
     [
-        ("FalconForCausalLM", {"alibi": True}, "alibi"),
         ("FalconForCausalLM", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
         (
             "FalconForCausalLM",

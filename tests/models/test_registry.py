@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,10 @@ from axion.models.registry import load_embedding_class, load_model_class
 
 class PluginForCausalLM(CausalLM):
     architectures = ("PluginForCausalLM", "LlamaForCausalLM")
+
+
+def model_class(*architectures: str, **fields: Any) -> type[CausalLM]:
+    return load_model_class({"architectures": [*architectures], **fields})
 
 
 @pytest.fixture(
@@ -43,47 +48,47 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_class_is_found_by_the_name_it_declares() -> None:
-    assert load_model_class(["LlamaForCausalLM"]) is LlamaForCausalLM
+    assert model_class("LlamaForCausalLM") is LlamaForCausalLM
 
 
 def test_the_first_known_architecture_is_taken() -> None:
-    assert load_model_class(["LlamaForReading", "LlamaForCausalLM"]) is LlamaForCausalLM
+    assert model_class("LlamaForReading", "LlamaForCausalLM") is LlamaForCausalLM
 
 
 def test_unknown_architecture_is_refused_with_what_there_is() -> None:
     with pytest.raises(ModelLoadError, match=r"FooForCausalLM.*LlamaForCausalLM") as caught:
-        load_model_class(["FooForCausalLM"])
+        model_class("FooForCausalLM")
     assert "auto_map" not in caught.value.message
 
 
 def test_remote_code_is_named_as_what_is_missing() -> None:
     with pytest.raises(ModelLoadError, match="auto_map"):
-        load_model_class(["FooForCausalLM"], has_remote_code=True)
+        model_class("FooForCausalLM", auto_map={})
 
 
 def test_a_known_architecture_with_remote_code_is_served_by_axion_s_own_class() -> None:
-    assert load_model_class(["LlamaForCausalLM"], has_remote_code=True) is LlamaForCausalLM
+    assert model_class("LlamaForCausalLM", auto_map={}) is LlamaForCausalLM
 
 
 @pytest.mark.usefixtures("plugin")
 def test_a_plugin_adds_architectures_and_replaces_none() -> None:
-    assert load_model_class(["PluginForCausalLM"]).__name__ == "PluginForCausalLM"
-    assert load_model_class(["LlamaForCausalLM"]) is LlamaForCausalLM
+    assert model_class("PluginForCausalLM").__name__ == "PluginForCausalLM"
+    assert model_class("LlamaForCausalLM") is LlamaForCausalLM
 
 
 @pytest.mark.usefixtures("broken_file")
 @pytest.mark.parametrize("load", [load_model_class, load_embedding_class])
 def test_a_file_with_a_fault_takes_only_its_own_architectures_along(
-    load: Callable[[list[str]], type], tmp_path: Path
+    load: Callable[[dict[str, Any]], type], tmp_path: Path
 ) -> None:
-    assert load(["LlamaForCausalLM"]) is LlamaForCausalLM
+    assert load({"architectures": ["LlamaForCausalLM"]}) is LlamaForCausalLM
     with pytest.raises(
         ModelLoadError, match=r"module axion.models.broken_file .*Error: "
     ) as caught:
-        load(["ArceeForReading"])
+        load({"architectures": ["ArceeForReading"]})
     assert str(tmp_path.parent.parent) not in caught.value.message
     with pytest.raises(ModelLoadError, match="FooForCausalLM is not supported"):
-        load(["FooForCausalLM"])
+        load({"architectures": ["FooForCausalLM"]})
 
 
 def test_a_plugin_with_a_fault_takes_no_other_model_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +96,8 @@ def test_a_plugin_with_a_fault_takes_no_other_model_along(monkeypatch: pytest.Mo
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]))
     registry.scan.cache_clear()
     try:
-        assert load_model_class(["LlamaForCausalLM"]) is LlamaForCausalLM
+        assert model_class("LlamaForCausalLM") is LlamaForCausalLM
         with pytest.raises(ModelLoadError, match=r"no_such_package .*ModuleNotFoundError"):
-            load_model_class(["FooForCausalLM"])
+            model_class("FooForCausalLM")
     finally:
         registry.scan.cache_clear()

@@ -31,7 +31,7 @@ NUM_TOKENS = 12
 PROMPTS = [[(31 * i * i + 7 * i + n) % 190 for i in range(n)] for n in (7, 41)]
 
 # It has no class of Axion's own.
-ARCHITECTURE = "HyperCLOVAXForCausalLM"
+ARCHITECTURE = "Jais2ForCausalLM"
 
 SHAPES = {
     "SeedOssForCausalLM": "grouped heads with biases",
@@ -41,7 +41,7 @@ SHAPES = {
     "Gemma3nForCausalLM": "layers that share keys and values",
     "DiffLlamaForCausalLM": "two calls of attention a layer",
     "YoutuForCausalLM": "latent attention",
-    "LlavaForConditionalGeneration": "the text part of a model that sees",
+    "PaliGemmaForConditionalGeneration": "the text part of a model that sees",
 }
 
 

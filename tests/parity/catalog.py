@@ -1,7 +1,9 @@
 """Which architectures Axion serves, measured: `python -m tests.parity.catalog` (some ten minutes).
 
 Each architecture of transformers that writes text, and each of Axion's own, is made small, saved
-with every parameter random, loaded, and compared with transformers. What comes out is written to
+with every parameter random, loaded, and compared with transformers. One that transformers has not
+is compared with the class of it that computes the same (`older_names.py`), and one that it cannot
+build here, for what it sees with, by its text model alone. What comes out is written to
 `axion/models/catalog.json`, from which the router knows what the fallback serves, and to
 `docs/models.md`.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 import typer
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -32,10 +35,12 @@ from transformers.models.auto.modeling_auto import (
 from axion.engine.loader import load_model
 from axion.errors import AxionError
 from axion.models.base import CausalLM
-from axion.models.registry import model_classes
-from axion.models.transformers_fallback import fallback_class
+from axion.models.registry import load_model_class, model_classes
+from axion.models.transformers_fallback import TransformersCausalLM
 from axion.parity import tiny
 from axion.parity.harness import Harness, Run, alone, chunked, mixed
+from tests.parity.checkpoints import store_inside
+from tests.parity.older_names import OLDER_NAMES, store_as
 
 ROOT = Path(__file__).parent.parent.parent
 CATALOG = ROOT / "axion" / "models" / "catalog.json"
@@ -56,6 +61,7 @@ _PER_LAYER = {**_TWO_SIZES, "hidden_size_per_layer_input": 16}
 _EXPERTS = {"n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _ENCODER_HEADS = {"decoder_attention_heads": 4, "encoder_attention_heads": 4}
 _CONVOLVED = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2}
+_LFM3 = {"layer_types": ["conv", "sliding_attention", "full_attention"], "num_hidden_layers": 3}
 _COMPASS = {
     "rope_parameters": {
         kind: {"rope_type": "default", "rope_theta": 10_000.0}
@@ -82,8 +88,12 @@ def _sections(*sections: int) -> dict[str, Any]:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "AXK1ForCausalLM": _LATENT,
-    "BambaForCausalLM": {"attn_layer_indices": [1]},
-    "FalconH1ForCausalLM": {"mamba_d_head": 16},
+    "BailingHybridForCausalLM": {
+        **{"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
+        **{"mlp_layer_types": ["dense", "sparse"], "num_key_value_heads": 4, "head_dim": 32},
+        **{"num_mtp_layers": 0, "num_expert_group": 3, "topk_group": 2, "num_local_experts": 6},
+        **{"linear_num_heads": 4, "linear_head_dim": 32},
+    },
     "BertGenerationDecoder": {"is_decoder": True},
     "BertLMHeadModel": _DECODER,
     "CamembertForCausalLM": _DECODER,
@@ -97,6 +107,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "DbrxForCausalLM": {
         "attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 0.5},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 6, "moe_top_k": 2},
+    },
+    "DeepseekOcr2ForConditionalGeneration": {
+        "text_config": {**_EXPERTS, "mlp_layer_types": ["dense", "sparse"]}
     },
     "DeepseekV2ForCausalLM": {**_LATENT, **_EXPERTS, "topk_method": "greedy"},
     "DeepseekV3ForCausalLM": _LATENT,
@@ -133,6 +146,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
     "GPTJForCausalLM": {"rotary_dim": 8},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "Granite4VisionForConditionalGeneration": {
+        "deepstack_layer_map": [[-1, 0]],
+        "downsample_rate": "1/2",
+    },
     "GraniteDoclingForConditionalGeneration": {"vision_config": {"out_hidden_size": 64}},
     "HrmTextForCausalLM": {
         "num_layers_per_stack": 1,
@@ -140,11 +157,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "head_dim": 16,
     },
     "HunYuanDenseV1ForCausalLM": _HEADS,
-    "HunYuanVLForConditionalGeneration": {"text_config": _HEADS},
+    "HunYuanVLForConditionalGeneration": {
+        "text_config": {
+            **_HEADS,
+            "rope_parameters": {
+                **{"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+            },
+        }
+    },
     "HunYuanMoEV1ForCausalLM": {**_HEADS, "num_experts": 6, "moe_topk": 2},
     "Lfm2ForCausalLM": _CONVOLVED,
     "Lfm2MoeForCausalLM": _CONVOLVED,
     "Lfm2VlForConditionalGeneration": {"text_config": _CONVOLVED},
+    "Lfm3ForCausalLM": _LFM3,
+    "Lfm3VlForConditionalGeneration": {"text_config": _LFM3},
     "Kimi_K25ForConditionalGeneration": {"text_config": _LATENT},
     "LongcatFlashForCausalLM": {
         **_LATENT,
@@ -183,6 +209,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "XLMRobertaXLForCausalLM": _DECODER,
     "XmodForCausalLM": {**_DECODER, "default_language": "en_XX"},
     "YoutuForCausalLM": _LATENT,
+    "Zamba2ForCausalLM": {
+        **{"layers_block_type": ["linear_attention", *["hybrid"] * 3], "num_hidden_layers": 4},
+        **{"hybrid_layer_ids": [1, 2, 3], "num_mem_blocks": 2, "use_mem_rope": True},
+        **{"adapter_rank": 8, "use_shared_attention_adapter": True, "mamba_d_state": 16},
+        **{"hidden_size": 32, "attention_hidden_size": 64, "attention_head_dim": 16},
+        **{"num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_headdim": 16},
+    },
 }
 
 
@@ -201,6 +234,7 @@ class Row(NamedTuple):
 
 
 TEXT = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+SEEING = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()) - TEXT
 _MODEL_TYPES = [
     *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items(),
     *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items(),
@@ -212,39 +246,55 @@ def architectures() -> list[str]:
 
 
 def small_config(architecture: str) -> PreTrainedConfig:
+    if (older := OLDER_NAMES.get(architecture)) is not None:
+        return tiny.shrink(tiny.base_config(older.sibling), **older.changes)
     return tiny.shrink(tiny.base_config(architecture), **CHANGES.get(architecture, {}))
 
 
 def measure(architecture: str) -> Row:
     is_native = architecture in model_classes()
+    if architecture not in OLDER_NAMES and not hasattr(transformers, architecture):
+        return Row("native", reason="transformers itself has no class that computes the same")
     try:
         config = small_config(architecture)
     except Exception as error:  # whatever transformers says of a configuration
         return _refusal(tiny.base_config(architecture)) or Row("untested", reason=_named(error))
     if (refused := _refusal(config)) and "Error: " not in refused.reason:
         return refused
+    inside = ""
     try:
-        reference = tiny.build(config)
+        try:
+            reference = tiny.build(config)
+        except ImportError:  # what it sees with is another package's; its text model is not
+            inside, config = architecture, config.get_text_config()
+            config.architectures = None
+            reference = tiny.build(config)
         reference(input_ids=torch.tensor([[5, 7, 11]]), use_cache=False)
     except Exception as error:  # of any class of transformers
         reason = f"transformers itself does not run it on text: {_named(error)}"
         return Row("native" if is_native else "untested", reason=reason)
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
+        if inside:
+            store_inside(inside, Path(folder))
+        if architecture in OLDER_NAMES:
+            store_as(architecture, Path(folder))
         try:
             model = load_model(Path(folder), device=torch.device("cpu"), dtype="float32")
         except AxionError as error:
             return _refused(error)
+        is_native = not isinstance(model, TransformersCausalLM)
         return Row("native" if is_native else "fallback", **_compare(model, reference))
 
 
 def _refusal(config: PreTrainedConfig) -> Row | None:
     """Why the fallback refuses it before its weights are read, if it does."""
-    [architecture] = config.architectures
-    if (cls := fallback_class(architecture)) is None or architecture in model_classes():
+    fields = json.loads(config.to_json_string(use_diff=False))
+    cls = load_model_class(fields)
+    if not issubclass(cls, TransformersCausalLM):
         return None
     try:
-        cls(json.loads(config.to_json_string(use_diff=False)))
+        cls(fields)
     except AxionError as error:
         return _refused(error)
     return None
@@ -339,8 +389,8 @@ def render(catalog: dict[str, Any]) -> str:
     """`docs/models.md`."""
     rows = {name: Row(**row) for name, row in catalog["architectures"].items()}
     served = {name: row for name, row in rows.items() if row.way in ("native", "fallback")}
-    text = {name: row for name, row in served.items() if name in TEXT}
-    also_seeing = {name: row for name, row in served.items() if name not in TEXT}
+    also_seeing = {name: row for name, row in served.items() if name in SEEING}
+    text = {name: row for name, row in served.items() if name not in SEEING}
     others = {name: row for name, row in rows.items() if name not in served}
     vllm = catalog["vllm"]
     return f"""# Models
@@ -350,8 +400,10 @@ page is written by `python -m tests.parity.catalog`. Of each architecture that t
 {catalog["transformers"]} has for generating text it makes a small model, with every parameter
 random, and compares {NUM_TOKENS} greedy tokens and their logits with transformers' eager attention
 without a cache, in float32, within {TOLERANCE} of 1 or of the largest logit: alone, in a mixed
-batch, and in chunks beside generation. Besides, [tests/parity](../tests/parity/) has a row for
-every field of a native architecture that changes what it computes.
+batch, and in chunks beside generation. Names that transformers has no class for, whose
+repositories bring Python, are compared with the class of it that computes the same. Besides,
+[tests/parity](../tests/parity/) has a row for every field of a native architecture that changes
+what it computes.
 
 - **native**: a class of Axion's own, one file in `axion/models/`.
 - **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
@@ -365,8 +417,8 @@ every field of a native architecture that changes what it computes.
 | generate text | {_count(text)} | {vllm["text"]} |
 | text of models that also see or hear | {_count(also_seeing)} | {vllm["multimodal"]}, with images |
 
-vLLM's are names in its registry, some of them several names of one class; it also tries classes of
-transformers that it does not list. The router gives Axion's own engine what is verified here;
+Both count names, some of them several names of one class. vLLM also tries classes of transformers
+that its registry does not list. The router gives Axion's own engine what is verified here;
 `axion.LLM` tries whatever transformers has, with a warning in the log.
 
 ## Limits of the fallback
@@ -378,13 +430,23 @@ transformers that it does not list. The router gives Axion's own engine what is 
   in `config.json`.
 - Custom code in a repository (`auto_map`) is never run.
 
+## Where a native class differs from transformers
+
+- Phi-3.5-MoE: beyond the original context its rope has the long factors, as in its authors' code
+  and in vLLM. transformers takes the short ones at every length.
+- Falcon with ALiBi: the bias is added once and not rounded. transformers rounds it to bfloat16, and
+  its eager attention adds it twice.
+- MPT: `alibi_bias_max` is honoured. transformers takes 8 whatever it says.
+
 ## Text
 
 {_table(text)}
 
 ## Text of models that also see or hear
 
-Images and sounds are refused; the weights that are for them are loaded and not used.
+Images and sounds are refused, with a 400. Natively, which class computes the text is found from
+`text_config`; where that names a model without a class of its own, transformers' class is taken for
+the whole. The weights for images and sounds are not read natively; the fallback loads them.
 
 {_table(also_seeing)}
 

@@ -35,6 +35,7 @@ class Case:
         beside: fields around `text_config`, of which `config` then is.
         inside: the architecture that the model is stored as the text part of, where transformers
             needs another package to build the whole.
+        attention: transformers' implementation to compare with.
     """
 
     architecture: str
@@ -42,6 +43,7 @@ class Case:
     neutral: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
     inside: str = ""
+    attention: str = "eager"
 
 
 def _llama(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
@@ -174,6 +176,10 @@ def _llama4(neutral: dict[str, Any] | None = None, *, inside: str = "", **config
 
 
 _PLAIN = {"rope_parameters": _PLAIN_ROPES}
+_LFM3 = {
+    **{"layer_types": ["conv", *_KINDS], "num_hidden_layers": 3, "head_dim": 24},
+    "sliding_window": WINDOW,
+}
 _SEEING = {
     "vision_config": {
         "hidden_size": 16,
@@ -430,7 +436,108 @@ def _ernie4_5_moe(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("Ernie4_5_MoeForCausalLM", {**experts, **config}, neutral or {})
 
 
+_SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_DEEPSEEK_OCR = {
+    "vision_config": {
+        "sam_config": {
+            **{**_SMALL, "mlp_dim": 16, "output_channels": 8, "downsample_channels": [8, 16]},
+            **{"image_size": 32, "patch_size": 4, "global_attn_indexes": [0], "window_size": 4},
+        },
+        "encoder_config": {**_SMALL, "intermediate_size": 16, "num_key_value_heads": 2},
+    }
+}
+_BAILING = {
+    **{"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 4},
+    **{"linear_num_heads": 3, "linear_head_dim": 32, "num_mtp_layers": 0, "kv_lora_rank": 16},
+    **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 20},
+    **{"num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    **{"first_k_dense_replace": 1, "n_group": 3, "topk_group": 2},
+}
+_ZAMBA2 = {
+    **{"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3},
+    **{"hidden_size": 16, "intermediate_size": 24, "num_key_value_heads": None},
+    **{"n_mamba_heads": 4, "mamba_d_state": 8, "adapter_rank": 4},
+    "time_step_min": 1e-30,  # transformers has it for prompts only
+}
+
+
+def _phimoe(neutral: dict[str, Any], **config: Any) -> Case:
+    return Case("PhimoeForCausalLM", {"num_local_experts": 4, **config}, neutral)
+
+
+def _exaone_moe(neutral: dict[str, Any], **config: Any) -> Case:
+    window = {"sliding_window": WINDOW, "sliding_window_pattern": 2, "first_k_dense_replace": 1}
+    return Case("ExaoneMoeForCausalLM", {**_EXPERTS, **window, **config}, neutral)
+
+
 CASES: dict[str, Case] = {
+    "bailing-hybrid": Case("BailingHybridForCausalLM", _BAILING, {"kda_lower_bound": -1.0}),
+    "bailing-hybrid-unbounded": Case(
+        "BailingHybridForCausalLM",
+        {
+            **_BAILING,
+            **{"kda_safe_gate": False, "short_conv_kernel_size": 3, "linear_conv_kernel_dim": 3},
+            **{"mlp_layer_types": ["sparse", "dense"], "norm_topk_prob": False},
+        },
+        {"kda_safe_gate": True},
+    ),
+    "deepseek-seeing": Case(
+        "DeepseekOcr2ForConditionalGeneration",
+        {
+            **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+            **{"n_shared_experts": 2, "mlp_layer_types": ["dense", "sparse"]},
+            **{"routed_scaling_factor": 1.7, "topk_method": "group_limited_greedy"},
+            **{"n_group": 3, "topk_group": 2},
+        },
+        {},
+        _DEEPSEEK_OCR,
+    ),
+    "exaone-moe": _exaone_moe({"sliding_window": WINDOW + 1}),
+    "exaone-moe-groups": _exaone_moe(
+        {"routed_scaling_factor": 1.0},
+        **{"n_group": 3, "topk_group": 2, "num_shared_experts": 2, "norm_topk_prob": False},
+        mlp_layer_types=["sparse", "dense"],
+    ),
+    "gpt-bigcode": Case("GPTBigCodeForCausalLM", {}, {"scale_attn_weights": False}),
+    "gpt-bigcode-all-heads": Case("GPTBigCodeForCausalLM", {"multi_query": False}),
+    "gpt-neox-japanese": Case(
+        "GPTNeoXJapaneseForCausalLM",
+        {"rope_parameters": _partial(0.5), "intermediate_multiple_size": 3, **_MHA},
+        {"rope_parameters": _partial(1.0)},
+    ),
+    "hyperclovax": Case(
+        "HyperCLOVAXForCausalLM",
+        {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 0.25},
+        {"logits_scaling": 1.0},
+    ),
+    "hyperclovax-pre-norm": _knob(
+        "HyperCLOVAXForCausalLM", "attention_multiplier", 0.5, 0.25, use_post_norm=False
+    ),
+    "openai-gpt": _knob("OpenAIGPTLMHeadModel", "afn", "gelu", "relu", **_MHA),
+    "phimoe": _phimoe({"router_jitter_noise": 0.0}, lm_head_bias=True, attention_bias=True),
+    "phimoe-window": _phimoe({"sliding_window": None}, sliding_window=WINDOW),
+    "phimoe-longrope": _phimoe(
+        {"rope_parameters": _partial(1.0)},
+        # transformers takes the short factors for sequences of every length.
+        rope_parameters={
+            **{"rope_type": "longrope", "rope_theta": 10_000.0},
+            **{"short_factor": _FACTORS, "long_factor": _FACTORS},
+            **{"short_mscale": 1.3, "long_mscale": 1.3},
+            "original_max_position_embeddings": ORIGINAL_LENGTH,
+        },
+    ),
+    "zamba2": Case("Zamba2ForCausalLM", _ZAMBA2),
+    "zamba2-adapters": Case(
+        "Zamba2ForCausalLM",
+        {
+            **_ZAMBA2,
+            **{"layers_block_type": ["hybrid"] * 3, "num_mem_blocks": 2, "mamba_ngroups": 2},
+            **{"num_attention_heads": 2},
+            **{"use_shared_attention_adapter": True, "use_mem_rope": True},
+            **{"add_bias_linear": True},
+        },
+        {"use_mem_rope": False},
+    ),
     "llama": _llama(),
     "llama-mha": _llama(num_key_value_heads=4),
     "llama-mqa": _llama(num_key_value_heads=1),
@@ -582,6 +689,12 @@ CASES: dict[str, Case] = {
         "GPTJForCausalLM", "layer_norm_epsilon", 0.1, 1e-5, rotary_dim=8, **_MHA
     ),
     "falcon": Case("FalconForCausalLM"),
+    "falcon-alibi": Case(
+        "FalconForCausalLM",
+        {"alibi": True, "bias": True, "multi_query": False},
+        {"alibi": False},
+        attention="sdpa",  # eager attention adds the bias twice
+    ),
     "falcon-mha": _knob("FalconForCausalLM", "multi_query", False, True),
     "falcon-bias": _knob("FalconForCausalLM", "bias", True, False),
     "falcon-sequential": _knob("FalconForCausalLM", "parallel_attn", False, True),
@@ -1194,6 +1307,17 @@ CASES: dict[str, Case] = {
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
         inside="Lfm2VlForConditionalGeneration",
     ),
+    "lfm3": Case("Lfm3ForCausalLM", _LFM3, {"sliding_window": WINDOW + 1}),
+    "lfm3-plain": Case(
+        "Lfm3ForCausalLM",
+        {
+            **_LFM3,
+            **_ropes(rope_theta=500.0),
+            **{"use_attention_gate": False, "use_sandwich_norm": False, "conv_bias": True},
+            **{"attention_bias": True, "conv_L_cache": 3, "tie_word_embeddings": False},
+        },
+        _PLAIN,
+    ),
     "lfm2-moe": Case(
         "Lfm2MoeForCausalLM",
         {
@@ -1305,21 +1429,32 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
     if row.beside:
         config = {"text_config": config, **row.beside}
     config_class = getattr(transformers, row.architecture).config_class
-    return build(config_class(**config, architectures=[row.architecture]))
+    model = build(config_class(**config, architectures=[row.architecture]))
+    model.config._attn_implementation = row.attention
+    return model
 
 
 def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save the row's model as a Hugging Face folder."""
     build_tiny(case).to(dtype).save_pretrained(path)
     if inside := CASES[case].inside:
-        text = json.loads((path / "config.json").read_text())
-        config = {"architectures": [inside], "text_config": text}
-        config["tie_word_embeddings"] = text["tie_word_embeddings"]
-        (path / "config.json").write_text(json.dumps(config))
-        tensors = load_file(path / "model.safetensors")
-        save_file(
-            {re.sub("^model", "model.language_model", name): t for name, t in tensors.items()}
-            | {"model.vision_tower.x": torch.zeros(1)},
-            path / "model.safetensors",
-        )
+        store_inside(inside, path)
     return path
+
+
+def store_inside(architecture: str, path: Path) -> None:
+    """Store the text model at `path` as the text part of another."""
+    text = json.loads((path / "config.json").read_text())
+    config = {
+        "architectures": [architecture],
+        "model_type": getattr(transformers, architecture).config_class.model_type,
+        "text_config": text,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(path / "model.safetensors")
+    save_file(
+        {re.sub("^model", "model.language_model", name): t for name, t in tensors.items()}
+        | {"model.vision_tower.x": torch.zeros(1)},
+        path / "model.safetensors",
+    )

@@ -101,7 +101,7 @@ def replace_class(monkeypatch: pytest.MonkeyPatch, cls: Callable[[], type[Causal
     ("model", "words"),
     [
         ("nonesuch", "no architecture"),
-        ("zamba2", "not supported|No small configuration|does not suit"),
+        ("xlnet", "not supported|No small configuration|does not suit"),
     ],
 )
 def test_what_cannot_be_compared_says_why(model: str, words: str) -> None:

@@ -13,16 +13,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
 from axion.models.registry import model_classes
+from axion.models.seeing import SeeingForConditionalGeneration
 
 MODEL_TYPES = {
     name: model_type
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
-    if name in model_classes()
+    if name in model_classes().keys() - {*SeeingForConditionalGeneration.architectures}
 }
 # transformers' own defaults of these describe no model: a number of experts is None.
 WITHOUT_DEFAULTS = {"DeepseekV2ForCausalLM", "Dots1ForCausalLM"}
 # Read by no layer of latent attention; what `expand` says, too.
 UNUSED = {
+    # It is head_dim, which is written as something else.
+    "BailingHybridForCausalLM": {"linear_head_dim"},
     "DeepseekV3ForCausalLM": {"head_dim"},
     "KimiLinearForCausalLM": {"head_dim"},
     "MambaForCausalLM": {"intermediate_size"},
