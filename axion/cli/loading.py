@@ -70,7 +70,7 @@ def routing_policy(settings: Settings) -> RoutingPolicy:
 
 def create_backend(show: Show) -> InferenceBackend:
     """The native engine, reporting how far its model is loaded."""
-    from axion.backends.native import NativeBackend
+    from axion.backends.native.backend import NativeBackend
 
     return NativeBackend.from_settings(load_settings(), partial(show, "Loading weights"))
 

@@ -152,7 +152,8 @@ class Metrics:
         )
         self._failovers = Counter(
             "axion_failovers",
-            "Requests that an engine failed on, before its answer or in the middle of it",
+            "Requests that an engine failed on or was too busy for, before its answer or in the"
+            " middle of it",
             ["model", "engine", "when"],
             registry=self.registry,
         )
