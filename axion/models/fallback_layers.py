@@ -44,13 +44,17 @@ _SHOWN = 3
 
 
 class Absent(nn.Module):
-    """In a layer's place while transformers loads the others: there is nothing to initialise."""
+    """In a layer's place while transformers loads the others: there is nothing to initialise, in it
+    or in its parameters."""
 
     _is_hf_initialized = True
-    bias = None
 
     @property
     def weight(self) -> Absent:
+        return self
+
+    @property
+    def bias(self) -> Absent:
         return self
 
 
@@ -126,8 +130,10 @@ def remove(model: nn.Module, paths: tuple[str, ...]) -> None:
     """Take the layers out of a model, so that `Absent` is in their place."""
     for path in paths:
         parent, _, name = path.rpartition(".")
-        delattr(model.get_submodule(parent), name)
-        model.get_submodule(parent).add_module(name, Absent())
+        module = model.get_submodule(parent)
+        if name in module._parameters:
+            delattr(module, name)
+        setattr(module, name, Absent())  # where a module was, so that their order stays
 
 
 class _Names:

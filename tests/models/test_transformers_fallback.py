@@ -257,14 +257,6 @@ def test_progress_ends_at_the_total_and_the_number_format_is_as_asked(small: Pat
     assert [run.output for run in chunked(Harness(model), PROMPTS, 3)]
 
 
-def test_quantized_weights_are_refused(small: Path) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be quantized"):
-        load_model(small, device=CPU, quantization="int8")
-    change_config(small, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
-    with pytest.raises(ModelLoadError, match="cannot be quantized"):
-        load(small)
-
-
 def test_config_json_cannot_name_code_to_compute_with(small: Path) -> None:
     change_config(
         small,
