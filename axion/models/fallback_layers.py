@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,17 +113,20 @@ def own_layers(
             for tensor in (tensor for one in found.values() for tensor in one.values()):
                 prefix, suffix = _split(tensor.name)
                 left.setdefault(prefix, {})[suffix] = tensor
-    ignored = [re.compile(pattern) for pattern in method.ignored_tensors]
+    beside = _matching(rest := _Rest(names, method, dtype).tensors(left), method.read_beside)
+    skipped = beside | _matching(rest, method.ignored_tensors)
     return OwnLayers(
         modules=_tree(layers),
         paths=tuple(layers),
-        stored={name: tensor for parts in stored.values() for name, tensor in parts.items()},
-        rest={
-            name: tensor
-            for name, tensor in _Rest(names, method, dtype).tensors(left).items()
-            if not any(pattern.fullmatch(name) for pattern in ignored)
-        },
+        stored={name: tensor for parts in stored.values() for name, tensor in parts.items()}
+        | {names.find(name)[0]: rest[name] for name in beside},
+        rest={name: tensor for name, tensor in rest.items() if name not in skipped},
     )
+
+
+def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
+    compiled = [re.compile(pattern) for pattern in patterns]
+    return {name for name in names if any(pattern.fullmatch(name) for pattern in compiled)}
 
 
 def remove(model: nn.Module, paths: tuple[str, ...]) -> None:

@@ -369,10 +369,12 @@ class QuantizationMethod:
     Attributes:
         quant_methods: what config.json calls the method.
         ignored_tensors: patterns of tensors that such checkpoints hold and nobody reads.
+        read_beside: patterns of those that `prepare` takes, which are no layer's.
     """
 
     quant_methods: ClassVar[tuple[str, ...]] = ()
     ignored_tensors: ClassVar[tuple[str, ...]] = ()
+    read_beside: ClassVar[tuple[str, ...]] = ()
     name = ""
 
     @classmethod
