@@ -117,7 +117,7 @@ def test_modelopt_says_in_a_file_of_its_own_how_it_quantized(tmp_path: Path) -> 
 
 
 def test_other_algorithms_are_refused_by_name() -> None:
-    with pytest.raises(ModelLoadError, match="modelopt.* by W4A8_AWQ"):
+    with pytest.raises(ModelLoadError, match=r"modelopt.* by W4A8_AWQ"):
         ModelOpt({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"})
 
 
