@@ -57,6 +57,28 @@ def four_bits(stored: Tensor, kind: TensorType) -> tuple[Tensor, Tensor, Tensor]
     return codes, scale, zero
 
 
+def eight_bits(stored: Tensor, kind: TensorType, group_size: int) -> tuple[Tensor, Tensor]:
+    """A weight's rows as `code * scale`.
+
+    Of Q8_0 these are its own. Others are rounded to 127 steps either way from 0, with scales that
+    are bfloat16 already.
+
+    Args:
+        group_size: numbers that share a scale; 32 of Q8_0.
+
+    Returns:
+        Codes `[rows, columns]`, int8, and scales `[rows, columns / group_size]`, float32.
+    """
+    if kind.name == "Q8_0":
+        blocks = stored.reshape(-1, kind.num_bytes)
+        codes, scale = blocks[:, 2:].view(torch.int8), _half(blocks, 0)
+    else:
+        groups = dequantize(stored, kind).unflatten(-1, (-1, group_size))
+        scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp_(min=1e-30).bfloat16().float()
+        codes = (groups / scale).round_().clamp_(-127, 127).to(torch.int8)
+    return codes.reshape(len(stored), -1), scale.reshape(len(stored), -1)
+
+
 def _half(blocks: Tensor, at: int) -> Tensor:
     """The float16 at this byte of each block, `[n, 1]` float32."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
