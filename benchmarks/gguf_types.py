@@ -1,6 +1,6 @@
 """How long a product with a weight of each GGUF type takes on a processor, beside a plain one.
 
-    python benchmarks/gguf_types.py
+    python benchmarks/gguf_types.py [--compact]
 
 Weights are 4,096 x 4,096 in bfloat16. Each round times every type once, and the best of all rounds
 counts, so that what else the machine does falls on all of them.
@@ -19,24 +19,26 @@ from axion.quantization.gguf import BLOCK_TYPES, BlockFormat
 SIZE = 4096
 
 
-def kernels() -> dict[str, Kernel]:
+def kernels(*, is_compact: bool) -> dict[str, Kernel]:
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Kernel] = {"plain": DenseKernel(torch.randn(SIZE, SIZE).bfloat16())}
     for name, kind in BLOCK_TYPES.items():
         shape = (SIZE, SIZE // kind.block_size * kind.num_bytes)
         blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        found[name] = BlockFormat(kind).kernel({"weight": blocks}, torch.bfloat16)
+        found[name] = BlockFormat(kind, 4 if is_compact else 8).kernel(
+            {"weight": blocks}, torch.bfloat16
+        )
     return found
 
 
-def main(rows: list[int] = [1, 8, 256], rounds: int = 8, types: str = "") -> None:  # noqa: B006
-    """Print milliseconds, and their ratio to the plain product's."""
-    chosen = {
-        name: kernel
-        for name, kernel in kernels().items()
-        if not types or name in ("plain", *types.split(","))
-    }
-    for num_rows in rows:
+def main(rounds: int = 8, compact: bool = False) -> None:
+    """Print milliseconds, and their ratio to the plain product's.
+
+    Args:
+        compact: as where there is not plenty of memory.
+    """
+    chosen = kernels(is_compact=compact)
+    for num_rows in (1, 8, 256):
         x = torch.randn(num_rows, SIZE).bfloat16()
         best = dict.fromkeys(chosen, float("inf"))
         with torch.inference_mode():

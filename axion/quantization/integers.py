@@ -183,7 +183,7 @@ class AtenInt4Kernel(RowKernel, EmbeddingKernel):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
-        if self.is_many(x):
+        if self.is_better_dequantized(x, _ATEN_MAX_ROWS):
             return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, self.in_features).contiguous(),
@@ -193,10 +193,9 @@ class AtenInt4Kernel(RowKernel, EmbeddingKernel):
         )
         return out.view(*x.shape[:-1], self.out_features)
 
-    def is_many(self, x: Tensor) -> bool:
-        """Whether to dequantize for these inputs."""
-        is_long = x.numel() > _ATEN_MAX_ROWS * x.shape[-1]
-        return is_long and reads_packed_rows(self.out_features)
+    def is_better_dequantized(self, x: Tensor, max_rows: int) -> bool:
+        """Whether these are more inputs than `max_rows`, and the layout can be read."""
+        return x.numel() > max_rows * x.shape[-1] and reads_packed_rows(self.out_features)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """Rows of the weight, whose columns are in the order of its groups."""
@@ -241,7 +240,7 @@ class AtenInt8Kernel(RowKernel, EmbeddingKernel):
         self.halves = AtenInt4Kernel(packed, scales_and_zeros)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.halves.is_many(x):
+        if self.halves.is_better_dequantized(x, _ATEN_MAX_ROWS // 2):
             return super().forward(x)
         return self.halves(torch.cat([x, x], dim=-1))
 
