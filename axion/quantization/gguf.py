@@ -37,9 +37,9 @@ _PIECE = {"cpu": 2**20, "cuda": 2**24}
 _INT4_GROUPS = {"Q4_0": 32, "Q4_1": 32, "Q4_K": 32}
 # What it takes as two times four bits, which is more memory than the blocks. Those of Q8_0 are that
 # already; others are rounded, in groups of this size to a third of Q6_K's steps.
-_INT8_GROUPS = {"Q8_0": 32} | dict.fromkeys(
-    ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"), 128
-)
+_INT8_GROUPS = {
+    name: 32 if name == "Q8_0" else 128 for name in BLOCK_TYPES.keys() - _INT4_GROUPS.keys()
+}
 
 
 class BlockKernel(EmbeddingKernel):

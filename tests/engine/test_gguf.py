@@ -308,12 +308,12 @@ def test_wrong_shapes_are_refused_before_anything_is_read(
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=Type.IQ2_XXS)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 36), np.uint8), raw_dtype=Type.NVFP4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as IQ2_XXS"):
+    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as NVFP4"):
         load(tmp_path / "m.gguf")
 
 

@@ -34,7 +34,8 @@ ROWS, COLUMNS = 192, 512
 # Of each block, where its float16 numbers are.
 HALVES = {
     **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)},
-    **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},
+    **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
+    **{"IQ1_M": (), "MXFP4": ()},
 }
 
 
@@ -44,7 +45,11 @@ def random_weight(kind: TensorType) -> torch.Tensor:
     blocks = random.integers(0, 256, size=shape, dtype=np.uint8)
     if kind.name == "MXFP4":
         blocks[..., 0] = 120 + blocks[..., 0] % 8
-    for at in HALVES.get(kind.name, (0,)) if kind.name != "MXFP4" else ():
+    if kind.name == "IQ1_M":  # 2**-10, in the last bits of four words
+        blocks[..., 49::2] &= 15
+        blocks[..., 53] |= 0x40
+        blocks[..., 55] |= 0x10
+    for at in HALVES.get(kind.name, (0,)):
         scales = random.uniform(0.0005, 0.001, size=shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
     return torch.from_numpy(blocks.reshape(ROWS, -1))
