@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from axion.errors import ModelLoadError
 from axion.layers.activation import Activation, apply_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
-_ALIGNMENT = 8
+ALIGNMENT = 8
 
 
 class Router(nn.Module):
@@ -147,10 +148,10 @@ class ExpertLinear(nn.Module):
         self, num_experts: int, in_features: int, shards: dict[str, int], *, bias: bool = False
     ) -> None:
         super().__init__()
-        if in_features % _ALIGNMENT:
+        if in_features % ALIGNMENT:
             raise ModelLoadError(
                 f"The model's experts have an input of {in_features} features, which must be a "
-                f"multiple of {_ALIGNMENT}."
+                f"multiple of {ALIGNMENT}."
             )
         self.num_experts, self.in_features, self.shards = num_experts, in_features, shards
         self.out_features = out_features = sum(shards.values())
@@ -190,11 +191,37 @@ class TransposedExpertLinear(ExpertLinear):
         return views | {"weight": views["weight"].transpose(1, 2)}
 
 
-class Experts(nn.Module):
-    """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few.
+def pass_experts(
+    hidden_states: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    num_experts: int,
+    network: Callable[[Tensor, Groups], Tensor],
+) -> Tensor:
+    """The experts' outputs for each token, weighted and summed.
 
     Tokens are sorted by expert, so that each expert's weights are read once.
+
+    Args:
+        hidden_states: `[num_tokens, hidden_size]`.
+        weights, indices: the chosen experts, `[num_tokens, top_k]` each.
+        network: computes the rows of all experts.
+
+    Returns:
+        `[num_tokens, hidden_size]`.
     """
+    experts, order = indices.flatten().sort(stable=True)
+    all_experts = torch.arange(num_experts, device=experts.device)
+    ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
+    x = network(hidden_states[order // indices.shape[1]], Groups(experts, ends))
+    out = torch.empty_like(x)
+    out[order] = x
+    out = out.unflatten(0, indices.shape)
+    return (weights[:, None].to(out.dtype) @ out).squeeze(1)
+
+
+class Experts(nn.Module):
+    """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few."""
 
     def __init__(
         self, num_experts: int, hidden_size: int, intermediate_size: int, activation: Activation
@@ -218,16 +245,12 @@ class Experts(nn.Module):
         Returns:
             `[num_tokens, hidden_size]`.
         """
-        experts, order = indices.flatten().sort(stable=True)
-        all_experts = torch.arange(self.gate_up_proj.num_experts, device=experts.device)
-        ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
-        groups = Groups(experts, ends)
-        x = self.gate_up_proj(hidden_states[order // indices.shape[1]], groups)
-        x = self.down_proj(self.activate(x), groups)
-        out = torch.empty_like(x)
-        out[order] = x
-        out = out.unflatten(0, indices.shape)
-        return (weights[:, None].to(out.dtype) @ out).squeeze(1)
+        return pass_experts(
+            hidden_states, weights, indices, self.gate_up_proj.num_experts, self._network
+        )
+
+    def _network(self, x: Tensor, groups: Groups) -> Tensor:
+        return self.down_proj(self.activate(self.gate_up_proj(x, groups)), groups)
 
     def activate(self, gate_up: Tensor) -> Tensor:
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""

@@ -23,10 +23,11 @@ from axion.quantization.base import (
 )
 from axion.quantization.rows import RowKernel, look_up, pair_table
 
-_BLOCK = 32
+BLOCK = 32
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 _NUMBERS = torch.tensor(_POSITIVE + [-number for number in _POSITIVE])
-_TABLE = pair_table(_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16))
+E2M1_PAIRS = pair_table(_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16))
+"""For `look_up`: the two numbers of a byte, that of its low half first."""
 
 
 class Mxfp4Kernel(RowKernel):
@@ -38,10 +39,10 @@ class Mxfp4Kernel(RowKernel):
     """
 
     def __init__(self, blocks: Tensor, scales: Tensor) -> None:
-        super().__init__(scales.shape[1] * _BLOCK, len(scales))
+        super().__init__(scales.shape[1] * BLOCK, len(scales))
         self.blocks = nn.Parameter(blocks.clone(), requires_grad=False)
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
-        self.register_buffer("table", _TABLE.to(blocks.device), persistent=False)
+        self.register_buffer("table", E2M1_PAIRS.to(blocks.device), persistent=False)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         numbers = look_up(self.table, self.blocks[start:end])
@@ -52,9 +53,9 @@ class Mxfp4Kernel(RowKernel):
 @dataclass(frozen=True)
 class Mxfp4Format(WeightFormat):
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        num_blocks = in_features // _BLOCK
+        num_blocks = in_features // BLOCK
         return {
-            "blocks": Expected((out_features, num_blocks, _BLOCK // 2), ("U8",)),
+            "blocks": Expected((out_features, num_blocks, BLOCK // 2), ("U8",)),
             "scales": Expected((out_features, num_blocks), ("U8",)),
         }
 
@@ -70,8 +71,8 @@ class Mxfp4Method(StoredQuantized):
     ) -> WeightFormat | None:
         if "blocks" not in tensors:
             return None
-        if in_features % _BLOCK:
+        if in_features % BLOCK:
             raise ModelLoadError(
-                f"{name} has {in_features} inputs, which MXFP4 cannot pack in blocks of {_BLOCK}."
+                f"{name} has {in_features} inputs, which MXFP4 cannot pack in blocks of {BLOCK}."
             )
         return Mxfp4Format()

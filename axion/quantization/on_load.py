@@ -70,8 +70,7 @@ class OnLoad(QuantizationMethod):
         }
         if not self._layers:
             raise ModelLoadError(
-                f"QUANTIZATION={self.name} finds no layer to quantize in {type(model).__name__}. "
-                "Unset it."
+                f"QUANTIZATION={self.name} finds no layer to quantize in the model. Unset it."
             )
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
