@@ -14,7 +14,7 @@ from axion.layers.activation import get_activation
 from axion.layers.context import ForwardContext
 from axion.layers.hyper_connections import StreamReader
 from axion.layers.linear import Linear
-from axion.layers.moe import Experts
+from axion.layers.moe import ClampedExperts, Experts
 from axion.layers.rotary import Length, Positive, apply_rotary
 from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.hyper_connections import HyperDecoder, HyperDecoderLayer, StreamsConfig
@@ -104,24 +104,15 @@ class HYV4DecoderLayer(HyperDecoderLayer):
         return HYV4HyperConnection(config)
 
 
-class HYV4Experts(Experts):
-    def __init__(self, config: HYV4Config) -> None:
-        super().__init__(
+class HYV4MoE(SharedMoE):
+    def build_experts(self, config: HYV4Config) -> Experts:  # type: ignore[override]
+        return ClampedExperts(
             config.num_experts,
             config.hidden_size,
             config.moe_intermediate_size,
             get_activation("silu"),
+            limit=config.swiglu_limit,
         )
-        self.limit = config.swiglu_limit
-
-    def activate(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.activation(gate.clamp(max=self.limit)) * up.clamp(-self.limit, self.limit)
-
-
-class HYV4MoE(SharedMoE):
-    def build_experts(self, config: HYV4Config) -> Experts:  # type: ignore[override]
-        return HYV4Experts(config)
 
 
 class HYV4ForCausalLM(SparseMLAForCausalLM):
