@@ -14,7 +14,7 @@ from axion.layers.context import ForwardContext, KVCache
 
 def choose_tokens(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     weights: Tensor,
     cache: KVCache,
     context: ForwardContext,
@@ -23,28 +23,30 @@ def choose_tokens(
 ) -> Tensor | None:
     """Store the step's index keys, then find for each token those of its sequence that score best.
 
-    A token's score is the weighted sum over heads of `relu(q @ k)`, in float32.
+    Where the cache has one key for several tokens, its entries are scored and chosen in their
+    place; a token sees those whose last token is not behind it. A score is the weighted sum over
+    heads of `relu(q @ k)`, in float32.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`.
-        k: `[num_tokens, head_dim]`, one for all heads.
+        k: `[num_tokens, head_dim]`, one for all heads; None: they are stored.
         weights: `[num_tokens, num_heads]`, float32.
         cache: of the index keys: one head of them, without values.
         num_chosen: so many tokens at most.
 
     Returns:
-        Positions in each token's sequence, `[num_tokens, num_chosen]` int64, as `paged_attention`
-        takes them; None where no sequence has more tokens than are chosen, so that all are.
+        Positions in each token's sequence, or of entries, `[num_tokens, num_chosen]` int64, as
+        `paged_attention` takes them; None where no sequence has more than are chosen, so that all
+        are.
     """
-    keys = cache.keys
-    keys.store(context.slot_mapping[cache.group], k[:, None])
-    if max(context.context_lens_list) <= num_chosen:
+    keys, stride = cache.keys, cache.stride
+    if k is not None:
+        keys.store(context.slot_mapping[cache.group], k[:, None])
+    if max(context.context_lens_list) // stride <= num_chosen:
         return None
     max_scores = MAX_SCORES // q.shape[1]
-    groups = context.once(
-        (attention_groups, cache.group, None, None, max_scores),
-        partial(attention_groups, kv_group=cache.group, max_scores=max_scores),
-    )
+    build = partial(attention_groups, kv_group=cache.group, max_scores=max_scores, stride=stride)
+    groups = context.once((choose_tokens, cache.group, max_scores, stride), build)
     chosen = q.new_full((len(q), num_chosen), -1, dtype=torch.int64)
     for group in groups:
         rows = slice(None) if group.rows is None else group.rows
