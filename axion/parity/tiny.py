@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from axion.errors import ModelLoadError, ModelNotFoundError
@@ -55,6 +56,8 @@ _LIMITS: dict[str, int] = {
     **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
     **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
+    **{"linear_num_heads": 3, "linear_head_dim": 32},
+    **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 20},
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
     **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
@@ -67,7 +70,8 @@ def base_config(name: str) -> PreTrainedConfig:
     Raises:
         ModelNotFoundError: transformers has neither.
     """
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name, name)
+    by_type = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architecture = by_type.get(name, name)
     config_class = getattr(getattr(transformers, architecture, None), "config_class", None)
     if config_class is None:
         raise ModelNotFoundError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
 from axion.models.registry import model_classes
 
+GLM5_NEXT = "Glm5NextForConditionalGeneration"
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -19,6 +21,7 @@ SIZES = {
     "num_attention_heads": 4,
 }
 GPT_SIZES = {"vocab_size": 100, "n_embd": 64, "n_layer": 2, "n_head": 4}
+_KV_HEADS = {"num_key_value_heads": 4}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
@@ -96,6 +99,22 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
         ("GPTJForCausalLM", {"rotary_dim": None}, "rotary_dim"),
         ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention"),
         ("OlmoForCausalLM", {"clip_qkv": "8"}, "clip_qkv"),
+        (GLM5_NEXT, {"index_kpool_always_select_tail": False}, "index_kpool_always_select_tail"),
+        (
+            GLM5_NEXT,
+            _KV_HEADS | {"index_topk": 100},
+            r"index_topk \(100\) must be a multiple of index_kpool",
+        ),
+        (GLM5_NEXT, {"qk_rope_head_dim": 8}, "qk_rope_head_dim"),
+        (GLM5_NEXT, {"layer_types": 2 * ["sliding_attention"]}, "layer_types"),
+        (GLM5_NEXT, {"layer_types": None, "linear_attn_config": {"rank": 8}}, "linear_attn_config"),
+        (
+            GLM5_NEXT,
+            _KV_HEADS
+            | {"indexer_types": ["shared", "full"], "layer_types": ["full_attention"] * 2},
+            "indexer_types",
+        ),
+        (GLM5_NEXT, {"swiglu_limit": 0}, "swiglu_limit"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -103,3 +122,40 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelLoadError, match=named):
         read(architecture, SIZES | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"linear_lower_bound": None},
+        {"linear_attn_config": {"head_dim": 32, "num_heads": 3, "short_conv_kernel_size": 3}},
+        {"linear_attn_config": {"gate_lower_bound": -2.0}},
+        {"linear_attn_config": {"gate_lower_bound": None}},
+        {"linear_attn_config": {"gate_lower_bound": None, "safe_gate": False}},
+        {"linear_attn_config": {"safe_gate": True}, "linear_lower_bound": None},
+        {"layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"]},
+        {"index_topk_pattern": "SFSF", "layer_types": 2 * ["linear_attention", "full_attention"]},
+        {"index_topk_freq": 4, "index_skip_topk_offset": 4},
+    ],
+)
+def test_glm_5_next_reads_what_checkpoints_may_write(fields: dict[str, Any]) -> None:
+    fields = SIZES | {"num_hidden_layers": 4, "num_key_value_heads": 4} | fields
+    config_class = getattr(transformers, GLM5_NEXT).config_class
+    expected = config_class.from_dict({"text_config": copy.deepcopy(fields)}).text_config
+
+    inside = read(GLM5_NEXT, {"text_config": copy.deepcopy(fields), "vision_config": {}})
+    beside = read(GLM5_NEXT, fields | {"vision_config": {}, "image_token_id": 5})
+
+    assert inside == beside
+    for ours, theirs in {
+        "linear_key_head_dim": "linear_head_dim",
+        "linear_num_value_heads": "linear_num_heads",
+        **{
+            name: name
+            for name in (
+                *("linear_conv_kernel_dim", "linear_lower_bound", "layer_types"),
+                *("indexer_types", "mlp_layer_types"),
+            )
+        },
+    }.items():
+        assert getattr(inside, ours) == getattr(expected, theirs), theirs
