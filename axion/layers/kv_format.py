@@ -128,6 +128,17 @@ class KVEntries(NamedTuple):
             entries = self.format.load(entries)
         return entries if self.num_pieces == 1 else entries.transpose(-3, -2).flatten(-2)
 
+    def gather_by_head(self, slots: Tensor) -> Tensor:
+        """`[batch, length, num_kv_heads, head_dim]`, each head at slots of its own; not of entries
+        in pieces.
+
+        Args:
+            slots: `[batch, num_kv_heads, length]`.
+        """
+        heads = torch.arange(self.num_heads, device=slots.device)[:, None]
+        entries = self.stored[slots, heads].transpose(1, 2)
+        return entries if self.format is None else self.format.load(entries)
+
     def _slots_of_pieces(self, slots: Tensor) -> Tensor:
         """`[..., num_pieces]`, each in the same block as its entry."""
         first = slots // self.num_pieces * self.num_pieces

@@ -58,6 +58,7 @@ _LIMITS: dict[str, int] = {
     **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
     **{"linear_num_heads": 3, "linear_head_dim": 32},
     **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 20},
+    **{"index_block_size": 4, "index_topk_blocks": 3, "dense_intermediate_size": 80},
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
     **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
@@ -154,6 +155,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         fields |= {own["num_key_value_heads"]: kv_heads and 4}
     elif kv_heads == 1:
         fields |= {own["num_key_value_heads"]: 1}
+    if kv_heads != heads and fields.get("index_n_heads") == kv_heads:  # each for one of those
+        fields["index_n_heads"] = fields[own["num_key_value_heads"]]
     if head_dim is not None:
         fields["head_dim"] = 16 if not heads or head_dim * heads == hidden_size else 24
         if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that

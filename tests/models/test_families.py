@@ -21,6 +21,8 @@ SIZES = {
     "num_attention_heads": 4,
 }
 GPT_SIZES = {"vocab_size": 100, "n_embd": 64, "n_layer": 2, "n_head": 4}
+MINIMAX_M3 = "MiniMaxM3VLForCausalLM"
+_SPARSE = {"layer_types": 2 * ["minimax_m3_sparse"]}
 _KV_HEADS = {"num_key_value_heads": 4}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
@@ -115,6 +117,11 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
             "indexer_types",
         ),
         (GLM5_NEXT, {"swiglu_limit": 0}, "swiglu_limit"),
+        (MINIMAX_M3, _SPARSE | {"index_n_heads": 3}, r"index_n_heads \(3\) must divide"),
+        (MINIMAX_M3, _SPARSE | {"index_local_blocks": 17}, "index_local_blocks"),
+        (MINIMAX_M3, _SPARSE | {"index_head_dim": 64}, "index_head_dim"),
+        (MINIMAX_M3, {"layer_types": ["minimax_m3_sparse"]}, "layer_types"),
+        (MINIMAX_M3, {"sparse_attention_config": 5}, "sparse_attention_config"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -159,3 +166,28 @@ def test_glm_5_next_reads_what_checkpoints_may_write(fields: dict[str, Any]) -> 
         },
     }.items():
         assert getattr(inside, ours) == getattr(expected, theirs), theirs
+
+
+def test_minimax_m3_reads_what_checkpoints_write() -> None:
+    fields = SIZES | {
+        "hidden_act": "swigluoai",
+        "sparse_attention_config": {
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 96,
+            "sparse_block_size": 64,
+            "sparse_topk_blocks": 8,
+            "sparse_local_block": 2,
+            "sparse_attention_freq": [0, 1],
+        },
+        "moe_layer_freq": [0, 1],
+        "partial_rotary_factor": 0.5,
+    }
+    expected = getattr(transformers, MINIMAX_M3).config_class.from_dict(copy.deepcopy(fields))
+
+    config = read(MINIMAX_M3, fields)
+
+    for name in (
+        *("index_n_heads", "index_head_dim", "index_block_size", "index_topk_blocks"),
+        *("index_local_blocks", "layer_types", "mlp_layer_types", "hidden_act"),
+    ):
+        assert getattr(config, name) == getattr(expected, name), name

@@ -288,10 +288,24 @@ def _glm5_next(neutral: dict[str, Any], **config: Any) -> Case:
     )
 
 
+def _minimax_m3(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"layer_types": ["minimax_m3_sparse"] * 2, "mlp_layer_types": ["dense", "sparse"]},
+        **{"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32},
+        **{"dense_intermediate_size": 80, "shared_intermediate_size": 48, "head_dim": 24},
+        **{"index_n_heads": 2, "index_head_dim": 20, "index_block_size": 5},
+        **{"index_topk_blocks": 3, "index_local_blocks": 1},
+        "rope_parameters": {
+            **{"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        },
+    }
+    return Case("MiniMaxM3VLForCausalLM", {**sizes, **config}, neutral)
+
+
 _GLM5_NEXT_SHORT = {
     "num_hidden_layers": 2,
     "layer_types": ["linear_attention", "indexed_attention"],
-    "indexer_types": ["full", "full"],
+    "indexer_types": ["shared", "full"],
     "mlp_layer_types": ["sparse", "dense"],
 }
 
@@ -1144,9 +1158,10 @@ CASES: dict[str, Case] = {
     ),
     "glm5-next": _glm5_next({"index_topk": 16}),
     "glm5-next-groups": _glm5_next(
-        {"linear_lower_bound": -5.0},
+        {"swiglu_limit": 10.0},
+        **_GLM5_NEXT_SHORT,
+        swiglu_limit=0.2,
         linear_lower_bound=None,
-        indexer_types=["shared", "full", "full"],
         index_topk=9,
         index_kpool=3,
         attention_bias=True,
@@ -1160,13 +1175,23 @@ CASES: dict[str, Case] = {
         hc_eps=0.1,
         hc_sinkhorn_iters=1,
         rms_norm_eps=0.1,
-    ),
-    "glm5-next-limit": _glm5_next(
-        {"swiglu_limit": 10.0},
-        **_GLM5_NEXT_SHORT,
-        swiglu_limit=0.2,
         linear_lower_bound=-0.5,
         index_kpool=1,
+    ),
+    "minimax-m3": _minimax_m3({"index_topk_blocks": 4}),
+    "minimax-m3-local": replace(
+        _minimax_m3(
+            {"index_local_blocks": 0},
+            layer_types=["full_attention", "minimax_m3_sparse"],
+            index_n_heads=1,
+            index_block_size=4,
+            index_local_blocks=2,
+            swiglu_alpha=0.5,
+            swiglu_limit=0.2,
+            routed_scaling_factor=0.7,
+        ),
+        architecture="MiniMaxM3SparseForConditionalGeneration",
+        beside={"vision_config": _SEEING["vision_config"], "projector_hidden_size": 16},
     ),
     "minimax": Case("MiniMaxForCausalLM", {"num_experts": 6}),
     "minimax-factors": Case(
