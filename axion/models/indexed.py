@@ -7,7 +7,11 @@ from axion.models.base import CausalLM
 
 
 class IndexedForCausalLM(CausalLM):
-    """A decoder whose layers have a KV cache of their own, and another for their indexers."""
+    """A decoder whose layers have a KV cache of their own, and another for their indexers.
+
+    An `indexer` is what attention has to choose with. It has a `kv_cache_spec`, and `max_attended`:
+    of a sequence of so many tokens, it chooses all.
+    """
 
     batch_dependence = (
         "it attends to the tokens that score best, and the last bits of scores depend on the batch"
@@ -20,3 +24,11 @@ class IndexedForCausalLM(CausalLM):
             attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else NO_KV_CACHE
             for attention in attentions
         ]
+
+    def attends_to_all_of(self, num_tokens: int) -> bool:
+        attentions = [layer.self_attn for layer in self.model.layers]
+        return all(
+            attention.indexer.max_attended >= num_tokens
+            for attention in attentions
+            if hasattr(attention, "indexer")
+        )

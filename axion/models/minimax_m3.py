@@ -139,6 +139,7 @@ class BlockIndexer(nn.Module):
         self.heads_per_head = config.num_key_value_heads // num_heads
         self.block_size = config.index_block_size
         self.num_chosen, self.num_local = config.index_topk_blocks, config.index_local_blocks
+        self.max_attended = self.num_chosen * self.block_size
         self.kv_cache_spec = KVCacheSpec(1, head_dim, 0)
         self.qk_proj = PackedLinear(
             config.hidden_size, {"q_proj": num_heads * head_dim, "k_proj": head_dim}

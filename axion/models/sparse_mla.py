@@ -85,7 +85,7 @@ class Indexer(nn.Module):
     ) -> None:
         super().__init__()
         num_heads, self.head_dim = config.index_n_heads, config.index_head_dim
-        self.num_chosen = config.index_topk
+        self.num_chosen = self.max_attended = config.index_topk
         self.cache_idx = cache_idx
         self.kv_cache_spec = KVCacheSpec(1, self.head_dim, 0)
         self.rotate = rotate
