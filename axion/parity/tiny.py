@@ -57,7 +57,7 @@ _LIMITS: dict[str, int] = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
     **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
     **{"linear_num_heads": 3, "linear_head_dim": 32},
-    **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 20},
+    **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 24},
     **{"index_block_size": 4, "index_topk_blocks": 3, "dense_intermediate_size": 80},
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
