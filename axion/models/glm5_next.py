@@ -207,13 +207,15 @@ class Glm5NextDeltaAttention(KimiDeltaAttention):
 
     def __init__(self, config: Glm5NextConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        num_heads = config.linear_num_key_heads
         self.lower_bound = config.linear_lower_bound
-        self.A_log = nn.Parameter(torch.empty(num_heads), requires_grad=False)
+        # Buffers keep their dtype: how fast a state fades is finer than bfloat16.
+        del self.dt_bias, self.A_log
+        for name, size in {"dt_bias": self.key_size, "A_log": config.linear_num_key_heads}.items():
+            self.register_buffer(name, torch.empty(size, dtype=torch.float32))
 
     def log_decay(self, decay: Tensor) -> Tensor:
         step = (decay.float() + self.dt_bias).unflatten(-1, (-1, self.k_dim))
-        rate = self.A_log.float().exp()[:, None]
+        rate = self.A_log.exp()[:, None]
         if self.lower_bound is None:
             return -rate * F.softplus(step)
         return self.lower_bound * torch.sigmoid(rate * step)
