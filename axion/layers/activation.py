@@ -43,6 +43,12 @@ def apply_gate(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     return activation(gate) * up
 
 
+def clamp_gate(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """The gate, clamped from above, and what it multiplies, on both sides (gpt-oss,
+    arXiv:2508.10925)."""
+    return gate.clamp(max=limit), up.clamp(-limit, limit)
+
+
 def get_activation(name: str) -> Activation:
     """The function called `name`.
 

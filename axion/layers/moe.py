@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import Activation, apply_gate
+from axion.layers.activation import Activation, apply_gate, clamp_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
 _ALIGNMENT = 8
@@ -233,3 +233,27 @@ class Experts(nn.Module):
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return apply_gate(self.activation, gate, up)
+
+
+class ClampedExperts(Experts):
+    """Gates are clamped, and what they multiply.
+
+    Args:
+        limit: see `clamp_gate`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
+        *,
+        limit: float,
+    ) -> None:
+        super().__init__(num_experts, hidden_size, intermediate_size, activation)
+        self.limit = limit
+
+    def activate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return apply_gate(self.activation, *clamp_gate(gate, up, self.limit))

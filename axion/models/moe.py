@@ -159,11 +159,14 @@ class SharedMoE(MoE):
     arXiv:2401.06066)."""
 
     router_cls: ClassVar[type[SigmoidRouter]] = SigmoidRouter
+    mlp_cls: ClassVar[type[MLP]] = MLP
 
     def __init__(self, config: SharedMoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         shared_size = config.n_shared_experts * config.moe_intermediate_size
-        self.shared_experts = MLP(replace(config, intermediate_size=shared_size), layer_idx)
+        self.shared_experts = self.mlp_cls(
+            replace(config, intermediate_size=shared_size), layer_idx
+        )
 
     def router(self, config: SharedMoEConfig) -> Router:  # type: ignore[override]
         return self.router_cls(

@@ -49,14 +49,25 @@ class SparseMLAConfig(MLAConfig):
             )
         if self.indexer_types is None:
             self.indexer_types = ["full"] * self.num_hidden_layers
-        if len(self.indexer_types) != self.num_hidden_layers or self.indexer_types[0] != "full":
+        kinds = self.indexer_types
+        first = next((i for i in range(self.num_hidden_layers) if self.is_indexed(i)), None)
+        if len(kinds) != self.num_hidden_layers or (first is not None and kinds[first] != "full"):
             raise ValueError(
-                f"indexer_types must name {self.num_hidden_layers} layers, the first of them full"
+                f"indexer_types must name {self.num_hidden_layers} layers, the first of those that "
+                "attend to chosen tokens full"
             )
+
+    def is_indexed(self, layer_idx: int) -> bool:
+        """Whether the layer attends to tokens that are chosen."""
+        return True
 
     def chooser(self, layer_idx: int) -> int | None:
         """The layer whose choice the layer attends to; None: it attends to all tokens."""
-        return max(i for i in range(layer_idx + 1) if self.indexer_types[i] == "full")
+        return max(
+            i
+            for i in range(layer_idx + 1)
+            if self.is_indexed(i) and self.indexer_types[i] == "full"
+        )
 
 
 class Indexer(nn.Module):
@@ -138,10 +149,16 @@ class SparseMLA(MLA):
             return None
 
         def choose(context: ForwardContext) -> Tensor | None:
-            tables = self.rotary_emb(context, hidden_states.dtype)
-            return self.indexer(q_latent, hidden_states, tables, context)
+            return self.index(q_latent, hidden_states, context)
 
         return context.once((SparseMLA, self.chooser), choose)
+
+    def index(
+        self, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor | None:
+        """What the layer's own indexer chooses; arguments and result as of `choose`."""
+        tables = self.rotary_emb(context, hidden_states.dtype)
+        return self.indexer(q_latent, hidden_states, tables, context)
 
 
 class SparseMLAForCausalLM(SharedMoEForCausalLM):
