@@ -260,6 +260,10 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
             *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
         ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            if name.endswith(".tid2eid"):  # of each token different experts
+                scores = torch.rand(*parameter.shape[:1], 6, generator=generator)
+                parameter.copy_(scores.topk(parameter.shape[1]).indices)
+                continue
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0

@@ -316,6 +316,32 @@ def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
     return Case("HYV4ForCausalLM", {**_deepseek_v32().config, **layers, **config}, neutral)
 
 
+_V4_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 12}
+_V4_ROPES = {
+    "main": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    "compress": {
+        **{"rope_type": "yarn", "rope_theta": 16_000.0, "partial_rotary_factor": 0.5},
+        **{"factor": 8.0, "original_max_position_embeddings": ORIGINAL_LENGTH},
+        "attention_factor": 1.0,
+    },
+}
+
+
+def _deepseek_v4(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24},
+        "layer_types": [
+            *("heavily_compressed_attention", "compressed_sparse_attention"),
+            "sliding_attention",
+        ],
+        **{"compress_rates": _V4_RATES, "mlp_layer_types": ["hash_moe", "moe", "moe"]},
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"o_groups": 2, "o_lora_rank": 12, "index_n_heads": 16, "index_head_dim": 12},
+        **{"index_topk": 5, "sliding_window": WINDOW, "hc_mult": 2, "rope_parameters": _V4_ROPES},
+    }
+    return Case("DeepseekV4ForCausalLM", {**sizes, **config}, neutral)
+
+
 def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
     rope = {"rope_parameters": _ministral3(0.5)["rope_parameters"]}
     return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
@@ -873,6 +899,7 @@ CASES: dict[str, Case] = {
     "hy-v4": _hy_v4({"index_topk": 13}),
     "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
     "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
+    "deepseek-v4": _deepseek_v4({"index_topk": 6}),
     "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
     "mistral4-groups": _mistral4(
         {"norm_topk_prob": True},
