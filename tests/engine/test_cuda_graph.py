@@ -63,7 +63,7 @@ def answers(core: EngineCore) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "llama-rope-dynamic", "gemma3", "mixtral", "deepseek-v3"]
+    "case", ["llama", "llama-rope-dynamic", "gemma3", "mixtral", "deepseek-v3", "deepseek-v4"]
 )
 def test_replayed_steps_equal_eager_ones(
     case: str, graphs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -337,7 +337,8 @@ def _deepseek_v4(neutral: dict[str, Any], **config: Any) -> Case:
         **{"compress_rates": _V4_RATES, "mlp_layer_types": ["hash_moe", "moe", "moe"]},
         **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
         **{"o_groups": 2, "o_lora_rank": 12, "index_n_heads": 16, "index_head_dim": 12},
-        **{"index_topk": 5, "sliding_window": WINDOW, "hc_mult": 2, "rope_parameters": _V4_ROPES},
+        **{"index_topk": 5, "sliding_window": WINDOW, "rope_parameters": _V4_ROPES},
+        **{"hc_mult": 2, "hc_sinkhorn_iters": 2},
     }
     return Case("DeepseekV4ForCausalLM", {**sizes, **config}, neutral)
 
