@@ -68,7 +68,10 @@ class Int8Format:
         return torch.cat((scale.view(torch.uint8), numbers.view(torch.uint8)), dim=-1)
 
     def load(self, stored: Tensor) -> Tensor:
-        scale = stored[..., : self._NUM_SCALE_BYTES].view(torch.bfloat16)
+        scale = stored[..., : self._NUM_SCALE_BYTES]
+        if stored.shape[-1] % self._NUM_SCALE_BYTES:  # rows apart that are no multiple of a scale
+            scale = scale.contiguous()
+        scale = scale.view(torch.bfloat16)
         numbers = stored[..., self._NUM_SCALE_BYTES :].view(torch.int8)
         return (numbers * scale.float()).to(self.dtype)
 
