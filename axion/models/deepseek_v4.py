@@ -154,6 +154,7 @@ class DeepseekV4Config(HyperConnectionConfig, MoEConfig):
             }
         return derived, sources | {
             *("compress_rope_theta", "qk_rope_head_dim", "compress_ratios", "num_hash_layers"),
+            "expert_dtype",  # of the quantization
             *older.values(),
         }
 
