@@ -138,9 +138,10 @@ class DeepseekV4Config(HyperConnectionConfig, MoEConfig):
                     f"config.json: rope_type={rope.rope_type} is not supported for this "
                     "architecture."
                 )
-        derived["intermediate_size"] = config.get(
-            "moe_intermediate_size", cls.moe_intermediate_size
-        )
+        # To transformers the two are one, by either name.
+        size = config.get("intermediate_size") or config.get("moe_intermediate_size")
+        for name in ("intermediate_size", "moe_intermediate_size"):
+            derived[name] = size or cls.moe_intermediate_size
         num_hashed = min(whole_number(config, "num_hash_layers", 3), num_layers(config))
         if config.get("layer_types") is None:
             derived["layer_types"] = _layer_types(config)

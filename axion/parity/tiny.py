@@ -50,6 +50,7 @@ _LIMITS: dict[str, int] = {
     **{"shared_expert_intermediate_size": 48, "shared_intermediate_size": 48},
     **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
     **{"v_head_dim": 20, "qk_head_dim": 20, "hidden_size_per_layer_input": 16, "laurel_rank": 8},
+    **{"index_topk": 12, "o_groups": 2, "o_lora_rank": 8, "hc_sinkhorn_iters": 2},
     **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
     **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
     **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
@@ -157,6 +158,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
+    if isinstance(rates := fields.get("compress_rates"), dict):
+        fields["compress_rates"] = {kind: min(rate, 8) for kind, rate in rates.items()}
     num_layers = config.num_hidden_layers
     layers = _layers(config.to_dict(), num_layers)
     fields |= {

@@ -901,6 +901,24 @@ CASES: dict[str, Case] = {
     "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
     "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
     "deepseek-v4": _deepseek_v4({"index_topk": 6}),
+    "deepseek-v4-numbers": _deepseek_v4(
+        {"swiglu_limit": 10.0},
+        **{"num_hidden_layers": 2, "layer_types": [*_V4_RATES], "mlp_layer_types": ["moe"] * 2},
+        # No divisors of the block size.
+        compress_rates=dict(zip(_V4_RATES, (3, 7), strict=True)),
+        **{"scoring_func": "sigmoid", "routed_scaling_factor": 0.7, "swiglu_limit": 0.2},
+        **{"hc_mult": 3, "hc_eps": 0.01, "hc_sinkhorn_iters": 1, "rms_norm_eps": 0.1},
+        **{"mlp_bias": True, "hidden_act": "gelu", "sliding_window": 7},
+    ),
+    "deepseek-v4-ropes": _deepseek_v4(
+        {"rope_parameters": _V4_ROPES},
+        **{"num_hidden_layers": 2, "mlp_layer_types": ["moe", "hash_moe"]},
+        **{"layer_types": ["sliding_attention", "compressed_sparse_attention"], "o_groups": 4},
+        rope_parameters={
+            "main": _partial(0.25) | {"rope_theta": 500.0},
+            "compress": {**_V4_ROPES["compress"], "attention_factor": 1.3, "beta_fast": 8.0},
+        },
+    ),
     "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
     "mistral4-groups": _mistral4(
         {"norm_topk_prob": True},
