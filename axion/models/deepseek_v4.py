@@ -104,6 +104,7 @@ class DeepseekV4Config(HyperConnectionConfig, MoEConfig):
                 f"({self.num_attention_heads} * {self.head_dim})"
             )
         rotated = int(self.head_dim * self.compress_rope_parameters.partial_rotary_factor)
+        rotated += rotated % 2
         if self.index_head_dim < rotated:
             raise ValueError(
                 f"index_head_dim ({self.index_head_dim}) must not be below what is rotated of "
@@ -142,17 +143,18 @@ class DeepseekV4Config(HyperConnectionConfig, MoEConfig):
         size = config.get("intermediate_size") or config.get("moe_intermediate_size")
         for name in ("intermediate_size", "moe_intermediate_size"):
             derived[name] = size or cls.moe_intermediate_size
-        num_hashed = min(whole_number(config, "num_hash_layers", 3), num_layers(config))
         if config.get("layer_types") is None:
             derived["layer_types"] = _layer_types(config)
         if config.get("mlp_layer_types") is None:
-            num_routed = num_layers(config) - num_hashed
-            derived["mlp_layer_types"] = ["hash_moe"] * num_hashed + ["moe"] * num_routed
+            num_hashed = whole_number(config, "num_hash_layers", 3)
+            derived["mlp_layer_types"] = [
+                "hash_moe" if i < num_hashed else "moe" for i in range(num_layers(config))
+            ]
         older = {_SPARSE: "compress_rate_csa", _HEAVY: "compress_rate_hca"}
-        if config.get("compress_rates") is None or older.values() & config.keys():
-            derived["compress_rates"] = (config.get("compress_rates") or _COMPRESS_RATES) | {
-                kind: config[name] for kind, name in older.items() if name in config
-            }
+        rates = config.get("compress_rates") or _COMPRESS_RATES
+        if isinstance(rates, dict):
+            of_older = {kind: config[name] for kind, name in older.items() if name in config}
+            derived["compress_rates"] = rates | of_older
         return derived, sources | {
             *("compress_rope_theta", "qk_rope_head_dim", "compress_ratios", "num_hash_layers"),
             "expert_dtype",  # of the quantization
@@ -232,11 +234,8 @@ class Compressor(nn.Module):
     ) -> None:
         super().__init__()
         kind = config.layer_types[layer_idx]
-        self.stride, self.head_dim, self.cache_idx = (
-            config.compress_rates[kind],
-            head_dim,
-            cache_idx,
-        )
+        self.head_dim, self.cache_idx = head_dim, cache_idx
+        self.stride = config.compress_rates[kind]
         self.num_parts = 2 if kind == _SPARSE else 1
         size, self.length = self.num_parts * head_dim, self.num_parts * self.stride
         self.kv_cache_specs = [
@@ -376,7 +375,7 @@ class DeepseekV4Attention(nn.Module):
 
 
 class DeepseekV4Router(SigmoidRouter):
-    """Scores of another shape."""
+    """A score is the root of a softplus."""
 
     def __init__(self, config: DeepseekV4Config) -> None:
         super().__init__(
