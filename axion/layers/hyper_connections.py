@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from axion.layers import kernels
+
 
 class StreamReader(nn.Module):
     """Reads one vector from the streams of each token, and makes gates to write to them with.
@@ -101,6 +103,10 @@ class HyperConnection(StreamReader):
     def doubly_stochastic(self, mix: Tensor) -> Tensor:
         """`[num_tokens, num_streams, num_streams]` of any numbers to such whose rows and columns
         add up to 1."""
+        if kernels.run_on(mix):
+            from axion.layers.kernels import sinkhorn
+
+            return sinkhorn.doubly_stochastic(mix, self.eps, self.num_iterations)
         mix = mix.softmax(-1) + self.eps
         mix = mix / (mix.sum(-2, keepdim=True) + self.eps)
         for _ in range(self.num_iterations - 1):

@@ -68,10 +68,7 @@ class Int8Format:
         return torch.cat((scale.view(torch.uint8), numbers.view(torch.uint8)), dim=-1)
 
     def load(self, stored: Tensor) -> Tensor:
-        scale = stored[..., : self._NUM_SCALE_BYTES]
-        if stored.shape[-1] % self._NUM_SCALE_BYTES:  # rows apart that are no multiple of a scale
-            scale = scale.contiguous()
-        scale = scale.view(torch.bfloat16)
+        scale = stored[..., : self._NUM_SCALE_BYTES].contiguous().view(torch.bfloat16)
         numbers = stored[..., self._NUM_SCALE_BYTES :].view(torch.int8)
         return (numbers * scale.float()).to(self.dtype)
 
@@ -130,6 +127,17 @@ class KVEntries(NamedTuple):
         if self.format is not None:
             entries = self.format.load(entries)
         return entries if self.num_pieces == 1 else entries.transpose(-3, -2).flatten(-2)
+
+    def gather_by_head(self, slots: Tensor) -> Tensor:
+        """`[batch, length, num_kv_heads, head_dim]`, each head at slots of its own; not of entries
+        in pieces.
+
+        Args:
+            slots: `[batch, num_kv_heads, length]`.
+        """
+        heads = torch.arange(self.num_heads, device=slots.device)[:, None]
+        entries = self.stored[slots, heads].transpose(1, 2)
+        return entries if self.format is None else self.format.load(entries)
 
     def _slots_of_pieces(self, slots: Tensor) -> Tensor:
         """`[..., num_pieces]`, each in the same block as its entry."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import clamp_gate, get_activation
+from axion.layers.activation import get_activation
 from axion.layers.attention import Compressed, choose_tokens, entry_inputs, paged_attention
 from axion.layers.context import NO_KV_CACHE, ForwardContext, KVCache, KVCacheSpec
 from axion.layers.linear import DenseLinear, Linear, PackedLinear
@@ -26,7 +26,6 @@ from axion.layers.rotary import (
     apply_rotary_interleaved,
     rotary_embedding,
 )
-from axion.models.base import MLP
 from axion.models.config import Index, NumExperts, Size
 from axion.models.hybrid import num_layers, whole_number
 from axion.models.hyper_connections import (
@@ -34,7 +33,7 @@ from axion.models.hyper_connections import (
     HyperDecoder,
     HyperDecoderLayer,
 )
-from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
+from axion.models.moe import ClampedMLP, MoE, MoEConfig, MoEForCausalLM
 
 LayerType = Literal[
     "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
@@ -407,24 +406,13 @@ class HashRouter(DeepseekV4Router):
         return self.weigh(self.score(self.logits(hidden_states)), indices), indices
 
 
-class DeepseekV4MLP(MLP):
-    """Gates are clamped, and what they multiply."""
-
-    def __init__(self, config: DeepseekV4Config, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.limit = config.swiglu_limit
-
-    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
-        return super().activate(*clamp_gate(gate, up, self.limit))
-
-
 class DeepseekV4MoE(MoE):
     def __init__(self, config: DeepseekV4Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.is_hashed = config.mlp_layer_types[layer_idx] == "hash_moe"
         if self.is_hashed:
             self.gate = HashRouter(config)
-        self.shared_experts = DeepseekV4MLP(config, layer_idx)
+        self.shared_experts = ClampedMLP(config, layer_idx)
 
     def router(self, config: DeepseekV4Config) -> Router:  # type: ignore[override]
         return DeepseekV4Router(config)
@@ -498,3 +486,6 @@ class DeepseekV4ForCausalLM(MoEForCausalLM):
             for module in (compressor, getattr(compressor, "indexer", None)):
                 specs += [NO_KV_CACHE] * 2 if module is None else module.kv_cache_specs
         return specs
+
+    def attends_to_all_of(self, num_tokens: int) -> bool:
+        return all(layer.self_attn.compressor is None for layer in self.model.layers)

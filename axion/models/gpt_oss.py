@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axion.layers.activation import clamp_gate, get_activation
+from axion.layers.activation import apply_sigmoid_gate, get_activation
 from axion.layers.moe import Experts, Router, TransposedExpertLinear
 from axion.layers.rotary import Length
 from axion.models.base import Attention
@@ -78,8 +78,8 @@ class GptOssExperts(Experts):
         self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
 
     def activate(self, gate_up: Tensor) -> Tensor:
-        gate, up = clamp_gate(*gate_up.unflatten(-1, (-1, 2)).unbind(-1), self.limit)
-        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
+        gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(-1)
+        return apply_sigmoid_gate(gate, up, alpha=self.alpha, limit=self.limit)
 
 
 class GptOssMoE(MoE):

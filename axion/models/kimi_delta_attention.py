@@ -28,6 +28,7 @@ class KimiDeltaConfig(GatedDeltaNetConfig):
 
     Attributes:
         sizes: what `linear_attn_config` calls a field, and its name here.
+        switches: what else a family reads in it.
         other_kind: what `layer_types` calls the layers that are not `linear_attention`.
     """
 
@@ -40,6 +41,7 @@ class KimiDeltaConfig(GatedDeltaNetConfig):
         "num_heads": "linear_num_key_heads",
         "short_conv_kernel_size": "linear_conv_kernel_dim",
     }
+    switches: ClassVar[tuple[str, ...]] = ()
     other_kind: ClassVar[str] = "full_attention"
 
     def __post_init__(self) -> None:
@@ -52,10 +54,11 @@ class KimiDeltaConfig(GatedDeltaNetConfig):
         """Checkpoints have an object `linear_attn_config`; what transformers writes has not."""
         derived, sources = super()._derive(config)
         linear = config.get("linear_attn_config") or {}
-        if not isinstance(linear, dict) or not linear.keys() <= {*cls.sizes, *_LISTS}:
+        names = [*cls.sizes, *cls.switches, *_LISTS]
+        if not isinstance(linear, dict) or not linear.keys() <= set(names):
             raise ModelLoadError(
-                "config.json: linear_attn_config must be an object of "
-                f"{', '.join([*cls.sizes, *_LISTS])}, got {str(linear)[:200]}."
+                f"config.json: linear_attn_config must be an object of {', '.join(names)}, got "
+                f"{str(linear)[:200]}."
             )
         derived |= {name: linear[key] for key, name in cls.sizes.items() if key in linear}
         if config.get("layer_types") is None:

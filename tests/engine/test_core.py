@@ -71,14 +71,14 @@ def reference(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
 
 
 # What a field changes within a model is compared in tests/parity. Of models with states one without
-# attention, one with both in turn, and one with both in each layer.
+# attention, one with both in turn, one with both in each layer, one with a state for its keys.
 ENGINE_CASES = {
     *{
         row.architecture: name
         for name, row in reversed(CASES.items())
         if not issubclass(model_classes()[row.architecture], HybridForCausalLM)
     }.values(),
-    *("mamba", "qwen3-next", "falcon-h1"),
+    *("mamba", "qwen3-next", "falcon-h1", "glm5-next"),
     *("llama-rope-dynamic", "llama-rope-longrope", "gemma3-rope-linear", "olmo3-yarn"),
 }
 

@@ -53,6 +53,7 @@ _NEEDED = {
     "Dots3NoteForConditionalGeneration": {"num_key_value_heads": 32, "hidden_size": 5120},
     "GPTNeoForCausalLM": {"num_hidden_layers": 24},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
+    "Glm5NextForConditionalGeneration": {"num_key_value_heads": 32},
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
     "GlmMoeDsaForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},

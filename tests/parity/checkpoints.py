@@ -268,6 +268,48 @@ def _kimi_linear(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("KimiLinearForCausalLM", {**sizes, **config}, neutral or {})
 
 
+def _glm5_next(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        **{"layer_types": ["linear_attention", "indexed_attention", "indexed_attention"]},
+        **{"indexer_types": ["full", "full", "shared"], "num_key_value_heads": 4},
+        **{"linear_num_heads": 3, "linear_head_dim": 32, "q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 20, "v_head_dim": 12, "n_routed_experts": 6},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 20},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16}
+    vision |= {"out_hidden_size": 64, "projection_intermediate_size": 16, "patch_size": 4}
+    return Case(
+        "Glm5NextForConditionalGeneration",
+        {"model_type": "glm5_next_text", **sizes, **config},
+        neutral,
+        {"vision_config": vision},
+    )
+
+
+def _minimax_m3(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"layer_types": ["minimax_m3_sparse"] * 2, "mlp_layer_types": ["dense", "sparse"]},
+        **{"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32},
+        **{"dense_intermediate_size": 80, "shared_intermediate_size": 48, "head_dim": 24},
+        **{"index_n_heads": 2, "index_head_dim": 20, "index_block_size": 5},
+        **{"index_topk_blocks": 3, "index_local_blocks": 1},
+        "rope_parameters": {
+            **{"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        },
+    }
+    return Case("MiniMaxM3VLForCausalLM", {**sizes, **config}, neutral)
+
+
+_GLM5_NEXT_SHORT = {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "indexer_types": ["shared", "full"],
+    "mlp_layer_types": ["sparse", "dense"],
+}
+
+
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
     return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
@@ -1159,6 +1201,43 @@ CASES: dict[str, Case] = {
     ),
     "kimi-linear-groups": _kimi_linear(
         {"norm_topk_prob": True}, n_group=3, topk_group=2, norm_topk_prob=False
+    ),
+    "glm5-next": _glm5_next({"index_topk": 16}),
+    "glm5-next-groups": _glm5_next(
+        {"swiglu_limit": 10.0},
+        **_GLM5_NEXT_SHORT,
+        swiglu_limit=0.2,
+        linear_lower_bound=None,
+        index_topk=9,
+        index_kpool=3,
+        attention_bias=True,
+        n_group=3,
+        topk_group=2,
+    ),
+    "glm5-next-streams": _glm5_next(
+        {"hc_sinkhorn_iters": 20},
+        **_GLM5_NEXT_SHORT,
+        hc_mult=3,
+        hc_eps=0.1,
+        hc_sinkhorn_iters=1,
+        rms_norm_eps=0.1,
+        linear_lower_bound=-0.5,
+        index_kpool=1,
+    ),
+    "minimax-m3": _minimax_m3({"index_topk_blocks": 4}),
+    "minimax-m3-local": replace(
+        _minimax_m3(
+            {"index_local_blocks": 0},
+            layer_types=["full_attention", "minimax_m3_sparse"],
+            index_n_heads=1,
+            index_block_size=4,
+            index_local_blocks=2,
+            swiglu_alpha=0.5,
+            swiglu_limit=0.2,
+            routed_scaling_factor=0.7,
+        ),
+        architecture="MiniMaxM3SparseForConditionalGeneration",
+        beside={"vision_config": _SEEING["vision_config"], "projector_hidden_size": 16},
     ),
     "minimax": Case("MiniMaxForCausalLM", {"num_experts": 6}),
     "minimax-factors": Case(

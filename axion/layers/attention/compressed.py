@@ -18,14 +18,10 @@ from axion.layers.context import ForwardContext, KVCache
 
 
 class EntryInputs(NamedTuple):
-    """The entries that a step stores, and what they are made of.
-
-    These are those whose last token the step computes, and of each sequence the one that its last
-    token lies in: nobody sees that before it is complete, but its place holds the sequence's own
-    numbers from then on, and in a step of decoding the host need not know who completes one.
+    """What the entries that a step stores are made of.
 
     Attributes:
-        rows: `[num_entries]`, the row of each one's last token in the flat batch.
+        rows: as of `entry_rows`.
         starts: `[num_entries]`, the position of its first token.
         slots: `[num_entries, length]`, where its tokens' inputs are, and of those before it.
     """
@@ -33,6 +29,18 @@ class EntryInputs(NamedTuple):
     rows: Tensor
     starts: Tensor
     slots: Tensor
+
+
+def entry_rows(entries: KVCache, context: ForwardContext) -> Tensor:
+    """The rows in the flat batch of the last tokens of those entries that a step stores,
+    `[num_entries]`.
+
+    These are those whose last token the step computes, and of each sequence the one that its last
+    token lies in: nobody sees that before it is complete, but its place holds the sequence's own
+    numbers from then on, and in a step of decoding the host need not know who completes one.
+    """
+    build = partial(_entry_rows, stride=entries.stride)
+    return context.once((entry_rows, entries.stride), build)
 
 
 def entry_inputs(
@@ -47,13 +55,27 @@ def entry_inputs(
         inputs: with a window of `length`; the step's are stored.
         entries: where `slot_mapping` at the rows says where each is to be stored.
     """
-    build = partial(_entry_inputs, kv_group=inputs.group, stride=entries.stride, length=length)
+    build = partial(_entry_inputs, inputs=inputs, entries=entries, length=length)
     return context.once((entry_inputs, inputs.group, entries.stride, length), build)
 
 
 def _entry_inputs(
-    context: ForwardContext, *, kv_group: int, stride: int, length: int
+    context: ForwardContext, *, inputs: KVCache, entries: KVCache, length: int
 ) -> EntryInputs:
+    rows, stride = entry_rows(entries, context), entries.stride
+    positions = context.positions[rows, None]
+    starts = positions // stride * stride
+    tokens = starts + torch.arange(stride - length, stride, device=rows.device)
+    seqs = context.once(token_sequences, token_sequences)[rows]
+    slots = token_slots(
+        context.block_tables[inputs.group][seqs],
+        torch.minimum(tokens.clamp(min=0), positions),
+        context.block_size,
+    )
+    return EntryInputs(rows, starts[:, 0], slots)
+
+
+def _entry_rows(context: ForwardContext, *, stride: int) -> Tensor:
     device = context.positions.device
     last_rows: list[int] = []
     row = 0
@@ -63,16 +85,5 @@ def _entry_inputs(
         row += query_len
         last_rows += [*range(first, row - 1, stride), row - 1]
     if len(last_rows) == row:  # every sequence has one token
-        rows = torch.arange(row, device=device)
-    else:
-        rows = torch.tensor(last_rows, device=device)
-    positions = context.positions[rows, None]
-    starts = positions // stride * stride
-    tokens = starts + torch.arange(stride - length, stride, device=device)
-    seqs = context.once(token_sequences, token_sequences)[rows]
-    slots = token_slots(
-        context.block_tables[kv_group][seqs],
-        torch.minimum(tokens.clamp(min=0), positions),
-        context.block_size,
-    )
-    return EntryInputs(rows, starts[:, 0], slots)
+        return torch.arange(row, device=device)
+    return torch.tensor(last_rows, device=device)

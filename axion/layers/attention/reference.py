@@ -37,8 +37,9 @@ class Decode:
 
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
-        slots: `[batch, length]`, where the tokens that they see lie in the KV cache.
-        mask: `[batch, 1, 1, length]`, additive.
+        slots: `[batch, length]`, where the tokens that they see lie in the KV cache; or
+            `[batch, num_kv_heads, length]`.
+        mask: `[batch, 1 or num_kv_heads, 1, length]`, additive.
         distances: `[batch, 1, 1, 1, length]`, from each token to those that it sees; at most 0.
         compressed: slots of compressed entries that they see as well, `[batch, num_entries]`; the
             mask is for these, too, behind the tokens.
@@ -102,8 +103,12 @@ class _Caches(NamedTuple):
     compressed: KVCache | None
 
     def gather(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
-        """`[*slots.shape, num_kv_heads, head_dim]` of each, those of compressed entries last."""
-        k, v = self.own.keys.gather(group.slots), self.own.values.gather(group.slots)
+        """`[..., length, num_kv_heads, head_dim]` of each, those of compressed entries last."""
+        own = self.own.keys, self.own.values
+        if isinstance(group.slots, Tensor) and group.slots.ndim == 3:
+            k, v = (entries.gather_by_head(group.slots) for entries in own)
+        else:
+            k, v = (entries.gather(group.slots) for entries in own)
         if self.compressed is None or group.compressed is None:
             return k, v
         of_entries = self.compressed.keys, self.compressed.values
@@ -158,7 +163,8 @@ def paged_attention(
             arXiv:2108.12409).
         chosen: `[num_tokens, num_chosen]` int64, different positions in its own sequence that a
             token attends to, and to no others (see `choose_tokens`); those behind it, and negative
-            ones, are left out. None: to all of them.
+            ones, are left out. Or `[num_tokens, num_kv_heads, num_chosen]`, others for each head.
+            None: to all of them.
         compressed: under a window, what a token attends to besides (DeepSeek-V4).
 
     Returns:
@@ -217,27 +223,35 @@ def _attend_chosen(
 ) -> Tensor:
     """Each token as a sequence of its own, of the tokens or entries that are chosen for it."""
     seqs = context.once(token_sequences, token_sequences)
-    positions = context.positions[:, None]
+    positions = context.positions[:, None, None]
     if chosen is None:  # of the tokens those in the window
         assert window is not None
-        chosen = positions - torch.arange(window, device=q.device)
-    tokens, hidden = _ends(chosen, 1, positions, positions)
-    distances = (tokens - positions)[:, None, None, None]
+        chosen = context.positions[:, None] - torch.arange(window, device=q.device)
+    # [num_tokens, 1 or num_kv_heads, num_chosen].
+    tokens, hidden = _ends(chosen.view(len(q), -1, chosen.shape[-1]), 1, positions, positions)
+    distances = (tokens - positions)[:, :, None, None]
     seen = [(caches.own, tokens)]
     if compressed is not None:
         assert compressed.chosen is not None
         # Of the entries only those are stored that end in the step, and the last token's.
-        last = context.context_lens[seqs, None] - 1
-        ends, is_hidden = _ends(compressed.chosen, compressed.cache.stride, positions, last)
+        last = context.context_lens[seqs, None, None] - 1
+        entries, stride = compressed.chosen[:, None], compressed.cache.stride
+        ends, is_hidden = _ends(entries, stride, positions, last)
         seen.append((compressed.cache, ends))
         hidden = torch.cat((hidden, is_hidden), dim=-1)
-    mask = q.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
+    mask = q.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, :, None]
     out = q.new_empty(*q.shape[:2], caches.own.values.head_dim)
-    max_rows = max(1, MAX_SCORES // (hidden.shape[1] * caches.own.k.shape[2] * q.shape[2]))
+    max_rows = max(1, MAX_SCORES // (hidden.shape[-1] * caches.own.k.shape[2] * q.shape[2]))
     for start in range(0, len(q), max_rows):
         rows = slice(start, start + max_rows)
         slots, *more_slots = (
-            token_slots(context.block_tables[cache.group][seqs[rows]], x[rows], context.block_size)
+            token_slots(
+                context.block_tables[cache.group][seqs[rows]],
+                x[rows].flatten(1),
+                context.block_size,
+            )
+            .view(x[rows].shape)
+            .squeeze(1)
             for cache, x in seen
         )
         group = Decode(None, slots, mask[rows], distances[rows], *more_slots)
