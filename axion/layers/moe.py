@@ -96,16 +96,24 @@ class SigmoidRouter(Router):
         )
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.logits(hidden_states).sigmoid()
+        scores = self.score(self.logits(hidden_states))
         choice = scores + self.e_score_correction_bias
         if self.top_k_groups < self.num_groups:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
             choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices
+        return self.weigh(scores, indices), indices
+
+    def score(self, logits: Tensor) -> Tensor:
+        """`[num_tokens, num_experts]` to the same."""
+        return logits.sigmoid()
+
+    def weigh(self, scores: Tensor, indices: Tensor) -> Tensor:
+        """The weights of the chosen experts, `[num_tokens, top_k]`."""
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + self.norm_eps)
-        return weights * self.scaling_factor, indices
+        return weights * self.scaling_factor
 
 
 def best_groups(scores: Tensor, group_scores: Tensor, top_k: int, *, fill: float) -> Tensor:

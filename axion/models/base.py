@@ -268,7 +268,7 @@ class CausalLM(nn.Module):
 
     def attends_to_all_of(self, num_tokens: int) -> bool:
         """Whether a token attends to all of a sequence of so many tokens that its layers' windows
-        hold, rather than to those that a layer chooses."""
+        hold, rather than to those that a layer chooses, or to compressed entries."""
         return True
 
     @property

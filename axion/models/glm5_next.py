@@ -12,21 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import apply_gate, clamp_gate, get_activation
+from axion.layers.activation import get_activation
 from axion.layers.attention import choose_tokens, entry_rows
 from axion.layers.context import ForwardContext, KVCache, State, StateTensor
 from axion.layers.moe import ClampedExperts, Experts
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, Positive
 from axion.layers.state import scan
-from axion.models.base import MLP, CausalLM, TextPart
+from axion.models.base import CausalLM, TextPart
 from axion.models.config import Index, NumExperts, Size
 from axion.models.glm_moe_dsa import GlmMoeDsaConfig
 from axion.models.hybrid import HybridForCausalLM
 from axion.models.hyper_connections import HyperConnectionConfig, HyperDecoder, HyperDecoderLayer
 from axion.models.kimi_delta_attention import KimiDeltaAttention, KimiDeltaConfig
 from axion.models.mla import UnrotatedMLA
-from axion.models.moe import SharedMoE
+from axion.models.moe import ClampedMLP, SharedMoE
 from axion.models.sparse_mla import Indexer, SparseMLA, SparseMLAForCausalLM
 
 # What begins with these is not about text, where the text part's fields stand beside it.
@@ -232,17 +232,8 @@ class Glm5NextDecoder(HyperDecoder):
         return streams.mean(1)
 
 
-class Glm5NextMLP(MLP):
-    def __init__(self, config: Glm5NextConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.limit = config.swiglu_limit
-
-    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
-        return apply_gate(self.activation, *clamp_gate(gate, up, self.limit))
-
-
 class Glm5NextMoE(SharedMoE):
-    mlp_cls = Glm5NextMLP
+    mlp_cls = ClampedMLP
 
     def build_experts(self, config: Glm5NextConfig) -> Experts:  # type: ignore[override]
         return ClampedExperts(
@@ -275,7 +266,7 @@ class Glm5NextForConditionalGeneration(TextPart, HybridForCausalLM, SparseMLAFor
         ("linear_attention", Glm5NextDeltaAttention),
         ("indexed_attention", Glm5NextAttention),
     )
-    mlp_cls = Glm5NextMLP
+    mlp_cls = ClampedMLP
     moe_cls = Glm5NextMoE
     layer_cls = HyperDecoderLayer
     decoder_cls = Glm5NextDecoder

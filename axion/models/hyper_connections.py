@@ -53,13 +53,17 @@ class HyperDecoderLayer(DecoderLayer):
             num_iterations=config.hc_sinkhorn_iters,
         )
 
-    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
-        """`[num_tokens, num_streams, hidden_size]` to the same."""
+    def forward(self, hidden_states: Tensor, context: ForwardContext, *of_mlp: Tensor) -> Tensor:
+        """`[num_tokens, num_streams, hidden_size]` to the same.
+
+        Args:
+            of_mlp: what the MLP is given besides.
+        """
         read, gates = self.attn_hc(hidden_states)
         out = self.self_attn(self.input_layernorm(read), context)
         hidden_states = self.attn_hc.write(hidden_states, out, gates)
         read, gates = self.ffn_hc(hidden_states)
-        out = self.mlp(self.post_attention_layernorm(read))
+        out = self.mlp(self.post_attention_layernorm(read), *of_mlp)
         return self.ffn_hc.write(hidden_states, out, gates)
 
 
@@ -74,10 +78,14 @@ class HyperDecoder(Decoder):
         )
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        streams = self.embed(input_ids, context)[:, None].expand(-1, self.num_streams, -1)
+        streams = self.streams(input_ids, context)
         for layer in self.layers:
             streams = layer(streams, context)
         return self.norm(self.read(streams))
+
+    def streams(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
+        """What the first layer reads, `[num_tokens, num_streams, hidden_size]`."""
+        return self.embed(input_ids, context)[:, None].expand(-1, self.num_streams, -1)
 
     def read(self, streams: Tensor) -> Tensor:
         """What is read at the end, `[num_tokens, hidden_size]`."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import get_activation
+from axion.layers.activation import clamp_gate, get_activation
 from axion.layers.moe import Experts, Router, SigmoidRouter
 from axion.models.base import MLP, CausalLM
 from axion.models.config import DecoderConfig, Index, NumExperts, Size
@@ -152,6 +152,17 @@ class SharedMoEConfig(MoEConfig):
 
     def is_sparse(self, layer_idx: int) -> bool:
         return self.mlp_layer_types[layer_idx] == "sparse"
+
+
+class ClampedMLP(MLP):
+    """Gates are clamped, and what they multiply, by the configuration's `swiglu_limit`."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.limit: float = config.swiglu_limit
+
+    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
+        return super().activate(*clamp_gate(gate, up, self.limit))
 
 
 class SharedMoE(MoE):

@@ -51,6 +51,7 @@ _LIMITS: dict[str, int] = {
     **{"shared_expert_intermediate_size": 48, "shared_intermediate_size": 48},
     **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
     **{"v_head_dim": 20, "qk_head_dim": 20, "hidden_size_per_layer_input": 16, "laurel_rank": 8},
+    **{"o_groups": 2, "o_lora_rank": 8, "hc_sinkhorn_iters": 2},
     **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
     **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
     **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
@@ -164,6 +165,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     for name, limit in _LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
+    if isinstance(rates := fields.get("compress_rates"), dict):
+        fields["compress_rates"] = {kind: min(rate, 8) for kind, rate in rates.items()}
     num_layers = config.num_hidden_layers
     layers = _layers(config.to_dict(), num_layers)
     fields |= {
@@ -267,6 +270,10 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
             *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
         ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            if name.endswith(".tid2eid"):  # of each token different experts
+                scores = torch.rand(*parameter.shape[:1], 6, generator=generator)
+                parameter.copy_(scores.topk(parameter.shape[1]).indices)
+                continue
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0

@@ -13,6 +13,7 @@ from torch import Tensor
 from axion.engine.kv_cache import KVCacheGroup, allocate
 from axion.layers.attention import Compressed, choose_tokens, entry_inputs, paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.kv_format import KV_FORMATS, KVEntries
 
 HEAD_DIM, NUM_HEADS, WINDOW, NUM_CHOSEN = 8, 3, 5, 2
 
@@ -190,6 +191,17 @@ def test_an_entry_lies_in_the_block_of_its_last_token_and_meets_no_other(
     blocks_written = cache.k.isfinite().flatten(1).any(1).nonzero().flatten()
     assert set(blocks_written.tolist()) == set((ends // block_size).tolist())
     assert (cache.keys.head_dim, cache.values.head_dim) == (24, 8)
+
+
+@pytest.mark.parametrize("name", KV_FORMATS)
+def test_pieces_may_be_bytes_in_any_number(name: str) -> None:
+    kv_format = KV_FORMATS[name](torch.float32)
+    x = torch.randn(2, 1, 12)
+    stored = torch.zeros(8, 1, kv_format.width(3), dtype=torch.uint8)
+    entries = KVEntries(stored, kv_format, num_pieces=4)
+    entries.store(torch.tensor([7, 1]), x)
+    torch.testing.assert_close(entries.gather(torch.tensor([4, 3])), x, atol=0.02, rtol=0.07)
+    assert entries.head_dim == 12
 
 
 def test_the_cache_of_entries_is_smaller_by_their_stride() -> None:

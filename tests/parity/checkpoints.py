@@ -358,6 +358,33 @@ def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
     return Case("HYV4ForCausalLM", {**_deepseek_v32().config, **layers, **config}, neutral)
 
 
+_V4_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 12}
+_V4_ROPES = {
+    "main": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    "compress": {
+        **{"rope_type": "yarn", "rope_theta": 16_000.0, "partial_rotary_factor": 0.5},
+        **{"factor": 8.0, "original_max_position_embeddings": ORIGINAL_LENGTH},
+        "attention_factor": 1.0,
+    },
+}
+
+
+def _deepseek_v4(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24},
+        "layer_types": [
+            *("heavily_compressed_attention", "compressed_sparse_attention"),
+            "sliding_attention",
+        ],
+        **{"compress_rates": _V4_RATES, "mlp_layer_types": ["hash_moe", "moe", "moe"]},
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"o_groups": 2, "o_lora_rank": 12, "index_n_heads": 16, "index_head_dim": 12},
+        **{"index_topk": 5, "sliding_window": WINDOW, "rope_parameters": _V4_ROPES},
+        **{"hc_mult": 2, "hc_sinkhorn_iters": 2},
+    }
+    return Case("DeepseekV4ForCausalLM", {**sizes, **config}, neutral)
+
+
 def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
     rope = {"rope_parameters": _ministral3(0.5)["rope_parameters"]}
     return Case("Mistral4ForCausalLM", {**_deepseek("V3").config, **rope, **config}, neutral)
@@ -915,6 +942,25 @@ CASES: dict[str, Case] = {
     "hy-v4": _hy_v4({"index_topk": 13}),
     "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
     "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
+    "deepseek-v4": _deepseek_v4({"index_topk": 6}),
+    "deepseek-v4-numbers": _deepseek_v4(
+        {"swiglu_limit": 10.0},
+        **{"num_hidden_layers": 2, "layer_types": [*_V4_RATES], "mlp_layer_types": ["moe"] * 2},
+        # No divisors of the block size.
+        compress_rates=dict(zip(_V4_RATES, (3, 7), strict=True)),
+        **{"scoring_func": "sigmoid", "routed_scaling_factor": 0.7, "swiglu_limit": 0.2},
+        **{"hc_mult": 3, "hc_eps": 0.01, "hc_sinkhorn_iters": 1, "rms_norm_eps": 0.1},
+        **{"mlp_bias": True, "hidden_act": "gelu", "sliding_window": 7},
+    ),
+    "deepseek-v4-ropes": _deepseek_v4(
+        {"rope_parameters": _V4_ROPES},
+        **{"num_hidden_layers": 2, "mlp_layer_types": ["moe", "hash_moe"]},
+        **{"layer_types": ["sliding_attention", "compressed_sparse_attention"], "o_groups": 4},
+        rope_parameters={
+            "main": _partial(0.25) | {"rope_theta": 500.0},
+            "compress": {**_V4_ROPES["compress"], "attention_factor": 1.3, "beta_fast": 8.0},
+        },
+    ),
     "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
     "mistral4-groups": _mistral4(
         {"norm_topk_prob": True},
