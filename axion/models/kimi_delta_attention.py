@@ -55,7 +55,8 @@ class KimiDeltaConfig(GatedDeltaNetConfig):
         derived, sources = super()._derive(config)
         linear = config.get("linear_attn_config") or {}
         names = [*cls.sizes, *cls.switches, *_LISTS]
-        if not isinstance(linear, dict) or not linear.keys() <= set(names):
+        is_read = isinstance(linear, dict) and linear.keys() <= set(names)
+        if not is_read or not all(isinstance(linear.get(name, []), list) for name in _LISTS):
             raise ModelLoadError(
                 f"config.json: linear_attn_config must be an object of {', '.join(names)}, got "
                 f"{str(linear)[:200]}."
@@ -68,7 +69,7 @@ class KimiDeltaConfig(GatedDeltaNetConfig):
             ]
             if linear.keys() >= set(_LISTS):
                 kinds_by_list = zip(_LISTS, (cls.other_kind, "linear_attention"), strict=True)
-                of_layers = [(list(linear[name]), kind) for name, kind in kinds_by_list]
+                of_layers = [(linear[name], kind) for name, kind in kinds_by_list]
                 kinds = [
                     next((kind for layers, kind in of_layers if i + 1 in layers), None)
                     for i in range(count)

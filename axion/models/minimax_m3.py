@@ -41,6 +41,7 @@ class MiniMaxM3Config(MoEConfig):
         shared_intermediate_size: of the expert that every token passes.
         rotary_dim: not read: `partial_rotary_factor` says it.
         hidden_act: not read: the gate is gpt-oss's.
+        num_nextn_predict_layers: layers behind the last, which guess more tokens; not read.
         swiglu_alpha, swiglu_limit: see `apply_sigmoid_gate`.
         index_n_heads: heads that choose, each for as many heads of keys.
         index_head_dim: their size.
@@ -61,6 +62,9 @@ class MiniMaxM3Config(MoEConfig):
     dense_intermediate_size: Size = 12288
     shared_intermediate_size: Size = 3072
     routed_scaling_factor: float = 2.0
+    scoring_func: Literal["sigmoid"] = "sigmoid"
+    use_qk_norm: Literal[True] = True
+    num_nextn_predict_layers: Index = 0
     swiglu_alpha: float = 1.702
     swiglu_limit: Positive = 7.0
     mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
@@ -116,13 +120,21 @@ class MiniMaxM3Config(MoEConfig):
             raise ModelLoadError(
                 f"config.json: sparse_attention_config must be an object, got {index!r:.80}."
             )
+        for key in index.keys() - _INDEX_FIELDS.keys() - {"sparse_attention_freq"}:
+            cls._check_undeclared(key, index[key])
         derived |= {name: index[key] for key, name in _INDEX_FIELDS.items() if key in index}
-        kinds = {False: "full_attention", True: "minimax_m3_sparse"}
-        if config.get("layer_types") is None and "sparse_attention_freq" in index:
-            derived["layer_types"] = [kinds[bool(x)] for x in index["sparse_attention_freq"]]
-        if config.get("mlp_layer_types") is None and config.get("moe_layer_freq") is not None:
-            has_experts = config["moe_layer_freq"]
-            derived["mlp_layer_types"] = ["sparse" if x else "dense" for x in has_experts]
+        for name, older, kinds in (
+            ("layer_types", "sparse_attention_freq", ("full_attention", "minimax_m3_sparse")),
+            ("mlp_layer_types", "moe_layer_freq", ("dense", "sparse")),
+        ):
+            switches = (config | index).get(older)
+            if config.get(name) is not None or switches is None:
+                continue
+            if not isinstance(switches, list):
+                raise ModelLoadError(
+                    f"config.json: {older} must be a list of 0 and 1, got {switches!r:.80}."
+                )
+            derived[name] = [kinds[bool(switch)] for switch in switches]
         return derived, sources | {"sparse_attention_config", "moe_layer_freq"}
 
 

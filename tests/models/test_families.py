@@ -122,6 +122,7 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
         (MINIMAX_M3, _SPARSE | {"index_head_dim": 64}, "index_head_dim"),
         (MINIMAX_M3, {"layer_types": ["minimax_m3_sparse"]}, "layer_types"),
         (MINIMAX_M3, {"sparse_attention_config": 5}, "sparse_attention_config"),
+        (MINIMAX_M3, {"moe_layer_freq": 1}, "moe_layer_freq must be a list"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
