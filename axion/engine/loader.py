@@ -43,6 +43,7 @@ from axion.text.tokenizer import load_tokenizer
 logger = logging.getLogger("axion.engine")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INTEGERS = ("I64", "I32")
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 _MAX_NAME_LENGTH = 1024
 # Of free memory, what weights may take in a layout that is larger than it must be.
@@ -437,7 +438,8 @@ def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expec
         for name, place in _destinations(path, module, stored):
             if place not in seen:  # a tied head is its embedding
                 seen.add(place)
-                expected[name] = Expected(tuple(place.shape))
+                dtypes = FLOATS if place.is_floating_point() else _INTEGERS
+                expected[name] = Expected(tuple(place.shape), dtypes)
         if isinstance(module, QuantizedLinear):
             for source in module.sources:
                 expected |= source.expected()

@@ -60,8 +60,9 @@ def quantization_config(config: dict[str, Any]) -> dict[str, Any] | None:
             value = place.get(name)
             if value is not None and not isinstance(value, dict):
                 raise ModelLoadError(f"config.json: {name} must be an object, got {value!r:.80}.")
-            if value:
-                return dict(value)
+            if value:  # DeepSeek-V4 says beside it how its experts are stored
+                beside = {key: place[key] for key in ("expert_dtype",) if key in place}
+                return beside | value
     return None
 
 

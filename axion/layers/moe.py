@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import Activation, apply_gate
+from axion.layers.activation import Activation, apply_gate, clamp_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
 ALIGNMENT = 8
@@ -97,16 +97,24 @@ class SigmoidRouter(Router):
         )
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.logits(hidden_states).sigmoid()
+        scores = self.score(self.logits(hidden_states))
         choice = scores + self.e_score_correction_bias
         if self.top_k_groups < self.num_groups:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
             choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices
+        return self.weigh(scores, indices), indices
+
+    def score(self, logits: Tensor) -> Tensor:
+        """`[num_tokens, num_experts]` to the same."""
+        return logits.sigmoid()
+
+    def weigh(self, scores: Tensor, indices: Tensor) -> Tensor:
+        """The weights of the chosen experts, `[num_tokens, top_k]`."""
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + self.norm_eps)
-        return weights * self.scaling_factor, indices
+        return weights * self.scaling_factor
 
 
 def best_groups(scores: Tensor, group_scores: Tensor, top_k: int, *, fill: float) -> Tensor:
@@ -256,3 +264,27 @@ class Experts(nn.Module):
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return apply_gate(self.activation, gate, up)
+
+
+class ClampedExperts(Experts):
+    """Gates are clamped, and what they multiply.
+
+    Args:
+        limit: see `clamp_gate`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
+        *,
+        limit: float,
+    ) -> None:
+        super().__init__(num_experts, hidden_size, intermediate_size, activation)
+        self.limit = limit
+
+    def activate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return apply_gate(self.activation, *clamp_gate(gate, up, self.limit))

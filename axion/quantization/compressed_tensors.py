@@ -29,9 +29,8 @@ from axion.quantization.base import (
 )
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
 from axion.quantization.int8 import Int8Kernel
-from axion.quantization.mxfp4 import BLOCK as MXFP4_BLOCK
-from axion.quantization.mxfp4 import Mxfp4Kernel
-from axion.quantization.nvfp4 import Nvfp4Format, check_size
+from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
+from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
 from axion.quantization.patterns import matches
 
 _WORD = 32
@@ -170,26 +169,6 @@ def _unsigned(codes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Mxfp4PackedFormat(WeightFormat):
-    """MXFP4, under the names that it has here."""
-
-    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        return {
-            "weight_packed": Expected((out_features, in_features // 2), ("U8",)),
-            "weight_scale": Expected((out_features, in_features // MXFP4_BLOCK), ("U8",)),
-        }
-
-    def unpack(
-        self, tensors: dict[str, Tensor], in_features: int, out_features: int
-    ) -> dict[str, Tensor]:
-        blocks = tensors["weight_packed"].unflatten(1, (-1, MXFP4_BLOCK // 2))
-        return {"blocks": blocks, "scales": tensors["weight_scale"]}
-
-    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return Mxfp4Kernel(**tensors)
-
-
-@dataclass(frozen=True)
 class _Scheme:
     """What a config group says of its layers.
 
@@ -266,9 +245,9 @@ def _e2m1(
 ) -> Nvfp4Format | Mxfp4PackedFormat:
     factor = tensors.get("weight_global_scale")
     if factor is None:
-        check_size(name, in_features, MXFP4_BLOCK)
-        return Mxfp4PackedFormat()
-    check_size(name, in_features)
+        check_in_blocks(name, in_features)
+        return Mxfp4PackedFormat("weight_packed", "weight_scale")
+    check_in_blocks(name, in_features, BLOCK)
     return Nvfp4Format("weight_packed", "weight_global_scale", factor.shape, divides=True)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from axion.errors import ModelLoadError
 from axion.quantization.base import StoredQuantized, StoredTensor, WeightFormat
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format
-from axion.quantization.nvfp4 import Nvfp4Format, check_size
+from axion.quantization.mxfp4 import check_in_blocks
+from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
 
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")
 _FACTOR = "weight_scale_2"
@@ -47,6 +48,6 @@ class ModelOpt(StoredQuantized):
             return Float8Format.of("weight_scale", scale, None, out_features)
         if weight is None or weight.dtype != "U8":
             return None
-        check_size(name, in_features)
+        check_in_blocks(name, in_features, BLOCK)
         shape = factor.shape if factor is not None and factor.shape == (1,) else ()
         return Nvfp4Format("weight", _FACTOR, shape, divides=False)

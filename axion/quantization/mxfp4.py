@@ -1,8 +1,10 @@
-"""MXFP4, as gpt-oss stores its experts: 32 numbers of four bits share a power of two.
+"""MXFP4, as gpt-oss and DeepSeek-V4 store their experts: 32 numbers of four bits share a power of
+two.
 
 The numbers are E2M1, the powers E8M0 (OCP Microscaling Formats Specification 1.0, 5.3 and 5.4). Of
 a layer there are `blocks` `[out_features, in_features / 32, 16]`, two numbers in a byte, the low
-half first, and `scales` `[out_features, in_features / 32]`.
+half first, and `scales` `[out_features, in_features / 32]`; DeepSeek calls the blocks `weight`,
+`[out_features, in_features / 2]`.
 """
 
 from __future__ import annotations
@@ -63,6 +65,46 @@ class Mxfp4Format(WeightFormat):
         return Mxfp4Kernel(**tensors)
 
 
+@dataclass(frozen=True)
+class Mxfp4PackedFormat(WeightFormat):
+    """The same in two dimensions, as DeepSeek and llm-compressor store it.
+
+    Attributes:
+        weight, scale: what blocks and scales are called.
+    """
+
+    weight: str
+    scale: str
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        return {
+            self.weight: Expected((out_features, in_features // 2), ("I8", "U8")),
+            self.scale: Expected((out_features, in_features // BLOCK), ("F8_E8M0", "U8")),
+        }
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        return {
+            "blocks": tensors[self.weight].view(torch.uint8).unflatten(1, (-1, BLOCK // 2)),
+            "scales": tensors[self.scale].view(torch.uint8),
+        }
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        return Mxfp4Kernel(**tensors)
+
+
+def check_in_blocks(name: str, in_features: int, block: int = BLOCK) -> None:
+    """
+    Raises:
+        ModelLoadError: the inputs of a layer are not whole blocks.
+    """
+    if in_features % block:
+        raise ModelLoadError(
+            f"{name[:200]} has {in_features} inputs, which cannot be packed in blocks of {block}."
+        )
+
+
 class Mxfp4Method(StoredQuantized):
     quant_methods = ("mxfp4",)
 
@@ -71,8 +113,5 @@ class Mxfp4Method(StoredQuantized):
     ) -> WeightFormat | None:
         if "blocks" not in tensors:
             return None
-        if in_features % BLOCK:
-            raise ModelLoadError(
-                f"{name} has {in_features} inputs, which MXFP4 cannot pack in blocks of {BLOCK}."
-            )
+        check_in_blocks(name, in_features)
         return Mxfp4Format()

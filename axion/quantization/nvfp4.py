@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from axion.errors import ModelLoadError
 from axion.quantization.base import FLOATS, Expected, Kernel, WeightFormat
 from axion.quantization.float8 import widen
 from axion.quantization.fp8 import E4M3
@@ -80,11 +79,3 @@ class Nvfp4Format(WeightFormat):
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         return out_features * (in_features // 2 + in_features // BLOCK + 4)
-
-
-def check_size(name: str, in_features: int, block: int = BLOCK) -> None:
-    """Raises: ModelLoadError: a layer's inputs do not fill their blocks."""
-    if in_features % block:
-        raise ModelLoadError(
-            f"{name[:200]} has {in_features} inputs, which cannot be packed in blocks of {block}."
-        )

@@ -71,14 +71,14 @@ def reference(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
 
 
 # What a field changes within a model is compared in tests/parity. Of models with states one without
-# attention, one with both in turn, and one with both in each layer.
+# attention, one with both in turn, one with both in each layer, one with a state for its keys.
 ENGINE_CASES = {
     *{
         row.architecture: name
         for name, row in reversed(CASES.items())
         if not issubclass(model_classes()[row.architecture], HybridForCausalLM)
     }.values(),
-    *("mamba", "qwen3-next", "falcon-h1"),
+    *("mamba", "qwen3-next", "falcon-h1", "glm5-next"),
     *("llama-rope-dynamic", "llama-rope-longrope", "gemma3-rope-linear", "olmo3-yarn"),
 }
 
@@ -129,13 +129,14 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
     "case",
     [
         *["mistral", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma4-shared", "cohere2"],
-        *["gpt-oss", "olmo3", "qwen2-window"],
+        *["gpt-oss", "olmo3", "qwen2-window", "deepseek-v4"],
     ],
 )
 def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     path = save_tiny(case, tmp_path)
     options = {"max_model_len": 200, "max_num_seqs": 2, "max_num_batched_tokens": 16}
-    specs = make_core(path, **options).model.kv_cache_specs()
+    model = make_core(path, **options).model
+    specs = [spec.in_pieces(4) for spec in model.kv_cache_specs()]
 
     def layout(specs: list[KVCacheSpec]) -> KVCacheLayout:
         return lay_out(specs, 200, block_size=4, max_chunk=16, dtype=torch.float32)
