@@ -172,6 +172,11 @@ def load_fallback(
         if on_progress is not None:
             on_progress(of_rest + done, total)
 
+    if method.name:
+        logger.info(
+            "Of %.2f GiB of weights %.2f are in no layer of Axion's own, and are not quantized",
+            *(total / 2**30, of_rest / 2**30),
+        )
     model.load(layers.rest, device, dtype, on_rest)
     _fill(layers.modules, stored, sizes, method, device, dtype, on_layers)
     model.finish(layers.modules)

@@ -336,8 +336,8 @@ class _Rest:
         dequantized: list[Source] = []
         for prefix, parts in left.items():
             source = self._source(prefix, parts)
-            used = set() if source is None else source.format.expected(1, 1).keys()
-            rest |= {t.name: t for suffix, t in parts.items() if suffix not in used}
+            used = {} if source is None else source.expected()
+            rest |= {t.name: t for t in parts.values() if t.name not in used}
             if source is not None:
                 dequantized.append(source)
                 rest[f"{prefix}.weight"] = self._plain(source)

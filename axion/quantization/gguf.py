@@ -3,7 +3,7 @@ laid out for a kernel of ATen's, of four bits or of two times four."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ from axion.quantization.base import (
 )
 from axion.quantization.gguf_blocks import dequantize, eight_bits, four_bits
 from axion.quantization.integers import (
-    ATEN_BLOCK,
     AtenInt4Kernel,
     AtenInt8Kernel,
     aten_int8_kernel,
+    aten_pack,
+    piece_rows,
     reads_packed_rows,
     suits_aten,
 )
@@ -77,11 +78,11 @@ class BlockKernel(EmbeddingKernel):
 def _int4_kernel(weight: Tensor, kind: TensorType) -> AtenInt4Kernel:
     """For the rows of blocks that `BlockKernel` takes."""
     packed, pairs = [], []
-    for rows in weight.split(ATEN_BLOCK):
+    for rows in _pieces(weight, kind):
         parts = four_bits(rows, kind)
         assert parts is not None
         codes, scale, zero = parts
-        packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+        packed.append(aten_pack(codes))
         pairs.append(torch.stack((scale, zero), dim=-1).bfloat16())
     return AtenInt4Kernel(torch.cat(packed), torch.cat(pairs).transpose(0, 1).contiguous())
 
@@ -89,7 +90,12 @@ def _int4_kernel(weight: Tensor, kind: TensorType) -> AtenInt4Kernel:
 def _int8_kernel(weight: Tensor, kind: TensorType) -> AtenInt8Kernel:
     """For the rows of blocks that `BlockKernel` takes."""
     group_size = _INT8_GROUPS[kind.name]
-    return aten_int8_kernel(eight_bits(rows, kind, group_size) for rows in weight.split(ATEN_BLOCK))
+    return aten_int8_kernel(eight_bits(rows, kind, group_size) for rows in _pieces(weight, kind))
+
+
+def _pieces(weight: Tensor, kind: TensorType) -> Iterable[Tensor]:
+    """Of rows, those that are packed at once."""
+    return weight.split(piece_rows(weight.shape[1] // kind.num_bytes * kind.block_size))
 
 
 @dataclass(frozen=True)

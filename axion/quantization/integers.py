@@ -18,7 +18,7 @@ from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 # The groups that ATen's kernel takes, and the multiple that the number of outputs must be.
 _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
-# It packs so many rows at once.
+# So many rows of a weight lie together in it.
 ATEN_BLOCK = 64
 # Its time is by the row; dequantizing first is faster for more.
 _ATEN_MAX_ROWS = 128
@@ -97,7 +97,7 @@ def integer_kernel(
         if order is None or torch.equal(groups[order], in_order):
             scales = scales.T.float()
             pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
-            return AtenInt4Kernel(_aten_pack(codes, order), pairs.to(dtype), order)
+            return AtenInt4Kernel(_pack_all(codes, order), pairs.to(dtype), order)
     return IntegerKernel(codes, scales, zeros, groups, bits)
 
 
@@ -276,13 +276,13 @@ def aten_int8_kernel(pieces: Iterable[tuple[Tensor, Tensor]]) -> AtenInt8Kernel:
     """For a weight `code * scale`.
 
     Args:
-        pieces: of 64 rows each: codes `[rows, in_features]`, int8, and scales
+        pieces: of `piece_rows` each: codes `[rows, in_features]`, int8, and scales
             `[rows, num_groups]`.
     """
     packed, pairs = [], []
     for codes, scales in pieces:
         halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1)
-        packed.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(halves.int(), 1))
+        packed.append(aten_pack(halves.view(torch.uint8)))
         both = torch.cat([16 * scales, scales], dim=1)
         zeros = torch.cat([torch.zeros_like(scales), 8 * scales], dim=1)
         pairs.append(torch.stack([both, zeros], dim=-1).bfloat16())
@@ -306,11 +306,24 @@ def _knows_layout() -> bool:
     return torch.equal(packed.flatten(), expected.flatten())
 
 
-def _aten_pack(codes: Tensor, order: Tensor | None) -> Tensor:
-    step = max(MAX_PIECE // codes.shape[1] // ATEN_BLOCK, 1) * ATEN_BLOCK
+def piece_rows(in_features: int) -> int:
+    """Rows of a weight that are packed at once."""
+    return max(MAX_PIECE // in_features // ATEN_BLOCK, 1) * ATEN_BLOCK
+
+
+def aten_pack(codes: Tensor) -> Tensor:
+    """Codes `[rows, in_features]`, uint8, as ATen has them, `[rows, in_features / 2]`."""
+    if not reads_packed_rows(len(codes)):
+        packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        return packed
+    # What ATen does, in a fraction of its time.
+    first, others = codes.view(-1, 2, ATEN_BLOCK // 2, codes.shape[1]).unbind(1)
+    return (first | others << 4).transpose(1, 2).reshape(len(codes), -1)
+
+
+def _pack_all(codes: Tensor, order: Tensor | None) -> Tensor:
     pieces = []
-    for piece in codes.split(step):
-        values = unpack(piece, 4).int()
-        values = values if order is None else values[:, order]
-        pieces.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))
+    for piece in codes.split(piece_rows(2 * codes.shape[1])):
+        values = unpack(piece, 4)
+        pieces.append(aten_pack(values if order is None else values[:, order]))
     return torch.cat(pieces)

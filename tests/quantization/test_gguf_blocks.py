@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from axion.hub.gguf import TENSOR_TYPES, TensorType
-from axion.quantization.gguf import BLOCK_TYPES, BlockFormat, BlockKernel
+from axion.quantization.base import StoredTensor
+from axion.quantization.gguf import BLOCK_TYPES, BlockFormat, BlockKernel, GGUFMethod
 from axion.quantization.gguf_blocks import dequantize
 from axion.quantization.integers import AtenInt4Kernel, AtenInt8Kernel, reads_packed_rows
 
@@ -84,3 +85,17 @@ def test_of_more_bits_than_it_may_take_it_stays_what_it_is(max_bits: int, name: 
     kernel = format.kernel({"weight": weight}, torch.bfloat16)
     assert isinstance(kernel, BlockKernel)
     assert weight.nbytes == format.num_bytes(COLUMNS, ROWS, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "is_head", "expected"),
+    [(192, True, 8 if reads_packed_rows(192) else 0), (192, False, 0), (199, True, 0)],
+    ids=["head", "embedding", "rows that fill no block"],
+)
+def test_an_embedding_is_laid_out_if_it_is_a_head_whose_rows_can_be_read(
+    num_rows: int, is_head: bool, expected: int
+):
+    stored = StoredTensor("embed_tokens.weight", "m.gguf", (num_rows, 512), "Q6_K", torch.empty)
+    format = GGUFMethod({"quant_method": "gguf"}).embedding_format(stored, is_head)
+    assert isinstance(format, BlockFormat)
+    assert format.max_bits == expected
