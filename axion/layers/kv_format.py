@@ -117,5 +117,17 @@ class KVEntries(NamedTuple):
             entries = rows.unflatten(-1, self.stored.shape[1:])
         return entries if self.format is None else self.format.load(entries)
 
+    def gather_heads(self, slots: Tensor, head_slots: Tensor) -> Tensor:
+        """What `gather` gives, head by head: `[batch * num_kv_heads, length, head_dim]`.
+
+        Args:
+            slots: `[batch, length]`.
+            head_slots: `[batch * num_kv_heads, length]`, `slot * num_kv_heads + head`.
+        """
+        if not self.stored.is_contiguous():
+            return self.gather(slots).transpose(1, 2).flatten(0, 1)
+        entries = F.embedding(head_slots, self.stored.flatten(0, 1))
+        return entries if self.format is None else self.format.load(entries)
+
 
 KV_FORMATS: dict[str, type[KVFormat]] = {"fp8": Fp8Format, "int8": Int8Format}

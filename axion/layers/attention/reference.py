@@ -10,7 +10,7 @@ stays there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +29,10 @@ MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
+# From so many sequences on, two products for all of them are faster than torch's own attention.
+_MIN_PRODUCTS = 4
+# Lengths are rounded up to this: oneDNN makes a kernel of its own for each.
+_LENGTH_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,15 @@ class Decode:
     slots: Tensor | SlotRun
     mask: Tensor
     distances: Tensor
+    _head_slots: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def head_slots(self, num_heads: int) -> Tensor:
+        """`slot * num_heads + head`, `[batch * num_heads, length]`; `slots` must not be a run."""
+        if num_heads not in self._head_slots:
+            assert isinstance(self.slots, Tensor), "a run has one sequence"
+            heads = torch.arange(num_heads)[:, None]
+            self._head_slots[num_heads] = (self.slots[:, None] * num_heads + heads).flatten(0, 1)
+        return self._head_slots[num_heads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +168,39 @@ def _attend_decode(
 ) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
     q = q.unflatten(1, (keys.num_heads, -1))
+    if scores.is_plain and len(q) >= _MIN_PRODUCTS and _suits_blocks(q.device, q.dtype):
+        return _attend_rows(q, keys, values, group, scores.scale)
     k, v = (entries.gather(group.slots).transpose(1, 2) for entries in (keys, values))
-    if scores.is_plain:
+    if scores.is_plain and q.shape[2] == 1 and _suits_blocks(q.device, q.dtype):
+        # Products with a single row are slow in bfloat16: three times, measured with AVX-512.
+        q, k, v, mask = (x.float() for x in (q, k, v, group.mask))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
+        out = out.bfloat16()
+    elif scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
         mask = group.mask[..., None, :]
         out = _attend(q[..., None, :], k, v, mask, group.distances, scores).squeeze(-2)
     return out.flatten(1, 2)
+
+
+def _attend_rows(
+    q: Tensor, keys: KVEntries, values: KVEntries, group: Decode, scale: float
+) -> Tensor:
+    """Attention of many sequences' single tokens, as two products.
+
+    Args:
+        q: `[batch, num_kv_heads, heads_per_kv_head, head_dim]`.
+
+    Returns:
+        `[batch, num_heads, v_head_dim]`.
+    """
+    slots, head_slots = group.slots, group.head_slots(q.shape[1])
+    assert isinstance(slots, Tensor)
+    k, v = (entries.gather_heads(slots, head_slots) for entries in (keys, values))
+    x = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), k.transpose(1, 2), beta=0, alpha=scale)
+    x = x.unflatten(0, q.shape[:2]).add_(group.mask).softmax(-1)
+    return torch.bmm(x.flatten(0, 1), v).view(len(q), -1, v.shape[-1])
 
 
 def _attend_chosen(
@@ -245,8 +284,8 @@ def _attend(
 
 
 def _suits_blocks(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `_attend_blocks` is faster than torch's own attention: three times, measured with
-    AVX-512; in float32 it is not."""
+    """Whether products are faster than torch's own attention: for a chunk three times, measured
+    with AVX-512; in float32 they are not."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 
@@ -342,6 +381,8 @@ def _decode(
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
+    if _suits_blocks(device, _dtype(context)):
+        longest = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     if reach is None or reach >= longest:
         tokens = torch.arange(longest, device=device)
     else:
