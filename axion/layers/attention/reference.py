@@ -29,6 +29,8 @@ MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
+# Numbers of keys that its blocks see; oneDNN makes a kernel for each, and keeps only so many.
+_BLOCK_LENGTHS = 16
 # From so many sequences on, two products for all of them are faster than torch's own attention.
 _MIN_PRODUCTS = 4
 # Lengths are rounded up to this: oneDNN makes a kernel of its own for each.
@@ -290,7 +292,7 @@ def _suits_blocks(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of a chunk a few rows at a time, each over the keys that it can see.
+    """Attention of a chunk a few rows at a time, over the keys that these can see, and few more.
 
     Scores are rounded to the number format of q, as they are where attention is written out.
 
@@ -306,18 +308,20 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     (num_kv_heads, group, query_len, _), length = q.shape, k.shape[1]
     fewest, most = _BLOCK_ROWS
     step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
+    stride = step * -(-query_len // (step * _BLOCK_LENGTHS))
     k, v = k.contiguous().transpose(1, 2), v.contiguous()
-    hidden = torch.full((step, step), float("-inf"), dtype=q.dtype).triu_(1)
+    hidden = torch.full((step, stride), float("-inf"), dtype=q.dtype).triu_(1)
     zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
     out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
     for start in range(0, query_len, step):
         end = min(start + step, query_len)
-        seen = length - query_len + end
+        first = length - query_len + start
+        seen = min(length - query_len + -(-end // stride) * stride, length)
         rows = q[:, :, start:end].flatten(1, 2)
         x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
         x = x.unflatten(1, (group, end - start))
         if mask is None:
-            x[..., seen - (end - start) :] += hidden[: end - start, : end - start]
+            x[..., first:] += hidden[: end - start, : seen - first]
         else:
             x += mask[start:end, :seen]
         x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
