@@ -20,7 +20,7 @@ _ATEN_ROWS = 16
 # It packs so many rows at once.
 ATEN_BLOCK = 64
 # Its time is by the row; dequantizing first is faster for more.
-_ATEN_MAX_ROWS = 128
+_ATEN_MAX_ROWS = 72
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
 
 
@@ -194,13 +194,19 @@ class AtenInt4Kernel(RowKernel):
         return out.view(*x.shape[:-1], self.out_features)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Rows of the weight, whose columns are in the order of its groups."""
+        """Rows of the weight, whose columns are in the order of its groups, as a transposed view:
+        a column's codes lie side by side, and so do the scales that it is multiplied by."""
         blocks = self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
-        blocks = blocks[start // ATEN_BLOCK : end // ATEN_BLOCK]
-        codes = torch.cat([blocks & 15, blocks >> 4], -1).transpose(1, 2).contiguous()
-        scales, zeros = self.scales_and_zeros[:, start:end].float().transpose(0, 1).unbind(-1)
-        groups = codes.view(end - start, -1, self.group_size).float().sub_(8)
-        return groups.mul_(scales[..., None]).add_(zeros[..., None]).flatten(1).to(dtype)
+        blocks = blocks[start // ATEN_BLOCK : end // ATEN_BLOCK].transpose(0, 1)
+        columns = self.scales_and_zeros.new_empty(self.in_features, end - start)
+        halves = columns.view(self.in_features, -1, 2, ATEN_BLOCK // 2)
+        halves[:, :, 0] = (blocks & 15).sub_(8).view(torch.int8)
+        halves[:, :, 1] = (blocks >> 4).sub_(8).view(torch.int8)
+        of_groups = self.scales_and_zeros[:, start:end].permute(2, 0, 1).contiguous()
+        scales, zeros = of_groups[:, :, None]
+        groups = columns.view(-1, self.group_size, end - start)
+        torch.addcmul(zeros, groups, scales, out=groups)
+        return columns.T.to(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         # The layout is ATen's own; a product with ones and zeros is exact.
