@@ -139,6 +139,18 @@ class KVEntries(NamedTuple):
         entries = self.stored[slots, heads].transpose(1, 2)
         return entries if self.format is None else self.format.load(entries)
 
+    def gather_heads(self, slots: Tensor, head_slots: Tensor) -> Tensor:
+        """What `gather` gives, head by head: `[batch * num_kv_heads, length, head_dim]`.
+
+        Args:
+            slots: `[batch, length]`.
+            head_slots: `[batch * num_kv_heads, length]`, `slot * num_kv_heads + head`.
+        """
+        if self.num_pieces > 1 or not self.stored.is_contiguous():
+            return self.gather(slots).transpose(1, 2).flatten(0, 1)
+        entries = F.embedding(head_slots, self.stored.flatten(0, 1))
+        return entries if self.format is None else self.format.load(entries)
+
     def _slots_of_pieces(self, slots: Tensor) -> Tensor:
         """`[..., num_pieces]`, each in the same block as its entry."""
         first = slots // self.num_pieces * self.num_pieces

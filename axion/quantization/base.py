@@ -9,7 +9,7 @@ and multiplies by it. Models know nothing of all this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import count, groupby
 from math import prod
@@ -337,6 +337,14 @@ class QuantizedExpertLinear(nn.Module):
         return out if self.bias is None else out + self.bias[groups.experts]
 
 
+def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> QuantizedExpertLinear:
+    """Takes the place of an `ExpertLinear`, with a kernel for each expert."""
+    template = Linear(linear.in_features, linear.out_features)
+    return QuantizedExpertLinear(
+        linear, [QuantizedLinear(template, [], kernel) for kernel in kernels]
+    )
+
+
 def stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own parameters, and its buffers that are not computed from config.json."""
     yield from module.named_parameters(recurse=False)
@@ -437,6 +445,8 @@ class QuantizationMethod:
             weight = module.weight.detach()
             if onednn.suits(weight):
                 return QuantizedLinear(module, [], DenseKernel(weight))
+        elif isinstance(module, ExpertLinear) and onednn.suits(module.weight[0]):
+            return quantized_experts(module, map(DenseKernel, module.weight.detach()))
         return module
 
 

@@ -10,7 +10,7 @@ stays there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +29,12 @@ MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
+# Numbers of keys that its blocks see; oneDNN makes a kernel for each, and keeps only so many.
+_BLOCK_LENGTHS = 16
+# From so many sequences on, two products for all of them are faster than torch's own attention.
+_MIN_PRODUCTS = 4
+# Lengths are rounded up to this: oneDNN makes a kernel of its own for each.
+_LENGTH_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,15 @@ class Decode:
     mask: Tensor
     distances: Tensor
     compressed: Tensor | None = None
+    _head_slots: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def head_slots(self, num_heads: int) -> Tensor:
+        """`slot * num_heads + head`, `[batch * num_heads, length]`, of slots for all heads."""
+        if num_heads not in self._head_slots:
+            assert isinstance(self.slots, Tensor), "a run has one sequence"
+            heads = torch.arange(num_heads)[:, None]
+            self._head_slots[num_heads] = (self.slots[:, None] * num_heads + heads).flatten(0, 1)
+        return self._head_slots[num_heads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,12 @@ class _Caches(NamedTuple):
 
     own: KVCache
     compressed: KVCache | None
+
+    def gathers_heads(self, group: Decode) -> bool:
+        """Whether all heads have keys at the same slots of one cache."""
+        return (
+            group.compressed is None and isinstance(group.slots, Tensor) and group.slots.ndim == 2
+        )
 
     def gather(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
         """`[..., length, num_kv_heads, head_dim]` of each, those of compressed entries last."""
@@ -202,14 +223,39 @@ def paged_attention(
 
 def _attend_decode(q: Tensor, caches: _Caches, group: Decode, scores: Scores) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
+    q = q.unflatten(1, (caches.own.keys.num_heads, -1))
+    suits_products = scores.is_plain and _suits_blocks(q.device, q.dtype)
+    if suits_products and len(q) >= _MIN_PRODUCTS and caches.gathers_heads(group):
+        return _attend_rows(q, caches.own, group, scores.scale)
     k, v = (x.transpose(1, 2) for x in caches.gather(group))
-    q = q.unflatten(1, (k.shape[1], -1))
-    if scores.is_plain:
+    if suits_products and q.shape[2] == 1:
+        # Products with a single row are slow in bfloat16: three times, measured with AVX-512.
+        q, k, v, mask = (x.float() for x in (q, k, v, group.mask))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
+        out = out.bfloat16()
+    elif scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
         mask = group.mask[..., None, :]
         out = _attend(q[..., None, :], k, v, mask, group.distances, scores).squeeze(-2)
     return out.flatten(1, 2)
+
+
+def _attend_rows(q: Tensor, cache: KVCache, group: Decode, scale: float) -> Tensor:
+    """Attention of many sequences' single tokens, as two products.
+
+    Args:
+        q: `[batch, num_kv_heads, heads_per_kv_head, head_dim]`.
+
+    Returns:
+        `[batch, num_heads, v_head_dim]`.
+    """
+    slots, head_slots = group.slots, group.head_slots(q.shape[1])
+    assert isinstance(slots, Tensor)
+    k, v = (entries.gather_heads(slots, head_slots) for entries in (cache.keys, cache.values))
+    x = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), k.transpose(1, 2), beta=0, alpha=scale)
+    x = x.unflatten(0, q.shape[:2]).add_(group.mask).softmax(-1)
+    return torch.bmm(x.flatten(0, 1), v).view(len(q), -1, v.shape[-1])
 
 
 def _attend_chosen(
@@ -322,13 +368,13 @@ def _attend(
 
 
 def _suits_blocks(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `_attend_blocks` is faster than torch's own attention: three times, measured with
-    AVX-512; in float32 it is not."""
+    """Whether products are faster than torch's own attention: for a chunk three times, measured
+    with AVX-512; in float32 they are not."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of a chunk a few rows at a time, each over the keys that it can see.
+    """Attention of a chunk a few rows at a time, over the keys that these can see, and few more.
 
     Scores are rounded to the number format of q, as they are where attention is written out.
 
@@ -344,18 +390,20 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     (num_kv_heads, group, query_len, _), length = q.shape, k.shape[1]
     fewest, most = _BLOCK_ROWS
     step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
+    stride = step * -(-query_len // (step * _BLOCK_LENGTHS))
     k, v = k.contiguous().transpose(1, 2), v.contiguous()
-    hidden = torch.full((step, step), float("-inf"), dtype=q.dtype).triu_(1)
+    hidden = torch.full((step, stride), float("-inf"), dtype=q.dtype).triu_(1)
     zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
     out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
     for start in range(0, query_len, step):
         end = min(start + step, query_len)
-        seen = length - query_len + end
+        first = length - query_len + start
+        seen = min(length - query_len + -(-end // stride) * stride, length)
         rows = q[:, :, start:end].flatten(1, 2)
         x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
         x = x.unflatten(1, (group, end - start))
         if mask is None:
-            x[..., seen - (end - start) :] += hidden[: end - start, : end - start]
+            x[..., first:] += hidden[: end - start, : seen - first]
         else:
             x += mask[start:end, :seen]
         x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
@@ -447,6 +495,8 @@ def _decode(
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
+    if _suits_blocks(device, _dtype(context)):
+        longest = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     if reach is None or reach >= longest:
         tokens = torch.arange(longest // stride, device=device) * stride + (stride - 1)
     else:
