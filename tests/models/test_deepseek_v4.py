@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from axion.engine.kv_cache import lay_out
 from axion.engine.loader import build_model, expected_tensors
 from axion.errors import ModelLoadError
 from axion.models.deepseek_v4 import DeepseekV4Config, DeepseekV4ForCausalLM
@@ -68,6 +70,20 @@ def test_older_fields_mean_what_they_mean_to_transformers(fields: dict[str, Any]
 def test_what_is_not_computed_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         DeepseekV4Config.from_dict(SIZES | fields)
+
+
+def test_a_million_tokens_of_flash_take_less_than_ten_gib() -> None:
+    config = {"architectures": SIZES["architectures"], "vocab_size": 129280, "hidden_size": 4096}
+    config |= {"num_hidden_layers": 43, "num_attention_heads": 64}
+    config |= {"compress_ratios": [0, 0, *[4, 128] * 20, 4]}
+    model = build_model(config)  # the other sizes are the defaults
+    assert model.can_rewind
+    specs = [spec.in_pieces(16) for spec in model.kv_cache_specs()]
+    layout = lay_out(specs, 2**20, block_size=16, max_chunk=2048, dtype=torch.bfloat16)
+    num_bytes = layout.num_blocks_per_sequence * layout.bytes_per_block
+    # 21 layers with 640 numbers for 4 tokens, and 20 with 512 for a block; the rest has windows.
+    least = 2 * 2**20 * (21 * 640 // 4 + 20 * 512 // 16)
+    assert least < num_bytes < 10 * 2**30
 
 
 def test_the_names_of_the_release_are_known() -> None:
