@@ -432,10 +432,13 @@ class QuantizationMethod:
         if isinstance(module, QuantizedLinear):
             return module.num_bytes(dtype)
         if isinstance(module, Linear) and not isinstance(module, DenseLinear):
-            weight = module.weight
-            if device.type == "cpu" and onednn.is_large(weight):
-                return weight.numel() * dtype.itemsize
-        return 0
+            weights = [module.weight]
+        elif isinstance(module, ExpertLinear):
+            weights = list(module.weight)
+        else:
+            return 0
+        is_packed = device.type == "cpu" and onednn.is_large(weights[0])
+        return sum(weight.numel() for weight in weights) * dtype.itemsize if is_packed else 0
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """What takes the place of a module whose parameters have been filled."""
