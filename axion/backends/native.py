@@ -73,11 +73,12 @@ from axion.openai.delivered import Delivered, DeliveredChoice
 from axion.openai.structured import StructuredRequest
 from axion.settings import Settings
 from axion.text.answer_format import AnswerFormat, answer_format
+from axion.text.bounded_tokenizer import load_bounded_tokenizer
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
 from axion.text.grammar import GrammarCompiler
-from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.text.tokenizer import Tokenizer, read_json
 from axion.text.tool_calls import WrittenCall
 from axion.text.tool_grammar import Function, arguments_grammar, tool_grammar
 from axion.types import (
@@ -92,8 +93,6 @@ from axion.types import (
     TokenLogprobs,
 )
 
-# Shorter texts are encoded in less time than a thread takes to be asked.
-_LONG_TEXT = 4096
 # Fields of a chat request without an effect on the answer.
 _NO_EFFECT = {
     *("stream", "stream_options", "priority", "user", "metadata", "safety_identifier"),
@@ -218,6 +217,7 @@ class NativeBackend(LibraryBackend):
             await self._model.engine.stop(drain_s)
             if self._model.chat_template is not None:
                 self._model.chat_template.close()
+            self._model.tokenizer.close()
 
     async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
         model = self._loaded()
@@ -267,7 +267,7 @@ class NativeBackend(LibraryBackend):
                 prompt, add_special_tokens=add_special_tokens is not False
             )
 
-        is_short = isinstance(prompt, str) and len(prompt) <= _LONG_TEXT
+        is_short = isinstance(prompt, str) and len(prompt) <= model.tokenizer.max_quick_chars
         token_ids = encode() if is_short else await asyncio.to_thread(encode)
         strings = map(model.tokenizer.id_to_token, token_ids) if with_strings else ()
         return Tokenization(
@@ -283,7 +283,11 @@ class NativeBackend(LibraryBackend):
         def decode() -> str:
             return model.tokenizer.decode(token_ids, skip_special_tokens=False)
 
-        return await asyncio.to_thread(decode) if len(token_ids) > _LONG_TEXT else decode()
+        return (
+            await asyncio.to_thread(decode)
+            if len(token_ids) > model.tokenizer.max_quick_chars
+            else decode()
+        )
 
     def _loaded(self) -> _Model:
         if self._model is None:
@@ -350,7 +354,7 @@ def _engine_config(model: ModelConfig, path: Path, draft_path: str) -> EngineCon
 
 
 def _load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, Any]]:
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_bounded_tokenizer(path)
     stored = (
         gguf_generation_config(read_gguf(path))
         if is_gguf(path)
@@ -484,7 +488,7 @@ async def _complete(
     grammar = await _grammar(model, request)
     answers: list[Answer] = []
     echoes = []
-    is_short = sum(map(len, request.prompts)) <= _LONG_TEXT
+    is_short = sum(map(len, request.prompts)) <= model.tokenizer.max_quick_chars
     encoded = (
         _completion_prompts(model, request)
         if is_short
@@ -858,9 +862,10 @@ async def _take_over(model: _Model, answer: Answer, choice: DeliveredChoice, tex
         CannotContinueError: it cannot.
     """
     if choice.finished:  # only its length counts, in the usage
-        answer.num_tokens = len(model.tokenizer.encode_continuation(text) or ())
+        token_ids = await asyncio.to_thread(model.tokenizer.encode_continuation, text)
+        answer.num_tokens = len(token_ids or ())
         return
-    answer.take_over(choice, text)
+    await asyncio.to_thread(answer.take_over, choice, text)
     if answer.params.grammar is not None:
         matcher = await asyncio.wrap_future(model.grammars.submit(answer.params.grammar))
         if not matcher.consume_tokens(answer.generated_before):
