@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from axion.backends.inference import InferenceRequest, InferenceResult
     from axion.backends.llama_cpp import LlamaCppBackend
     from axion.backends.max import MaxBackend
-    from axion.backends.native import NativeBackend
+    from axion.backends.native.backend import NativeBackend
     from axion.backends.remote import RemoteBackend
     from axion.backends.sglang import SglangBackend
     from axion.backends.tensorrt_llm import TensorRTLLMBackend
@@ -44,7 +44,7 @@ _HOMES = {
     "LlamaCppBackend": "axion.backends.llama_cpp",
     "MaxBackend": "axion.backends.max",
     "ModelConfig": "axion.backends.base",
-    "NativeBackend": "axion.backends.native",
+    "NativeBackend": "axion.backends.native.backend",
     "RemoteBackend": "axion.backends.remote",
     "SamplingParams": "axion.types",
     "SglangBackend": "axion.backends.sglang",

@@ -24,7 +24,7 @@ import psutil
 import uvloop
 
 from axion.backends.base import ModelConfig
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.observability.logging import configure_logging
 from axion.router.registry import ModelRegistry

@@ -68,6 +68,7 @@ TORCH_ROOMS = {
     "axion.engine.cuda_graph",
     "axion.engine.draft_model",
     "axion.engine.gguf",
+    "axion.engine.host_memory",
     "axion.engine.kv_cache",
     "axion.engine.state_cache",
     "axion.engine.loader",
@@ -84,8 +85,8 @@ TORCH_ROOMS = {
     "axion.parity.tiny",
     "axion.pooling.native",
 }
-API_PROCESS = ["axion.cli.main", "axion.cli.serve", "axion.server.app", "axion.backends.native",
-               "axion.backends.worker", "axion.backends.spawned",
+API_PROCESS = ["axion.cli.main", "axion.cli.serve", "axion.server.app",
+               "axion.backends.native.backend", "axion.backends.worker", "axion.backends.spawned",
                "axion.router.registry", "axion.router.plan", "axion.backends.engines",
                "axion.backends.vllm", "axion.cli.explain"]  # fmt: skip
 

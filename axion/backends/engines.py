@@ -24,7 +24,7 @@ _HOMES = {
     "tensorrt_llm": "axion.backends.tensorrt_llm:TensorRTLLMBackend",
     "tgi": "axion.backends.tgi:TgiBackend",
     "llama_cpp": "axion.backends.llama_cpp:LlamaCppBackend",
-    "native": "axion.backends.native:NativeBackend",
+    "native": "axion.backends.native.backend:NativeBackend",
     "remote": "axion.backends.remote:RemoteBackend",
 }
 

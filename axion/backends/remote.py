@@ -13,8 +13,8 @@ from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Capabilities, shipped_capabilities
 from axion.backends.facts import EngineFacts
 from axion.backends.http import Verify
-from axion.backends.upstream import Upstream
-from axion.backends.upstream_backend import UpstreamBackend
+from axion.backends.upstream.backend import UpstreamBackend
+from axion.backends.upstream.client import Upstream
 from axion.errors import AxionError, ModelLoadError, NotFoundError
 from axion.settings import Settings
 from axion.types import BackendHealth, BackendState

@@ -28,8 +28,8 @@ from axion.backends.facts import EngineFacts, device_facts
 from axion.backends.installed import AskError, ask_once, find_command, separation
 from axion.backends.process import GuardedProcess
 from axion.backends.supervisor import Supervisor
-from axion.backends.upstream import Upstream
-from axion.backends.upstream_backend import UpstreamBackend
+from axion.backends.upstream.backend import UpstreamBackend
+from axion.backends.upstream.client import Upstream
 from axion.errors import AxionError, ModelLoadError
 from axion.hub.resolve import resolve
 from axion.hub.snapshot import fingerprint

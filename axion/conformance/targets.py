@@ -13,7 +13,7 @@ import psutil
 from axion.backends.base import ModelConfig
 from axion.backends.facts import EngineFacts
 from axion.backends.spawned import SpawnedBackend
-from axion.backends.upstream import Upstream
+from axion.backends.upstream.client import Upstream
 from axion.conformance.behaviour import Observation
 from axion.conformance.server import FaultError, RefusedError, Server, UnreachableError
 

@@ -262,6 +262,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def take_device(name: str) -> torch.device:
+    """`resolve_device`, and torch's current device from now on: to that belong kernels, streams,
+    events and graphs that do not say to which."""
+    device = resolve_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def resolve_dtype(
     dtype: str | torch.dtype, config: dict[str, Any], device: torch.device
 ) -> torch.dtype:

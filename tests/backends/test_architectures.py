@@ -17,7 +17,7 @@ from axion.backends.architectures import (
     native_quantizations,
     refused_architectures,
 )
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.models.registry import load_model_class, model_classes
 from axion.models.transformers_fallback import TransformersCausalLM
 from axion.quantization.registry import method_classes

@@ -11,7 +11,7 @@ import pytest
 
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Support
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.conformance.behaviour import BEHAVIOURS
 from axion.conformance.check import CHECKS
 from axion.conformance.server import Server, UnreachableError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from axion.backends.native import _load_text
+from axion.backends.native.model import load_text
 from axion.demo import MODEL_DIR
 from axion.demo.evaluate import PASS_MARK, cases, engine_generate, evaluate
 from axion.engine.loader import eos_token_ids
@@ -26,7 +26,7 @@ def test_it_keeps_its_skills(demo: Path) -> None:
 
 
 def test_all_that_a_server_needs_is_in_the_file(demo: Path) -> None:
-    (tokenizer, template, defaults), folder = _load_text(demo), _load_text(MODEL_DIR)
+    (tokenizer, template, defaults), folder = load_text(demo), load_text(MODEL_DIR)
     assert template is not None
     assert folder[1] is not None
     messages = [{"role": "user", "content": "Spell the word river."}]

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from axion.backends.base import InferenceBackend
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.cli import main
 from axion.engine.echo import EchoEngine
 from axion.types import EngineConfig

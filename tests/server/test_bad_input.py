@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from axion.backends.base import ModelConfig
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.openai.anthropic import CountTokensRequest, MessagesRequest
 from axion.openai.chat import ChatCompletionRequest

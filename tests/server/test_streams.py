@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from axion.backends.base import ModelConfig
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.openai.common import parse_request
 from axion.router.registry import ModelRegistry

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from axion.backends.base import ModelConfig
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.backends.worker import spawn_engine
 from axion.errors import CannotContinueError
 from axion.openai.chat import ChatCompletionRequest

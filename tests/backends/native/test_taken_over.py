@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from axion.backends.answer import Answer
+from axion.backends.native.answer import Answer
 from axion.errors import CannotContinueError
 from axion.openai.delivered import DeliveredCall, DeliveredChoice
 from axion.text.answer_format import AnswerFormat, answer_format

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from axion.backends import native
 from axion.backends.base import ModelConfig
-from axion.backends.native import NativeBackend
+from axion.backends.native.backend import NativeBackend
 from axion.demo import MODEL_DIR
 from axion.engine.echo import EchoEngine
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
-from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.tool_calls import FORMATS
-from axion.types import EngineConfig, Grammar, SamplingParams, SequenceOutput
+from axion.types import EngineConfig, Grammar
+from tests.backends.native.harness import RecordingEngine
 
 WEATHER = {
     "type": "object",
@@ -34,40 +33,6 @@ UNSUPPORTED = {"type": "object", "properties": {"x": {"not": {"type": "null"}}}}
 
 def function(name: str, parameters: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
-
-
-class RecordingEngine(EchoEngine):
-    def __init__(self) -> None:
-        super().__init__(vocab_size=1024)
-        self.params: list[SamplingParams] = []
-
-    async def generate(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, **options: Any
-    ) -> AsyncIterator[SequenceOutput]:
-        self.params.append(params)
-        async with aclosing(
-            super().generate(request_id, prompt_token_ids, params, **options)
-        ) as outputs:
-            async for output in outputs:
-                yield output
-
-
-@pytest.fixture(scope="module", autouse=True)
-def template_processes() -> Iterator[None]:
-    """Each template's process is started once, not in every test."""
-    loaded: dict[Path, ChatTemplate | None] = {}
-
-    def load(path: Path, tokenizer: Any) -> ChatTemplate | None:
-        if path not in loaded:
-            loaded[path] = load_chat_template(path, tokenizer)
-        return loaded[path]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "load_chat_template", load)
-        yield
-    for template in loaded.values():
-        if template is not None:
-            template.close()
 
 
 class Harness:
@@ -102,7 +67,7 @@ Start = Callable[..., Awaitable[Harness]]
 @pytest.fixture
 def start() -> Start:
     async def start(path: Path = MODEL_DIR) -> Harness:
-        engine = RecordingEngine()
+        engine = RecordingEngine(vocab_size=1024)
 
         async def factory(config: EngineConfig) -> EchoEngine:
             return engine

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axion.backends.stop_cut import StopCut
+from axion.backends.upstream.stop_cut import StopCut
 
 pieces = st.lists(st.text("ab", max_size=3), max_size=12)
 strings = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)

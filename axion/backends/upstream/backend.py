@@ -10,7 +10,7 @@ import msgspec
 from axion.backends.base import PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.backends.inference import LibraryBackend
-from axion.backends.upstream import Upstream
+from axion.backends.upstream.client import Upstream
 from axion.errors import EngineUnavailableError
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.completions import CompletionChunk, CompletionRequest
@@ -40,10 +40,10 @@ class UpstreamBackend(LibraryBackend):
 
     async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
         upstream = self._ready()
-        body = upstream.body(request)
+        body = upstream.dialect.body(request)
         body.pop("priority", None)
         stop = (request.stop, request.include_stop_str_in_output)
-        cuts = stop if upstream.cuts(request) else None
+        cuts = stop if upstream.dialect.cuts(request) else None
         parts = (self.engine, self.identity, upstream.served_name, body, cuts)
         key = hashlib.blake2b(msgspec.json.encode(parts)).digest()
         return PreparedChat(

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from axion.openai.delivered import DeliveredChoice
-from axion.text.events import (
-    ArgumentsDelta,
-    CallStart,
-    Event,
-    ReasoningDelta,
-    TextDelta,
-    append,
-)
+from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta, append
 
 
 class Debt:

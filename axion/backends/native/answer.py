@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
-from axion.backends.taken_over import Debt
+from axion.backends.native.taken_over import Debt
 from axion.errors import CannotContinueError, EngineUnavailableError, InternalError
 from axion.openai.delivered import DeliveredChoice
 from axion.text.detokenizer import IncrementalDetokenizer

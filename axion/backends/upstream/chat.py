@@ -1,0 +1,130 @@
+"""Answers to chats."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from axion.backends.upstream.answer import Answer
+from axion.backends.upstream.dialect import Dialect
+from axion.backends.upstream.faults import Faults
+from axion.backends.upstream.messages import Call, ChatChoice, ChatEvent, Event, TokenLogprob
+from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.delivered import Delivered, DeliveredChoice
+
+
+class ChatAnswer(Answer[ChatCompletionRequest, ChatCompletionChunk]):
+    path = "/chat/completions"
+    object = "chat.completion.chunk"
+    id_prefix = "chatcmpl"
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        faults: Faults,
+        served_name: str,
+        request: ChatCompletionRequest,
+        request_id: str,
+        delivered: Delivered | None,
+    ) -> None:
+        super().__init__(
+            dialect,
+            faults,
+            served_name,
+            request,
+            request_id,
+            delivered,
+            num_choices=request.num_choices,
+        )
+        self._calls: dict[int, set[int]] = {}
+        self._num_reasoning_chunks = 0
+
+    def _go_on(self, body: dict[str, Any], choice: DeliveredChoice) -> None:
+        if self._dialect.capabilities.missing(["continue_final_message"]):
+            raise self._cannot("an answer of a chat")
+        if self._request.requires_call:
+            raise self._cannot("an answer that follows a grammar")
+        if self._request.continue_final_message:
+            last = body["messages"][-1]
+            last["content"] = self._request.final_text + choice.content
+        else:
+            body["messages"].append({"role": "assistant", "content": choice.content})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+
+    def _decode(self, data: bytes) -> Event:
+        return _decode_chat(data)
+
+    def _validate(self, fields: dict[str, Any]) -> ChatCompletionChunk:
+        return ChatCompletionChunk.model_validate(fields)
+
+    def _parts(self, choice: ChatChoice) -> Iterator[dict[str, Any]]:
+        if choice.index not in self._began:
+            self._began.add(choice.index)
+            yield {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        delta: dict[str, Any] = {}
+        given = choice.delta
+        content = given.content if given is not None else None
+        entries = choice.logprobs.content if choice.logprobs is not None else None
+        text, told = self._shown(choice, content or "", entries)
+        if text:
+            delta["content"] = text
+        if given is not None:
+            if reasoning := given.reasoning_content or given.reasoning:
+                delta["reasoning_content"] = reasoning
+                self._num_reasoning_chunks += 1
+            if given.tool_calls:
+                calls = self._calls.setdefault(choice.index, set())
+                delta["tool_calls"] = [_call(call, calls) for call in given.tool_calls]
+        logprobs = [entry for entries in told for entry in entries]
+        if delta or logprobs:
+            self._usage.num_chunks += 1
+            yield {"delta": delta, "logprobs": _chat_logprobs(logprobs) if logprobs else None}
+
+    def _finish(self, index: int, reason: str) -> dict[str, Any]:
+        if reason != "length":
+            reason = "tool_calls" if self._calls.get(index) else "stop"
+        return {"delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def _usage_field(self) -> dict[str, Any]:
+        told = self._usage.told
+        num_reasoning = told.num_reasoning if told is not None else None
+        if num_reasoning is None:
+            num_reasoning = self._num_reasoning_chunks
+        details = {"reasoning_tokens": num_reasoning}
+        return super()._usage_field() | {"completion_tokens_details": details}
+
+
+_decode_chat = msgspec.json.Decoder(ChatEvent).decode
+
+
+def _call(call: Call, begun: set[int]) -> dict[str, Any]:
+    """A part of a call, of which the first one alone has the id and the name."""
+    index = call.index if call.index is not None else 0
+    arguments = (call.function and call.function.arguments) or ""
+    if index in begun:
+        return {"index": index, "function": {"arguments": arguments}}
+    begun.add(index)
+    return {
+        "index": index,
+        "id": call.id or f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": (call.function and call.function.name) or "", "arguments": arguments},
+    }
+
+
+def _chat_logprobs(content: list[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                "token": entry.token,
+                "logprob": entry.logprob,
+                "bytes": entry.bytes,
+                "top_logprobs": [msgspec.structs.asdict(top) for top in entry.top_logprobs or ()],
+            }
+            for entry in content
+        ],
+        "refusal": None,
+    }
