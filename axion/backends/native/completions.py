@@ -49,7 +49,7 @@ async def stream_completion(
             for prompt in request.prompts
         ]
 
-    encoded = await in_thread_if_long(sum(map(len, request.prompts)), encode)
+    encoded = await in_thread_if_long(model, sum(map(len, request.prompts)), encode)
     for prompt, prompt_token_ids in zip(request.prompts, encoded, strict=True):
         params = fitted_params(
             model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
