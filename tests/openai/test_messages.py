@@ -18,8 +18,8 @@ from axion.errors import (
     QueueFullError,
     RequestTooLargeError,
 )
-from axion.openai.anthropic import CountTokensRequest, MessagesRequest, error_body
 from axion.openai.common import parse_request
+from axion.openai.messages import CountTokensRequest, MessagesRequest, error_body
 from tests.openai.test_common import json_values
 
 USER = {"role": "user", "content": "Hi."}
