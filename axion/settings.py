@@ -184,6 +184,12 @@ class Settings(BaseSettings):
         description="how the native engine stores keys and values: fp8 or int8 take half the memory"
         " of 16-bit numbers; auto: as they are computed",
     )
+    kv_offload_gib: float = Field(
+        0.0,
+        ge=0,
+        description="host memory for what the native engine's KV cache gives up on a GPU, which is"
+        " copied back instead of being computed again; 0: none, in GiB",
+    )
     memory_fraction: float = Field(
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )

@@ -198,6 +198,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_bytes: size of the KV cache; None measures what is free.
         kv_cache_dtype: how keys and values are stored: `auto` (as the weights are computed), `fp8`
             or `int8`.
+        kv_offload_bytes: host memory for blocks and states that the KV cache gives up; 0: none.
         memory_fraction: share of the free memory that may be used when measuring.
         num_threads: CPU threads; None leaves torch's choice.
         cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
@@ -220,6 +221,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     kv_cache_bytes: int | None = None
     kv_cache_dtype: str = "auto"
+    kv_offload_bytes: int = 0
     memory_fraction: float = 0.9
     enable_prefix_caching: bool = True
     num_threads: int | None = None
@@ -255,6 +257,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and running totals of one engine.
 
     Attributes:
+        num_host_blocks_used, num_host_blocks: blocks that host memory holds, and has room for.
+        num_blocks_offloaded: copied to host memory before they were overwritten.
+        num_blocks_restored: copied back.
         num_draft_tokens: computed on a guess.
         num_accepted_tokens: of those, the ones that came true.
         num_out_of_memory: steps that were computed again in smaller ones, for want of memory.
@@ -268,6 +273,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_waiting: int = 0
     num_blocks_used: int = 0
     num_blocks: int = 0
+    num_host_blocks_used: int = 0
+    num_host_blocks: int = 0
+    num_blocks_offloaded: int = 0
+    num_blocks_restored: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0

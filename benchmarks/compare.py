@@ -49,10 +49,6 @@ from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.bench.workload import Kind, Planned, Range
 from axion.engine.loader import build_model
 
-GRACE_S = 20
-START_TIMEOUT_S = 900.0
-
-
 GRACE_S = 20.0
 START_TIMEOUT_S = 900.0
 REQUEST_TIMEOUT_S = 300.0

@@ -9,14 +9,14 @@ while it is computed are the next one.
 from __future__ import annotations
 
 import argparse
-import json
 import queue
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from library_server import Usage, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
@@ -73,47 +73,6 @@ def compute(model: Any, tokenizer: Any, waiting: queue.SimpleQueue[Asked]) -> No
             )
 
 
-def handler(tokenizer: Any, waiting: queue.SimpleQueue[Asked]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            body = b'{"data": [{"id": "bench"}]}'
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            prompt = tokenizer.apply_chat_template(
-                body["messages"], tokenize=False, add_generation_prompt=True
-            )
-            asked = Asked(prompt, body["max_tokens"], queue.SimpleQueue())
-            waiting.put(asked)
-            self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
-            self.send_header("connection", "close")
-            self.end_headers()
-            num_prompt_tokens = asked.tokens.get()
-            num_tokens = 0
-            while (token := asked.tokens.get()) is not None:
-                num_tokens += 1
-                self.send({"choices": [{"delta": {"content": tokenizer.decode([token])}}]})
-            usage = {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_tokens}
-            self.send({"choices": [], "usage": usage})
-            self.wfile.write(b"data: [DONE]\n\n")
-            self.close_connection = True
-
-        def send(self, chunk: dict[str, Any]) -> None:
-            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-
-    return Handler
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model")
@@ -123,8 +82,19 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
     waiting: queue.SimpleQueue[Asked] = queue.SimpleQueue()
     threading.Thread(target=compute, args=(model, tokenizer, waiting), daemon=True).start()
-    with ThreadingHTTPServer(("127.0.0.1", arguments.port), handler(tokenizer, waiting)) as server:
-        server.serve_forever()
+
+    def chat(messages: list[dict[str, str]], max_tokens: int) -> Iterator[str | Usage]:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        asked = Asked(prompt, max_tokens, queue.SimpleQueue())
+        waiting.put(asked)
+        num_prompt_tokens = asked.tokens.get() or 0
+        num_tokens = 0
+        while (token := asked.tokens.get()) is not None:
+            num_tokens += 1
+            yield tokenizer.decode([token])
+        yield Usage(num_prompt_tokens, num_tokens)
+
+    serve(chat, arguments.port)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ LLAMA = (
     "llama-server -m {model} --alias bench --host 127.0.0.1 --port {port} "
     "-np {slots} -c {tokens} -t {threads} --cache-ram 0 --no-webui"
 )
+MISTRALRS = "mistralrs-python {here}/mistralrs_server.py {model} --port {port} --slots {slots}"
 TRANSFORMERS = (
     "transformers serve {model} --host 127.0.0.1 --port {port} --dtype bfloat16 --device cpu "
     "--continuous-batching --cb-num-blocks 256 --cb-max-batch-tokens 512"
@@ -79,12 +80,14 @@ PEERS = (
         env={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-{last_core}"},
     ),
     Peer("llama.cpp", "bf16", LLAMA, file="BF16"),
+    Peer("mistralrs", "bf16", MISTRALRS),
     Peer("transformers-serve", "bf16", TRANSFORMERS, served_as="{model}"),
     Peer("generate", "bf16", "python {here}/generate_server.py {model} --port {port}"),
     Peer(
         "axion-int8", "int8", "python -m axion", "/health/ready", {**AXION, "QUANTIZATION": "int8"}
     ),
     Peer("llama.cpp-q8", "int8", LLAMA, file="Q8_0"),
+    Peer("mistralrs-q8", "int8", MISTRALRS + " --isq Q8_0"),
     Peer(
         "axion-int4",
         "int4",

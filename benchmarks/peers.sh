@@ -2,7 +2,7 @@
 # Installs the servers that `compare.py` measures Axion beside, each in an environment of its own.
 # What is there already is kept.
 #
-#   benchmarks/peers.sh [vllm] [llama.cpp] [transformers]     all three without an argument
+#   benchmarks/peers.sh [vllm] [llama.cpp] [transformers] [mistralrs]     all without an argument
 #
 # AXION_PEERS_DIR  where they go (default ~/.cache/axion/peers): about 6 GB
 # PYTHON           makes the environments (default python3)
@@ -13,6 +13,7 @@ set -euo pipefail
 TRANSFORMERS_VERSION=5.23.0
 ACCELERATE_VERSION=1.15.0
 TORCH_VERSION=2.13.0
+MISTRALRS_VERSION=0.9.5
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=${AXION_PEERS_DIR:-$HOME/.cache/axion/peers}
@@ -29,11 +30,23 @@ install_transformers() {
     touch "$venv/.installed-$TRANSFORMERS_VERSION"
 }
 
-for name in ${@:-vllm llama.cpp transformers}; do
+install_mistralrs() {
+    local venv=$root/mistralrs/venv
+    [ -e "$venv/.installed-$MISTRALRS_VERSION" ] && return
+    "${PYTHON:-python3}" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --upgrade pip
+    "$venv/bin/python" -m pip install --quiet "mistralrs==$MISTRALRS_VERSION"
+    printf '#!/bin/sh\nexec "%s" "$@"\n' "$venv/bin/python" >"$root/bin/mistralrs-python"
+    chmod +x "$root/bin/mistralrs-python"
+    touch "$venv/.installed-$MISTRALRS_VERSION"
+}
+
+for name in ${@:-vllm llama.cpp transformers mistralrs}; do
     case $name in
         # With the compiler's full optimization, which the tests do without.
         vllm | llama.cpp) AXION_ENGINES_DIR=$root OPTIMIZE=-O3 "$here/../tests/engines/install.sh" "$name" ;;
         transformers) install_transformers ;;
-        *) echo "Unknown peer $name: vllm, llama.cpp or transformers." >&2 && exit 2 ;;
+        mistralrs) install_mistralrs ;;
+        *) echo "Unknown peer $name: vllm, llama.cpp, transformers or mistralrs." >&2 && exit 2 ;;
     esac
 done

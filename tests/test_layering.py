@@ -68,6 +68,7 @@ TORCH_ROOMS = {
     "axion.engine.cuda_graph",
     "axion.engine.draft_model",
     "axion.engine.gguf",
+    "axion.engine.host_memory",
     "axion.engine.kv_cache",
     "axion.engine.state_cache",
     "axion.engine.loader",

@@ -111,9 +111,22 @@ def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
         load_settings()
 
 
-def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SERVER_PORT", "")
-    assert load_settings().server_port == 3000
+def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "axion.toml").write_text('axion_backends = "vllm"')
+    expected = load_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(name.upper(), "")
+    assert load_settings() == expected
+    assert expected.axion_backends == "vllm"
+
+
+@pytest.mark.parametrize("name", ["axion_backends", "embedding_model", "rerank_model"])
+def test_an_empty_flag_or_key_of_the_file_is_a_value(tmp_path: Path, name: str):
+    with pytest.raises(SettingsError, match=name.upper()):
+        load_settings(**{name: ""})
+    (tmp_path / "axion.toml").write_text(f'{name} = ""')
+    with pytest.raises(SettingsError, match=name.upper()):
+        load_settings()
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,15 @@ PLUGIN_GROUP = "axion.models"
 def native_architectures() -> frozenset[str] | None:
     """What the classes of `axion.models` that write text declare.
 
-    None where plug-ins may have more.
+    None where there may be more: in plug-ins, or in a file with a fault, which the engine's process
+    names when it is to serve a model of that file.
     """
     if entry_points(group=PLUGIN_GROUP):
         return None
-    return _declared_by("axion.models", "CausalLM", "architectures")
+    try:
+        return _declared_by("axion.models", "CausalLM", "architectures")
+    except SyntaxError:
+        return None
 
 
 @cache

@@ -25,7 +25,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         served_name: what clients call it; the model's name when empty.
         max_seq_len: prompt and output tokens of one sequence.
         max_num_seqs: sequences computed at once.
-        target_itl_s, kv_cache_dtype: as in `EngineConfig`; of the native engine alone.
+        target_itl_s, kv_cache_dtype, kv_offload_bytes: as in `EngineConfig`; of the native engine
+            alone.
         quantization: as in `EngineConfig`, by engines whose facts say that they quantize.
         speculative: as in `EngineConfig`, by the native engine.
         draft_model: name of a small model that guesses tokens for it; empty: none.
@@ -48,6 +49,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     draft_model: str = ""
     kv_cache_bytes: int | None = None
     kv_cache_dtype: str = "auto"
+    kv_offload_bytes: int = 0
     memory_fraction: float = 0.9
     num_threads: int | None = None
     cuda_graphs: bool = True

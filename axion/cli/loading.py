@@ -42,6 +42,7 @@ def model_config(settings: Settings) -> ModelConfig:
         draft_model=settings.draft_model if settings.speculative == "auto" else "",
         kv_cache_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         kv_cache_dtype=settings.kv_cache_dtype,
+        kv_offload_bytes=int(settings.kv_offload_gib * 2**30),
         memory_fraction=settings.memory_fraction,
         num_threads=settings.cpu_threads,
         cuda_graphs=settings.cuda_graphs == "auto",

@@ -15,6 +15,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
+from axion.engine.host_pool import HostPool
 from axion.engine.sequence import Sequence
 from axion.engine.state_slots import StateSlots
 
@@ -45,21 +46,25 @@ def max_blocks_held(
     )
 
 
+BlockKey = tuple[int, bytes]
+"""What a full block is found by: its group of layers, and its hash."""
+
+
 class Block:
-    """One block; the attributes but the first two are set while its content can be reused.
+    """One block; what it holds can be reused while it has a hash.
 
     Attributes:
-        cached: where its group finds it by its hash.
+        group: the group of layers whose keys and values it holds.
     """
 
-    __slots__ = ("block_hash", "block_id", "cached", "ref_count", "token_ids")
+    __slots__ = ("block_hash", "block_id", "group", "ref_count", "token_ids")
 
     def __init__(self, block_id: int) -> None:
         self.block_id = block_id
         self.ref_count = 0
         self.block_hash: bytes | None = None
-        self.token_ids: list[int] | None = None
-        self.cached: dict[bytes, int] | None = None
+        self.token_ids: list[int] = []
+        self.group = 0
 
 
 class BlockManager:
@@ -77,6 +82,7 @@ class BlockManager:
         windows: of each group, the widest first; None: no window.
         max_chunk: tokens of one sequence that a step computes at most.
         states: slots for what layers keep instead of keys and values; None: there are no such.
+        host: takes the content of free blocks that are allocated again; None: it is lost.
     """
 
     def __init__(
@@ -88,12 +94,14 @@ class BlockManager:
         max_chunk: int = sys.maxsize,
         enable_prefix_caching: bool = True,
         states: StateSlots | None = None,
+        host: HostPool | None = None,
     ) -> None:
         self.block_size = block_size
         self.windows = windows
         self.max_chunk = max_chunk
         self.enable_prefix_caching = enable_prefix_caching
         self.states = states
+        self.host = HostPool(0) if host is None else host
         self._blocks = [Block(i) for i in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._window_blocks = [num_window_blocks(window, block_size) for window in windows]
@@ -136,27 +144,31 @@ class BlockManager:
         num_hits = self._match_prefix(sequence)
         if num_hits is None:
             return False
-        hits = [
-            [cached[block_hash] for block_hash in sequence.block_hashes[start:num_hits]]
-            for cached, start in zip(self._cached, self._starts(num_hits), strict=True)
-        ]
-        ends = self._ends(sequence.num_tokens, num_hits)
-        num_needed = sum(ends) - num_hits * len(ends)
-        num_hits_in_free = sum(
-            1 for row in hits for block_id in row if self._blocks[block_id].ref_count == 0
-        )
-        if num_needed > len(self._free) - num_hits_in_free:
+        starts, ends = self._starts(num_hits), self._ends(sequence.num_tokens, num_hits)
+        held: list[int] = []  # what the prefix cache has on the device
+        in_host: list[BlockKey] = []
+        for group, (cached, start) in enumerate(zip(self._cached, starts, strict=True)):
+            for block_hash in sequence.block_hashes[start:num_hits]:
+                if (block_id := cached.get(block_hash)) is not None:
+                    held.append(block_id)
+                else:
+                    in_host.append((group, block_hash))
+        num_needed = sum(ends) - num_hits * len(ends) + len(in_host)
+        num_held_in_free = sum(1 for block_id in held if self._blocks[block_id].ref_count == 0)
+        if num_needed > len(self._free) - num_held_in_free:
             return False
         if self.states is not None and not self.states.admit(sequence, num_hits):
             return False
-        for row in hits:
-            for block_id in row:
-                block = self._blocks[block_id]
-                if block.ref_count == 0:
-                    del self._free[block_id]
-                block.ref_count += 1
-        for row, end in zip(hits, ends, strict=True):
-            table = array("q", [0] * (num_hits - len(row)) + row)
+        for block_id in held:
+            block = self._blocks[block_id]
+            if block.ref_count == 0:
+                del self._free[block_id]
+            block.ref_count += 1
+        if in_host:
+            self._load(in_host)
+        for cached, start, end in zip(self._cached, starts, ends, strict=True):
+            row = [cached[block_hash] for block_hash in sequence.block_hashes[start:num_hits]]
+            table = array("q", [0] * start + row)
             table.extend([self._take_free_block() for _ in range(num_hits, end)])
             sequence.block_tables.append(table)
         sequence.num_computed_tokens = num_hits * self.block_size
@@ -236,6 +248,20 @@ class BlockManager:
         sequence.num_computed_tokens = 0
         sequence.num_full_blocks = 0
 
+    def discard(self, sequence: Sequence) -> None:
+        """Let nobody find what the sequence has computed, or taken from the prefix cache: numbers
+        in it are unusable. Others that have taken it too find out by themselves."""
+        for block_hash in sequence.block_hashes:
+            for group, cached in enumerate(self._cached):
+                if (block_id := cached.pop(block_hash, None)) is not None:
+                    block = self._blocks[block_id]
+                    block.block_hash = None
+                    if block.ref_count == 0:
+                        self._free.move_to_end(block_id, last=False)
+                self.host.discard((group, block_hash))
+            if self.states is not None:
+                self.states.discard(block_hash)
+
     def check_integrity(self, sequences: Collection[Sequence]) -> None:
         """Assert that every block is accounted for by exactly these running sequences."""
         ref_counts = [0] * len(self._blocks)
@@ -253,13 +279,14 @@ class BlockManager:
         for block, ref_count in zip(self._blocks, ref_counts, strict=True):
             assert block.ref_count == ref_count, (block.block_id, block.ref_count, ref_count)
             assert (block.block_id in self._free) == (ref_count == 0), block.block_id
-            if block.cached is not None and block.block_hash is not None:
-                assert block.cached[block.block_hash] == block.block_id
+            if block.block_hash is not None:
+                assert self._cached[block.group][block.block_hash] == block.block_id
         num_cached = sum(block.block_hash is not None for block in self._blocks)
         assert sum(map(len, self._cached)) == num_cached
         assert all(sequence.block_tables for sequence in self._pending.values())
         if self.states is not None:
             self.states.check_integrity(sequences)
+        self.host.check_integrity()
 
     def _starts(self, num_full_blocks: int) -> list[int]:
         """The first block that a sequence with so many full ones holds, for each group."""
@@ -280,20 +307,20 @@ class BlockManager:
             return 0  # a token whose log probability is wanted must be computed
         sequence.extend_block_hashes(self.block_size)
         longest = num_hits = (sequence.num_tokens - 1) // self.block_size
-        windowed: list[tuple[dict[bytes, int], int]] = []
-        for cached, num_seen in zip(self._cached, self._window_blocks, strict=True):
+        windowed: list[tuple[int, int]] = []
+        for group, num_seen in enumerate(self._window_blocks):
             if num_seen < num_hits:
-                windowed.append((cached, num_seen))
+                windowed.append((group, num_seen))
                 continue
             for index in range(num_hits):
-                if not self._is_cached(sequence, index, cached):
+                if not self._is_cached(sequence, index, group):
                     num_hits = index
                     break
         # Backwards: a missing block that the end of the prefix could see moves the end before it.
         index = num_hits
         while windowed and (index := index - 1) >= max(0, num_hits - windowed[0][1]):
-            for cached, num_seen in windowed:
-                if index >= num_hits - num_seen and not self._is_cached(sequence, index, cached):
+            for group, num_seen in windowed:
+                if index >= num_hits - num_seen and not self._is_cached(sequence, index, group):
                     num_hits = index
                     break
         if self.states is not None:
@@ -318,8 +345,8 @@ class BlockManager:
             if num_blocks <= num_hits and states.is_kept(hashes[num_blocks - 1]):
                 starts = self._starts(num_blocks)
                 if all(
-                    self._is_cached(sequence, index, cached)
-                    for cached, start in zip(self._cached, starts, strict=True)
+                    self._is_cached(sequence, index, group)
+                    for group, start in enumerate(starts)
                     for index in range(start, num_blocks)
                 ):
                     return num_blocks
@@ -332,19 +359,35 @@ class BlockManager:
         sequence.extend_block_hashes(self.block_size)
         longest = (sequence.num_tokens - 1) // self.block_size
         num_shared = num_hits
-        while num_shared < longest and self._is_cached(sequence, num_shared, self._cached[0]):
+        while num_shared < longest and self._is_cached(sequence, num_shared, 0):
             num_shared += 1
         for num_blocks in sorted({num_shared, longest}):
             if num_blocks > num_hits:
                 self.states.keep(sequence, num_blocks)
 
-    def _is_cached(self, sequence: Sequence, index: int, cached: dict[bytes, int]) -> bool:
-        """Whether a group has this block of the sequence."""
-        block_id = cached.get(sequence.block_hashes[index])
-        start = index * self.block_size
-        return block_id is not None and (
-            self._blocks[block_id].token_ids == sequence.token_ids[start : start + self.block_size]
+    def _is_cached(self, sequence: Sequence, index: int, group: int) -> bool:
+        """Whether a group has this block of the sequence, on the device or in host memory."""
+        block_hash = sequence.block_hashes[index]
+        block_id = self._cached[group].get(block_hash)
+        token_ids = (
+            self.host.token_ids((group, block_hash))
+            if block_id is None
+            else self._blocks[block_id].token_ids
         )
+        start = index * self.block_size
+        return token_ids is not None and (
+            token_ids == sequence.token_ids[start : start + self.block_size]
+        )
+
+    def _load(self, keys: list[BlockKey]) -> None:
+        """Have the device get blocks back that host memory holds."""
+        self.host.promise(keys)
+        for key in keys:
+            token_ids = self.host.token_ids(key)
+            assert token_ids is not None
+            block_id = self._take_free_block()
+            self.host.load(key, block_id)
+            self._publish(block_id, key, token_ids)
 
     def _register(self, sequence: Sequence, start: int, end: int) -> None:
         """Let others find the sequence's blocks from `start` up to `end`."""
@@ -354,13 +397,18 @@ class BlockManager:
             block_hash, first = sequence.block_hashes[index], index * self.block_size
             self._settle(block_hash, sequence)
             blocks.append((block_hash, sequence.token_ids[first : first + self.block_size]))
-        for table, cached in zip(sequence.block_tables, self._cached, strict=True):
+        for group, table in enumerate(sequence.block_tables):
             for block_id, (block_hash, token_ids) in zip(table[start:end], blocks, strict=True):
                 # Another sequence may have computed the same block first: one copy is enough.
-                if block_hash not in cached:
-                    block = self._blocks[block_id]
-                    block.block_hash, block.token_ids, block.cached = block_hash, token_ids, cached
-                    cached[block_hash] = block_id
+                if block_hash not in self._cached[group]:
+                    self._publish(block_id, (group, block_hash), token_ids)
+
+    def _publish(self, block_id: int, key: BlockKey, token_ids: list[int]) -> None:
+        """Let the block be found."""
+        block = self._blocks[block_id]
+        block.group, block.block_hash = key
+        block.token_ids = token_ids
+        self._cached[block.group][block.block_hash] = block_id
 
     def _settle(self, block_hash: bytes, sequence: Sequence) -> None:
         """The sequence does not compute this block any more."""
@@ -380,8 +428,9 @@ class BlockManager:
         block_id, _ = self._free.popitem(last=False)
         block = self._blocks[block_id]
         assert block.ref_count == 0
-        if block.cached is not None and block.block_hash is not None:
-            del block.cached[block.block_hash]
-            block.block_hash = block.token_ids = block.cached = None
+        if block.block_hash is not None:
+            del self._cached[block.group][block.block_hash]
+            self.host.save((block.group, block.block_hash), block_id, block.token_ids)
+            block.block_hash = None
         block.ref_count = 1
         return block_id

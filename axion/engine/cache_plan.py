@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from axion.engine import kv_cache, state_cache
+from axion.engine.host_pool import HostPool
 from axion.layers.context import KVCache, State
 from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
@@ -95,6 +96,14 @@ class CachePlan:
             max_model_len=self._max_model_len,
             max_num_seqs=config.max_num_seqs,
             num_bytes=num_bytes - self.num_slots * self._bytes_per_slot,
+        )
+
+    def host_pools(self, num_bytes: int) -> tuple[HostPool, HostPool]:
+        """For blocks and for states: host memory divided as the device's is."""
+        state_bytes = num_bytes * self.num_slots * self._bytes_per_slot // max(1, self.num_bytes)
+        return (
+            HostPool((num_bytes - state_bytes) // max(1, self.layout.bytes_per_block)),
+            HostPool(state_bytes // max(1, self._bytes_per_slot)),
         )
 
     def allocate_blocks(self, num_blocks: int) -> tuple[list[KVCache], list[KVCache]]:

@@ -20,7 +20,8 @@ from axion.engine.block_manager import BlockManager
 from axion.engine.cache_plan import CachePlan
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.draft_model import DraftModel, load_draft_model
-from axion.engine.loader import eos_token_ids, load_model, resolve_device
+from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_room, rows_of
+from axion.engine.loader import eos_token_ids, load_model, take_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import ScheduledSequence, Scheduler
@@ -48,6 +49,11 @@ _STEP_FAILED = "The engine could not compute this request. The server's log has 
 
 _NO_MATCH = "What was generated of this answer before does not match its grammar."
 
+_SAME_MEMORY = (
+    "KV_OFFLOAD_GIB brings nothing on a CPU, where the KV cache is in the same memory: give the "
+    "KV cache more (KV_CACHE_GIB), and nothing has to be copied"
+)
+
 _COMPILE_WAIT_S = 0.01
 
 
@@ -66,9 +72,7 @@ class EngineCore:
     ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        self.device = resolve_device(config.device)
-        if self.device.index is not None:  # streams, events and graphs are the current device's
-            torch.cuda.set_device(self.device)
+        self.device = take_device(config.device)
         path = Path(config.model_path)
         self.model = load_model(
             path,
@@ -105,8 +109,24 @@ class EngineCore:
                 max_num_seqs=config.max_num_seqs,
             )
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
-        new_runner = partial(ModelRunner, block_size=config.block_size, device=self.device)
-        self.runner = new_runner(model, own_caches, plan.allocate_slots(), graphs=graphs)
+        states = plan.allocate_slots()
+        host_blocks, host_states = plan.host_pools(config.kv_offload_bytes)
+        caches = (tensor for cache in (*own_caches, *draft_caches) for tensor in (cache.k, cache.v))
+        host_memory = [
+            HostMemory(pool, rows_of(tensors), self.device)
+            for pool, tensors in (
+                (host_blocks, caches),
+                (host_states, (tensor for state in states for tensor in state.values())),
+            )
+            if pool.num_places
+        ]
+        new_runner = partial(
+            ModelRunner,
+            block_size=config.block_size,
+            device=self.device,
+            host_memory=host_memory,
+        )
+        self.runner = new_runner(model, own_caches, states, graphs=graphs)
         self.proposer: Proposer | None = None
         if draft_model is not None:
             draft_runner = new_runner(draft_model, draft_caches, [])
@@ -122,10 +142,14 @@ class EngineCore:
             max_chunk=max_unbooked,
             enable_prefix_caching=config.enable_prefix_caching,
             states=StateSlots(
-                plan.num_slots - 1, config.block_size, max_num_seqs=config.max_num_seqs
+                plan.num_slots - 1,
+                config.block_size,
+                max_num_seqs=config.max_num_seqs,
+                host=host_states,
             )
             if plan.num_slots
             else None,
+            host=host_blocks,
         )
         self.scheduler = Scheduler(
             self.block_manager,
@@ -183,9 +207,8 @@ class EngineCore:
         captures = (
             config.cuda_graphs
             and not config.deterministic
-            and not self.model.state_specs()
             and plan.format is None  # which Triton's attention does not read
-            and cuda_graph.can_capture(self.device)
+            and cuda_graph.can_capture(self.model, self.device, max_model_len)
         )
         new_graphs = partial(
             CudaGraphRunner,
@@ -197,6 +220,13 @@ class EngineCore:
             device=self.device,
         )
         num_graph_bytes = 0
+        num_offload_bytes = config.kv_offload_bytes
+        if num_offload_bytes:
+            check_there_is_room(num_offload_bytes)
+            if self.device.type == "cpu":
+                logger.warning(_SAME_MEMORY)
+            else:
+                num_offload_bytes = STAGING_BYTES
         if captures and config.kv_cache_bytes is None:
             measured = new_graphs(plan.allocate_blocks(1)[0]).measure()
             captures, num_graph_bytes = measured is not None, measured or 0
@@ -205,7 +235,7 @@ class EngineCore:
                 self.device,
                 config.kv_cache_bytes,
                 config.memory_fraction,
-                num_reserved_bytes=num_graph_bytes,
+                num_reserved_bytes=num_graph_bytes + num_offload_bytes,
             )
         )
         # Graphs write what belongs to no sequence to a block of their own.
@@ -221,11 +251,16 @@ class EngineCore:
 
     @property
     def stats(self) -> EngineStats:
+        host = self.block_manager.host
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting) + len(self._compiling),
             num_blocks_used=self.block_manager.num_used_blocks,
             num_blocks=self.block_manager.num_blocks,
+            num_host_blocks_used=host.num_used,
+            num_host_blocks=host.num_places,
+            num_blocks_offloaded=host.num_saved,
+            num_blocks_restored=host.num_loaded,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self.scheduler.num_cached_tokens,
             num_generated_tokens=self._num_generated_tokens,
@@ -339,9 +374,10 @@ class EngineCore:
     def _collect(self, launched: LaunchedStep) -> list[SequenceOutput]:
         """Wait for a step, and book what came of the sequences that have not ended meanwhile."""
         try:
+            results = launched.collect()
             sampled = [
                 verify(entry, rows, advance)
-                for entry, rows in zip(launched.sampling, launched.collect(), strict=True)
+                for entry, rows in zip(launched.sampling, results.sampled, strict=True)
                 if entry.sequence.status is SequenceStatus.RUNNING
             ]
         except Exception:  # as above
@@ -354,7 +390,7 @@ class EngineCore:
         scheduled = [
             entry for entry in launched.scheduled if entry.sequence.status is SequenceStatus.RUNNING
         ]
-        return self.scheduler.update(scheduled, sampled)
+        return self.scheduler.update(scheduled, sampled, results.errors)
 
     def _add_compiled(self) -> list[SequenceOutput]:
         """Queue the sequences whose grammars are compiled; those of wrong ones end."""

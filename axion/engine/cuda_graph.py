@@ -52,12 +52,18 @@ class CudaGraph:
         self._graph.replay()
 
 
-def can_capture(device: torch.device) -> bool:
-    """Whether there are graphs, and Triton's attention to be captured.
-
-    Torch's would compute every sequence as if it were as long as the longest may become.
-    """
+def has_graphs(device: torch.device) -> bool:
+    """Whether there are graphs, and Triton's attention to be captured."""
     return device.type == "cuda" and kernels.run_on(torch.empty(0, device=device))
+
+
+def can_capture(model: CausalLM, device: torch.device, max_model_len: int) -> bool:
+    """Whether decode steps are to be captured.
+
+    Not where torch computes attention: it would treat every sequence as if it were as long as the
+    longest may become. And not where layers keep states: the host says in which slots.
+    """
+    return has_graphs(device) and not model.state_specs() and model.attends_to_all_of(max_model_len)
 
 
 def graph_pool() -> Callable[[], Graph]:

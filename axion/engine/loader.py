@@ -207,25 +207,32 @@ def _fill(
     method.prepare(model, stored)
     _check(stored, _expected(model, stored))
     sizes = _sizes(model, method, dtype)
-    _check_memory(sum(sizes.values()), device, dtype, method)
+    _check_memory(_peak(model, sizes, method, device, dtype), device, dtype, method)
     done = 0
     # Weak: of what a quantized module takes the place, nothing stays.
     placed: Placed = WeakValueDictionary()
     modules = dict(model.named_modules())
     for path in sizes:
-        module = modules.pop(path)  # so that what is replaced is free
+        module = modules.pop(path)
         _allocate(module, device, dtype, placed)
-        for name, place in _destinations(path, module, stored):
-            if name in stored:  # a tied head is not
-                place.copy_(stored[name].read())
+        _copy(path, module, stored)
         finished = method.finish(module, device, dtype)
-        if finished is not module:
+        is_replaced = finished is not module
+        if is_replaced:
             model.set_submodule(path, finished)
+        del module, finished  # what was replaced goes before the next one comes
+        if is_replaced:
             _return_free_memory()
         done += sizes[path]
         if on_progress is not None and sizes[path]:
             on_progress(done, sum(sizes.values()))
     model.eval()
+
+
+def _copy(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    for name, place in _destinations(path, module, stored):
+        if name in stored:  # a tied head is not
+            place.copy_(stored[name].read())
 
 
 def _return_free_memory() -> None:
@@ -252,6 +259,15 @@ def resolve_device(name: str) -> torch.device:
         raise ModelLoadError(
             f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
         )
+    return device
+
+
+def take_device(name: str) -> torch.device:
+    """`resolve_device`, and torch's current device from now on: to that belong kernels, streams,
+    events and graphs that do not say to which."""
+    device = resolve_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -388,6 +404,21 @@ def _sizes(model: nn.Module, method: QuantizationMethod, dtype: torch.dtype) -> 
     return sizes
 
 
+def _peak(
+    model: nn.Module,
+    sizes: Mapping[str, int],
+    method: QuantizationMethod,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> int:
+    """Most bytes that are held while the modules are loaded one after the other."""
+    held = peak = 0
+    for path, module in model.named_modules():
+        held += sizes[path]
+        peak = max(peak, held + method.loading_bytes(module, device, dtype))
+    return peak
+
+
 def _check_memory(
     need: int, device: torch.device, dtype: torch.dtype, method: QuantizationMethod
 ) -> None:
@@ -418,11 +449,13 @@ def _allocate(
     for name, parameter in module.named_parameters(recurse=False):
         place = placed.get(parameter)
         if place is None:
-            empty = torch.empty_like(parameter, device=device, dtype=dtype)
+            # `empty_like` of what is on the meta device imports half of torch, for half a second.
+            empty = torch.empty(parameter.shape, device=device, dtype=dtype)
             place = placed[parameter] = nn.Parameter(empty, requires_grad=False)
         module.register_parameter(name, place)
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
-            module.register_buffer(name, torch.empty_like(buffer, device=device))
+            empty = torch.empty(buffer.shape, device=device, dtype=buffer.dtype)
+            module.register_buffer(name, empty)
         else:
             module.register_buffer(name, buffer.to(device), persistent=False)

@@ -14,12 +14,13 @@ from torch import Tensor
 from axion.engine import state_cache
 from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
-from axion.engine.sampler import LogprobTensors, Sampler, Samples
+from axion.engine.host_memory import HostMemory
+from axion.engine.sampler import UNUSABLE_LOGITS, LogprobTensors, Sampler, Samples
 from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache, State
-from axion.layers.transfer import pack_to_device, to_device
+from axion.layers.transfer import Readback, pack_to_device, to_device
 from axion.models.base import CausalLM
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
@@ -32,6 +33,19 @@ class Chunk(NamedTuple):
     sequence: Sequence
     start: int
     token_ids: list[int]
+
+
+class StepResults(NamedTuple):
+    """What came of a step.
+
+    Attributes:
+        sampled: for each sequence that samples the next token, and those that would follow if its
+            drafts were right.
+        errors: of sequences that do not sample and cannot go on, by request id.
+    """
+
+    sampled: list[list[SampledToken]]
+    errors: dict[str, str]
 
 
 class LaunchedStep:
@@ -48,6 +62,7 @@ class LaunchedStep:
         scheduled: list[ScheduledSequence],
         sampling: list[ScheduledSequence],
         samples: Samples | None,
+        chunks_are_usable: Readback | None,
         prompt_logprobs: list[tuple[Sequence, LogprobTensors]],
         started: float,
     ) -> None:
@@ -56,22 +71,26 @@ class LaunchedStep:
         self.started = started
         # As it was: the next step may be launched before this one is collected.
         self._num_rows = [entry.num_rows for entry in sampling]
+        self._chunks = [entry for entry in scheduled if not entry.samples]
         self._samples = samples
+        self._chunks_are_usable = chunks_are_usable
         self._prompt_logprobs = prompt_logprobs
 
-    def collect(self) -> list[list[SampledToken]]:
-        """Wait for the step; log probabilities of a prompt that wants them go to its sequence.
-
-        Returns:
-            For each of `sampling` the next token, and those that would follow if its drafts were
-            right.
-        """
+    def collect(self) -> StepResults:
+        """Wait for the step; log probabilities of a prompt that wants them go to its sequence."""
         for sequence, logprobs in self._prompt_logprobs:
             entries = logprobs.read()
             sequence.prompt_logprobs += entries
             sequence.num_prompt_logprobs += len(entries)
         tokens = iter([] if self._samples is None else self._samples.read())
-        return [list(islice(tokens, num_rows)) for num_rows in self._num_rows]
+        sampled = [list(islice(tokens, num_rows)) for num_rows in self._num_rows]
+        errors: dict[str, str] = {}
+        if self._chunks_are_usable is not None:
+            [usable] = self._chunks_are_usable.wait()
+            for entry, is_usable in zip(self._chunks, usable.tolist(), strict=True):
+                if not is_usable:
+                    errors[entry.sequence.request_id] = UNUSABLE_LOGITS
+        return StepResults(sampled, errors)
 
 
 class ModelRunner:
@@ -81,6 +100,7 @@ class ModelRunner:
         kv_caches: one a layer, on the model's device.
         states: the same, of a model that keeps any.
         graphs: compute the steps that they fit; None: the model computes all.
+        host_memory: what is to be copied from the device and to it, before the model computes.
     """
 
     def __init__(
@@ -92,11 +112,13 @@ class ModelRunner:
         block_size: int,
         device: torch.device,
         graphs: CudaGraphRunner | None = None,
+        host_memory: list[HostMemory] | None = None,
     ) -> None:
         self.model = model
         self.kv_caches = kv_caches
         self.states = states
         self.graphs = graphs
+        self.host_memory = host_memory or []
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
@@ -120,9 +142,18 @@ class ModelRunner:
         chunks = [Chunk(e.sequence, e.sequence.num_computed_tokens, e.token_ids) for e in scheduled]
         ends = accumulate(len(chunk.token_ids) for chunk in chunks)
         rows: list[int] = []
+        chunk_ends: list[int] = []
         for entry, end in zip(scheduled, ends, strict=True):
             rows += range(end - entry.num_rows, end)
-        hidden_states, sample_rows = self.forward(chunks, rows)
+            if not entry.samples:
+                chunk_ends.append(end - 1)
+        hidden_states, rows_on_device = self.forward(chunks, rows + chunk_ends)
+        sample_rows, chunk_rows = rows_on_device.split([len(rows), len(chunk_ends)])
+        chunks_are_usable = None
+        if chunk_ends:
+            # What is not a number stays in the cache, and makes all that follows unusable: known
+            # now, nobody finds it there.
+            chunks_are_usable = Readback(hidden_states[chunk_rows].isfinite().all(-1))
         prompt_logprobs = self._score_prompts(hidden_states, scheduled)
         self._samples = None
         sampling = [entry for entry in scheduled if entry.samples]
@@ -133,11 +164,15 @@ class ModelRunner:
                 mask(sampling),
                 [entry.draft_token_ids[:i] for entry in sampling for i in range(entry.num_rows)],
             )
-        return LaunchedStep(scheduled, sampling, self._samples, prompt_logprobs, started)
+        return LaunchedStep(
+            scheduled, sampling, self._samples, chunks_are_usable, prompt_logprobs, started
+        )
 
     def forward(self, chunks: list[Chunk], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another, and
         `rows` on the device."""
+        for memory in self.host_memory:
+            memory.move()
         input_ids, rows_on_device, context = self._prepare(chunks, rows)
         is_replayed = self.graphs is not None and self.graphs.fits(context)
         compute = self.graphs if is_replayed else self.model

@@ -27,7 +27,7 @@ from axion.types import TokenLogprobs
 
 # Below this, dividing by the temperature could overflow, and the result is greedy anyway.
 _MIN_TEMPERATURE = 1e-5
-_UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
+UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
 _UNUSABLE = -1  # in place of a token id
 _MASK64 = 2**64 - 1
 # Tokens among which those of top_p are looked for first.
@@ -131,7 +131,7 @@ class Samples:
                 entry = next(found)
                 logprobs = TokenLogprobs(entry.logprob, entry.top[:num_top])
             if token_id == _UNUSABLE:
-                tokens.append(SampledToken(0, error=_UNUSABLE_LOGITS))
+                tokens.append(SampledToken(0, error=UNUSABLE_LOGITS))
             else:
                 tokens.append(SampledToken(token_id, logprobs))
         return tokens

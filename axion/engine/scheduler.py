@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +29,8 @@ from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SequenceOutput, TokenL
 
 # Prompt tokens that a step computes at least beside running streams, however short it should be.
 _MIN_CHUNK = 32
-# Steps without want of memory after which they may be twice as large again.
+# Steps without want of memory after which they may be twice as large again; twice as many for each
+# time that a sequence has lost its state.
 _CALM_STEPS = 64
 
 _DOES_NOT_FIT = (
@@ -286,7 +288,10 @@ class Scheduler:
             self.step_time.observe(len(scheduled), num_tokens, seconds)
 
     def update(
-        self, scheduled: list[ScheduledSequence], sampled: list[list[SampledToken]]
+        self,
+        scheduled: list[ScheduledSequence],
+        sampled: list[list[SampledToken]],
+        errors: Mapping[str, str] = MappingProxyType({}),
     ) -> list[SequenceOutput]:
         """Book a step's results.
 
@@ -294,11 +299,10 @@ class Scheduler:
             scheduled: what was computed.
             sampled: what each scheduled sequence that samples goes on with, in order; of one with
                 drafts that may be nothing.
+            errors: why sequences that do not sample yet cannot go on, by request id.
         """
-        self._num_calm_steps += 1
-        if self._num_calm_steps >= _CALM_STEPS:
-            self._num_calm_steps = 0
-            self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
+        if self._max_step_tokens < self.max_num_batched_tokens:
+            self._grow_steps()
         outputs: list[SequenceOutput] = []
         finished: list[Sequence] = []
         results = iter(sampled)
@@ -311,18 +315,20 @@ class Scheduler:
                 num_cached_tokens=sequence.num_cached_tokens,
                 prompt_logprobs=sequence.take_prompt_logprobs(),
             )
+            tokens = next(results) if samples else []
+            error = tokens[0].error if tokens else errors.get(sequence.request_id)
+            if error is not None:
+                # What made these numbers unusable may sit in cached keys.
+                output.finish_reason, output.error = FinishReason.ERROR, error
+                outputs.append(output)
+                self.block_manager.discard(sequence)
+                self._finish([sequence], FinishReason.ERROR)
+                continue
             if not samples:
                 sequence.num_computed_tokens = entry.end
                 self.block_manager.advance(sequence)
                 if output.prompt_logprobs is not None:
                     outputs.append(output)
-                continue
-            tokens = next(results)
-            if tokens and tokens[0].error is not None:
-                # Not registered: what made these logits unusable may sit in the cached keys.
-                output.finish_reason, output.error = FinishReason.ERROR, tokens[0].error
-                outputs.append(output)
-                self._finish([sequence], FinishReason.ERROR)
                 continue
             self._append(sequence, tokens, output)
             num_accepted = self._book_computed(entry, output.token_ids)
@@ -405,20 +411,28 @@ class Scheduler:
 
         The next steps are half as large, until some have succeeded, and the sequences that have no
         token in them are preempted, the last in order first; so are those whose recurrent state is
-        spoilt. A single token that does not fit, without drafts, ends its sequence.
+        spoilt. These begin anew, and steps stay small for longer each time, so that in the end they
+        come past the place, or not even one token can be computed there. A single token that does
+        not fit, without drafts, ends its sequence.
         """
         self.num_out_of_memory += 1
         self._num_calm_steps = 0
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
-        if num_tokens == self._max_step_tokens == 1:
+        # Some layers may have carried its state on, and others not.
+        spoilt = [
+            entry.sequence
+            for entry in scheduled
+            if (state := entry.sequence.state) is not None and state.source == state.slot
+        ]
+        # With a state there are no drafts to leave out.
+        if num_tokens == 1 and (spoilt or self._max_step_tokens == 1):
             return self.fail(scheduled, _DOES_NOT_FIT)
         self._max_step_tokens = max(1, num_tokens // 2)
         for entry in scheduled:
-            sequence = entry.sequence
-            self.block_manager.shrink(sequence, sequence.num_tokens)
-            # Some layers may have carried its state on, and others not.
-            if sequence.state is not None and sequence.state.source == sequence.state.slot:
-                self._preempt(sequence)
+            self.block_manager.shrink(entry.sequence, entry.sequence.num_tokens)
+        for sequence in spoilt:
+            sequence.num_lost_states += 1
+            self._preempt(sequence)
         while len(self.running) > self._max_step_tokens:
             self._preempt_last()
         return []
@@ -427,6 +441,14 @@ class Scheduler:
         assert self.running == sorted(self.running, key=_order)
         assert all(not sequence.block_tables for sequence in self.waiting)
         self.block_manager.check_integrity(self.running)
+
+    def _grow_steps(self) -> None:
+        """Make steps twice as large when enough of them have succeeded."""
+        self._num_calm_steps += 1
+        most_lost = max((sequence.num_lost_states for sequence in self), default=0)
+        if self._num_calm_steps >= _CALM_STEPS << most_lost:
+            self._num_calm_steps = 0
+            self._max_step_tokens = min(2 * self._max_step_tokens, self.max_num_batched_tokens)
 
     def _token_budget(self) -> int:
         """Tokens of the next step: fewer where a running stream would wait too long for it."""

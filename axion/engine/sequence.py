@@ -43,6 +43,7 @@ class Sequence:
         num_full_blocks: how many blocks are computed as far as the block manager knows.
         seed: start of the sequence's own random stream.
         state: where its recurrent state is, while it runs and if the model has one.
+        num_lost_states: how often it had to begin anew because a step without memory spoilt that.
         matcher: where the output is in the grammar that it must follow.
         pace: how many tokens are drafted for it.
         ngrams: where its tokens stood before.
@@ -65,6 +66,7 @@ class Sequence:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_full_blocks",
+        "num_lost_states",
         "num_prompt_logprobs",
         "num_prompt_tokens",
         "pace",
@@ -110,6 +112,7 @@ class Sequence:
         self.block_hashes: list[bytes] = []
         self.num_full_blocks = 0
         self.state: SequenceState | None = None
+        self.num_lost_states = 0
         self.root_hash = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest()
         self.eos_token_ids = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset(self.eos_token_ids) | frozenset(params.stop_token_ids)

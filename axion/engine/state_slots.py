@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from axion.engine.host_pool import HostPool
 from axion.engine.sequence import Sequence
 
 
@@ -38,10 +39,19 @@ class StateSlots:
     Args:
         num_slots: without slot 0.
         max_num_seqs: for so many sequences a slot is kept free, as far as there are enough.
+        host: takes kept states whose slots others need; None: they are lost.
     """
 
-    def __init__(self, num_slots: int, block_size: int, *, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        block_size: int,
+        *,
+        max_num_seqs: int,
+        host: HostPool | None = None,
+    ) -> None:
         self.num_slots = num_slots
+        self.host = HostPool(0) if host is None else host
         self.block_size = block_size
         self._num_promised = min(max_num_seqs, num_slots)
         self._ref_counts = [0] * (num_slots + 1)
@@ -52,7 +62,7 @@ class StateSlots:
 
     def is_kept(self, block_hash: bytes) -> bool:
         """Whether a sequence can go on from the end of this block."""
-        return block_hash in self._kept
+        return block_hash in self._kept or block_hash in self.host
 
     def is_expected(self, block_hash: bytes) -> bool:
         """Whether a running sequence will keep its state at the end of this block."""
@@ -65,12 +75,17 @@ class StateSlots:
             num_hits: full blocks that it goes on from; a state is kept at their end.
         """
         assert sequence.state is None
-        source = self._kept[sequence.block_hashes[num_hits - 1]] if num_hits else 0
+        block_hash = sequence.block_hashes[num_hits - 1] if num_hits else b""
+        source = self._kept.get(block_hash, 0)
         if len(self._free) <= (source in self._free):
             return False
         if source:
             self._retain(source)
-        sequence.state = SequenceState(self._take(), source)
+        if num_hits and not source:
+            slot = source = self._load(block_hash)
+        else:
+            slot = self._take()
+        sequence.state = SequenceState(slot, source)
         self._num_promised -= 1
         return True
 
@@ -83,7 +98,7 @@ class StateSlots:
         assert sequence.state is not None
         sequence.extend_block_hashes(self.block_size)
         block_hash = sequence.block_hashes[num_blocks - 1]
-        if block_hash in self._kept or block_hash in self._expected:
+        if self.is_kept(block_hash) or block_hash in self._expected:
             return True
         if len(self._free) <= self._num_promised:
             return False
@@ -118,6 +133,14 @@ class StateSlots:
         sequence.state = None
         self._num_promised += 1
 
+    def discard(self, block_hash: bytes) -> None:
+        """Let nobody go on from the end of this block: the state there is unusable."""
+        if (slot := self._kept.pop(block_hash, None)) is not None:
+            del self._hashes[slot]
+            if slot in self._free:
+                self._free.move_to_end(slot, last=False)
+        self.host.discard(block_hash)
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that every slot is accounted for by exactly these running sequences."""
         ref_counts = [0] * (self.num_slots + 1)
@@ -137,11 +160,20 @@ class StateSlots:
         assert self._free.keys() == {i for i, n in enumerate(ref_counts) if i and not n}
         assert {slot: block_hash for block_hash, slot in self._kept.items()} == self._hashes
         assert own.isdisjoint(self._hashes)
+        self.host.check_integrity()
+
+    def _load(self, block_hash: bytes) -> int:
+        """A slot that gets the state back which host memory keeps."""
+        self.host.promise([block_hash])
+        slot = self._take()
+        self.host.load(block_hash, slot)
+        return slot
 
     def _take(self) -> int:
         slot, _ = self._free.popitem(last=False)
         if (block_hash := self._hashes.pop(slot, None)) is not None:
             del self._kept[block_hash]
+            self.host.save(block_hash, slot)
         self._ref_counts[slot] = 1
         return slot
 

@@ -134,18 +134,34 @@ def _fetch(
     while True:
         before = received
         try:
+            # The branch may move: the files are those of the commit that they were chosen from.
             path = snapshot_download(
-                repo_id, revision=revision, allow_patterns=files, tqdm_class=Bar
+                repo_id, revision=info.sha, allow_patterns=files, tqdm_class=Bar
             )
         except Exception as error:
             # The library goes on after a connection that ended early, not after a reset one.
             if not _is_network_fault(error) or received == before:
                 raise
             continue
-        if (folder := Path(path)).name == info.sha:
-            return folder, files
-        # The branch has moved since its files were chosen.
-        return _fetch(repo_id, revision, report, tag, formats)
+        folder = Path(path)
+        if revision != folder.name:
+            _note_commit(folder, revision)
+        return folder, files
+
+
+def _note_commit(folder: Path, revision: str) -> None:
+    """Have the cache know the commit of a branch or tag, by which it is found offline.
+
+    The library does so only for what is downloaded by the branch's name
+    (huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    ref = folder.parent.parent / "refs" / revision
+    with contextlib.suppress(OSError):  # a cache that is complete may be read-only
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        if not ref.is_file() or ref.read_text() != folder.name:
+            new = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+            new.write_text(folder.name)
+            new.replace(ref)
 
 
 def _is_network_fault(error: BaseException) -> bool:

@@ -263,6 +263,11 @@ class CausalLM(nn.Module):
         """What each layer keeps of a sequence as a whole; empty: no layer keeps anything."""
         return []
 
+    def attends_to_all_of(self, num_tokens: int) -> bool:
+        """Whether a token attends to all of a sequence of so many tokens that its layers' windows
+        hold, rather than to those that a layer chooses."""
+        return True
+
     @property
     def can_rewind(self) -> bool:
         """Whether computed tokens can be taken back: all that is kept is in the KV cache."""

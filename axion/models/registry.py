@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
-from collections.abc import Iterable
+import re
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TypeVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import axion.models
 from axion.errors import ModelLoadError
@@ -17,11 +20,12 @@ from axion.models.transformers_fallback import fallback_class
 
 ENTRY_POINT_GROUP = "axion.models"
 
+logger = logging.getLogger("axion.models")
+
 ModelT = TypeVar("ModelT", CausalLM, Encoder)
 ClassT = TypeVar("ClassT")
 
 
-@cache
 def model_classes() -> dict[str, type[CausalLM]]:
     """Architecture name to class, of the models that write text.
 
@@ -31,7 +35,6 @@ def model_classes() -> dict[str, type[CausalLM]]:
     return _classes(CausalLM)
 
 
-@cache
 def embedding_classes() -> dict[str, type[CausalLM] | type[Encoder]]:
     """Architecture name to class, of the models that make embeddings.
 
@@ -53,10 +56,12 @@ def load_model_class(architectures: list[str], *, has_remote_code: bool = False)
             own. It is never run; the message says so.
 
     Raises:
-        ModelLoadError: there is no class; the message lists what there is.
+        ModelLoadError: there is no class, and the message lists what there is; or its file is
+            broken.
     """
     if model_classes().keys().isdisjoint(architectures):
         for name in architectures:
+            _refuse_broken(name)
             if (cls := fallback_class(name)) is not None:
                 return cls
     return _first(architectures, model_classes(), has_remote_code)
@@ -69,29 +74,78 @@ def load_embedding_class(
     return _first(architectures, embedding_classes(), has_remote_code)
 
 
+class Scan(NamedTuple):
+    """What there is of models.
+
+    Attributes:
+        objects: what the modules and the plug-ins hold.
+        broken: modules that cannot be imported, and why.
+    """
+
+    objects: list[object]
+    broken: dict[str, str]
+
+
+@cache
+def scan() -> Scan:
+    """Import the modules of `axion.models` and the plug-ins, once."""
+    objects: list[object] = []
+    broken: dict[str, str] = {}
+
+    def cannot(name: str, error: Exception) -> None:
+        logger.error("%s cannot be imported", name, exc_info=error)
+        reason = re.sub(r" \(/.*\)$", "", str(error))  # of an ImportError, which has a path
+        broken[name] = f"{type(error).__name__}: {reason}"
+
+    for module in pkgutil.iter_modules(axion.models.__path__, "axion.models."):
+        try:
+            objects += vars(importlib.import_module(module.name)).values()
+        except Exception as error:  # whatever a module does when it is imported
+            cannot(module.name, error)
+    for plugin in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            objects.append(plugin.load())
+        except Exception as error:
+            cannot(plugin.module, error)
+    return Scan(objects, broken)
+
+
 def _classes(base: type[ModelT]) -> dict[str, type[ModelT]]:
     found: dict[str, type[ModelT]] = {}
-
-    def register(objects: Iterable[object]) -> None:
-        for cls in objects:
-            if isinstance(cls, type) and issubclass(cls, base):
-                for name in vars(cls).get("architectures", ()):  # its own, not its parent's
-                    found.setdefault(name, cls)
-
-    for module in pkgutil.iter_modules(axion.models.__path__):
-        register(vars(importlib.import_module(f"axion.models.{module.name}")).values())
-    register(plugin.load() for plugin in entry_points(group=ENTRY_POINT_GROUP))
+    for cls in scan().objects:
+        if isinstance(cls, type) and issubclass(cls, base):
+            for name in vars(cls).get("architectures", ()):  # its own, not its parent's
+                found.setdefault(name, cls)
     return found
+
+
+def _refuse_broken(architecture: str) -> None:
+    """Raises: ModelLoadError: a module that cannot be imported speaks of `architecture`."""
+    names = {f'"{architecture}"', f'"{architecture.removesuffix("Model")}ForCausalLM"'}
+    for module, reason in scan().broken.items():
+        spec = find_spec(module) if module.startswith("axion.models.") else None
+        if spec is None or spec.origin is None:
+            continue
+        source = Path(spec.origin).read_text(errors="replace")
+        if any(name in source for name in names):
+            raise ModelLoadError(
+                f"The architecture {architecture} cannot be served: its module {module} cannot be "
+                f"imported ({reason})."
+            )
 
 
 def _first(architectures: list[str], classes: dict[str, ClassT], has_remote_code: bool) -> ClassT:
     for name in architectures:
         if name in classes:
             return classes[name]
+        _refuse_broken(name)
     reason = (
         " The model brings its own Python code (auto_map), which Axion never runs."
         if has_remote_code
         else ""
+    )
+    reason += "".join(
+        f" {module} cannot be imported ({why})." for module, why in scan().broken.items()
     )
     raise ModelLoadError(
         f"The architecture {', '.join(architectures)[:200]} is not supported.{reason} "

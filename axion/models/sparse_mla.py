@@ -160,3 +160,7 @@ class SparseMLAForCausalLM(SharedMoEForCausalLM):
             attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else NO_KV_CACHE
             for attention in attentions
         ]
+
+    def attends_to_all_of(self, num_tokens: int) -> bool:
+        indexers = [module for module in self.modules() if isinstance(module, Indexer)]
+        return all(indexer.num_chosen >= num_tokens for indexer in indexers)

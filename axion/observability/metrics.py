@@ -42,6 +42,14 @@ _ENGINE_GAUGES = {
     "num_waiting": ("axion_engine_waiting_sequences", "Sequences waiting for a place"),
     "num_blocks_used": ("axion_engine_blocks_used", "KV cache blocks in use"),
     "num_blocks": ("axion_engine_blocks", "KV cache blocks in all"),
+    "num_host_blocks_used": (
+        "axion_engine_host_blocks_used",
+        "KV cache blocks that host memory holds",
+    ),
+    "num_host_blocks": (
+        "axion_engine_host_blocks",
+        "KV cache blocks that host memory has room for",
+    ),
     "peak_memory_bytes": (
         "axion_engine_peak_memory_bytes",
         "The most memory that the engine's process has had resident",
@@ -52,6 +60,14 @@ _ENGINE_COUNTERS = {
     "num_cached_tokens": ("axion_engine_cached_tokens", "Prompt tokens found in the prefix cache"),
     "num_generated_tokens": ("axion_engine_generated_tokens", "Tokens generated"),
     "num_preemptions": ("axion_engine_preemptions", "Sequences preempted for lack of memory"),
+    "num_blocks_offloaded": (
+        "axion_engine_blocks_offloaded",
+        "KV cache blocks copied to host memory before they were overwritten",
+    ),
+    "num_blocks_restored": (
+        "axion_engine_blocks_restored",
+        "KV cache blocks copied back from host memory",
+    ),
     "num_steps": ("axion_engine_steps", "Engine steps"),
     "num_draft_tokens": ("axion_engine_draft_tokens", "Tokens computed on a guess"),
     "num_accepted_tokens": ("axion_engine_accepted_tokens", "Guessed tokens that came true"),
@@ -136,7 +152,8 @@ class Metrics:
         )
         self._failovers = Counter(
             "axion_failovers",
-            "Requests that an engine failed on, before its answer or in the middle of it",
+            "Requests that an engine failed on or was too busy for, before its answer or in the"
+            " middle of it",
             ["model", "engine", "when"],
             registry=self.registry,
         )

@@ -198,6 +198,7 @@ Stop = Annotated[
     ),
 ]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
+Priority = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
@@ -270,7 +271,7 @@ class GenerationRequest(StreamableRequest):
     stop_token_ids: Annotated[list[TokenId], FAIL_FAST, at_most(MAX_CHOICES)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = Field(
+    priority: Priority | None = Field(
         None, description="where requests wait, a lower one comes first"
     )
     cache_salt: CacheSalt | None = Field(

@@ -20,6 +20,7 @@ from axion.openai.common import (
     CacheSalt,
     NonEmptyText,
     Object,
+    Priority,
     Refused,
     RequestModel,
     StreamableRequest,
@@ -333,9 +334,12 @@ class ResponsesRequest(StreamableRequest):
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
 
-    # An extension, with the name and meaning that vLLM gave it.
+    # Extensions, with the names and meanings that vLLM gave them.
     cache_salt: CacheSalt | None = Field(
         None, description="only requests with the same salt share what caches hold"
+    )
+    priority: Priority | None = Field(
+        None, description="where requests wait, a lower one comes first"
     )
 
     access_programs: Annotated[None, Refused("there are none")] = None
@@ -394,6 +398,7 @@ class ResponsesRequest(StreamableRequest):
                 "verbosity": self.text.verbosity if self.text else None,
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
                 "cache_salt": self.cache_salt,
+                "priority": self.priority,
             },
             FIELD_NAMES,
         )

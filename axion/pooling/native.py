@@ -15,7 +15,7 @@ from torch import Tensor
 
 from axion.engine import state_cache
 from axion.engine.kv_cache import KVCacheGroup, allocate
-from axion.engine.loader import load_embedding_model, resolve_device
+from axion.engine.loader import load_embedding_model, take_device
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.download import download
@@ -50,7 +50,7 @@ class NativeEmbedder:
             torch.set_num_threads(config.num_threads)
         folder = Path(config.model).expanduser() if config.is_folder else _download(config.model)
         mode = pooling_mode(folder)
-        self._device = resolve_device(config.device)
+        self._device = take_device(config.device)
         self._model = load_embedding_model(folder, device=self._device, dtype=config.dtype)
         self._pooling = mode or self._model.default_pooling
         self.dim = self._model.config.hidden_size

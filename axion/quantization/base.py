@@ -403,6 +403,17 @@ class QuantizationMethod:
         own = sum(p.numel() for p in module.parameters(recurse=False)) * dtype.itemsize
         return own + (module.num_bytes(dtype) if isinstance(module, QuantizedLinear) else 0)
 
+    def loading_bytes(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
+        """Bytes that are held beside those of `num_bytes` while `module` is loaded: what it is
+        made of."""
+        if isinstance(module, QuantizedLinear):
+            return module.num_bytes(dtype)
+        if isinstance(module, Linear) and not isinstance(module, DenseLinear):
+            weight = module.weight
+            if device.type == "cpu" and onednn.is_large(weight):
+                return weight.numel() * dtype.itemsize
+        return 0
+
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """What takes the place of a module whose parameters have been filled."""
         if isinstance(module, QuantizedEmbedding):

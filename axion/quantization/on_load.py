@@ -83,6 +83,11 @@ class OnLoad(QuantizationMethod):
         kept = self.kernel_bytes(module.in_features, module.out_features, dtype)
         return own - plain + num_experts * kept
 
+    def loading_bytes(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
+        if module in self._layers:
+            return module.weight.numel() * dtype.itemsize
+        return super().loading_bytes(module, device, dtype)
+
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         if module not in self._layers:
             return super().finish(module, device, dtype)

@@ -8,7 +8,12 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from axion.backends.base import InferenceBackend, PreparedChat, Tokenization
-from axion.errors import AxionError, CannotContinueError, EngineUnavailableError
+from axion.errors import (
+    AxionError,
+    CannotContinueError,
+    EngineUnavailableError,
+    QueueFullError,
+)
 from axion.observability.metrics import Metrics
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import GenerationRequest
@@ -29,7 +34,9 @@ class Route:
     """Answers one request by the best of a model's engines that honours it.
 
     When an engine fails before it has sent anything, another one gets the request; when it fails
-    later, another one goes on from what the client has. The client notices a pause at most.
+    later, another one goes on from what the client has. The client notices a pause at most. One
+    that is busy has its requests taken by another that runs; none is loaded for that, and the
+    client is told when to come back if all are busy.
 
     Attributes:
         engine: who answers; empty until somebody does.
@@ -94,10 +101,14 @@ class Route:
         return await candidate.backend.detokenize(token_ids)
 
     async def _choose(
-        self, request: GenerationRequest | None = None, failed: Collection[Candidate] = ()
+        self,
+        request: GenerationRequest | None = None,
+        failed: Collection[Candidate] = (),
+        *,
+        may_load: bool = True,
     ) -> Candidate:
         wanted = features(request) if request is not None else ()
-        candidate = await self._served.choose(wanted, failed)
+        candidate = await self._served.choose(wanted, failed, may_load=may_load)
         self.engine = candidate.engine
         return candidate
 
@@ -109,8 +120,9 @@ class Route:
         failed: list[Candidate] = []
         failure: AxionError | None = None
         while True:
+            is_busy = isinstance(failure, QueueFullError)
             try:
-                candidate = first or await self._choose(request, failed)
+                candidate = first or await self._choose(request, failed, may_load=not is_busy)
             except AxionError as error:
                 raise failure or error from None
             first = None
@@ -128,8 +140,9 @@ class Route:
                             chunk.created = created
                             yield chunk
                 break
-            except EngineUnavailableError as error:
-                if not isinstance(error, CannotContinueError):
+            except (QueueFullError, EngineUnavailableError) as error:
+                # Of several reasons, that an engine is busy is the one that passes.
+                if not (is_busy or isinstance(error, CannotContinueError)):
                     failure = error
                 failed.append(candidate)
                 self._tell_failure(candidate, delivered, error)
@@ -138,10 +151,14 @@ class Route:
             shadow.offer(request, start, delivered, candidate, self._metrics)
 
     def _tell_failure(
-        self, candidate: Candidate, delivered: Delivered, error: EngineUnavailableError
+        self,
+        candidate: Candidate,
+        delivered: Delivered,
+        error: QueueFullError | EngineUnavailableError,
     ) -> None:
-        when = "in mid-answer" if delivered.started else "before its answer"
-        logger.warning("%s failed %s: %s", candidate.engine, when, error.message)
+        if isinstance(error, EngineUnavailableError):  # of a busy one each request would tell
+            when = "in mid-answer" if delivered.started else "before its answer"
+            logger.warning("%s failed %s: %s", candidate.engine, when, error.message)
         if self._metrics is not None:
             self._metrics.failed_over(
                 self._served.name, candidate.engine, started=delivered.started

@@ -129,13 +129,18 @@ class ServedModel:
             raise
 
     async def choose(
-        self, features: Collection[str] = (), without: Collection[Candidate] = ()
+        self,
+        features: Collection[str] = (),
+        without: Collection[Candidate] = (),
+        *,
+        may_load: bool = True,
     ) -> Candidate:
         """The engine for a request.
 
         Args:
             features: what the request asks for; see `axion.openai.features`.
             without: engines that have failed on it already.
+            may_load: whether an engine may be loaded for it, or waited for.
 
         Where engines have failed, on this request or altogether, the next one is loaded, and
         one that is being loaded is waited for.
@@ -145,7 +150,7 @@ class ServedModel:
             EngineUnavailableError: no engine can take it now.
         """
         capable, ready = await self._able(features, without)
-        if not capable and (without or (not ready and self._has_failed)):
+        if not capable and may_load and (without or (not ready and self._has_failed)):
             self._launch_another()
             deadline = time.monotonic() + START_WAIT_S
             while not capable and await self._one_more_loaded(deadline - time.monotonic()):

@@ -196,8 +196,7 @@ def _templates(path: Path) -> dict[str, str]:
         return templates
     if not (path / TEKKEN_FILE).is_file():
         return {}
-    version, thinks = chat_format(path / TEKKEN_FILE)
-    template = mistral_template(version, thinks=thinks)
+    template = mistral_template(chat_format(path / TEKKEN_FILE))
     return {"default": template} if template else {}
 
 

@@ -6,7 +6,10 @@ The version in that file decides the format of a chat, which mistral-common defi
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
+
+from axion.text.tokenizer_formats.tekken import ChatFormat
 
 
 class _System(NamedTuple):
@@ -105,10 +108,22 @@ _VERSIONS = {
     ),
     "v13": _Version(_SYSTEM_ALONE, "first", _CALLS, _IN_ORDER.replace("@RESULT@", _RESULT)),
 }
+_VERSIONS["v15"] = _VERSIONS["v13"]  # and the settings
 
 _THOUGHT = """
         {%- if message.reasoning_content -%}
             [THINK]{{ message.reasoning_content }}[/THINK]
+        {%- endif -%}"""
+
+# Where the tokenizer lists levels of reasoning, in the place of the tools.
+_SETTINGS = """
+        {%- if loop.index0 == state.@TOOLS_AT@ -%}
+            {%- set effort = reasoning_effort or @DEFAULT@ -%}
+            {%- if effort not in @EFFORTS@ -%}
+                {{- raise_exception("reasoning_effort is one of " ~ @EFFORTS@ | join(", ")
+                    ~ " for this model.") -}}
+            {%- endif -%}
+            {{- '[MODEL_SETTINGS]{"reasoning_effort": "' ~ effort ~ '"}[/MODEL_SETTINGS]' -}}
         {%- endif -%}"""
 
 _TEMPLATE = """
@@ -134,6 +149,7 @@ _TEMPLATE = """
             {%- endfor -%}
             {{- "][/AVAILABLE_TOOLS]" -}}
         {%- endif -%}
+        @SETTINGS@
         {{- "\\n\\n" if not loop.first and loop.previtem.role == "user" else "[INST]" -}}
         @SYSTEM_IN_USER@
         {{- message.content -}}
@@ -157,20 +173,20 @@ _TEMPLATE = """
 """
 
 
-def mistral_template(version: str, *, thinks: bool) -> str | None:
-    """The chat template of a version of `tekken.json` (`v3`); None of one that is not known.
-
-    Args:
-        thinks: the tokenizer has the tokens around reasoning.
-    """
-    if (rules := _VERSIONS.get(version)) is None:
+def mistral_template(format: ChatFormat) -> str | None:
+    """The chat template of a tokenizer's format; None of a version that is not known."""
+    if (rules := _VERSIONS.get(format.version)) is None:
         return None
+    effort = format.reasoning_effort
     parts = {
+        "@SETTINGS@": _SETTINGS if effort is not None else "",
+        "@DEFAULT@": json.dumps(effort and effort.default),
+        "@EFFORTS@": json.dumps(effort and effort.values),
         "@CHAT@": rules.system.chat,
         "@SYSTEM_IN_USER@": rules.system.in_user,
         "@SYSTEM_ALONE@": rules.system.alone,
         "@TOOLS_AT@": rules.tools_at,
-        "@THOUGHT@": _THOUGHT if thinks else "",
+        "@THOUGHT@": _THOUGHT if format.thinks else "",
         "@CALLS@": rules.calls,
         "@RESULTS@": rules.results,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,14 @@ def test_they_are_not_known_where_a_package_adds_some(monkeypatch: pytest.Monkey
         return [importlib.metadata.EntryPoint("x", "x:Y", group)]
 
     monkeypatch.setattr(architectures, "entry_points", entry_points)
+    assert native_architectures.__wrapped__() is None
+
+
+def test_they_are_not_known_where_a_file_has_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "broken.py").write_text("class Broken(\n")
+    monkeypatch.setattr(architectures.importlib.resources, "files", lambda _: tmp_path)
     assert native_architectures.__wrapped__() is None
 
 

@@ -35,7 +35,7 @@ BOTH = """
 import sys
 from axion.cli import parity
 from axion.cli.main import main
-from axion.models.registry import model_classes
+from axion.models.registry import scan
 from axion.parity.process import answer
 
 parity.ask = lambda request, what: answer(request)
@@ -43,7 +43,7 @@ try:
     main(["new-model", "llama"])
 except SystemExit as exit:
     assert not exit.code, exit.code
-model_classes.cache_clear()
+scan.cache_clear()
 main(["parity", "LlamaForCausalLM", "--tiny"])
 """
 

@@ -329,6 +329,28 @@ def test_logits_that_are_not_numbers_fail_only_their_own_request(path: Path):
     assert found == expected, "blocks that held NaN serve others"
 
 
+@pytest.mark.parametrize("position", [3, 20, 69], ids=["first chunk", "later chunk", "last token"])
+def test_what_is_not_a_number_serves_no_later_request(path: Path, position: int):
+    core = make_core(path, max_num_batched_tokens=16, block_size=4)
+    prompt = [5 + i % 50 for i in range(70)]
+    prompt[position] = 99
+    expected = tokens_of(run(core, {"good": [*prompt, 1]})["good"])
+    core = make_core(path, max_num_batched_tokens=16, block_size=4)
+    weight = core.model.model.embed_tokens.weight.data
+    row = weight[99].clone()
+    weight[99] = torch.nan
+    head = core.model.lm_head.weight
+    core.model.lm_head.weight = torch.nn.Parameter(head.nan_to_num())
+    [output] = run(core, {"bad": prompt})["bad"]
+    assert output.finish_reason is FinishReason.ERROR
+    assert core.stats.num_steps == position // 16 + 1, "nothing is computed behind it"
+    weight[99] = row
+    core.model.lm_head.weight = head
+    outputs = run(core, {"again": [*prompt, 1]})["again"]
+    assert outputs[0].num_cached_tokens == 0
+    assert tokens_of(outputs) == expected
+
+
 @pytest.mark.parametrize("num_prompt_tokens", [63, 62])
 def test_output_ends_where_the_context_does(path: Path, num_prompt_tokens: int):
     core = make_core(path, max_model_len=64)

@@ -25,7 +25,7 @@ BLOCK_SIZE = 8
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU on which graphs can be captured."""
-    monkeypatch.setattr(cuda_graph, "can_capture", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "has_graphs", lambda device: True)
     monkeypatch.setattr(cuda_graph, "graph_pool", lambda: RecordedGraph)
 
 
@@ -36,19 +36,21 @@ def make_core(path: Path, **options) -> EngineCore:
             device="cpu",
             dtype="float32",
             max_num_seqs=MAX_NUM_SEQS,
-            max_model_len=128,
             max_num_batched_tokens=40,
             block_size=BLOCK_SIZE,
-            **{"kv_cache_bytes": 2**21, **options},
+            **{"kv_cache_bytes": 2**21, "max_model_len": 128, **options},
         )
     )
 
 
-def answers(core: EngineCore) -> dict[str, list[tuple[int, float]]]:
+Answers = dict[str, list[tuple[int, float]]]
+
+
+def answers(core: EngineCore, num_requests: int = MAX_NUM_SEQS + 2) -> Answers:
     """Tokens and log probabilities of sequences that come, decode in batches of all sizes, and
     go."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for i in range(MAX_NUM_SEQS + 2):
+    found: Answers = {}
+    for i in range(num_requests):
         params = SamplingParams(temperature=0, max_tokens=3 * (i + 1), ignore_eos=True, logprobs=0)
         prompt = [(31 * i + 7 * j) % 90 + 1 for j in range(1 + 4 * i)]
         assert core.add(AddRequest(str(i), prompt, params)) is None
@@ -60,6 +62,14 @@ def answers(core: EngineCore) -> dict[str, list[tuple[int, float]]]:
                 (token_id, entry.logprob) for token_id, entry in entries
             )
     return found
+
+
+def check_answers(replayed: Answers, eager: Answers) -> None:
+    assert replayed.keys() == eager.keys()
+    for name, entries in eager.items():
+        assert [token for token, _ in replayed[name]] == [token for token, _ in entries], name
+        found, expected = ([logprob for _, logprob in e] for e in (replayed[name], entries))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +90,7 @@ def test_replayed_steps_equal_eager_ones(
     )
     replayed = answers(core)
     assert set(sizes) == set(batch_sizes(MAX_NUM_SEQS)), "batches of every size were replayed"
-    assert replayed.keys() == eager.keys()
-    for name, entries in eager.items():
-        assert [token for token, _ in replayed[name]] == [token for token, _ in entries], name
-        found, expected = ([logprob for _, logprob in e] for e in (replayed[name], entries))
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    check_answers(replayed, eager)
     assert core.stats.num_blocks_used == 0
 
 
@@ -135,6 +141,23 @@ def test_prompts_and_large_batches_are_not_replayed(graphs: None, tiny_model: Pa
 
 def test_the_setting_turns_graphs_off(graphs: None, tiny_model: Path):
     assert make_core(tiny_model, cuda_graphs=False).runner.graphs is None
+
+
+def test_models_that_choose_what_they_attend_to_are_not_captured_beyond_that(
+    graphs: None, tmp_path: Path, caplog
+):
+    path = save_tiny("deepseek-v32", tmp_path)  # chooses 12 tokens
+    short = make_core(path, max_model_len=12)
+    assert short.runner.graphs is not None, "all tokens are chosen"
+    eager = make_core(path, max_model_len=12, cuda_graphs=False)
+    check_answers(answers(short, num_requests=3), answers(eager, num_requests=3))
+    with caplog.at_level(logging.WARNING, logger="axion.engine"):
+        assert make_core(path, max_model_len=13).runner.graphs is None
+    assert not caplog.messages, "nothing was tried"
+
+
+def test_models_with_states_are_not_captured(graphs: None, tmp_path: Path):
+    assert make_core(save_tiny("mamba", tmp_path)).runner.graphs is None
 
 
 def test_a_model_that_cannot_be_captured_runs_eagerly_with_one_warning(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from axion.engine.block_manager import BlockManager
+from axion.engine.host_pool import HostPool
 from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import verify
@@ -51,6 +52,25 @@ class PagedMemory:
         self.windows = windows
         self.slots: dict[int, tuple[int, bytes]] = {}
         self.states: dict[int, bytes] = {0: b""}
+        self.host_blocks: dict[int, dict[int, tuple[int, bytes]]] = {}
+        self.host_states: dict[int, bytes] = {}
+
+    def move(self, manager: BlockManager) -> None:
+        """As the device does before each step."""
+        pool, block_size = manager.host, self.block_size
+        for place, block in pool.saves.items():
+            self.host_blocks[place] = {
+                offset: self.slots[block * block_size + offset] for offset in range(block_size)
+            }
+        for block, place in pool.loads.items():
+            for offset, entry in self.host_blocks[place].items():
+                self.slots[block * block_size + offset] = entry
+        pool.moved()
+        if manager.states is not None:
+            pool = manager.states.host
+            self.host_states |= {place: self.states[slot] for place, slot in pool.saves.items()}
+            self.states |= {slot: self.host_states[place] for slot, place in pool.loads.items()}
+            pool.moved()
 
     def execute(self, scheduled: list[ScheduledSequence]) -> list[list[SampledToken]]:
         for scheduled_sequence in scheduled:
@@ -145,12 +165,23 @@ def make_scheduler(
     max_num_seqs: int = 4,
     windows: tuple[int | None, ...] = (None,),
     num_states: int = 0,
+    num_host_blocks: int = 0,
+    num_host_states: int = 0,
     **kwargs,
 ) -> Scheduler:
     """For sequences as long as fit, but not longer than 64 tokens under a window."""
-    states = StateSlots(num_states, block_size, max_num_seqs=max_num_seqs) if num_states else None
+    states = None
+    if num_states:
+        host = HostPool(num_host_states)
+        states = StateSlots(num_states, block_size, max_num_seqs=max_num_seqs, host=host)
     manager = BlockManager(
-        num_blocks, block_size, windows=windows, max_chunk=budget, states=states, **kwargs
+        num_blocks,
+        block_size,
+        windows=windows,
+        max_chunk=budget,
+        states=states,
+        host=HostPool(num_host_blocks),
+        **kwargs,
     )
     longest = num_blocks * block_size if windows == (None,) else 64
     return Scheduler(
@@ -178,6 +209,7 @@ def run(scheduler: Scheduler, memory: PagedMemory) -> dict[str, list[int]]:
     outputs: dict[str, list[int]] = {}
     while scheduler.has_unfinished:
         scheduled = scheduler.schedule()
+        memory.move(scheduler.block_manager)
         for output in scheduler.update(scheduled, memory.execute(scheduled)):
             outputs.setdefault(output.request_id, []).extend(output.token_ids)
         scheduler.check_integrity()
@@ -207,7 +239,10 @@ def longest_hit(manager: BlockManager, sequence: Sequence) -> int:
         for num_blocks in range((sequence.num_tokens - 1) // block_size + 1)
         if all(
             sequence.block_hashes[index] in cached
-            for window, cached in zip(manager.windows, manager._cached, strict=True)
+            or (group, sequence.block_hashes[index]) in manager.host
+            for group, (window, cached) in enumerate(
+                zip(manager.windows, manager._cached, strict=True)
+            )
             for index in sees(num_blocks, window)
         )
         and (not num_blocks or not states or states.is_kept(sequence.block_hashes[num_blocks - 1]))
@@ -227,6 +262,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             [(None,), (None,), (3,), (None, 4), (None, None, 5, 1), (6, 2), (None, 7, 7, 7)]
         ),
         num_states=st.sampled_from([0, 0, 1, 2, 3, 5, 9]),
+        num_host_blocks=st.sampled_from([0, 1, 3, 8, 50]),
+        num_host_states=st.sampled_from([0, 1, 2, 8]),
         speculates=st.booleans(),
     )
     def start(
@@ -238,6 +275,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching,
         windows,
         num_states,
+        num_host_blocks,
+        num_host_states,
         speculates,
     ):
         # A state cannot be taken back.
@@ -250,6 +289,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             windows=windows,
             enable_prefix_caching=prefix_caching,
             num_states=num_states,
+            num_host_blocks=num_host_blocks,
+            num_host_states=num_host_states,
         )
         self.memory = PagedMemory(block_size, windows)
         self.sequences: dict[str, Sequence] = {}
@@ -277,6 +318,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduled = self.scheduler.schedule()
         if self.speculates:
             scheduled = self.scheduler.speculate(scheduled, Guesser())
+        self.memory.move(self.scheduler.block_manager)
         num_tokens = sum(len(entry.token_ids) for entry in scheduled)
         assert num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(scheduled) <= self.scheduler.max_num_seqs
@@ -488,6 +530,34 @@ def test_a_single_token_without_memory_ends_its_sequence_alone():
     assert (output.request_id, output.finish_reason) == ("0", FinishReason.ERROR)
     assert "not enough memory" in (output.error or "")
     assert list(run(scheduler, PagedMemory(4))) == ["1"]
+
+
+@pytest.mark.parametrize("most", [0, 4], ids=["never", "a few tokens"])
+def test_a_sequence_that_loses_its_state_comes_past_the_place_or_is_told(most: int):
+    """No slot to spare, so that one that loses its state begins anew: beyond 1,000 tokens there is
+    memory for few tokens in a step, or for none."""
+    scheduler = make_scheduler(300, 16, budget=64, max_num_seqs=2, num_states=2)
+    for name, length in (("long", 2000), ("also", 1500), ("short", 900)):
+        prompt = [ord(name[0])] * length
+        scheduler.add(make_sequence(name, prompt, max_tokens=3, ignore_eos=True))
+    reasons: dict[str, FinishReason] = {}
+    num_steps = 0
+    while scheduler.has_unfinished:
+        num_steps += 1
+        assert num_steps < 30_000, "it begins anew for ever"
+        scheduled = scheduler.schedule()
+        fits = all(entry.end <= 1000 for entry in scheduled)
+        if fits or sum(entry.num_scheduled_tokens for entry in scheduled) <= most:
+            outputs = scheduler.update(
+                scheduled, [[SampledToken(1)] for entry in scheduled if entry.samples]
+            )
+        else:
+            outputs = scheduler.retreat(scheduled)
+            assert all("not enough memory" in (output.error or "") for output in outputs)
+        reasons |= {o.request_id: o.finish_reason for o in outputs if o.finish_reason}
+    beyond = FinishReason.LENGTH if most else FinishReason.ERROR
+    assert reasons == {"long": beyond, "also": beyond, "short": FinishReason.LENGTH}
+    scheduler.check_integrity()
 
 
 def test_the_time_that_sequences_wait_is_counted():
@@ -795,6 +865,29 @@ def test_a_row_of_unusable_logits_ends_only_its_own_sequence():
     assert (bad.finish_reason, bad.error) == (FinishReason.ERROR, "not a number")
     assert (good.finish_reason, good.token_ids) == (FinishReason.LENGTH, [3])
     scheduler.check_integrity()
+
+
+@pytest.mark.parametrize("num_states", [0, 12])
+def test_nobody_finds_what_a_sequence_with_unusable_numbers_had(num_states: int):
+    scheduler = make_scheduler(
+        20, budget=16, num_states=num_states, num_host_blocks=50, num_host_states=9
+    )
+    memory = PagedMemory(4)
+    prompt = [i % 5 for i in range(41)]
+    scheduler.add(make_sequence("first", prompt, max_tokens=1))
+    scheduler.add(make_sequence("filler", [9] * 70, max_tokens=1))  # part of it goes to the host
+    run(scheduler, memory)
+    scheduler.add(make_sequence("bad", [*prompt, *[3] * 20], max_tokens=1))
+    scheduled = scheduler.schedule()
+    assert scheduler.num_cached_tokens == 40, "a chunk of a prompt that begins in host memory"
+    memory.move(scheduler.block_manager)
+    [output] = scheduler.update(scheduled, [], {"bad": "not a number"})
+    assert (output.finish_reason, output.error) == (FinishReason.ERROR, "not a number")
+    scheduler.check_integrity()
+    again = make_sequence("again", prompt, max_tokens=1)
+    scheduler.add(again)
+    assert run(scheduler, memory) == {"again": [next_token(prompt)]}
+    assert again.num_cached_tokens == 0
 
 
 @pytest.mark.parametrize(

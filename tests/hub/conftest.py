@@ -45,9 +45,9 @@ class Hub(ThreadingHTTPServer):
         self.resets = False
         self.ranges: list[str] = []
         self.download_began = threading.Event()
-        self.commit = COMMIT
+        self.commits = [COMMIT]  # main is the last
         # What is pushed to main as soon as somebody has asked what main is.
-        self.pushed: dict[str, str] = {}
+        self.pushed: list[str] = []
 
     @property
     def url(self) -> str:
@@ -85,18 +85,20 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._error(404 if token else 401, code="RepoNotFound")
         verb, revision, file = parts[2], parts[3], "/".join(parts[4:])
-        if revision not in ("main", hub.commit):
+        if revision not in ("main", *hub.commits):
             return self._error(404, code="RevisionNotFound")
+        commit = hub.commits[-1] if revision == "main" else revision
         match verb:
             case "revision":
-                self._json(self._info(parts, repo, hub.commit))
-                hub.commit = hub.pushed.pop(hub.commit, hub.commit)
+                self._json(self._info(parts, repo, commit))
+                hub.commits += hub.pushed
+                hub.pushed.clear()
             case "tree":
                 self._json(self._tree(repo))
             case "resolve":
                 if repo.gated and token not in hub.tokens_with_access:
                     return self._error(403 if token else 401, code="GatedRepo")
-                self._file(file, repo.files[file], with_body=with_body)
+                self._file(file, repo.files[file], commit, with_body=with_body)
         return None
 
     def _info(self, parts: list[str], repo: Repo, commit: str) -> dict[str, Any]:
@@ -112,9 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
             for name, data in repo.files.items()
         ]
 
-    def _file(self, name: str, data: bytes, *, with_body: bool) -> None:
+    def _file(self, name: str, data: bytes, commit: str, *, with_body: bool) -> None:
         hub = cast(Hub, self.server)
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": hub.commit}
+        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": commit}
         if with_body and hub.block_downloads is not None:
             self._send(200, data[:0], headers, length=len(data))
             hub.download_began.set()

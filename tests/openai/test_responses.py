@@ -102,9 +102,10 @@ def test_items_become_messages_and_calls_join_the_assistant_message():
     ]
 
 
-def test_the_salt_reaches_the_chat():
-    assert chat(cache_salt="tenant 7").cache_salt == "tenant 7"
-    assert chat().cache_salt is None
+def test_salt_and_priority_reach_the_chat():
+    request = chat(cache_salt="tenant 7", priority=-3)
+    assert (request.cache_salt, request.priority) == ("tenant 7", -3)
+    assert (chat().cache_salt, chat().priority) == (None, None)
 
 
 def test_the_fields_of_a_chat_are_set():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from axion.errors import ContextLengthExceededError, InvalidRequestError, ModelLoadError
-from axion.pooling import embedder
+from axion.pooling import embedder, native
 from axion.pooling.embedder import Embedder
 from axion.pooling.messages import MODEL_LIMIT, EmbedRequest
 from axion.pooling.native import NativeEmbedder
@@ -68,14 +68,14 @@ def bert(tmp_path: Path) -> Path:
     return save_bert(tmp_path / "bert")
 
 
-def load(folder: Path, dtype: str = "float32") -> NativeEmbedder:
+def load(folder: Path, dtype: str = "float32", device: str = "cpu") -> NativeEmbedder:
     return NativeEmbedder(
         PoolingConfig(
             kind=PoolingKind.EMBEDDING,
             name="m",
             model=str(folder),
             is_folder=True,
-            device="cpu",
+            device=device,
             dtype=dtype,
             num_threads=1,
         )
@@ -259,6 +259,24 @@ def test_a_tokenizer_is_needed_and_must_fit(bert: Path):
     assert "30523" in refused(bert)
     path.unlink()
     assert "tokenizer.json" in refused(bert)
+
+
+def test_a_numbered_device_is_torchs_current_one_before_weights_are_loaded(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Triton's kernels are launched on that, whatever device their tensors are on."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+
+    def load_embedding_model(folder: Path, device: torch.device, dtype: str) -> None:
+        assert current == [device] == [torch.device("cuda:2")]
+        raise ModelLoadError("far enough")
+
+    monkeypatch.setattr(native, "load_embedding_model", load_embedding_model)
+    with pytest.raises(ModelLoadError, match="far enough"):
+        load(bert, device="cuda:2")
 
 
 def test_a_process_imports_only_what_serves_its_model():

@@ -29,6 +29,7 @@ from axion.types import BackendState
 from tests.server.conftest import ScriptedBackend
 
 DOWN = EngineUnavailableError("The engine fell over.")
+BUSY = QueueFullError("The engine is busy.", headers={"Retry-After": "7"})
 # Honours no more than a temperature.
 PLAIN = Capabilities(engine="plain", features={"temperature": Support.HONOURED})
 
@@ -333,6 +334,32 @@ class TestFailover:
         first.fail_at = (2, DOWN)
         assert await ask(served) == ("b", "tok tok tok ")
 
+    async def test_what_an_engine_is_too_busy_for_is_answered_by_another_that_runs(self):
+        first, second = ScriptedBackend("a"), ScriptedBackend("b")
+        first.fail_at = (0, BUSY)
+        served = await started(first, second)
+        assert await ask(served) == ("b", "tok tok tok ")
+
+    @pytest.mark.parametrize("then", [QueueFullError("Busy too."), DOWN], ids=["busy", "down"])
+    async def test_where_none_takes_it_the_first_that_was_busy_says_when_to_come_back(
+        self, then: AxionError
+    ):
+        first, second = ScriptedBackend("a"), ScriptedBackend("b")
+        first.fail_at, second.fail_at = (0, BUSY), (0, then)
+        served = await started(first, second)
+        with pytest.raises(QueueFullError) as error:
+            await ask(served)
+        assert error.value.headers == {"Retry-After": "7"}
+        assert len(second.seen) == 1
+
+    async def test_no_engine_is_loaded_because_another_is_busy(self):
+        first, second = ScriptedBackend("a"), ScriptedBackend("b")
+        first.fail_at = (0, BUSY)
+        served = await started(first, second, standby="never")
+        with pytest.raises(QueueFullError):
+            await ask(served)
+        assert served.candidates[1].starting is None
+
     async def test_an_engine_that_goes_down_has_the_next_one_loaded(self):
         first, second = ScriptedBackend("a"), ScriptedBackend("b")
         served = await started(first, second, standby="never")
@@ -479,6 +506,19 @@ class TestQueue:
             await ask(served)
         go_on.set()
         await asyncio.gather(*requests)
+
+    async def test_what_an_engines_queue_has_no_room_for_is_answered_by_the_next(self):
+        first, native = ScriptedBackend("a"), ScriptedBackend("native")
+        first.has_own_queue = False
+        go_on = asyncio.Event()
+        first.pause = go_on.wait
+        served = await started(first, native, max_upstream_requests=1, max_queue=0)
+        held = asyncio.create_task(ask(served))
+        while not first.running:
+            await asyncio.sleep(0)
+        assert (await ask(served))[0] == "native"
+        go_on.set()
+        assert (await held)[0] == "a"
 
     async def test_who_waits_for_an_engine_that_fails_is_answered_by_the_next(self):
         failing, native = ScriptedBackend("failing"), ScriptedBackend("native")

@@ -69,7 +69,7 @@ class NativeBackend(LibraryBackend):
 
     @classmethod
     async def facts(cls, settings: Settings) -> EngineFacts:
-        """What is known of the engine; no architectures where plug-ins may have more."""
+        """What is known of the engine; no architectures where there may be more."""
         architectures = await asyncio.to_thread(native_architectures)
         fallback = await asyncio.to_thread(fallback_architectures)
         return EngineFacts(
@@ -204,6 +204,7 @@ def _engine_config(model: ModelConfig, path: Path, draft_path: str) -> EngineCon
         target_itl_s=model.target_itl_s,
         kv_cache_bytes=model.kv_cache_bytes,
         kv_cache_dtype=model.kv_cache_dtype,
+        kv_offload_bytes=model.kv_offload_bytes,
         memory_fraction=model.memory_fraction,
         num_threads=model.num_threads,
         cuda_graphs=model.cuda_graphs,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import binascii
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 from tokenizers import AddedToken
@@ -45,6 +45,7 @@ _NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_to
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+_Effort = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{1,32}\Z")]
 
 
 class _Token(msgspec.Struct):
@@ -69,20 +70,47 @@ class _File(msgspec.Struct):
     special_tokens: list[_SpecialToken] | None = None
 
 
+class ReasoningEffort(msgspec.Struct):
+    """Levels of reasoning, and the one that a chat has where it asks for none."""
+
+    values: list[_Effort]
+    default: _Effort
+
+
+class _Settings(msgspec.Struct):
+    reasoning_effort: ReasoningEffort | None = None
+
+
 class _Head(msgspec.Struct):
     config: _Config
     special_tokens: list[_SpecialToken] | None = None
+    model_settings_builder: _Settings | None = None
 
 
-def chat_format(path: Path) -> tuple[str, bool]:
-    """The version of the format that a chat has (`v3`), and whether reasoning has tokens.
+class ChatFormat(NamedTuple):
+    """How chats are written.
+
+    Attributes:
+        version: such as `v3`.
+        thinks: reasoning has tokens around it.
+        reasoning_effort: since v15, of models that have levels.
+    """
+
+    version: str
+    thinks: bool = False
+    reasoning_effort: ReasoningEffort | None = None
+
+
+def chat_format(path: Path) -> ChatFormat:
+    """The format of the chats of a tokenizer.
 
     Raises:
         ModelLoadError: the file is damaged.
     """
     head = _decode(path, _Head)
     thinks = any(token.token_str == "[THINK]" for token in head.special_tokens or ())
-    return head.config.version, thinks
+    settings = head.model_settings_builder or _Settings()
+    return ChatFormat(head.config.version, thinks, settings.reasoning_effort)
 
 
 def convert(path: Path) -> Converted:

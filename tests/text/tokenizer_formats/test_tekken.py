@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from axion.errors import ModelLoadError
+from axion.errors import InvalidRequestError, ModelLoadError
 from axion.text.answer_format import answer_format
 from axion.text.chat_template import ChatTemplate, load_chat_template, template_source
 from axion.text.mistral_template import mistral_template
 from axion.text.template_process import TemplateProcess
 from axion.text.tokenizer import load_tokenizer
 from axion.text.tokenizer_formats import tekken
+from axion.text.tokenizer_formats.tekken import ChatFormat
 from axion.text.tool_calls.mistral import Mistral, MistralArgs
 from tests.clients.conftest import install
 
@@ -28,9 +29,10 @@ from .conftest import corpus, plain_ids
 HERE = Path(__file__).parent / "mistral_common"
 pytestmark = pytest.mark.timeout(300)  # the first run installs
 
-VERSIONS = ["v3", "v7", "v11", "v13"]
+VERSIONS = ["v3", "v7", "v11", "v13", "v15"]
 # Since v11 the file lists them.
 LATER_SPECIAL_TOKENS = ["[AUDIO]", "[BEGIN_AUDIO]", "[ARGS]", "[CALL_ID]"]
+EFFORT = {"type": "enum", "values": ["none", "high"], "accepts_none": True, "default": "none"}
 NUM_SPECIAL, NUM_RANKS = 40, 8000
 SENTENCEPIECE = "sentencepiece"
 FILES = {tekken.FILE, "mistral_instruct_tokenizer_240323.model.v3"}
@@ -102,7 +104,10 @@ def save_tekken(full: dict[str, Any], folder: Path, version: str) -> None:
         "default_num_special_tokens": NUM_SPECIAL,
     }
     if version not in ("v3", "v7"):
-        thinking = ["[THINK]", "[/THINK]"] if version == "v13" else []
+        thinking = ["[THINK]", "[/THINK]"] if version in ("v13", "v15") else []
+        if version == "v15":
+            thinking += ["[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"]
+            file["model_settings_builder"] = {"reasoning_effort": EFFORT}
         tokens = [*tekken._FIRST_SPECIAL_TOKENS, *LATER_SPECIAL_TOKENS, *thinking]
         file["special_tokens"] = [
             {"rank": rank, "token_str": token, "is_control": True}
@@ -191,15 +196,35 @@ def test_answers_are_read_as_the_version_writes_them(
 ) -> None:
     written = answer_format(template_source(folders[version]))
     assert written.tool_calls is (Mistral if version in ("v3", "v7") else MistralArgs)
-    assert written.reasons is (version == "v13")
+    assert written.reasons is (version in ("v13", "v15"))
 
 
 def test_reasoning_is_written_between_its_tokens(template_process: TemplateProcess) -> None:
-    source = mistral_template("v13", thinks=True)
+    source = mistral_template(ChatFormat("v13", thinks=True))
     assert source is not None
     template = ChatTemplate({"default": source}, {"eos_token": "</s>"}, template_process)
     thought = say("assistant", "Six.", reasoning_content="2 * 3")
     assert template.render([HELLO, thought]).endswith("[/INST][THINK]2 * 3[/THINK]Six.</s>")
+
+
+def test_the_effort_is_one_of_the_models(
+    folders: dict[str, Path], template_process: TemplateProcess
+) -> None:
+    source = template_source(folders["v15"])
+    template = ChatTemplate({"default": source}, {"bos_token": "<s>"}, template_process)
+    high, low = ({"reasoning_effort": effort} for effort in ("high", "low"))
+    assert template.render([HELLO], template_kwargs=high).startswith(
+        '<s>[MODEL_SETTINGS]{"reasoning_effort": "high"}[/MODEL_SETTINGS][INST]'
+    )
+    with pytest.raises(InvalidRequestError, match="one of none, high"):
+        template.render([HELLO], template_kwargs=low)
+
+
+def test_levels_of_effort_that_are_no_words_are_refused(tmp_path: Path) -> None:
+    file = TINY | {"model_settings_builder": {"reasoning_effort": EFFORT | {"default": "}}"}}}
+    save_tekken(file, tmp_path, "v11")
+    with pytest.raises(ModelLoadError, match=r"tekken\.json is damaged"):
+        template_source(tmp_path)
 
 
 def test_a_version_without_a_known_format_has_no_template(tmp_path: Path) -> None:
