@@ -28,10 +28,10 @@ from axion.cli.session import terminal_safe
 from axion.errors import AxionError, InvalidRequestError
 from axion.observability.logging import configure_logging
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import validate_request
 from axion.openai.completions import CompletionRequest
 from axion.openai.delivered import Delivered
 from axion.openai.features import features
+from axion.openai.parsing import validate_request
 from axion.router.plan import Plan, plan
 from axion.settings import Settings, listed, load_settings
 from axion.text.chat_template import has_chat_template

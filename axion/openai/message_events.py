@@ -12,7 +12,8 @@ from pydantic import Field, JsonValue
 
 from axion.errors import InternalError
 from axion.openai.chat import ChatCompletionChunk
-from axion.openai.common import ResponseModel, Usage
+from axion.openai.common import Usage
+from axion.openai.fields import ResponseModel
 from axion.openai.translation import (
     AnswerEnd,
     AnswerStart,

@@ -10,18 +10,17 @@ from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from axion.errors import AxionError
 from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest
-from axion.openai.common import (
+from axion.openai.common import ModelRequest, StreamableRequest
+from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
     CacheSalt,
-    ModelRequest,
     NonEmptyText,
     Object,
     Refused,
     RequestModel,
     ResponseModel,
     StopString,
-    StreamableRequest,
     TokenCount,
     at_most,
     field_error,
