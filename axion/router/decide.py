@@ -156,7 +156,7 @@ def _refused(engine: str, code: Reason, reason: str, version: str = "") -> Verdi
 
 
 def _unknown(name: str, known: Sequence[str]) -> Verdict:
-    reason = f"There is no such engine. Known: {', '.join(sorted(known))}."
+    reason = f"There is no engine {name!r}. Known: {', '.join(sorted(known))}."
     return _refused(name, Reason.UNKNOWN_ENGINE, reason)
 
 

@@ -25,10 +25,10 @@ from axion.backends.inference import LibraryBackend
 from axion.backends.native.cache_key import NO_EFFECT, cache_key, reads_clock
 from axion.backends.native.chat import prepare_chat, stream_chat
 from axion.backends.native.completions import stream_completion
+from axion.backends.native.engine import spawn_engine
 from axion.backends.native.model import EngineFactory, LoadedModel, load_text
 from axion.backends.native.prompt import chat_prompt, in_thread_if_long, text_prompt
 from axion.backends.native.sampling import check_vocabulary
-from axion.backends.worker import spawn_engine
 from axion.errors import EngineUnavailableError, ModelLoadError
 from axion.hub.gguf import TENSOR_TYPES
 from axion.hub.resolve import resolve

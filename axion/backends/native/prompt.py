@@ -14,12 +14,8 @@ from axion.text.answer_format import answer_format
 
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
-
-
 # The variables by which chat templates switch reasoning on and off.
 _REASONING_SWITCHES = ("enable_thinking", "thinking")
-
-
 T = TypeVar("T")
 
 
