@@ -18,7 +18,7 @@ from axion.parity.reference import Generated, generate
 from axion.parity.tiny import random_prompts
 from tests.parity.checkpoints import CASES, build_tiny, save_tiny
 
-NUM_TOKENS = 24  # with which the second prompt passes the original length of ropes
+NUM_TOKENS = 32
 TOLERANCE = 1e-4
 PROMPTS = random_prompts()
 # Of each architecture; what a field changes is compared where sequences are beside each other.
