@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from axion.observability.metrics import Metrics
-from axion.openai.anthropic import MessagesRequest
-from axion.openai.common import RequestModel
+from axion.openai.fields import RequestModel
+from axion.openai.messages import MessagesRequest
 from axion.openai.responses import ResponsesRequest
 from axion.openai.tokenize import TokenizeRequest
 from axion.settings import Settings

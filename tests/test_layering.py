@@ -189,9 +189,11 @@ def test_one_architecture_imports_another_only_as_its_child():
     shared = {
         *("axion.models.base", "axion.models.encoder", "axion.models.config"),
         *("axion.models.moe", "axion.models.mla", "axion.models.registry", "axion.models"),
-        *("axion.models.hybrid", "axion.models.gated_delta_net"),
+        *("axion.models.hybrid", "axion.models.gated_delta_net", "axion.models.indexed"),
+        "axion.models.fallback_layers",
         *("axion.models.mamba_mixer", "axion.models.mamba2_mixer"),
         *("axion.models.seeing", "axion.models.transformers_fallback"),
+        *("axion.models.kimi_delta_attention", "axion.models.hyper_connections"),
     }
     for name in names - shared:
         for other in imports_of(name) & (names - shared):

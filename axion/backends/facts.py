@@ -70,8 +70,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         installed: its command is there.
         problem: why it could not be asked, if it was and could not.
         architectures: those that the engine itself lists; None if it was not asked.
-        by_fallback: of these, those that it serves by another library's classes, with weights that
-            are not quantized.
+        by_fallback: of these, those that it serves by another library's classes.
         refusals: architectures that it is known not to serve, and why.
         devices: those that it computes on.
         quantizations: the methods by which weights may be quantized; None if any.

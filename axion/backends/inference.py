@@ -13,9 +13,10 @@ import msgspec
 from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import EngineUnavailableError, InvalidRequestError
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
-from axion.openai.common import GenerationRequest, validate_request
+from axion.openai.common import GenerationRequest
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.features import features
+from axion.openai.parsing import validate_request
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from axion.cli.bench_tables import (
     write_file,
     write_report,
 )
+from axion.cli.options import ApiKey
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,6 @@ Model = Annotated[
     str | None,
     typer.Option("--model", help="Default: the first that the server lists.", show_default=False),
 ]
-ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key for the server.")]
 Chat = Annotated[bool, typer.Option("--chat/--completions", help="The endpoint that is asked.")]
 Mix = Annotated[
     list[str] | None,

@@ -23,14 +23,15 @@ import uvloop
 from axion.backends.base import InferenceBackend
 from axion.backends.engines import engine_names
 from axion.cli.loading import Show, model_config
+from axion.cli.options import LocalModel
 from axion.cli.session import terminal_safe
 from axion.errors import AxionError, InvalidRequestError
 from axion.observability.logging import configure_logging
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import validate_request
 from axion.openai.completions import CompletionRequest
 from axion.openai.delivered import Delivered
 from axion.openai.features import features
+from axion.openai.parsing import validate_request
 from axion.router.plan import Plan, plan
 from axion.settings import Settings, listed, load_settings
 from axion.text.chat_template import has_chat_template
@@ -117,14 +118,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Hugging Face id, folder, GGUF file or axion/demo; default: MODEL_NAME.",
-            show_default=False,
-        ),
-    ] = None,
+    model: LocalModel = None,
     backends: Annotated[
         str | None,
         typer.Option(

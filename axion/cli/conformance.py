@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from axion.cli.options import ApiKey
 from axion.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ Model = Annotated[
 Url = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Check a running server, such as http://localhost:8000/v1."),
-]
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key for the server at --url.")
 ]
 Files = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from axion.cli.options import LocalModel
 from axion.settings import Settings, listed, load_settings, model_folders
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Hugging Face id, folder, GGUF file or axion/demo; default: MODEL_NAME.",
-            show_default=False,
-        ),
-    ] = None,
+    model: LocalModel = None,
     backends: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="Engines to judge, in order; default: AXION_BACKENDS."),

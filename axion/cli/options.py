@@ -1,4 +1,4 @@
-"""The options that `axion chat` and `axion generate` share."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ ModelName = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="Hugging Face id, folder or axion/demo; default: MODEL_NAME, or with --url the first "
-        "model that the server lists.",
+        help="Hugging Face id, folder, GGUF file or axion/demo; default: MODEL_NAME, or with --url "
+        "the first model that the server lists.",
+        show_default=False,
+    ),
+]
+LocalModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Hugging Face id, folder, GGUF file or axion/demo; default: MODEL_NAME.",
         show_default=False,
     ),
 ]
@@ -22,9 +30,7 @@ Url = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Talk to a running server, such as http://localhost:3000/v1."),
 ]
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key for the server at --url.")
-]
+ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key for the server.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 Temperature = Annotated[
     float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token every time.")

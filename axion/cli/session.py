@@ -25,8 +25,8 @@ from axion.errors import EngineUnavailableError
 from axion.hub.resolve import resolve
 from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, Snapshot
 from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionChunk, CompletionRequest
+from axion.openai.parsing import parse_request
 from axion.settings import load_settings, model_folders
 from axion.text.chat_template import has_chat_template
 

@@ -52,6 +52,7 @@ class CachePlan:
         self._num_own = len(self._specs)
         if draft_model is not None:
             self._specs += draft_model.kv_cache_specs()
+        self._specs = [spec.in_pieces(config.block_size) for spec in self._specs]
         self.format = None
         if config.kv_cache_dtype != "auto":
             self.format = KV_FORMATS[config.kv_cache_dtype](self._dtype)

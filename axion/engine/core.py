@@ -111,6 +111,12 @@ class EngineCore:
             max_num_batched_tokens = min(max_chunk, model.sizes[-1])
         states = plan.allocate_slots()
         host_blocks, host_states = plan.host_pools(config.kv_offload_bytes)
+        if config.kv_offload_bytes:
+            logger.info(
+                "host memory: room for %d blocks and %d states",
+                host_blocks.num_places,
+                host_states.num_places,
+            )
         caches = (tensor for cache in (*own_caches, *draft_caches) for tensor in (cache.k, cache.v))
         host_memory = [
             HostMemory(pool, rows_of(tensors), self.device)
@@ -226,7 +232,7 @@ class EngineCore:
             if self.device.type == "cpu":
                 logger.warning(_SAME_MEMORY)
             else:
-                num_offload_bytes = STAGING_BYTES
+                num_offload_bytes = 2 * STAGING_BYTES  # for blocks, and for states
         if captures and config.kv_cache_bytes is None:
             measured = new_graphs(plan.allocate_blocks(1)[0]).measure()
             captures, num_graph_bytes = measured is not None, measured or 0

@@ -1,4 +1,4 @@
-"""Engines without a model: for testing the server, and for measuring the server's own time."""
+"""An engine without a model: for testing the server, and for measuring the server's own time."""
 
 from __future__ import annotations
 
@@ -169,15 +169,6 @@ class EchoEngine:
         self._running.pop(request_id, None)
         if not self._running:
             self._idle.set()
-
-
-class NullEngine(EchoEngine):
-    """Ends every sequence at its first step, without a token."""
-
-    def _outputs(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, room: int
-    ) -> Iterator[SequenceOutput]:
-        yield SequenceOutput(request_id, [], finish_reason=FinishReason.STOP)
 
 
 class _Running:

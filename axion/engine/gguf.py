@@ -163,13 +163,13 @@ class _Translation:
             start += size
             for expert in range(linear.num_experts):
                 own = f"{parent}.{expert}.{shard}.{name}"
-                one = _expert(expert, move)
-                yield self._tensor(own, stored, one, keeps=name == "weight")
+                keeps = name == "weight"
+                yield self._tensor(own, stored, move, keeps=keeps, part=expert)
 
     def _plain(self, path: str, module: nn.Module, name: str) -> StoredTensor:
         own = f"{path}.{name}"
         if match := re.fullmatch(r"(.+\.[qk]_layernorm)\.norms\.(\d+)", path):
-            return self._tensor(own, [self._name(match[1], name)], _expert(int(match[2])))
+            return self._tensor(own, [self._name(match[1], name)], part=int(match[2]))
         stored = self._name(path, name)
         if path.endswith(".kv_b_proj") and stored not in self._gguf.tensors:
             halves = [stored.replace("attn_kv_b", half) for half in ("attn_k_b", "attn_v_b")]
@@ -224,7 +224,13 @@ class _Translation:
         return self._gguf.tensors[name]
 
     def _tensor(
-        self, name: str, stored: list[str], move: Move = _same, *, keeps: bool = True
+        self,
+        name: str,
+        stored: list[str],
+        move: Move = _same,
+        *,
+        keeps: bool = True,
+        part: int | None = None,
     ) -> StoredTensor:
         """A tensor of the model.
 
@@ -232,13 +238,15 @@ class _Translation:
             stored: what it is made of.
             move: what becomes of it; on all dimensions but the last, if `keeps`.
             keeps: its module keeps quantized rows.
+            part: of stacks only this one.
         """
         tensors = [self._stored(part) for part in stored]
         self._left -= set(stored)
         kinds = {tensor.type_name for tensor in tensors}
         keeps = keeps and len(kinds) == 1
         try:
-            shape = move(*(torch.empty(tensor.shape, device="meta") for tensor in tensors)).shape
+            empty = (torch.empty(tensor.shape, device="meta") for tensor in tensors)
+            shape = move(*(x if part is None else x[part] for x in empty)).shape
         except (RuntimeError, IndexError):
             shapes = " and ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
             raise ModelLoadError(
@@ -249,14 +257,16 @@ class _Translation:
             tensors[0].file.name,
             tuple(shape),
             kinds.pop() if keeps else "F32",
-            lambda: move(*(self._read(tensor, keeps=keeps) for tensor in tensors)),
+            lambda: move(*(self._read(tensor, part, keeps=keeps) for tensor in tensors)),
         )
 
-    def _read(self, tensor: FileTensor, *, keeps: bool) -> Tensor:
-        """Numbers, or rows of blocks where these are to be kept."""
+    def _read(self, tensor: FileTensor, part: int | None, *, keeps: bool) -> Tensor:
+        """Numbers, or rows of blocks where these are to be kept; of a stack only one part."""
         assert tensor.type is not None
         data = self._files[tensor.file][tensor.offset : tensor.offset + tensor.nbytes]
         data = data.view(*tensor.shape[:-1], -1)
+        if part is not None:
+            data = data[part]
         if not keeps:
             return dequantize(data, tensor.type)
         return data.view(_DTYPES.get(tensor.type.name, torch.uint8))
@@ -267,10 +277,6 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 def _rows(rows: slice, move: Move) -> Move:
     return lambda x: move(x[rows])
-
-
-def _expert(expert: int, move: Move = _same) -> Move:
-    return lambda *tensors: move(*(tensor[expert] for tensor in tensors))
 
 
 def _unpaired(num_heads: int) -> Move:

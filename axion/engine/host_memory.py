@@ -63,7 +63,7 @@ class HostMemory:
         for saves in _batches(pool.saves, num_staged):
             rows = self._on_device(row for _, row in saves)
             for part, columns in zip(self._parts, self._columns, strict=True):
-                self._staging[: len(saves), columns] = part.index_select(0, rows)
+                torch.index_select(part, 0, rows, out=self._staging[: len(saves), columns])
             for staged, (place, _) in zip(self._staging, saves, strict=False):
                 self._place(place).copy_(staged, non_blocking=True)
         # A load may overwrite what was saved, which could not be saved once more.

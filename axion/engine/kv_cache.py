@@ -267,7 +267,7 @@ def allocate(
                 v = k[..., : spec.v_head_dim]
             else:
                 v = part(v_offset, spec.num_kv_heads, spec.v_head_dim)
-            by_layer[i] = KVCache(k, v, index)
+            by_layer[i] = KVCache(k, v, index, None, spec.stride, spec.num_pieces)
     return [by_layer[i] for i in range(len(specs))]
 
 

@@ -43,8 +43,11 @@ from axion.text.tokenizer import load_tokenizer
 logger = logging.getLogger("axion.engine")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INTEGERS = ("I64", "I32")
 _MAX_TOKENIZER_BYTES = 256 * 2**20
 _MAX_NAME_LENGTH = 1024
+# Of free memory, what weights may take in a layout that is larger than it must be.
+_PLENTY = 0.5
 
 Progress = Callable[[int, int], None]
 Placed = MutableMapping[nn.Parameter, nn.Parameter]
@@ -78,7 +81,7 @@ def load_model(
     method = quantization_method(config, quantization)
     if issubclass(model_class, TransformersCausalLM):
         computed = resolve_dtype(dtype, config, device)
-        return _load_fallback(model_class, checkpoint, method, device, computed, on_progress)
+        return load_fallback(model_class, checkpoint, method, device, computed, on_progress)
     model_config = model_class.config_cls.from_dict(config)
     stored = _rename(checkpoint.tensors, model_class)
     head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
@@ -90,8 +93,13 @@ def load_model(
         else:
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
+    computed = resolve_dtype(dtype, config, device)
+    if (compact := method.compact()) is not None:
+        model = _build(model_class, model_config)
+        if not _has_plenty(model, stored, method, device, computed):
+            method = compact
     model = _build(model_class, model_config)
-    _fill(model, stored, method, device, resolve_dtype(dtype, config, device), on_progress)
+    _load(model, stored, method, device, computed, on_progress)
     return model
 
 
@@ -131,27 +139,43 @@ def load_embedding_model(
         del model.lm_head
         for name in [name for name in stored if name.startswith("lm_head.")]:
             del stored[name]
-    _fill(model, stored, method, device, resolve_dtype(dtype, config, device))
+    _load(model, stored, method, device, resolve_dtype(dtype, config, device))
     return model
 
 
-def _load_fallback(
+def load_fallback(
     model_class: type[TransformersCausalLM],
     checkpoint: Checkpoint,
     method: QuantizationMethod,
     device: torch.device,
     dtype: torch.dtype,
-    on_progress: Progress | None,
-) -> CausalLM:
-    if method.name:
-        raise ModelLoadError(
-            f"{model_class.__name__[:80]} is served by transformers' class, whose weights cannot "
-            f"be quantized ({method.name}). Use the unquantized version of the model, with "
-            "QUANTIZATION=none."
-        )
+    on_progress: Progress | None = None,
+) -> TransformersCausalLM:
+    """Load a model by transformers' class. Arguments and errors are those of `load_model`."""
     model = model_class(checkpoint.config)
-    _check_memory(model.num_bytes(dtype), device, dtype, method)
-    model.load(checkpoint.tensors, device, dtype, on_progress)
+    layers = model.divide(checkpoint.tensors, method, dtype)
+    stored, sizes = _prepare(layers.modules, layers.stored, method, dtype)
+    of_rest = model.num_bytes(dtype)
+    total = of_rest + sum(sizes.values())
+    peak = of_rest + _peak(layers.modules, sizes, method, device, dtype)
+    _check_memory(peak, device, dtype, method)
+
+    def on_rest(done: int, of: int) -> None:
+        if on_progress is not None:
+            on_progress(of_rest * done // of, total)
+
+    def on_layers(done: int, _: int) -> None:
+        if on_progress is not None:
+            on_progress(of_rest + done, total)
+
+    if method.name:
+        logger.info(
+            "Of %.2f GiB of weights %.2f are in no layer of Axion's own, and are not quantized",
+            *(total / 2**30, of_rest / 2**30),
+        )
+    model.load(layers.rest, device, dtype, on_rest)
+    _fill(layers.modules, stored, sizes, method, device, dtype, on_layers)
+    model.finish(layers.modules)
     return model
 
 
@@ -186,7 +210,7 @@ def _build(model_class: type[ModelT], config: Any) -> ModelT:
         raise ModelLoadError("config.json describes tensors beyond all measure.") from error
 
 
-def _fill(
+def _load(
     model: CausalLM | Encoder,
     stored: dict[str, StoredTensor],
     method: QuantizationMethod,
@@ -194,7 +218,49 @@ def _fill(
     dtype: torch.dtype,
     on_progress: Progress | None = None,
 ) -> None:
-    ignored = [re.compile(p) for p in (*model.ignored_tensors, *method.ignored_tensors)]
+    stored, sizes = _prepare(model, stored, method, dtype, model.ignored_tensors)
+    _check_memory(_peak(model, sizes, method, device, dtype), device, dtype, method)
+    _fill(model, stored, sizes, method, device, dtype, on_progress)
+    model.eval()
+
+
+def _has_plenty(
+    model: CausalLM,
+    stored: dict[str, StoredTensor],
+    method: QuantizationMethod,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether there is memory for layouts that are larger than they must be.
+
+    Args:
+        model: on the meta device; it is changed.
+    """
+    _, sizes = _prepare(model, stored, method, dtype, model.ignored_tensors)
+    need, free = sum(sizes.values()), free_memory(device)
+    if device.type == "cpu" and need <= _PLENTY * free:
+        return True
+    logger.info(
+        "Weights stay as they are stored: laid out as a processor multiplies them fastest they "
+        "would take %.2f GiB of %.2f that are free on %s",
+        *(need / 2**30, max(free, 0) / 2**30, device),
+    )
+    return False
+
+
+def _prepare(
+    model: nn.Module,
+    stored: dict[str, StoredTensor],
+    method: QuantizationMethod,
+    dtype: torch.dtype,
+    ignored_tensors: tuple[str, ...] = (),
+) -> tuple[dict[str, StoredTensor], dict[str, int]]:
+    """Make the model on the meta device what the method wants, and compare it with what is stored.
+
+    Returns:
+        What of that is read, and the bytes that each module will take, by its path.
+    """
+    ignored = [re.compile(p) for p in (*ignored_tensors, *method.ignored_tensors)]
     stored = {
         name: tensor
         for name, tensor in stored.items()
@@ -202,8 +268,23 @@ def _fill(
     }
     method.prepare(model, stored)
     _check(stored, _expected(model, stored))
-    sizes = _sizes(model, method, dtype)
-    _check_memory(_peak(model, sizes, method, device, dtype), device, dtype, method)
+    return stored, _sizes(model, method, dtype)
+
+
+def _fill(
+    model: nn.Module,
+    stored: dict[str, StoredTensor],
+    sizes: dict[str, int],
+    method: QuantizationMethod,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_progress: Progress | None = None,
+) -> None:
+    """Read the weights, module by module, and put them where they belong.
+
+    Args:
+        stored, sizes: as `_prepare` returns them.
+    """
     done = 0
     # Weak: of what a quantized module takes the place, nothing stays.
     placed: Placed = WeakValueDictionary()
@@ -222,7 +303,6 @@ def _fill(
         done += sizes[path]
         if on_progress is not None and sizes[path]:
             on_progress(done, sum(sizes.values()))
-    model.eval()
 
 
 def _copy(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
@@ -359,7 +439,8 @@ def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expec
         for name, place in _destinations(path, module, stored):
             if place not in seen:  # a tied head is its embedding
                 seen.add(place)
-                expected[name] = Expected(tuple(place.shape))
+                dtypes = FLOATS if place.is_floating_point() else _INTEGERS
+                expected[name] = Expected(tuple(place.shape), dtypes)
         if isinstance(module, QuantizedLinear):
             for source in module.sources:
                 expected |= source.expected()

@@ -147,12 +147,12 @@ class ModelRunner:
             rows += range(end - entry.num_rows, end)
             if not entry.samples:
                 chunk_ends.append(end - 1)
-        hidden_states, rows_on_device = self.forward(chunks, rows + chunk_ends)
-        sample_rows, chunk_rows = rows_on_device.split([len(rows), len(chunk_ends)])
+        hidden_states, sample_rows = self.forward(chunks, rows + chunk_ends)
         chunks_are_usable = None
         if chunk_ends:
             # What is not a number stays in the cache, and makes all that follows unusable: known
             # now, nobody finds it there.
+            sample_rows, chunk_rows = sample_rows.split([len(rows), len(chunk_ends)])
             chunks_are_usable = Readback(hidden_states[chunk_rows].isfinite().all(-1))
         prompt_logprobs = self._score_prompts(hidden_states, scheduled)
         self._samples = None

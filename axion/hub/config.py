@@ -9,12 +9,20 @@ from typing import Any
 from axion.errors import ModelLoadError
 
 MAX_CONFIG_BYTES = 4 * 2**20
+# What quantizers wrote before it had a place in config.json, and the method that it is of, which
+# early ones do not say.
+QUANTIZATION_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 # A mixture of experts lists some 100,000 tensors here: about 10 MB.
 MAX_INDEX_BYTES = 64 * 2**20
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """The `config.json` of the snapshot folder `path`.
+    """The `config.json` of the snapshot folder `path`; how the weights are quantized too where that
+    is in a file of its own.
 
     Raises:
         ModelLoadError: the file is missing, over `MAX_CONFIG_BYTES`, not a JSON object, or
@@ -31,6 +39,12 @@ def load_config(path: Path) -> dict[str, Any]:
             "config.json names no architecture: expected a list such as "
             '"architectures": ["LlamaForCausalLM"].'
         )
+    if quantization_config(config) is None:
+        for name, method in QUANTIZATION_FILES.items():
+            if (path / name).is_file():
+                quantization = load_json(path / name, MAX_CONFIG_BYTES)
+                config["quantization_config"] = {"quant_method": method, **quantization}
+                break
     return config
 
 
@@ -46,8 +60,9 @@ def quantization_config(config: dict[str, Any]) -> dict[str, Any] | None:
             value = place.get(name)
             if value is not None and not isinstance(value, dict):
                 raise ModelLoadError(f"config.json: {name} must be an object, got {value!r:.80}.")
-            if value:
-                return dict(value)
+            if value:  # DeepSeek-V4 says beside it how its experts are stored
+                beside = {key: place[key] for key in ("expert_dtype",) if key in place}
+                return beside | value
     return None
 
 

@@ -43,6 +43,17 @@ def apply_gate(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     return activation(gate) * up
 
 
+def clamp_gate(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """The gate, clamped from above, and what it multiplies, on both sides."""
+    return gate.clamp(max=limit), up.clamp(-limit, limit)
+
+
+def apply_sigmoid_gate(gate: Tensor, up: Tensor, *, alpha: float, limit: float) -> Tensor:
+    """`(up + 1) * gate * sigmoid(alpha * gate)`, both clamped (gpt-oss, arXiv:2508.10925)."""
+    gate, up = clamp_gate(gate, up, limit)
+    return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+
 def get_activation(name: str) -> Activation:
     """The function called `name`.
 

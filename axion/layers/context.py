@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
@@ -20,6 +21,9 @@ class KVCacheSpec(NamedTuple):
     Attributes:
         values_in_keys: a value is the beginning of its key, and is not kept again.
         window: tokens that a token attends to at most, itself included; None: all of them.
+        stride: tokens to an entry; where they are several, the entry is that of the last of them,
+            and a value in its key is as long as this.
+        num_pieces: slots of tokens that an entry is cut into; see `in_pieces`.
     """
 
     num_kv_heads: int
@@ -27,12 +31,29 @@ class KVCacheSpec(NamedTuple):
     v_head_dim: int
     values_in_keys: bool = False
     window: int | None = None
+    stride: int = 1
+    num_pieces: int = 1
 
     @property
     def num_elements(self) -> int:
         """Numbers that are kept for one token."""
         head_dim = self.k_head_dim + (0 if self.values_in_keys else self.v_head_dim)
         return self.num_kv_heads * head_dim
+
+    def in_pieces(self, block_size: int) -> KVCacheSpec:
+        """The same with the shape that is kept for each token of a block.
+
+        Of `stride` tokens one has an entry. It is cut into pieces that lie in its own slot and
+        those before it, in the block of its last token: what a full block holds depends on nothing
+        behind it. Nothing stays empty where the stride divides `block_size` and the entry; of a
+        longer stride a block has room for one entry.
+        """
+        num_pieces = math.gcd(self.stride, block_size, self.k_head_dim, self.v_head_dim)
+        return self._replace(
+            k_head_dim=self.k_head_dim // num_pieces,
+            v_head_dim=self.v_head_dim // num_pieces,
+            num_pieces=num_pieces,
+        )
 
 
 NO_KV_CACHE = KVCacheSpec(0, 0, 0)
@@ -90,12 +111,16 @@ class KVCache(NamedTuple):
         group: the layer's, whose block tables and slots are meant for it.
         format: how entries are stored; None: as they are. With one, `k` and `v` are bytes, and
             their last dimension is the format's width.
+        stride, num_pieces: as in `KVCacheSpec`. Entry i is found by the slot of its last token,
+            `stride * (i + 1) - 1`.
     """
 
     k: Tensor
     v: Tensor
     group: int = 0
     format: KVFormat | None = None
+    stride: int = 1
+    num_pieces: int = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,11 +129,11 @@ class KVCache(NamedTuple):
 
     @property
     def keys(self) -> KVEntries:
-        return KVEntries(self.k.view(-1, *self.k.shape[2:]), self.format)
+        return KVEntries(self.k.view(-1, *self.k.shape[2:]), self.format, self.num_pieces)
 
     @property
     def values(self) -> KVEntries:
-        return KVEntries(self.v.view(-1, *self.v.shape[2:]), self.format)
+        return KVEntries(self.v.view(-1, *self.v.shape[2:]), self.format, self.num_pieces)
 
     def store(self, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep `[num_tokens, num_kv_heads, head_dim]` of each in these slots."""

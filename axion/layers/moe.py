@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -9,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import Activation, apply_gate
+from axion.layers.activation import Activation, apply_gate, clamp_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
-_ALIGNMENT = 8
+ALIGNMENT = 8
 
 
 class Router(nn.Module):
@@ -96,16 +97,24 @@ class SigmoidRouter(Router):
         )
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.logits(hidden_states).sigmoid()
+        scores = self.score(self.logits(hidden_states))
         choice = scores + self.e_score_correction_bias
         if self.top_k_groups < self.num_groups:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
             choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices
+        return self.weigh(scores, indices), indices
+
+    def score(self, logits: Tensor) -> Tensor:
+        """`[num_tokens, num_experts]` to the same."""
+        return logits.sigmoid()
+
+    def weigh(self, scores: Tensor, indices: Tensor) -> Tensor:
+        """The weights of the chosen experts, `[num_tokens, top_k]`."""
         weights = scores.gather(1, indices)
         if self.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + self.norm_eps)
-        return weights * self.scaling_factor, indices
+        return weights * self.scaling_factor
 
 
 def best_groups(scores: Tensor, group_scores: Tensor, top_k: int, *, fill: float) -> Tensor:
@@ -147,10 +156,10 @@ class ExpertLinear(nn.Module):
         self, num_experts: int, in_features: int, shards: dict[str, int], *, bias: bool = False
     ) -> None:
         super().__init__()
-        if in_features % _ALIGNMENT:
+        if in_features % ALIGNMENT:
             raise ModelLoadError(
                 f"The model's experts have an input of {in_features} features, which must be a "
-                f"multiple of {_ALIGNMENT}."
+                f"multiple of {ALIGNMENT}."
             )
         self.num_experts, self.in_features, self.shards = num_experts, in_features, shards
         self.out_features = out_features = sum(shards.values())
@@ -190,11 +199,37 @@ class TransposedExpertLinear(ExpertLinear):
         return views | {"weight": views["weight"].transpose(1, 2)}
 
 
-class Experts(nn.Module):
-    """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few.
+def pass_experts(
+    hidden_states: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    num_experts: int,
+    network: Callable[[Tensor, Groups], Tensor],
+) -> Tensor:
+    """The experts' outputs for each token, weighted and summed.
 
     Tokens are sorted by expert, so that each expert's weights are read once.
+
+    Args:
+        hidden_states: `[num_tokens, hidden_size]`.
+        weights, indices: the chosen experts, `[num_tokens, top_k]` each.
+        network: computes the rows of all experts.
+
+    Returns:
+        `[num_tokens, hidden_size]`.
     """
+    experts, order = indices.flatten().sort(stable=True)
+    all_experts = torch.arange(num_experts, device=experts.device)
+    ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
+    x = network(hidden_states[order // indices.shape[1]], Groups(experts, ends))
+    out = torch.empty_like(x)
+    out[order] = x
+    out = out.unflatten(0, indices.shape)
+    return (weights[:, None].to(out.dtype) @ out).squeeze(1)
+
+
+class Experts(nn.Module):
+    """Gated feed-forward networks (arXiv:2002.05202), of which each token passes a few."""
 
     def __init__(
         self, num_experts: int, hidden_size: int, intermediate_size: int, activation: Activation
@@ -218,18 +253,38 @@ class Experts(nn.Module):
         Returns:
             `[num_tokens, hidden_size]`.
         """
-        experts, order = indices.flatten().sort(stable=True)
-        all_experts = torch.arange(self.gate_up_proj.num_experts, device=experts.device)
-        ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
-        groups = Groups(experts, ends)
-        x = self.gate_up_proj(hidden_states[order // indices.shape[1]], groups)
-        x = self.down_proj(self.activate(x), groups)
-        out = torch.empty_like(x)
-        out[order] = x
-        out = out.unflatten(0, indices.shape)
-        return (weights[:, None].to(out.dtype) @ out).squeeze(1)
+        return pass_experts(
+            hidden_states, weights, indices, self.gate_up_proj.num_experts, self._network
+        )
+
+    def _network(self, x: Tensor, groups: Groups) -> Tensor:
+        return self.down_proj(self.activate(self.gate_up_proj(x, groups)), groups)
 
     def activate(self, gate_up: Tensor) -> Tensor:
         """`[num_rows, 2 * intermediate_size]` to `[num_rows, intermediate_size]`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return apply_gate(self.activation, gate, up)
+
+
+class ClampedExperts(Experts):
+    """Gates are clamped, and what they multiply.
+
+    Args:
+        limit: see `clamp_gate`.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
+        *,
+        limit: float,
+    ) -> None:
+        super().__init__(num_experts, hidden_size, intermediate_size, activation)
+        self.limit = limit
+
+    def activate(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return apply_gate(self.activation, *clamp_gate(gate, up, self.limit))

@@ -190,10 +190,16 @@ class RotaryEmbedding(nn.Module):
 
         They are computed in float32 and shared by the layers whose parameters are the same.
         """
-        return context.once((self.rope, self.dim), lambda context: self._tables(context, dtype))
+        return context.once(
+            (self.rope, self.dim),
+            lambda context: self.tables(context.positions, context.rope_lengths, dtype),
+        )
 
-    def _tables(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = context.positions[:, None].float() * self.token_frequencies(context.rope_lengths)
+    def tables(
+        self, positions: Tensor, rope_lengths: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The same for any positions, in sequences so long; both `[num_positions]`."""
+        angles = positions[:, None].float() * self.token_frequencies(rope_lengths)
         angles = angles[:, None]
         return (
             (angles.cos() * self.attention_factor).to(dtype),

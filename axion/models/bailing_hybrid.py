@@ -16,11 +16,8 @@ from axion.layers.rotary import Length
 from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.gated_delta_net import Projected
 from axion.models.hybrid import num_layers, whole_number
-from axion.models.kimi_linear import (
-    KimiDeltaAttention,
-    KimiLinearConfig,
-    KimiLinearForCausalLM,
-)
+from axion.models.kimi_delta_attention import KimiDeltaAttention
+from axion.models.kimi_linear import KimiLinearConfig, KimiLinearForCausalLM
 from axion.models.mla import MLA
 
 

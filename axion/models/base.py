@@ -110,8 +110,11 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        gate, up = self.gate_up_proj(hidden_states)
-        return self.down_proj(apply_gate(self.activation, gate, up))
+        return self.down_proj(self.activate(*self.gate_up_proj(hidden_states)))
+
+    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """`[num_tokens, intermediate_size]` each to the same."""
+        return apply_gate(self.activation, gate, up)
 
 
 class PlainMLP(nn.Module):
@@ -272,7 +275,7 @@ class CausalLM(nn.Module):
 
     def attends_to_all_of(self, num_tokens: int) -> bool:
         """Whether a token attends to all of a sequence of so many tokens that its layers' windows
-        hold, rather than to those that a layer chooses."""
+        hold, rather than to those that a layer chooses, or to compressed entries."""
         return True
 
     @property

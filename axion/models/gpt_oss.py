@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axion.layers.activation import get_activation
+from axion.layers.activation import apply_sigmoid_gate, get_activation
 from axion.layers.moe import Experts, Router, TransposedExpertLinear
 from axion.layers.rotary import Length
 from axion.models.base import Attention
@@ -79,8 +79,7 @@ class GptOssExperts(Experts):
 
     def activate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(-1)
-        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
+        return apply_sigmoid_gate(gate, up, alpha=self.alpha, limit=self.limit)
 
 
 class GptOssMoE(MoE):

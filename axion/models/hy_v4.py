@@ -8,27 +8,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers.activation import get_activation
 from axion.layers.context import ForwardContext
+from axion.layers.hyper_connections import StreamReader
 from axion.layers.linear import Linear
-from axion.layers.moe import Experts
+from axion.layers.moe import ClampedExperts, Experts
 from axion.layers.rotary import Length, Positive, apply_rotary
-from axion.models.base import Decoder, DecoderLayer
 from axion.models.config import Epsilon, Index, NumExperts, Size
+from axion.models.hyper_connections import HyperDecoder, HyperDecoderLayer, StreamsConfig
 from axion.models.moe import SharedMoE
 from axion.models.sparse_mla import SparseMLA, SparseMLAConfig, SparseMLAForCausalLM
 
 
 @dataclass(kw_only=True)
-class HYV4Config(SparseMLAConfig):
+class HYV4Config(StreamsConfig, SparseMLAConfig):
     """
     Attributes:
-        hc_mult: residual streams.
-        hc_magnitude: the largest factor by which a layer's output is added to one.
-        hc_eps: least factor.
+        hc_magnitude: the largest factor by which a layer's output is added to a stream; `hc_eps`
+            is the least.
         swiglu_limit: experts' gates are clamped from above, what they multiply on both sides.
         learnable_sink_init: of training.
     """
@@ -46,9 +45,7 @@ class HYV4Config(SparseMLAConfig):
     first_k_dense_replace: Index = 1
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 2.827
-    hc_mult: Size = 4
     hc_magnitude: float = 2.0
-    hc_eps: float = 1e-6
     swiglu_limit: Positive = 10.0
     learnable_sink_init: float = 0.0
 
@@ -86,90 +83,36 @@ class HYV4Attention(SparseMLA):
         return out * self.gate_proj(hidden_states).sigmoid().unflatten(-1, (-1, self.v_dim))
 
 
-class HyperConnection(nn.Module):
-    """Gates of the residual streams, from what all of them hold.
+class HYV4HyperConnection(StreamReader):
+    """A block's output is added to each stream, by a gate of its own."""
 
-    Args:
-        num_gates: of each stream; by the first it is read.
-    """
+    def __init__(self, config: HYV4Config) -> None:
+        num_streams, eps = config.hc_mult, config.hc_eps
+        super().__init__(
+            num_streams, config.hidden_size, (num_streams,), norm_eps=config.rms_norm_eps, eps=eps
+        )
+        self.magnitude = config.hc_magnitude
 
-    def __init__(self, config: HYV4Config, num_gates: int) -> None:
-        super().__init__()
-        num_streams, size = config.hc_mult, config.hidden_size
-        self.norm_eps, self.eps = config.rms_norm_eps, config.hc_eps
-        # Buffers keep their dtype: the gates are finer than bfloat16.
-        for name, shape in {
-            "fn": (num_gates * num_streams, num_streams * size),
-            "base": (num_gates * num_streams,),
-            "scale": (num_gates,),
-        }.items():
-            self.register_buffer(name, torch.empty(shape, dtype=torch.float32))
-
-    def forward(self, streams: Tensor) -> tuple[Tensor, Tensor]:
-        """`[num_tokens, num_streams, hidden_size]` to what is read, `[num_tokens, hidden_size]`,
-        and the gates, `[num_tokens, num_gates, num_streams]` in float32."""
-        flat = streams.flatten(1).float()
-        norm = torch.rsqrt(flat.square().mean(-1, keepdim=True) + self.norm_eps)
-        mixed = (F.linear(flat, self.fn) * norm).unflatten(-1, (len(self.scale), -1))
-        gates = (mixed * self.scale[:, None] + self.base.view_as(mixed[0])).sigmoid()
-        read = ((gates[:, 0, :, None] + self.eps) * streams.float()).sum(1)
-        return read.to(streams.dtype), gates
-
-
-class HYV4DecoderLayer(DecoderLayer):
-    """Over streams `[num_tokens, num_streams, hidden_size]`."""
-
-    def __init__(
-        self, config: HYV4Config, layer_idx: int, self_attn: nn.Module, mlp: nn.Module
-    ) -> None:
-        super().__init__(config, layer_idx, self_attn, mlp)
-        self.magnitude, self.eps = config.hc_magnitude, config.hc_eps
-        self.attn_hc, self.ffn_hc = HyperConnection(config, 2), HyperConnection(config, 2)
-
-    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
-        read, gates = self.attn_hc(hidden_states)
-        out = self.self_attn(self.input_layernorm(read), context)
-        hidden_states = self.write(hidden_states, out, gates)
-        read, gates = self.ffn_hc(hidden_states)
-        return self.write(hidden_states, self.mlp(self.post_attention_layernorm(read)), gates)
-
-    def write(self, streams: Tensor, out: Tensor, gates: Tensor) -> Tensor:
-        """Add `out` `[num_tokens, hidden_size]` to each stream."""
-        shares = self.magnitude * gates[:, 1, :, None] + self.eps
+    def write(self, streams: Tensor, out: Tensor, gates: list[Tensor]) -> Tensor:
+        """As `axion.layers.hyper_connections.HyperConnection` does."""
+        shares = self.magnitude * gates[0].sigmoid()[..., None] + self.eps
         return (shares * out[:, None].float() + streams.float()).to(streams.dtype)
 
 
-class HYV4Decoder(Decoder):
-    def __init__(self, config: HYV4Config, layers: list[nn.Module]) -> None:
-        super().__init__(config, layers)
-        self.num_streams = config.hc_mult
-        self.hc_head = HyperConnection(config, 1)
-
-    def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        streams = self.embed(input_ids, context)[:, None].expand(-1, self.num_streams, -1)
-        for layer in self.layers:
-            streams = layer(streams, context)
-        return self.norm(self.hc_head(streams)[0])
-
-
-class HYV4Experts(Experts):
-    def __init__(self, config: HYV4Config) -> None:
-        super().__init__(
-            config.num_experts,
-            config.hidden_size,
-            config.moe_intermediate_size,
-            get_activation("silu"),
-        )
-        self.limit = config.swiglu_limit
-
-    def activate(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.activation(gate.clamp(max=self.limit)) * up.clamp(-self.limit, self.limit)
+class HYV4DecoderLayer(HyperDecoderLayer):
+    def connection(self, config: HYV4Config) -> StreamReader:  # type: ignore[override]
+        return HYV4HyperConnection(config)
 
 
 class HYV4MoE(SharedMoE):
     def build_experts(self, config: HYV4Config) -> Experts:  # type: ignore[override]
-        return HYV4Experts(config)
+        return ClampedExperts(
+            config.num_experts,
+            config.hidden_size,
+            config.moe_intermediate_size,
+            get_activation("silu"),
+            limit=config.swiglu_limit,
+        )
 
 
 class HYV4ForCausalLM(SparseMLAForCausalLM):
@@ -186,5 +129,5 @@ class HYV4ForCausalLM(SparseMLAForCausalLM):
     config_cls = HYV4Config
     attention_cls = HYV4Attention
     layer_cls = HYV4DecoderLayer
-    decoder_cls = HYV4Decoder
+    decoder_cls = HyperDecoder
     moe_cls = HYV4MoE

@@ -97,8 +97,12 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.latent_dim, _LATENT_EPS)
         self.kv_b_proj = DenseLinear(self.latent_dim, num_heads * (self.nope_dim + self.v_dim))
         self.o_proj = Linear(num_heads * self.v_dim, hidden_size, bias=bias)
-        self.rotary_emb = rotary_embedding(config.rope(layer_idx), self.rope_dim)
         self.scale = self.head_dim**-0.5
+        self.add_rope(config)
+
+    def add_rope(self, config: MLAConfig) -> None:
+        """Build what gives queries and keys their positions."""
+        self.rotary_emb = rotary_embedding(config.rope(self.layer_idx), self.rope_dim)
         mscale = config.rope_parameters.mscale_all_dim
         if isinstance(self.rotary_emb, YarnRope) and mscale:
             self.scale *= self.rotary_emb.mscale(mscale) ** 2
@@ -170,3 +174,13 @@ class MLA(nn.Module):
         """Give `[num_tokens, num_heads, qk_rope_head_dim]` their positions."""
         rotate = apply_rotary_interleaved if self.is_interleaved else apply_rotary
         return rotate(x, *self.rotary_emb(context, x.dtype))
+
+
+class UnrotatedMLA(MLA):
+    """Queries and keys have no positions: the other layers know the order."""
+
+    def add_rope(self, config: MLAConfig) -> None:
+        pass
+
+    def rotate(self, x: Tensor, context: ForwardContext) -> Tensor:
+        return x

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.activation import get_activation
+from axion.layers.activation import clamp_gate, get_activation
 from axion.layers.moe import Experts, Router, SigmoidRouter
 from axion.models.base import MLP, CausalLM
 from axion.models.config import DecoderConfig, Index, NumExperts, Size
@@ -154,16 +154,30 @@ class SharedMoEConfig(MoEConfig):
         return self.mlp_layer_types[layer_idx] == "sparse"
 
 
+class ClampedMLP(MLP):
+    """Gates are clamped, and what they multiply, by the configuration's `swiglu_limit`."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.limit: float = config.swiglu_limit
+
+    def activate(self, gate: Tensor, up: Tensor) -> Tensor:
+        return super().activate(*clamp_gate(gate, up, self.limit))
+
+
 class SharedMoE(MoE):
     """Beside the experts that are chosen there are some that every token passes (DeepSeekMoE,
     arXiv:2401.06066)."""
 
     router_cls: ClassVar[type[SigmoidRouter]] = SigmoidRouter
+    mlp_cls: ClassVar[type[MLP]] = MLP
 
     def __init__(self, config: SharedMoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         shared_size = config.n_shared_experts * config.moe_intermediate_size
-        self.shared_experts = MLP(replace(config, intermediate_size=shared_size), layer_idx)
+        self.shared_experts = self.mlp_cls(
+            replace(config, intermediate_size=shared_size), layer_idx
+        )
 
     def router(self, config: SharedMoEConfig) -> Router:  # type: ignore[override]
         return self.router_cls(

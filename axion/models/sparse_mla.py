@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers.attention import choose_tokens
-from axion.layers.context import NO_KV_CACHE, ForwardContext, KVCacheSpec
+from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.rotary import apply_rotary
 from axion.models.config import DecoderConfig, Size
+from axion.models.indexed import IndexedForCausalLM
 from axion.models.mla import MLA, MLAConfig
 from axion.models.moe import SharedMoEForCausalLM
 
@@ -49,14 +50,25 @@ class SparseMLAConfig(MLAConfig):
             )
         if self.indexer_types is None:
             self.indexer_types = ["full"] * self.num_hidden_layers
-        if len(self.indexer_types) != self.num_hidden_layers or self.indexer_types[0] != "full":
+        kinds = self.indexer_types
+        first = next((i for i in range(self.num_hidden_layers) if self.is_indexed(i)), None)
+        if len(kinds) != self.num_hidden_layers or (first is not None and kinds[first] != "full"):
             raise ValueError(
-                f"indexer_types must name {self.num_hidden_layers} layers, the first of them full"
+                f"indexer_types must name {self.num_hidden_layers} layers, the first of those that "
+                "attend to chosen tokens full"
             )
+
+    def is_indexed(self, layer_idx: int) -> bool:
+        """Whether the layer attends to tokens that are chosen."""
+        return True
 
     def chooser(self, layer_idx: int) -> int | None:
         """The layer whose choice the layer attends to; None: it attends to all tokens."""
-        return max(i for i in range(layer_idx + 1) if self.indexer_types[i] == "full")
+        return max(
+            i
+            for i in range(layer_idx + 1)
+            if self.is_indexed(i) and self.indexer_types[i] == "full"
+        )
 
 
 class Indexer(nn.Module):
@@ -73,7 +85,7 @@ class Indexer(nn.Module):
     ) -> None:
         super().__init__()
         num_heads, self.head_dim = config.index_n_heads, config.index_head_dim
-        self.num_chosen = config.index_topk
+        self.num_chosen = self.max_attended = config.index_topk
         self.cache_idx = cache_idx
         self.kv_cache_spec = KVCacheSpec(1, self.head_dim, 0)
         self.rotate = rotate
@@ -127,7 +139,7 @@ class SparseMLA(MLA):
         super().__init__(config, layer_idx)
         self.chooser = config.chooser(layer_idx)
         if self.chooser == layer_idx:
-            # Behind the layers' own caches: see `kv_cache_specs` below.
+            # Behind the layers' own caches: see `IndexedForCausalLM`.
             cache_idx = config.num_hidden_layers + layer_idx
             self.indexer = self.indexer_cls(config, cache_idx, self.rotate_index)
 
@@ -138,29 +150,18 @@ class SparseMLA(MLA):
             return None
 
         def choose(context: ForwardContext) -> Tensor | None:
-            tables = self.rotary_emb(context, hidden_states.dtype)
-            return self.indexer(q_latent, hidden_states, tables, context)
+            return self.index(q_latent, hidden_states, context)
 
         return context.once((SparseMLA, self.chooser), choose)
 
+    def index(
+        self, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext
+    ) -> Tensor | None:
+        """What the layer's own indexer chooses; arguments and result as of `choose`."""
+        tables = self.rotary_emb(context, hidden_states.dtype)
+        return self.indexer(q_latent, hidden_states, tables, context)
 
-class SparseMLAForCausalLM(SharedMoEForCausalLM):
-    """A decoder whose layers have a KV cache of their own, and another for their indexers."""
 
-    batch_dependence = (
-        "it attends to the tokens that score best, and the last bits of scores depend on the batch"
-    )
+class SparseMLAForCausalLM(IndexedForCausalLM, SharedMoEForCausalLM):
     config_cls: ClassVar[type[DecoderConfig]] = SparseMLAConfig
     attention_cls = SparseMLA
-
-    def kv_cache_specs(self) -> list[KVCacheSpec]:
-        """What each layer needs of the KV cache, and then its indexer."""
-        attentions = [layer.self_attn for layer in self.model.layers]
-        return super().kv_cache_specs() + [
-            attention.indexer.kv_cache_spec if hasattr(attention, "indexer") else NO_KV_CACHE
-            for attention in attentions
-        ]
-
-    def attends_to_all_of(self, num_tokens: int) -> bool:
-        indexers = [module for module in self.modules() if isinstance(module, Indexer)]
-        return all(indexer.num_chosen >= num_tokens for indexer in indexers)

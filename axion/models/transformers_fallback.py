@@ -7,6 +7,7 @@ decoder looks at one token at a time. That this is so is not assumed. Before the
 the model is run on the meta device, where every call of attention shows its shapes and its mask;
 when they are read, a token must come out the same whatever is beside it in the batch.
 
+Its linear layers and experts are Axion's own (`fallback_layers`), quantized as those of any model.
 What differs from a class of our own: nothing is fused, latent attention's keys and values are
 cached expanded, and a rope that depends on the length is served only as far as it does not.
 """
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec
+from axion.layers.moe import Groups, pass_experts
 from axion.models.base import CausalLM
-from axion.quantization.base import FLOATS, StoredTensor
+from axion.models.fallback_layers import OwnLayers, own_layers, remove
+from axion.quantization.base import FLOATS, QuantizationMethod, StoredTensor
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the models in this file need it
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -60,6 +63,7 @@ _HARMLESS = frozenset(
 # Of config.json: how transformers is to compute, which may name code to fetch.
 _NOT_THE_MODELS = frozenset(
     {
+        *("quantization_config", "compression_config"),  # that is for `axion.quantization`
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
         *("experts_implementation", "_experts_implementation"),
         *("_experts_implementation_internal", "auto_map", "fusion_config", "name_or_path"),
@@ -214,6 +218,23 @@ class _Paged:
         assert next(self._specs, None) is None, "the model calls attention less often than it did"
 
 
+def _experts(
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """What transformers calls for the experts of a layer."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if isinstance(getattr(module, "down_proj", None), Tensor) or not module.has_gate:
+        theirs = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+        return theirs(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+
+    def network(x: Tensor, groups: Groups) -> Tensor:
+        out: Tensor = module.down_proj(module._apply_gate(module.gate_up_proj(x, groups)), groups)
+        return out
+
+    return pass_experts(hidden_states, top_k_weights, top_k_index, module.num_experts, network)
+
+
 def _no_experts(module: nn.Module, hidden_states: Tensor, *_: Tensor) -> Tensor:
     """Experts, for `_Probe`: which tokens go where is not known on the meta device."""
     return torch.empty_like(hidden_states)
@@ -230,6 +251,7 @@ def _register() -> None:
     AttentionInterface.register(_PROBING, _attention)
     # None is registered for ours: transformers then makes no masks at all.
     AttentionMaskInterface.register(_PROBING, _probe_mask)
+    ALL_EXPERTS_FUNCTIONS.register(_OURS, _experts)
     ALL_EXPERTS_FUNCTIONS.register(_PROBING, _no_experts)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -384,6 +406,24 @@ class TransformersCausalLM(CausalLM):
         self.config = _Config(output.logits.shape[-1])
         self.decoder_name = min(whole)[1]
 
+    def divide(
+        self, tensors: Mapping[str, StoredTensor], method: QuantizationMethod, dtype: torch.dtype
+    ) -> OwnLayers:
+        """Replace what layers of Axion's own can be: `load` takes the rest of the weights, and
+        `finish` these layers.
+
+        Args:
+            tensors: by their names in the checkpoint.
+
+        Raises:
+            ModelLoadError: the model cannot be served; the message says why.
+        """
+        with self._refusing():
+            layers = own_layers(self.whole, tensors, method, dtype)
+        self._own_paths = layers.paths
+        remove(self.whole, layers.paths)
+        return layers
+
     def load(
         self,
         tensors: Mapping[str, StoredTensor],
@@ -391,15 +431,14 @@ class TransformersCausalLM(CausalLM):
         dtype: torch.dtype,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Take the weights, as transformers does, and see that tokens may be batched.
+        """Take the weights that transformers loads.
 
         Args:
             tensors: by their names in the checkpoint.
             on_progress: called with (bytes read, bytes in all).
 
         Raises:
-            ModelLoadError: the weights are not what config.json describes, or the model cannot be
-                served; the message says why.
+            ModelLoadError: the weights are not what config.json describes; the message says why.
         """
         if self.name not in _verified():
             logger.warning(
@@ -407,17 +446,40 @@ class TransformersCausalLM(CausalLM):
             )
         self._check_stored(tensors)
         with self._refusing(), torch.inference_mode():
-            self.whole, report = self.transformers_cls.from_pretrained(
+            self.whole, report = self._class_without_own().from_pretrained(
                 None,
                 config=self.hf_config,
                 state_dict=_readers(tensors, dtype.itemsize, on_progress),
                 dtype=dtype,
                 attn_implementation=_PROBING,
+                experts_implementation=_OURS,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
             _check_report(report)
             self.whole.to(device).eval().requires_grad_(False)
+
+    def _class_without_own(self) -> type[PreTrainedModel]:
+        cls, paths = self.transformers_cls, self._own_paths
+
+        def build(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+            cls.__init__(model, config)
+            remove(model, paths)
+
+        return type(cls.__name__, (cls,), {"__init__": build, "__module__": cls.__module__})
+
+    def finish(self, layers: nn.Module) -> None:
+        """Take the layers of Axion's own, and see that tokens may be batched.
+
+        Args:
+            layers: at their paths.
+
+        Raises:
+            ModelLoadError: the model cannot be served; the message says why.
+        """
+        for path in self._own_paths:
+            self.whole.set_submodule(path, layers.get_submodule(path))
+        with self._refusing(), torch.inference_mode():
             if not self.specs:
                 self._find_calls()
             self.whole.config._attn_implementation = _OURS
@@ -438,7 +500,7 @@ class TransformersCausalLM(CausalLM):
                 )
 
     def num_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the weights."""
+        """Bytes of the weights that transformers loads."""
         return sum(parameter.numel() for parameter in self.whole.parameters()) * dtype.itemsize
 
     def _without_decoder(self) -> tuple[nn.Module]:

@@ -18,7 +18,8 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
 from axion.errors import InternalError, InvalidRequestError
-from axion.openai.common import (
+from axion.openai.common import Usage, UsageSoFar, stop_reason_field
+from axion.openai.fields import (
     FAIL_FAST,
     NonEmptyText,
     Object,
@@ -26,14 +27,11 @@ from axion.openai.common import (
     RequestModel,
     ResponseModel,
     TokenCount,
-    Usage,
-    UsageSoFar,
     at_most,
     check_numbers,
     field_error,
     only_types,
     problem,
-    stop_reason_field,
     text_or_list,
 )
 from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest

@@ -9,18 +9,15 @@ from pydantic import Discriminator, Field, SkipValidation, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from axion.errors import InternalError, InvalidRequestError
-from axion.openai.common import (
+from axion.openai.common import MAX_CHOICES, Usage, UsageSoFar, stop_reason_field
+from axion.openai.fields import (
     FAIL_FAST,
-    MAX_CHOICES,
     MAX_TOKEN_ID,
     NonEmptyText,
     Refused,
     ResponseModel,
     TokenId,
-    Usage,
-    UsageSoFar,
     at_most,
-    stop_reason_field,
 )
 from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from axion.openai.common import (
+from axion.openai.completions import TokenIds, prompt_kind
+from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
     NonEmptyText,
@@ -16,7 +17,6 @@ from axion.openai.common import (
     TokenCount,
     at_most,
 )
-from axion.openai.completions import TokenIds, prompt_kind
 
 MAX_INPUTS = 2048  # OpenAI's limit
 

@@ -6,14 +6,10 @@ from pydantic import Field
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import (
-    GenerationRequest,
-    ModelRequest,
-    Object,
-    ResponseModel,
-    validate_request,
-)
+from axion.openai.common import GenerationRequest, ModelRequest
 from axion.openai.completions import CompletionRequest
+from axion.openai.fields import Object, ResponseModel
+from axion.openai.parsing import validate_request
 
 
 class ExplainRequest(ModelRequest):

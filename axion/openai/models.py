@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from axion.openai.common import ResponseModel
+from axion.openai.fields import ResponseModel
 
 
 class Model(ResponseModel):

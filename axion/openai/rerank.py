@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from axion.openai.common import (
+from axion.openai.embeddings import (
+    MAX_INPUTS,
+    TRUNCATE_HELP,
+    PoolingUsage,
+    TruncatePromptTokens,
+)
+from axion.openai.fields import (
     FAIL_FAST,
     NonEmptyText,
     Refused,
@@ -16,12 +22,6 @@ from axion.openai.common import (
     at_most,
     field_error,
     text_or_list,
-)
-from axion.openai.embeddings import (
-    MAX_INPUTS,
-    TRUNCATE_HELP,
-    PoolingUsage,
-    TruncatePromptTokens,
 )
 
 _MODEL_HELP = "one of RERANK_MODEL, or an id of fastembed's; unset: the first"

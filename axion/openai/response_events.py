@@ -11,7 +11,8 @@ from pydantic import Field, JsonValue
 
 from axion.errors import AxionError, InternalError
 from axion.openai.chat import ChatCompletionChunk, TokenLogprob
-from axion.openai.common import RequestModel, ResponseModel, Usage
+from axion.openai.common import Usage
+from axion.openai.fields import RequestModel, ResponseModel
 from axion.openai.responses import (
     ItemStatus,
     ResponsesRequest,

@@ -15,7 +15,8 @@ from axion.openai.chat import (
     CalledFunction,
     ChatCompletionRequest,
 )
-from axion.openai.common import (
+from axion.openai.common import StreamableRequest
+from axion.openai.fields import (
     FAIL_FAST,
     CacheSalt,
     NonEmptyText,
@@ -23,7 +24,6 @@ from axion.openai.common import (
     Priority,
     Refused,
     RequestModel,
-    StreamableRequest,
     TokenCount,
     at_most,
     field_error,

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import from_json
 
 from axion.errors import InvalidRequestError
-from axion.openai.common import (
+from axion.openai.common import GenerationRequest
+from axion.openai.fields import (
     FAIL_FAST,
-    GenerationRequest,
     NonEmptyText,
     Object,
     Refused,

@@ -8,16 +8,9 @@ from pydantic import Field, model_validator
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, ChatTool, Message
-from axion.openai.common import (
-    FAIL_FAST,
-    ModelRequest,
-    Object,
-    Refused,
-    ResponseModel,
-    TokenId,
-    at_most,
-    validate_request,
-)
+from axion.openai.common import ModelRequest
+from axion.openai.fields import FAIL_FAST, Object, Refused, ResponseModel, TokenId, at_most
+from axion.openai.parsing import validate_request
 
 _CHAT_FIELDS = (
     "messages",

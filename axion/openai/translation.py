@@ -19,7 +19,8 @@ from axion.openai.chat import (
     Delta,
     TokenLogprob,
 )
-from axion.openai.common import Usage, validate_request
+from axion.openai.common import Usage
+from axion.openai.parsing import validate_request
 
 BlockKind = Literal["reasoning", "text", "tool_call"]
 

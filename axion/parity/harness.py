@@ -61,7 +61,8 @@ class Harness:
 
     def __init__(self, model: CausalLM, num_tokens: int = 1024) -> None:
         self.model = model
-        specs, dtype = model.kv_cache_specs(), model.dtype
+        specs = [spec.in_pieces(BLOCK_SIZE) for spec in model.kv_cache_specs()]
+        dtype = model.dtype
         layout = lay_out(
             specs, num_tokens, block_size=BLOCK_SIZE, max_chunk=num_tokens, dtype=dtype
         )

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from axion.errors import ModelLoadError, ModelNotFoundError
@@ -50,11 +51,15 @@ _LIMITS: dict[str, int] = {
     **{"shared_expert_intermediate_size": 48, "shared_intermediate_size": 48},
     **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
     **{"v_head_dim": 20, "qk_head_dim": 20, "hidden_size_per_layer_input": 16, "laurel_rank": 8},
+    **{"o_groups": 2, "o_lora_rank": 8, "hc_sinkhorn_iters": 2},
     **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
     **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
     **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
     **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
+    **{"linear_num_heads": 3, "linear_head_dim": 32},
+    **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 24},
+    **{"index_block_size": 4, "index_topk_blocks": 3, "dense_intermediate_size": 80},
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
     **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
@@ -67,7 +72,8 @@ def base_config(name: str) -> PreTrainedConfig:
     Raises:
         ModelNotFoundError: transformers has neither.
     """
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name, name)
+    by_type = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architecture = by_type.get(name, name)
     config_class = getattr(getattr(transformers, architecture, None), "config_class", None)
     if config_class is None:
         raise ModelNotFoundError(
@@ -150,6 +156,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         fields |= {own["num_key_value_heads"]: kv_heads and 4}
     elif kv_heads == 1:
         fields |= {own["num_key_value_heads"]: 1}
+    if kv_heads != heads and fields.get("index_n_heads") == kv_heads:  # each for one of those
+        fields["index_n_heads"] = fields[own["num_key_value_heads"]]
     if head_dim is not None:
         fields["head_dim"] = 16 if not heads or head_dim * heads == hidden_size else 24
         if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
@@ -168,6 +176,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         fields.pop(name, None)  # they follow from others
     if "attn_layer_indices" in fields:
         fields["attn_layer_indices"] = [1]
+    if isinstance(rates := fields.get("compress_rates"), dict):
+        fields["compress_rates"] = {kind: min(rate, 8) for kind, rate in rates.items()}
     num_layers = config.num_hidden_layers
     layers = _layers(config.to_dict(), num_layers)
     fields |= {
@@ -271,6 +281,10 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
             *((name, model.get_buffer(name)) for name in sorted(stored_buffers)),
         ):
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            if name.endswith(".tid2eid"):  # of each token different experts
+                scores = torch.rand(*parameter.shape[:1], 6, generator=generator)
+                parameter.copy_(scores.topk(parameter.shape[1]).indices)
+                continue
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0

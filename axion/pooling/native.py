@@ -102,7 +102,10 @@ class NativeEmbedder:
         first_blocks = np.cumsum(num_blocks) - num_blocks
         columns = np.arange(num_blocks.max())
         block_tables = np.where(columns < num_blocks[:, None], first_blocks[:, None] + columns, 0)
-        specs = [spec._replace(window=None) for spec in self._model.kv_cache_specs()]
+        specs = [
+            spec.in_pieces(_BLOCK_SIZE)._replace(window=None)
+            for spec in self._model.kv_cache_specs()
+        ]
         shapes = list(dict.fromkeys(specs))
         caches = allocate(
             shapes,

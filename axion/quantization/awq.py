@@ -4,18 +4,23 @@ As `gemm`: `qweight` `[in_features, out_features / 8]`, `qzeros` `[num_groups, o
 and `scales` `[num_groups, out_features]`, where the eight are columns 0 2 4 6 1 3 5 7. As `gemv`:
 `qweight` `[out_features, in_features / 8]`, and `qzeros` and `scales` by rows too, with room for
 more groups than there are; the eight are in order.
+
+In some architectures the activation has `scales`, which its output is divided by (AutoAWQ's
+`ScaledActivation`: Falcon, MPT, BLOOM, GPT-NeoX, GPT-J, StarCoder). Here that is the business of
+the layer behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
+from axion.layers.linear import Linear
 from axion.quantization import integers
 from axion.quantization.base import (
     Expected,
@@ -33,6 +38,29 @@ _VERSIONS = ("gemm", "gemv")
 # Smaller groups have no room in its rows.
 _GEMV_GROUPS = (32, 64)
 _GEMV_MIN_GROUP = 128
+# What the activation of a feed-forward network is called, and its scales once they are a layer's.
+_ACTIVATIONS = ("act", "gelu_impl")
+_INPUT_SCALES = "input_scales"
+
+
+class ScaledInputKernel(Kernel):
+    """One whose inputs are divided by numbers of their own.
+
+    Args:
+        scales: `[in_features]`.
+    """
+
+    def __init__(self, kernel: Kernel, scales: Tensor) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.scales = nn.Parameter(scales.clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.kernel(x / self.scales.to(x.dtype))
+        return out
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return (self.kernel.dequantize(torch.float32) / self.scales.float()).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -42,12 +70,25 @@ class AwqFormat(WeightFormat):
     Attributes:
         group_size: inputs of one group.
         scales: the number format of scales.
+        input_scales: that of numbers which inputs are divided by; None: there are none.
     """
 
     group_size: int
     scales: str
+    input_scales: str | None
+
+    @property
+    def joinable(self) -> bool:  # type: ignore[override]
+        return self.input_scales is None
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        expected = self.packed(in_features, out_features)
+        if self.input_scales is not None:
+            expected[_INPUT_SCALES] = Expected((in_features,), (self.input_scales,))
+        return expected
+
+    def packed(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        """What is stored of the weight."""
         num_groups, columns = in_features // self.group_size, out_features // _CODES
         return {
             "qweight": Expected((in_features, columns), ("I32",)),
@@ -58,6 +99,13 @@ class AwqFormat(WeightFormat):
     def unpack(
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
+        unpacked = self.unpack_weight(tensors, in_features)
+        if self.input_scales is not None:
+            unpacked[_INPUT_SCALES] = tensors[_INPUT_SCALES]
+        return unpacked
+
+    def unpack_weight(self, tensors: dict[str, Tensor], in_features: int) -> dict[str, Tensor]:
+        """Codes, scales and zeros, as `integer_kernel` takes them."""
         return {
             "codes": _by_output(tensors["qweight"][::2])
             | _by_output(tensors["qweight"][1::2]) << _BITS,
@@ -66,12 +114,17 @@ class AwqFormat(WeightFormat):
         }
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return integers.integer_kernel(
-            **tensors, dtype=dtype, bits=_BITS, group_size=self.group_size
+        weight = {name: tensor for name, tensor in tensors.items() if name != _INPUT_SCALES}
+        kernel = integers.integer_kernel(
+            **weight, dtype=dtype, bits=_BITS, group_size=self.group_size
         )
+        if self.input_scales is None:
+            return kernel
+        return ScaledInputKernel(kernel, tensors[_INPUT_SCALES])
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
-        return integers.num_bytes(
+        of_inputs = {None: 0, "F32": 4}.get(self.input_scales, 2) * in_features
+        return of_inputs + integers.num_bytes(
             in_features,
             out_features,
             dtype,
@@ -85,7 +138,7 @@ class AwqFormat(WeightFormat):
 class AwqGemvFormat(AwqFormat):
     """As `gemv`."""
 
-    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+    def packed(self, in_features: int, out_features: int) -> dict[str, Expected]:
         multiple = max(_GEMV_MIN_GROUP // self.group_size, 1)
         words = -(-(in_features // self.group_size) // _CODES)
         words = -(-words // multiple) * multiple
@@ -95,9 +148,7 @@ class AwqGemvFormat(AwqFormat):
             "scales": Expected((out_features, words * _CODES), (self.scales,)),
         }
 
-    def unpack(
-        self, tensors: dict[str, Tensor], in_features: int, out_features: int
-    ) -> dict[str, Tensor]:
+    def unpack_weight(self, tensors: dict[str, Tensor], in_features: int) -> dict[str, Tensor]:
         num_groups = in_features // self.group_size
         zeros = integers.unpack(tensors["qzeros"].view(torch.uint8), _BITS)
         return {
@@ -117,6 +168,7 @@ def _by_output(words: Tensor) -> Tensor:
 
 class AwqMethod(StoredQuantized):
     quant_methods = ("awq",)
+    read_beside = tuple(rf".*\.{name}\.scales" for name in _ACTIVATIONS)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -140,6 +192,15 @@ class AwqMethod(StoredQuantized):
             )
         self._has_zeros = config.get("zero_point", True)
 
+    def prepare(self, model: nn.Module, stored: MutableMapping[str, StoredTensor]) -> None:
+        for name in list(stored):
+            parent, _, activation = name.removesuffix(".scales").rpartition(".")
+            if name.endswith(".scales") and activation in _ACTIVATIONS:
+                layer = _layer_behind(model, parent, stored[name].shape)
+                if layer is not None:
+                    stored[f"{layer}.{_INPUT_SCALES}"] = stored.pop(name)
+        super().prepare(model, stored)
+
     def format(
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> WeightFormat | None:
@@ -159,6 +220,22 @@ class AwqMethod(StoredQuantized):
                 f"AWQ as gemv with groups of {group_size} is not supported: expected 32, 64, or at "
                 "least 128."
             )
-        scales = tensors.get("scales")
-        kind = scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
-        return self._format(group_size, kind)
+        scales, of_inputs = tensors.get("scales"), tensors.get(_INPUT_SCALES)
+        return self._format(
+            group_size, _kind(scales), None if of_inputs is None else _kind(of_inputs)
+        )
+
+
+def _kind(scales: StoredTensor | None) -> str:
+    return scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
+
+
+def _layer_behind(model: nn.Module, parent: str, shape: tuple[int, ...]) -> str | None:
+    """The linear layer of a feed-forward network that takes the activation's output."""
+    network = dict(model.named_modules()).get(parent, nn.Module())
+    behind = [
+        f"{parent}.{name}"
+        for name, layer in network.named_children()
+        if isinstance(layer, Linear) and (layer.in_features,) == shape
+    ]
+    return behind[0] if len(behind) == 1 else None

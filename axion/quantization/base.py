@@ -9,7 +9,7 @@ and multiplies by it. Models know nothing of all this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import count, groupby
 from math import prod
@@ -120,9 +120,11 @@ class WeightFormat(ABC):
 
     Attributes:
         joinable: whether they may.
+        is_quantized: it is no plain weight.
     """
 
     joinable: bool = True
+    is_quantized: ClassVar[bool] = True
 
     @abstractmethod
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
@@ -164,6 +166,8 @@ _ITEM_SIZE = {
 @dataclass(frozen=True)
 class DenseFormat(WeightFormat):
     """A weight that is not quantized, beside others that are."""
+
+    is_quantized: ClassVar[bool] = False
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
         return {"weight": Expected((out_features, in_features))}
@@ -207,7 +211,12 @@ class Source(NamedTuple):
         tensors = {name: self.tensors[name].read().to(device) for name in names}
         return self.format.unpack(tensors, self.in_features, self.out_features)
 
+    def dequantize(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The weight, `[out_features, in_features]`."""
+        return self.format.kernel(self.read(device), dtype).dequantize(dtype)
+
     def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that its kernel keeps."""
         return self.format.num_bytes(self.in_features, self.out_features, dtype)
 
 
@@ -328,6 +337,14 @@ class QuantizedExpertLinear(nn.Module):
         return out if self.bias is None else out + self.bias[groups.experts]
 
 
+def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> QuantizedExpertLinear:
+    """Takes the place of an `ExpertLinear`, with a kernel for each expert."""
+    template = Linear(linear.in_features, linear.out_features)
+    return QuantizedExpertLinear(
+        linear, [QuantizedLinear(template, [], kernel) for kernel in kernels]
+    )
+
+
 def stored_part(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The module's own parameters, and its buffers that are not computed from config.json."""
     yield from module.named_parameters(recurse=False)
@@ -360,10 +377,12 @@ class QuantizationMethod:
     Attributes:
         quant_methods: what config.json calls the method.
         ignored_tensors: patterns of tensors that such checkpoints hold and nobody reads.
+        read_beside: patterns of those that `prepare` takes, which are no layer's.
     """
 
     quant_methods: ClassVar[tuple[str, ...]] = ()
     ignored_tensors: ClassVar[tuple[str, ...]] = ()
+    read_beside: ClassVar[tuple[str, ...]] = ()
     name = ""
 
     @classmethod
@@ -390,6 +409,10 @@ class QuantizationMethod:
                 if is_tied:
                     model.lm_head = TiedHead(head, embedding)
 
+    def compact(self) -> QuantizationMethod | None:
+        """The same with less memory and more time, where there is a choice."""
+        return None
+
     def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
         """How an embedding is stored; None: it stays what it is.
 
@@ -409,10 +432,13 @@ class QuantizationMethod:
         if isinstance(module, QuantizedLinear):
             return module.num_bytes(dtype)
         if isinstance(module, Linear) and not isinstance(module, DenseLinear):
-            weight = module.weight
-            if device.type == "cpu" and onednn.is_large(weight):
-                return weight.numel() * dtype.itemsize
-        return 0
+            weights = [module.weight]
+        elif isinstance(module, ExpertLinear):
+            weights = list(module.weight)
+        else:
+            return 0
+        is_packed = device.type == "cpu" and onednn.is_large(weights[0])
+        return sum(weight.numel() for weight in weights) * dtype.itemsize if is_packed else 0
 
     def finish(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """What takes the place of a module whose parameters have been filled."""
@@ -422,6 +448,8 @@ class QuantizationMethod:
             weight = module.weight.detach()
             if onednn.suits(weight):
                 return QuantizedLinear(module, [], DenseKernel(weight))
+        elif isinstance(module, ExpertLinear) and onednn.suits(module.weight[0]):
+            return quantized_experts(module, map(DenseKernel, module.weight.detach()))
         return module
 
 
@@ -478,7 +506,7 @@ class StoredQuantized(QuantizationMethod):
             parent = path.rpartition(".")[0]
             shards = {f"{parent}.{name}": size for name, size in linear.shards.items()}
         sources = [
-            self._source(shard, parts.get(shard, {}), linear.in_features, size)
+            self.source(shard, parts.get(shard, {}), linear.in_features, size)
             for shard, size in shards.items()
         ]
         if _is_dense(sources):
@@ -490,7 +518,7 @@ class StoredQuantized(QuantizationMethod):
         self, path: str, layer: DenseLinear | Router, parts: _Parts
     ) -> QuantizedLinear | None:
         out_features, in_features = layer.weight.shape
-        source = self._source(path, parts.get(path, {}), in_features, out_features)
+        source = self.source(path, parts.get(path, {}), in_features, out_features)
         return None if _is_dense([source]) else _Dequantized(layer, source)
 
     def _experts(
@@ -505,12 +533,12 @@ class StoredQuantized(QuantizationMethod):
                     for name, tensor in parts[path].items()
                     if tensor.shape[:1] == (linear.num_experts,)
                 }
-                source = self._source(path, stack, linear.in_features, linear.out_features)
+                source = self.source(path, stack, linear.in_features, linear.out_features)
                 sources = [source._replace(num_stacked=linear.num_experts)]
             else:
                 shards = {f"{parent}.{expert}.{name}": n for name, n in linear.shards.items()}
                 sources = [
-                    self._source(shard, parts.get(shard, {}), linear.in_features, size)
+                    self.source(shard, parts.get(shard, {}), linear.in_features, size)
                     for shard, size in shards.items()
                 ]
             experts.append(sources)
@@ -519,9 +547,15 @@ class StoredQuantized(QuantizationMethod):
         template = Linear(linear.in_features, linear.out_features)
         return QuantizedExpertLinear(linear, [QuantizedLinear(template, own) for own in experts])
 
-    def _source(
+    def source(
         self, path: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> Source:
+        """Where the weight of one projection comes from.
+
+        Args:
+            path: the projection's, in the names that the model has.
+            tensors: as `format` takes them.
+        """
         suffix, tensor = next(iter(tensors.items()), ("", None))
         name = path if tensor is None else tensor.name.removesuffix(suffix).removesuffix(".")
         own = self.format(name, tensors, in_features, out_features) if tensors else None
@@ -567,4 +601,4 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_dense(sources: list[Source]) -> bool:
-    return all(isinstance(source.format, DenseFormat) for source in sources)
+    return not any(source.format.is_quantized for source in sources)

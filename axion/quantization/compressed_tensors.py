@@ -5,7 +5,8 @@ A config has groups of layers, each with a scheme for their weights and one for 
 is stored follows from the group's format: `weight` as int8 or E4M3, or `weight_packed`, integers of
 four or eight bits in words of 32, the lowest bits first, which were shifted up to be unsigned; and
 `weight_scale`, `weight_zero_point`, and `weight_g_idx`, the group of each input where they are not
-in order.
+in order. Numbers of four bits (E2M1) are `weight_packed` too, two in a byte: MXFP4 with scales that
+are powers of two (E8M0), NVFP4 with scales in E4M3, divided by `weight_global_scale`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from axion.quantization.base import (
 )
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
+from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
 from axion.quantization.patterns import matches
 
 _WORD = 32
@@ -182,7 +185,7 @@ class _Scheme:
 
 class CompressedTensors(StoredQuantized):
     quant_methods = ("compressed-tensors",)
-    ignored_tensors = (*NOT_NEEDED, r".*\.(input|output|[qkv])_zero_point")
+    ignored_tensors = (*NOT_NEEDED, r".*\.(input|output|[qkv])_(zero_point|global_scale)")
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -202,6 +205,8 @@ class CompressedTensors(StoredQuantized):
         packed, weight = tensors.get("weight_packed"), tensors.get("weight")
         if packed is None and (weight is None or weight.dtype not in ("I8", E4M3)):
             return None
+        if packed is not None and packed.dtype == "U8":
+            return _e2m1(name, tensors, in_features)
         scheme, scale = self._find(name), tensors.get("weight_scale")
         if packed is None and weight is not None and weight.dtype == E4M3:
             return Float8Format.of("weight_scale", scale, scheme.block, out_features)
@@ -235,6 +240,17 @@ class CompressedTensors(StoredQuantized):
         raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
 
 
+def _e2m1(
+    name: str, tensors: Mapping[str, StoredTensor], in_features: int
+) -> Nvfp4Format | Mxfp4PackedFormat:
+    factor = tensors.get("weight_global_scale")
+    if factor is None:
+        check_in_blocks(name, in_features)
+        return Mxfp4PackedFormat("weight_packed", "weight_scale")
+    check_in_blocks(name, in_features, BLOCK)
+    return Nvfp4Format("weight_packed", "weight_global_scale", factor.shape, divides=True)
+
+
 def _names(target: str, layer: str) -> bool:
     if target.startswith("re:"):
         return matches(target.removeprefix("re:"), layer)
@@ -255,9 +271,9 @@ def _scheme(name: str, group: Any) -> _Scheme:
             f"config.json: the quantization's {name:.80} lacks targets or weights."
         )
     kind, bits, strategy = (weights.get(key) for key in ("type", "num_bits", "strategy"))
-    if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)):
+    if (kind, bits) not in (("int", 4), ("int", 8), ("float", 4), ("float", 8)):
         raise _unsupported(f"weights of type {kind!r:.20} with {bits!r:.20} bits")
-    if strategy not in _STRATEGIES:
+    if strategy not in _STRATEGIES and (bits, kind, strategy) != (4, "float", "tensor_group"):
         raise _unsupported(f"the strategy {strategy!r:.40} for weights")
     group_size = weights.get("group_size") if strategy == "group" else None
     if strategy == "group" and not (type(group_size) is int and group_size > 0):
@@ -274,6 +290,6 @@ def _scheme(name: str, group: Any) -> _Scheme:
 def _unsupported(what: str) -> ModelLoadError:
     return ModelLoadError(
         f"The checkpoint is quantized (compressed-tensors) with {what}, which is not supported. "
-        "Supported: integer weights of 4 and 8 bits and E4M3, dense, by tensor, channel, group or "
-        "block."
+        "Supported: integer weights of 4 and 8 bits, E4M3, NVFP4 and MXFP4, dense, by tensor, "
+        "channel, group or block."
     )

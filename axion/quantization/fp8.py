@@ -3,7 +3,8 @@ section 3.3), by others with one for each output or for all.
 
 `weight` is what is stored, and beside it `weight_scale_inv` or `weight_scale`, which it is
 multiplied by. Scales that were measured for inputs or for the KV cache are not needed: inputs are
-rounded by their own largest number where they are rounded at all.
+rounded by their own largest number where they are rounded at all. With `expert_dtype` fp4 the
+experts are MXFP4 (DeepSeek-V4).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from axion.quantization.base import (
     WeightFormat,
 )
 from axion.quantization.float8 import Float8Kernel
+from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
 
 E4M3 = "F8_E4M3"
 NOT_NEEDED = (r".*\.(input|activation|output|[qkv]|kv)_scale(_ub)?",)
@@ -104,7 +106,7 @@ class Fp8(StoredQuantized):
         super().__init__(config)
         for name, known in (
             ("fmt", (None, "e4m3")),
-            ("expert_dtype", (None, "fp8")),
+            ("expert_dtype", (None, "fp8", "fp4")),
             ("activation_scheme", (None, "dynamic", "static")),
         ):
             if config.get(name) not in known:
@@ -113,14 +115,20 @@ class Fp8(StoredQuantized):
                     f"which is not supported. Supported: {', '.join(filter(None, known))}."
                 )
         self._block = block_size(config.get("weight_block_size"))
+        self._has_fp4 = config.get("expert_dtype") == "fp4"
 
     def format(
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> WeightFormat | None:
         weight = tensors.get("weight")
-        if weight is None or weight.dtype != E4M3:
+        if weight is None:
             return None
         scale = next((key for key in _SCALES if key in tensors), _SCALES[0])
+        if self._has_fp4 and weight.dtype in ("I8", "U8"):
+            check_in_blocks(name, in_features)
+            return Mxfp4PackedFormat("weight", scale)
+        if weight.dtype != E4M3:
+            return None
         return Float8Format.of(scale, tensors.get(scale), self._block, out_features)
 
 

@@ -7,12 +7,14 @@ float32: the same to the last bit as gguf's own in NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from axion.hub.gguf import TensorType
+from axion.quantization import gguf_grids
+from axion.quantization.gguf_bits import half, nibbles, shifted
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Of E2M1, doubled.
@@ -42,13 +44,13 @@ def four_bits(stored: Tensor, kind: TensorType) -> tuple[Tensor, Tensor, Tensor]
     """
     blocks = stored.reshape(-1, kind.num_bytes)
     if kind.name == "Q4_0":
-        codes, scale = _nibbles(blocks[:, 2:]), _half(blocks, 0)
+        codes, scale = nibbles(blocks[:, 2:]), half(blocks, 0)
         zero = torch.zeros_like(scale)
     elif kind.name == "Q4_1":
-        codes, scale = _nibbles(blocks[:, 4:]), _half(blocks, 0)
-        zero = 8 * scale + _half(blocks, 2)
+        codes, scale = nibbles(blocks[:, 4:]), half(blocks, 0)
+        zero = 8 * scale + half(blocks, 2)
     elif kind.name == "Q4_K":
-        codes = _shifted(blocks[:, 16:].unflatten(1, (4, 32)), (0, 4), 0x0F)
+        codes = shifted(blocks[:, 16:].unflatten(1, (4, 32)), (0, 4), 0x0F)
         scale, offset = _scales_and_offsets(blocks)
         zero = 8 * scale - offset
     else:
@@ -57,30 +59,31 @@ def four_bits(stored: Tensor, kind: TensorType) -> tuple[Tensor, Tensor, Tensor]
     return codes, scale, zero
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
-    """The float16 at this byte of each block, `[n, 1]` float32."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
+def eight_bits(stored: Tensor, kind: TensorType, group_size: int) -> tuple[Tensor, Tensor]:
+    """A weight's rows as `code * scale`.
 
+    Of Q8_0 these are its own. Others are rounded to 127 steps either way from 0, with scales that
+    are bfloat16 already.
 
-def _shifted(packed: Tensor, shifts: Iterable[int], mask: int, to: int = 0) -> Tensor:
-    """`[..., m]` to `[..., len(shifts), m]`: of each byte the bits from there on, as bits from
-    `to` on.
+    Args:
+        group_size: numbers that share a scale; 32 of Q8_0.
 
-    Four bytes are one number meanwhile: on a processor that is many times faster.
+    Returns:
+        Codes `[rows, columns]`, int8, and scales `[rows, columns / group_size]`, float32.
     """
-    words = packed.contiguous().view(torch.int32)
-    parts = [((words >> shift) & (0x01010101 * mask)) << to for shift in shifts]
-    return torch.stack(parts, dim=-2).view(torch.uint8)
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """`[n, m]` to `[n, 2 * m]`: all low halves, then all high ones."""
-    return _shifted(packed, (0, 4), 0x0F).flatten(-2)
+    if kind.name == "Q8_0":
+        blocks = stored.reshape(-1, kind.num_bytes)
+        codes, scale = blocks[:, 2:].view(torch.int8), half(blocks, 0)
+    else:
+        groups = dequantize(stored, kind).unflatten(-1, (-1, group_size))
+        scale = (groups.abs().amax(-1, keepdim=True) / 127).clamp_(min=1e-30).bfloat16().float()
+        codes = (groups / scale).round_().clamp_(-127, 127).to(torch.int8)
+    return codes.reshape(len(stored), -1), scale.reshape(len(stored), -1)
 
 
 def _fifth_bits(packed: Tensor) -> Tensor:
     """`[n, 4]` to `[n, 32]`: each bit as 16 or 0."""
-    return _shifted(packed, range(8), 1, to=4).transpose(-1, -2).flatten(-2)
+    return shifted(packed, range(8), 1, to=4).transpose(-1, -2).flatten(-2)
 
 
 def _f32(blocks: Tensor, out: Tensor) -> None:
@@ -96,42 +99,42 @@ def _bf16(blocks: Tensor, out: Tensor) -> None:
 
 
 def _q4_0(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(_nibbles(blocks[:, 2:])).sub_(8).mul_(_half(blocks, 0))
+    out.copy_(nibbles(blocks[:, 2:])).sub_(8).mul_(half(blocks, 0))
 
 
 def _q4_1(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(_nibbles(blocks[:, 4:])).mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    out.copy_(nibbles(blocks[:, 4:])).mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
 def _q5_0(blocks: Tensor, out: Tensor) -> None:
-    numbers = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    out.copy_(numbers).sub_(16).mul_(_half(blocks, 0))
+    numbers = nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    out.copy_(numbers).sub_(16).mul_(half(blocks, 0))
 
 
 def _q5_1(blocks: Tensor, out: Tensor) -> None:
-    numbers = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    out.copy_(numbers).mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    numbers = nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    out.copy_(numbers).mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
 def _q8_0(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(_half(blocks, 0))
+    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(half(blocks, 0))
 
 
 def _q2_k(blocks: Tensor, out: Tensor) -> None:
-    scales = _shifted(blocks[:, :16], (0, 4), 0x0F).float()
-    scale, offset = _half(blocks, 80) * scales[:, 0], _half(blocks, 82) * scales[:, 1]
-    numbers = _shifted(blocks[:, 16:80].unflatten(1, (2, 32)), (0, 2, 4, 6), 3)
+    scales = shifted(blocks[:, :16], (0, 4), 0x0F).float()
+    scale, offset = half(blocks, 80) * scales[:, 0], half(blocks, 82) * scales[:, 1]
+    numbers = shifted(blocks[:, 16:80].unflatten(1, (2, 32)), (0, 2, 4, 6), 3)
     out = out.view(-1, 16, 16).copy_(numbers.view(-1, 16, 16))
     out.mul_(scale[..., None]).sub_(offset[..., None])
 
 
 def _q3_k(blocks: Tensor, out: Tensor) -> None:
-    low = _nibbles(blocks[:, 96:104])
-    high = _shifted(blocks[:, 104:108], (0, 2, 4, 6), 3, to=4).flatten(-2)
-    scale = _half(blocks, 108) * ((low | high).float() - 32)
-    numbers = _shifted(blocks[:, 32:96].unflatten(1, (2, 32)), (0, 2, 4, 6), 3)
+    low = nibbles(blocks[:, 96:104])
+    high = shifted(blocks[:, 104:108], (0, 2, 4, 6), 3, to=4).flatten(-2)
+    scale = half(blocks, 108) * ((low | high).float() - 32)
+    numbers = shifted(blocks[:, 32:96].unflatten(1, (2, 32)), (0, 2, 4, 6), 3)
     # A bit that is not set takes 4 away.
-    signs = _shifted(blocks[:, :32], range(8), 1, to=2)
+    signs = shifted(blocks[:, :32], range(8), 1, to=2)
     numbers = numbers.view(-1, 16, 16) | signs.view(-1, 16, 16)
     out.view(-1, 16, 16).copy_(numbers).sub_(4).mul_(scale[..., None])
 
@@ -141,27 +144,27 @@ def _scales_and_offsets(blocks: Tensor) -> tuple[Tensor, Tensor]:
     first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first & 0x3F, (rest & 0x0F) | ((first >> 2) & 0x30)), dim=1)
     offsets = torch.cat((second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)), dim=1)
-    scale, offset = _half(blocks, 0) * scales.float(), _half(blocks, 2) * offsets.float()
+    scale, offset = half(blocks, 0) * scales.float(), half(blocks, 2) * offsets.float()
     return scale[..., None], offset[..., None]
 
 
 def _q4_k(blocks: Tensor, out: Tensor) -> None:
     scale, offset = _scales_and_offsets(blocks)
-    numbers = _shifted(blocks[:, 16:].unflatten(1, (4, 32)), (0, 4), 0x0F)
+    numbers = shifted(blocks[:, 16:].unflatten(1, (4, 32)), (0, 4), 0x0F)
     out.view(-1, 8, 32).copy_(numbers.view(-1, 8, 32)).mul_(scale).sub_(offset)
 
 
 def _q5_k(blocks: Tensor, out: Tensor) -> None:
     scale, offset = _scales_and_offsets(blocks)
-    numbers = _shifted(blocks[:, 48:].unflatten(1, (4, 32)), (0, 4), 0x0F).reshape(-1, 8, 32)
-    fifth = _shifted(blocks[:, 16:48], range(8), 1, to=4)
+    numbers = shifted(blocks[:, 48:].unflatten(1, (4, 32)), (0, 4), 0x0F).reshape(-1, 8, 32)
+    fifth = shifted(blocks[:, 16:48], range(8), 1, to=4)
     out.view(-1, 8, 32).copy_(numbers | fifth).mul_(scale).sub_(offset)
 
 
 def _q6_k(blocks: Tensor, out: Tensor) -> None:
-    scale = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
-    low = _shifted(blocks[:, :128].unflatten(1, (2, 64)), (0, 4), 0x0F).reshape(-1, 16, 16)
-    high = _shifted(blocks[:, 128:192].unflatten(1, (2, 32)), (0, 2, 4, 6), 3, to=4)
+    scale = half(blocks, 208) * blocks[:, 192:208].view(torch.int8).float()
+    low = shifted(blocks[:, :128].unflatten(1, (2, 64)), (0, 4), 0x0F).reshape(-1, 16, 16)
+    high = shifted(blocks[:, 128:192].unflatten(1, (2, 32)), (0, 2, 4, 6), 3, to=4)
     numbers = low | high.reshape(-1, 16, 16)
     out.view(-1, 16, 16).copy_(numbers).sub_(32).mul_(scale[..., None])
 
@@ -171,7 +174,7 @@ def _values(values: tuple[int, ...], indices: Tensor) -> Tensor:
 
 
 def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    torch.mul(_half(blocks, 0), _values(_IQ4_VALUES, _nibbles(blocks[:, 2:])), out=out)
+    torch.mul(half(blocks, 0), _values(_IQ4_VALUES, nibbles(blocks[:, 2:])), out=out)
 
 
 def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
@@ -179,8 +182,8 @@ def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
     low = ((blocks[:, 4:8].unsqueeze(-1) >> by) & 0x0F).flatten(-2)
     by = torch.tensor((0, 2, 4, 6), dtype=torch.uint8, device=blocks.device)
     high = ((blocks[:, 2:4].unsqueeze(-1) >> by) & 3).flatten(-2)
-    scale = _half(blocks, 0) * ((low | (high << 4)).float() - 32)
-    indices = _shifted(blocks[:, 8:].unflatten(1, (8, 16)), (0, 4), 0x0F).flatten(-2)
+    scale = half(blocks, 0) * ((low | (high << 4)).float() - 32)
+    indices = shifted(blocks[:, 8:].unflatten(1, (8, 16)), (0, 4), 0x0F).flatten(-2)
     torch.mul(scale[..., None], _values(_IQ4_VALUES, indices), out=out.view(-1, 8, 32))
 
 
@@ -188,7 +191,7 @@ def _mxfp4(blocks: Tensor, out: Tensor) -> None:
     exponent = blocks[:, :1].int()
     # Half of 2^(exponent - 127), as bits; below 2 it is too small for an ordinary float32.
     bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
-    torch.mul(bits.view(torch.float32), _values(_MXFP4_VALUES, _nibbles(blocks[:, 1:])), out=out)
+    torch.mul(bits.view(torch.float32), _values(_MXFP4_VALUES, nibbles(blocks[:, 1:])), out=out)
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
@@ -208,4 +211,5 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    **gguf_grids.FUNCTIONS,
 }

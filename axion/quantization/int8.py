@@ -18,6 +18,8 @@ _MAX_FEW = 16
 # It ends the process where inputs are no multiple of this.
 _FEW_MULTIPLE = 16
 _ZERO = 128
+# So many tokens are rounded and multiplied at once: what comes between stays in its caches.
+_MAX_ROWS = 256
 # cuBLAS takes more than 16 rows, and multiples of this everywhere.
 _CUDA_MIN_ROWS, _CUDA_MULTIPLE = 32, 8
 
@@ -56,8 +58,12 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
             from axion.layers.kernels.low_bit import int8_product
 
             out = int8_product(rows, self.codes, self.scale)
-        elif self.is_packed or self.is_cuda_product:
+        elif self.is_cuda_product or (self.is_packed and len(rows) <= _MAX_ROWS):
             out = self._integer_product(rows).to(x.dtype)
+        elif self.is_packed:
+            out = x.new_empty(len(rows), self.out_features)
+            for piece, of_piece in zip(rows.split(_MAX_ROWS), out.split(_MAX_ROWS), strict=True):
+                of_piece.copy_(self._integer_product(piece))
         elif (
             len(rows) <= _MAX_FEW
             and not self.in_features % _FEW_MULTIPLE

@@ -5,22 +5,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels
-from axion.quantization.base import Kernel
+from axion.quantization.base import EmbeddingKernel, Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 
 # The groups that ATen's kernel takes, and the multiple that the number of outputs must be.
 _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
-# It packs so many rows at once.
+# So many rows of a weight lie together in it.
 ATEN_BLOCK = 64
 # Its time is by the row; dequantizing first is faster for more.
-_ATEN_MAX_ROWS = 128
+_ATEN_MAX_ROWS = 72
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
 
 
@@ -96,7 +97,7 @@ def integer_kernel(
         if order is None or torch.equal(groups[order], in_order):
             scales = scales.T.float()
             pairs = torch.stack([scales, (8 - zeros.T.float()) * scales], -1)
-            return AtenInt4Kernel(_aten_pack(codes, order), pairs.to(dtype), order)
+            return AtenInt4Kernel(_pack_all(codes, order), pairs.to(dtype), order)
     return IntegerKernel(codes, scales, zeros, groups, bits)
 
 
@@ -157,7 +158,7 @@ class IntegerKernel(RowKernel):
         return unpack(packed, self.bits).float()
 
 
-class AtenInt4Kernel(RowKernel):
+class AtenInt4Kernel(RowKernel, EmbeddingKernel):
     """ATen's product with weights of four bits, in bfloat16 on the CPU.
 
     Scales and zeros become bfloat16, as the weights would.
@@ -182,8 +183,7 @@ class AtenInt4Kernel(RowKernel):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
-        is_whole = self.out_features % ATEN_BLOCK == 0
-        if x.numel() > _ATEN_MAX_ROWS * self.in_features and is_whole and _knows_layout():
+        if self.is_better_dequantized(x, _ATEN_MAX_ROWS):
             return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, self.in_features).contiguous(),
@@ -193,18 +193,111 @@ class AtenInt4Kernel(RowKernel):
         )
         return out.view(*x.shape[:-1], self.out_features)
 
+    def is_better_dequantized(self, x: Tensor, max_rows: int) -> bool:
+        """Whether these are more inputs than `max_rows`, and the layout can be read."""
+        return x.numel() > max_rows * x.shape[-1] and reads_packed_rows(self.out_features)
+
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Rows of the weight, whose columns are in the order of its groups."""
-        blocks = self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
-        blocks = blocks[start // ATEN_BLOCK : end // ATEN_BLOCK]
-        codes = torch.cat([blocks & 15, blocks >> 4], -1).transpose(1, 2).contiguous()
-        scales, zeros = self.scales_and_zeros[:, start:end].float().transpose(0, 1).unbind(-1)
-        groups = codes.view(end - start, -1, self.group_size).float().sub_(8)
+        """Rows of the weight, whose columns are in the order of its groups, as a transposed view:
+        a column's codes lie side by side, and so do the scales that it is multiplied by."""
+        blocks = self.blocks()[start // ATEN_BLOCK : end // ATEN_BLOCK].transpose(0, 1)
+        columns = self.scales_and_zeros.new_empty(self.in_features, end - start)
+        halves = columns.view(self.in_features, -1, 2, ATEN_BLOCK // 2)
+        halves[:, :, 0] = (blocks & 15).sub_(8).view(torch.int8)
+        halves[:, :, 1] = (blocks >> 4).sub_(8).view(torch.int8)
+        of_groups = self.scales_and_zeros[:, start:end].permute(2, 0, 1).contiguous()
+        scales, zeros = of_groups[:, :, None]
+        groups = columns.view(-1, self.group_size, end - start)
+        torch.addcmul(zeros, groups, scales, out=groups)
+        return columns.T.to(dtype)
+
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        scales, zeros = self.scales_and_zeros[:, input_ids].float().transpose(0, 1).unbind(-1)
+        groups = self.codes(input_ids).view(len(input_ids), -1, self.group_size).float().sub_(8)
         return groups.mul_(scales[..., None]).add_(zeros[..., None]).flatten(1).to(dtype)
+
+    def blocks(self) -> Tensor:
+        """`packed` as `[out_features / 64, in_features, 32]`."""
+        assert _knows_layout(), "`reads_packed_rows` says so before"
+        return self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
+
+    def codes(self, rows: Tensor) -> Tensor:
+        """Of rows `[n]`, `[n, in_features]`."""
+        half, row = (rows % ATEN_BLOCK)[:, None] // (ATEN_BLOCK // 2), rows % (ATEN_BLOCK // 2)
+        return self.blocks()[rows // ATEN_BLOCK, :, row] >> 4 * half.byte() & 15
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         # The layout is ATen's own; a product with ones and zeros is exact.
         return self(torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)).T.to(dtype)
+
+
+class AtenInt8Kernel(RowKernel, EmbeddingKernel):
+    """Integers of eight bits in groups, by ATen's product with weights of four: `16 * high + low`.
+
+    The two halves of a row lie behind each other, so that they are added in float32.
+
+    Args:
+        packed: `[out_features, in_features]`, as ATen has codes of two times as many columns.
+        scales_and_zeros: `[2 * num_groups, out_features, 2]`.
+    """
+
+    def __init__(self, packed: Tensor, scales_and_zeros: Tensor) -> None:
+        super().__init__(packed.shape[1], len(packed), row_multiple=ATEN_BLOCK)
+        self.halves = AtenInt4Kernel(packed, scales_and_zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.halves.is_better_dequantized(x, _ATEN_MAX_ROWS // 2):
+            return super().forward(x)
+        return self.halves(torch.cat([x, x], dim=-1))
+
+    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        blocks = self.halves.blocks()[start // ATEN_BLOCK : end // ATEN_BLOCK]
+        high, low = blocks.chunk(2, dim=1)
+        codes = _by_row(high << 4 | low & 15, high & 0xF0 | low >> 4)
+        return self._numbers(codes, slice(start, end), dtype)
+
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        high, low = self.halves.codes(input_ids).chunk(2, dim=1)
+        return self._numbers(high << 4 | low, input_ids, dtype)
+
+    def _numbers(self, codes: Tensor, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """From codes that begin at 0, for what begins at -128."""
+        pairs = self.halves.scales_and_zeros
+        scales = pairs[len(pairs) // 2 :, rows, 0].float().T
+        groups = (codes ^ 0x80).view(torch.int8).view(*scales.shape, -1).float()
+        return groups.mul_(scales[..., None]).flatten(1).to(dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        high, low = self.halves.dequantize(torch.float32).chunk(2, dim=-1)
+        return (high + low).to(dtype)
+
+
+def _by_row(first: Tensor, others: Tensor) -> Tensor:
+    """Codes of the first and the other rows of blocks, `[n, in_features, 32]`, to
+    `[64 * n, in_features]`."""
+    return torch.cat([first, others], dim=-1).transpose(1, 2).flatten(0, 1)
+
+
+def aten_int8_kernel(pieces: Iterable[tuple[Tensor, Tensor]]) -> AtenInt8Kernel:
+    """For a weight `code * scale`.
+
+    Args:
+        pieces: of `piece_rows` each: codes `[rows, in_features]`, int8, and scales
+            `[rows, num_groups]`.
+    """
+    packed, pairs = [], []
+    for codes, scales in pieces:
+        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1)
+        packed.append(aten_pack(halves.view(torch.uint8)))
+        both = torch.cat([16 * scales, scales], dim=1)
+        zeros = torch.cat([torch.zeros_like(scales), 8 * scales], dim=1)
+        pairs.append(torch.stack([both, zeros], dim=-1).bfloat16())
+    return AtenInt8Kernel(torch.cat(packed), torch.cat(pairs).transpose(0, 1).contiguous())
+
+
+def reads_packed_rows(out_features: int) -> bool:
+    """Whether rows of a weight that ATen has packed can be read."""
+    return out_features % ATEN_BLOCK == 0 and _knows_layout()
 
 
 @cache
@@ -219,11 +312,24 @@ def _knows_layout() -> bool:
     return torch.equal(packed.flatten(), expected.flatten())
 
 
-def _aten_pack(codes: Tensor, order: Tensor | None) -> Tensor:
-    step = max(MAX_PIECE // codes.shape[1] // ATEN_BLOCK, 1) * ATEN_BLOCK
+def piece_rows(in_features: int) -> int:
+    """Rows of a weight that are packed at once."""
+    return max(MAX_PIECE // in_features // ATEN_BLOCK, 1) * ATEN_BLOCK
+
+
+def aten_pack(codes: Tensor) -> Tensor:
+    """Codes `[rows, in_features]`, uint8, as ATen has them, `[rows, in_features / 2]`."""
+    if not reads_packed_rows(len(codes)):
+        packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        return packed
+    # What ATen does, in a fraction of its time.
+    first, others = codes.view(-1, 2, ATEN_BLOCK // 2, codes.shape[1]).unbind(1)
+    return (first | others << 4).transpose(1, 2).reshape(len(codes), -1)
+
+
+def _pack_all(codes: Tensor, order: Tensor | None) -> Tensor:
     pieces = []
-    for piece in codes.split(step):
-        values = unpack(piece, 4).int()
-        values = values if order is None else values[:, order]
-        pieces.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1))
+    for piece in codes.split(piece_rows(2 * codes.shape[1])):
+        values = unpack(piece, 4)
+        pieces.append(aten_pack(values if order is None else values[:, order]))
     return torch.cat(pieces)

@@ -1,8 +1,10 @@
-"""MXFP4, as gpt-oss stores its experts: 32 numbers of four bits share a power of two.
+"""MXFP4, as gpt-oss and DeepSeek-V4 store their experts: 32 numbers of four bits share a power of
+two.
 
 The numbers are E2M1, the powers E8M0 (OCP Microscaling Formats Specification 1.0, 5.3 and 5.4). Of
 a layer there are `blocks` `[out_features, in_features / 32, 16]`, two numbers in a byte, the low
-half first, and `scales` `[out_features, in_features / 32]`.
+half first, and `scales` `[out_features, in_features / 32]`; DeepSeek calls the blocks `weight`,
+`[out_features, in_features / 2]`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from axion.quantization.base import (
 )
 from axion.quantization.rows import RowKernel, look_up, pair_table
 
-_BLOCK = 32
+BLOCK = 32
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 _NUMBERS = torch.tensor(_POSITIVE + [-number for number in _POSITIVE])
-_TABLE = pair_table(_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16))
+E2M1_PAIRS = pair_table(_NUMBERS.repeat(16), _NUMBERS.repeat_interleave(16))
+"""For `look_up`: the two numbers of a byte, that of its low half first."""
 
 
 class Mxfp4Kernel(RowKernel):
@@ -38,10 +41,10 @@ class Mxfp4Kernel(RowKernel):
     """
 
     def __init__(self, blocks: Tensor, scales: Tensor) -> None:
-        super().__init__(scales.shape[1] * _BLOCK, len(scales))
+        super().__init__(scales.shape[1] * BLOCK, len(scales))
         self.blocks = nn.Parameter(blocks.clone(), requires_grad=False)
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
-        self.register_buffer("table", _TABLE.to(blocks.device), persistent=False)
+        self.register_buffer("table", E2M1_PAIRS.to(blocks.device), persistent=False)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         numbers = look_up(self.table, self.blocks[start:end])
@@ -52,14 +55,54 @@ class Mxfp4Kernel(RowKernel):
 @dataclass(frozen=True)
 class Mxfp4Format(WeightFormat):
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        num_blocks = in_features // _BLOCK
+        num_blocks = in_features // BLOCK
         return {
-            "blocks": Expected((out_features, num_blocks, _BLOCK // 2), ("U8",)),
+            "blocks": Expected((out_features, num_blocks, BLOCK // 2), ("U8",)),
             "scales": Expected((out_features, num_blocks), ("U8",)),
         }
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
         return Mxfp4Kernel(**tensors)
+
+
+@dataclass(frozen=True)
+class Mxfp4PackedFormat(WeightFormat):
+    """The same in two dimensions, as DeepSeek and llm-compressor store it.
+
+    Attributes:
+        weight, scale: what blocks and scales are called.
+    """
+
+    weight: str
+    scale: str
+
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
+        return {
+            self.weight: Expected((out_features, in_features // 2), ("I8", "U8")),
+            self.scale: Expected((out_features, in_features // BLOCK), ("F8_E8M0", "U8")),
+        }
+
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
+        return {
+            "blocks": tensors[self.weight].view(torch.uint8).unflatten(1, (-1, BLOCK // 2)),
+            "scales": tensors[self.scale].view(torch.uint8),
+        }
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        return Mxfp4Kernel(**tensors)
+
+
+def check_in_blocks(name: str, in_features: int, block: int = BLOCK) -> None:
+    """
+    Raises:
+        ModelLoadError: the inputs of a layer are not whole blocks.
+    """
+    if in_features % block:
+        raise ModelLoadError(
+            f"{name[:200]} has {in_features} inputs, which cannot be packed in blocks of {block}."
+        )
 
 
 class Mxfp4Method(StoredQuantized):
@@ -70,8 +113,5 @@ class Mxfp4Method(StoredQuantized):
     ) -> WeightFormat | None:
         if "blocks" not in tensors:
             return None
-        if in_features % _BLOCK:
-            raise ModelLoadError(
-                f"{name} has {in_features} inputs, which MXFP4 cannot pack in blocks of {_BLOCK}."
-            )
+        check_in_blocks(name, in_features)
         return Mxfp4Format()

@@ -19,10 +19,10 @@ from axion.quantization.base import (
     EmbeddingKernel,
     Kernel,
     QuantizationMethod,
-    QuantizedExpertLinear,
     QuantizedLinear,
     StoredTensor,
     WeightFormat,
+    quantized_experts,
 )
 from axion.quantization.float8 import Float8Kernel
 from axion.quantization.int8 import Int8Kernel
@@ -70,8 +70,7 @@ class OnLoad(QuantizationMethod):
         }
         if not self._layers:
             raise ModelLoadError(
-                f"QUANTIZATION={self.name} finds no layer to quantize in {type(model).__name__}. "
-                "Unset it."
+                f"QUANTIZATION={self.name} finds no layer to quantize in the model. Unset it."
             )
 
     def num_bytes(self, module: nn.Module, dtype: torch.dtype) -> int:
@@ -94,12 +93,8 @@ class OnLoad(QuantizationMethod):
         self._layers.remove(module)
         if isinstance(module, Linear):
             return QuantizedLinear(module, [], self.kernel(module.weight.detach(), dtype))
-        template = Linear(module.in_features, module.out_features)
-        experts = [
-            QuantizedLinear(template, [], self.kernel(weight, dtype))
-            for weight in module.weight.detach()
-        ]
-        return QuantizedExpertLinear(module, experts)
+        kernels = (self.kernel(weight, dtype) for weight in module.weight.detach())
+        return quantized_experts(module, kernels)
 
 
 @dataclass(frozen=True)

@@ -52,5 +52,6 @@ def quantization_method(config: Mapping[str, Any], on_load: str = "none") -> Qua
     names = sorted(name for cls in method_classes() for name in cls.quant_methods)
     raise ModelLoadError(
         f"The checkpoint is quantized ({str(quantization.get('quant_method'))[:80]}), which is not "
-        f"supported. Supported: {', '.join(names)}. Or use the unquantized version of the model."
+        f"supported. Supported: {', '.join(names)}. Or use the unquantized version of the model, "
+        "and QUANTIZATION=int8 or int4 for less memory."
     )

@@ -156,7 +156,7 @@ def _refused(engine: str, code: Reason, reason: str, version: str = "") -> Verdi
 
 
 def _unknown(name: str, known: Sequence[str]) -> Verdict:
-    reason = f"There is no such engine. Known: {', '.join(sorted(known))}."
+    reason = f"There is no engine {name!r}. Known: {', '.join(sorted(known))}."
     return _refused(name, Reason.UNKNOWN_ENGINE, reason)
 
 
@@ -195,12 +195,6 @@ def _files(engine: EngineFacts, model: ModelFacts) -> _Finding:
             f"The weights are quantized by {model.quantization}; it loads "
             f"{', '.join(sorted(quantizations)) or 'none that are quantized'}.",
         )
-    if model.quantization and _is_fallback(engine, model):
-        return (
-            Reason.UNSUPPORTED_QUANTIZATION,
-            f"The weights are quantized by {model.quantization}; it serves "
-            f"{model.architectures[0]} by its fallback, which loads none that are quantized.",
-        )
     return _FINE
 
 
@@ -225,12 +219,6 @@ def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> 
         return (
             Reason.UNSUPPORTED_QUANTIZATION,
             f"QUANTIZATION is {quantization}, to which it does not quantize weights.",
-        )
-    if _is_fallback(engine, model):
-        return (
-            Reason.UNSUPPORTED_QUANTIZATION,
-            f"QUANTIZATION is {quantization}, and it serves {model.architectures[0]} by its "
-            "fallback, whose weights stay as they are. Unset it.",
         )
     return _FINE
 

@@ -15,7 +15,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from axion.errors import AxionError
-from axion.openai.common import ModelRequest, ResponseModel, parse_request
+from axion.openai.common import ModelRequest
+from axion.openai.fields import ResponseModel
+from axion.openai.parsing import parse_request
 from axion.router.route import Route
 from axion.server.body import SMALL_BODY_BYTES, read_json_body
 from axion.server.disconnect import cancelled_on_disconnect

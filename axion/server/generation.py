@@ -13,7 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.errors import AxionError
-from axion.openai.common import ResponseModel, StreamableRequest
+from axion.openai.common import StreamableRequest
+from axion.openai.fields import ResponseModel
 from axion.server.endpoint import Call, ModelEndpoint
 from axion.server.errors import as_axion_error
 from axion.server.sse import DONE, EventStream

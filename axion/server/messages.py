@@ -10,17 +10,15 @@ import msgspec
 from starlette.responses import Response
 
 from axion.errors import AxionError
-from axion.openai.anthropic import (
+from axion.openai.message_events import (
     BlockDeltaEvent,
-    CountTokensRequest,
     MessagesAnswer,
     MessagesEvent,
-    MessagesRequest,
     MessageTokensCount,
     collect_message,
-    error_body,
     message_events,
 )
+from axion.openai.messages import CountTokensRequest, MessagesRequest, error_body
 from axion.openai.translation import in_words_of
 from axion.server.endpoint import Call, ModelEndpoint, model_response, off_loop
 from axion.server.generation import GenerationEndpoint

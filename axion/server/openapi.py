@@ -15,19 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from axion import __version__
-from axion.openai.anthropic import (
-    CountTokensRequest,
-    MessagesAnswer,
-    MessagesErrorBody,
-    MessagesEvent,
-    MessagesRequest,
-    MessageTokensCount,
-)
 from axion.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from axion.openai.common import ErrorBody
 from axion.openai.completions import Completion, CompletionChunk, CompletionRequest
 from axion.openai.embeddings import EmbeddingList, EmbeddingRequest
 from axion.openai.explain import ExplainRequest, Explanation
+from axion.openai.message_events import MessagesAnswer, MessagesEvent, MessageTokensCount
+from axion.openai.messages import CountTokensRequest, MessagesErrorBody, MessagesRequest
 from axion.openai.models import Model, ModelList
 from axion.openai.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest
 from axion.openai.response_events import (

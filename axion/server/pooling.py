@@ -8,7 +8,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from axion.backends.pooling import PoolingBackend
-from axion.openai.common import RequestModel, parse_request
+from axion.openai.fields import RequestModel
+from axion.openai.parsing import parse_request
 from axion.server.body import read_json_body
 from axion.server.disconnect import cancelled_on_disconnect
 from axion.server.endpoint import off_loop

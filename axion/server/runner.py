@@ -97,7 +97,7 @@ async def run(
     finally:
         state.draining = True
         if signals.first.is_set():
-            logger.info("shutting down, with %d requests in flight", state.num_in_flight)
+            _say_what_is_awaited(state.num_in_flight, state.settings.drain_timeout_s)
         stopping.cancel()
         loading.cancel()
         with suppress(asyncio.CancelledError, Exception):
@@ -107,6 +107,18 @@ async def run(
         server.force_exit = signals.second.is_set()
         await serving
     return 128 + signals.number if signals.second.is_set() else 0
+
+
+def _say_what_is_awaited(num_in_flight: int, drain_s: float) -> None:
+    if num_in_flight:
+        logger.info(
+            "shutting down; requests in flight: %d, which have %g s to finish. "
+            "Another Ctrl-C or SIGTERM ends them now.",
+            num_in_flight,
+            drain_s,
+        )
+    else:
+        logger.info("shutting down")
 
 
 def _freeze_heap() -> None:

@@ -5,7 +5,7 @@ on a few nested lists can hold the interpreter, out of reach of any thread, for 
 runs in transformers' sandbox, in a process that SIGALRM ends when a template takes too long and
 that leaves by itself when the memory limit is met.
 
-The file is run as a script (`TemplateProcess` starts it), so it imports nothing of Axion's. On
+The file is run as a script (`BoundedProcess` starts it), so it imports nothing of Axion's. On
 its standard input and output it speaks frames: a length of four bytes, then JSON.
 """
 
@@ -17,6 +17,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 OUT_OF_MEMORY = 3  # exit status
@@ -126,7 +127,11 @@ def render(template: str, *, messages: list[dict[str, Any]], **arguments: Any) -
     return str(rendered[0])
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(data: bytes) -> bytes:
+    return json.dumps(_reply(json.loads(data))).encode()
+
+
+def _reply(request: dict[str, Any]) -> dict[str, Any]:
     from jinja2 import exceptions
 
     template, arguments = request["template"], request["arguments"]
@@ -155,21 +160,28 @@ def _limit_memory(num_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def main(timeout_s: float, max_memory_bytes: int) -> None:
+def serve(
+    begin: Callable[[], Callable[[bytes], bytes]], timeout_s: float, max_memory_bytes: int
+) -> None:
+    """Answer frames until the input ends, each within `timeout_s` seconds.
+
+    Args:
+        begin: loads what is needed, beyond which the memory is limited, and gives what answers.
+    """
     # Nothing that a library prints may get between the frames.
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a server that ignores it passes that on
 
-    describe("")  # imports what there is to import
+    answer = begin()
     _limit_memory(max_memory_bytes)
     write_frame(replies, b"ready")
     try:
         while True:
             request = read_frame(requests)
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            reply = json.dumps(_answer(json.loads(request))).encode()
+            reply = answer(request)
             signal.setitimer(signal.ITIMER_REAL, 0)
             write_frame(replies, reply)
     except EOFError:
@@ -178,5 +190,10 @@ def main(timeout_s: float, max_memory_bytes: int) -> None:
         os._exit(OUT_OF_MEMORY)
 
 
+def _begin() -> Callable[[bytes], bytes]:
+    describe("")  # imports what there is to import
+    return _answer
+
+
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    serve(_begin, float(sys.argv[1]), int(sys.argv[2]))

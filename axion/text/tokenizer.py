@@ -21,6 +21,9 @@ from axion.text.tokenizer_formats.gguf import convert as convert_gguf
 # Parallelism only helps batches, and the library warns about it at every later fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+DAMAGED = "The model's tokenizer is damaged: its tables contradict."
+FAILED_ON_TEXT = "The model's tokenizer failed on this text."
+
 TokenToBytes = Callable[[str], bytes]
 
 
@@ -40,7 +43,11 @@ class Tokenizer:
             them.
         special_token_ids: ids that `skip_special_tokens` leaves out.
         strips_leading_space: the first token's leading space is not part of the text.
+        max_quick_chars: texts of at most so many characters are encoded in less time than a thread
+            takes to be asked.
     """
+
+    max_quick_chars = 4096
 
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None
@@ -82,16 +89,12 @@ class Tokenizer:
             InvalidRequestError: the text is not Unicode: it has an unpaired surrogate.
             InternalError: the tokenizer's files led the library astray.
         """
-        try:
-            with _panics_as(InternalError("The model's tokenizer failed on this text.")):
-                # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
-                (encoding,) = self._tokenizer.encode_batch_fast(
-                    [text], add_special_tokens=add_special_tokens
-                )
-        except TypeError:  # the library's word for what UTF-8 cannot hold
-            raise InvalidRequestError(
-                "The text has an unpaired surrogate (such as \\ud800), which is not a character."
-            ) from None
+        as_utf8(text)
+        with panics_as(InternalError(FAILED_ON_TEXT)):
+            # Unlike the library's `encode`, its batch methods let other threads run meanwhile.
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
         ids: list[int] = encoding.ids
         return ids
 
@@ -136,6 +139,9 @@ class Tokenizer:
         skipped = self.special_token_ids if skip_special_tokens else frozenset()
         return b"".join(self.id_to_token_bytes(id) for id in ids if id not in skipped)
 
+    def close(self) -> None:
+        """End the process that encodes, where there is one."""
+
     def _compute_bytes(self, id: int) -> bytes:
         token = self._tokenizer.id_to_token(id)
         if token is None:
@@ -152,27 +158,46 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ModelLoadError: there is no tokenizer, or a file of it is damaged.
     """
-    with _panics_as(ModelLoadError("The model's tokenizer is damaged: its tables contradict.")):
-        if is_gguf(path):
-            return Tokenizer(*convert_gguf(read_gguf(path).metadata))
-        config = read_tokenizer_config(path)
-        special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
-        file = path / "tokenizer.json"
-        if file.is_file():
-            try:
-                return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), special_tokens)
-            except Exception as error:  # the library raises nothing narrower
-                raise ModelLoadError(
-                    f"tokenizer.json cannot be read by the tokenizers library: {error}"
-                ) from None
-        converted = convert(path, config)
-        if converted is None:
-            raise ModelLoadError(_missing_tokenizer(path))
-        return Tokenizer(converted.tokenizer, converted.special_tokens | special_tokens)
+    with panics_as(ModelLoadError(DAMAGED)):
+        return Tokenizer(*read_library_tokenizer(path))
+
+
+def read_library_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """The same as the library has it, and the named special tokens.
+
+    Raises:
+        ModelLoadError: as `load_tokenizer`.
+    """
+    if is_gguf(path):
+        return convert_gguf(read_gguf(path).metadata)
+    config = read_tokenizer_config(path)
+    special_tokens = _named_special_tokens(read_json(path / "special_tokens_map.json") | config)
+    file = path / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file)), special_tokens
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelLoadError(
+                f"tokenizer.json cannot be read by the tokenizers library: {error}"
+            ) from None
+    converted = convert(path, config)
+    if converted is None:
+        raise ModelLoadError(_missing_tokenizer(path))
+    return converted.tokenizer, converted.special_tokens | special_tokens
+
+
+def as_utf8(text: str) -> bytes:
+    """Raises: InvalidRequestError: `text` is not Unicode: it has an unpaired surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            "The text has an unpaired surrogate (such as \\ud800), which is not a character."
+        ) from None
 
 
 @contextmanager
-def _panics_as(error: AxionError) -> Iterator[None]:
+def panics_as(error: AxionError) -> Iterator[None]:
     """Raises `error` where a file leads the library's Rust out of its bounds."""
     try:
         yield

@@ -12,8 +12,8 @@ import openai
 
 from tests.e2e.test_server import MODEL, start, until
 
-NUM_STREAMS = 50
-NUM_TOKENS = 120
+NUM_STREAMS = 20
+NUM_TOKENS = 80
 
 
 def fields(i: int) -> dict[str, Any]:

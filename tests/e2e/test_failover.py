@@ -19,7 +19,7 @@ from tests.e2e.stand_in import write_command
 from tests.e2e.test_server import MODEL, Server, start, until
 
 NUM_STREAMS = 10
-NUM_TOKENS = 100
+NUM_TOKENS = 60
 DEMO = Path(axion.__file__).parent / "demo" / "model"
 # Text without the tokens that have none, which cannot be told from it.
 BIAS = {str(id): -100 for id in load_tokenizer(DEMO).special_token_ids}

@@ -19,6 +19,7 @@ from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.models.base import CausalLM
 from axion.models.hybrid import HybridForCausalLM
 from axion.models.registry import model_classes
+from axion.parity.reference import forget
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
 from tests.parity.checkpoints import CASES, save_tiny
 
@@ -52,9 +53,9 @@ def transformers_model(path: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def reference(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+def reference(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     """transformers' greedy tokens and the log-probabilities at each of them."""
-    model = transformers_model(path)
+    forget(model)
     result = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -77,8 +78,8 @@ def is_child(cls: type[CausalLM]) -> bool:
 
 
 # What a field changes within a model, and an architecture of another's, is compared in
-# tests/parity. Of models with states one without attention, one with both in turn, and one with
-# both in each layer.
+# tests/parity. Of models with states one without attention, one with both in turn, one with both
+# in each layer, one with a state for its keys.
 ENGINE_CASES = {
     *{
         row.architecture: name
@@ -86,7 +87,7 @@ ENGINE_CASES = {
         if not issubclass(cls := model_classes()[row.architecture], HybridForCausalLM)
         and not is_child(cls)
     }.values(),
-    *("mamba", "qwen3-next", "falcon-h1"),
+    *("mamba", "qwen3-next", "falcon-h1", "glm5-next"),
     *("llama-rope-dynamic", "llama-rope-longrope", "gemma3-rope-linear", "olmo3-yarn"),
 }
 
@@ -100,7 +101,8 @@ def test_the_engine_equals_transformers(case: str, tmp_path: Path):
         str(n): torch.randint(1, core.info.vocab_size, (n,), generator=generator).tolist()
         for n in (1, 17, 100)
     }
-    expected = {name: reference(path, prompt) for name, prompt in prompts.items()}
+    model = transformers_model(path)
+    expected = {name: reference(model, prompt) for name, prompt in prompts.items()}
     for temperature_of_cache in ("cold", "warm"):
         outputs = run(core, prompts)
         for name, (tokens, logprobs) in expected.items():
@@ -123,10 +125,10 @@ def test_the_engine_equals_transformers(case: str, tmp_path: Path):
 def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
     """Each turn finds the last one's blocks, if the keys in them are those of its own length."""
     path = save_tiny(case, tmp_path)
-    core = make_core(path, block_size=8)
+    core, model = make_core(path, block_size=8), transformers_model(path)
     prompt = list(range(1, 11))
     for _ in range(4):  # past the original length of 64 within the second answer
-        expected, _ = reference(path, prompt)
+        expected, _ = reference(model, prompt)
         [outputs] = run(core, {"turn": prompt}).values()
         assert tokens_of(outputs) == expected
         prompt = prompt + expected + [7, 8, 9]
@@ -137,13 +139,14 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
     "case",
     [
         *["mistral", "gemma2", "gemma3", "gemma3n", "gemma4", "gemma4-shared", "cohere2"],
-        *["gpt-oss", "olmo3", "qwen2-window"],
+        *["gpt-oss", "olmo3", "qwen2-window", "deepseek-v4"],
     ],
 )
 def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     path = save_tiny(case, tmp_path)
     options = {"max_model_len": 200, "max_num_seqs": 2, "max_num_batched_tokens": 16}
-    specs = make_core(path, **options).model.kv_cache_specs()
+    model = make_core(path, **options).model
+    specs = [spec.in_pieces(4) for spec in model.kv_cache_specs()]
 
     def layout(specs: list[KVCacheSpec]) -> KVCacheLayout:
         return lay_out(specs, 200, block_size=4, max_chunk=16, dtype=torch.float32)
@@ -155,14 +158,15 @@ def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     assert num_bytes(specs) < num_bytes([spec._replace(window=None) for spec in specs])
     core = make_core(path, block_size=4, kv_cache_bytes=num_bytes(specs), **options)
     prompt = [(31 * i * i + 7 * i) % 199 for i in range(120)]
-    expected, _ = reference(path, prompt)
+    model = transformers_model(path)
+    expected, _ = reference(model, prompt)
     assert tokens_of(run(core, {"first": prompt})["first"]) == expected
 
     # Its early blocks have been overwritten by its late ones; what comes next goes on from these.
     [*_, narrowest] = core.block_manager._cached
     assert len(narrowest) < (len(prompt) + NUM_TOKENS) // 4
     longer = [*prompt, *expected, 7, 8, 9]
-    expected_of_longer, _ = reference(path, longer)
+    expected_of_longer, _ = reference(model, longer)
     outputs = run(core, {"longer": longer})["longer"]
     assert tokens_of(outputs) == expected_of_longer
     assert outputs[0].num_cached_tokens == 148

@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import pytest
 
-from axion.engine.echo import EchoEngine, NullEngine
+from axion.engine.echo import EchoEngine
 from axion.errors import EngineUnavailableError
 from axion.types import BackendState, FinishReason, SamplingParams, SequenceOutput
 
@@ -96,11 +96,6 @@ async def test_what_does_not_finish_in_time_is_ended():
     await engine.stop(drain_s=0)
     with pytest.raises(EngineUnavailableError):
         await running
-
-
-async def test_the_null_engine_ends_at_once_without_a_token():
-    (output,) = await collect(NullEngine(), [1, 2, 3])
-    assert (output.token_ids, output.finish_reason) == ([], FinishReason.STOP)
 
 
 @pytest.mark.parametrize("num_generated", range(5))

@@ -13,12 +13,14 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
+from axion.engine import loader
 from axion.engine.loader import eos_token_ids, load_model
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.parity.harness import CPU, Harness, Run
 from axion.quantization.gguf import BlockKernel
-from axion.quantization.integers import AtenInt4Kernel
+from axion.quantization.gguf_blocks import dequantize
+from axion.quantization.integers import AtenInt4Kernel, AtenInt8Kernel
 from tests.gguf_files import CASES, METADATA, build, tensors, write_gguf, write_tiny_gguf
 
 PROMPT = [(31 * i * i + 7 * i) % 199 for i in range(80)]
@@ -78,6 +80,34 @@ def test_a_quantized_model_is_that_of_its_dequantized_weights(
     assert (logits(found) - logits(expected)).abs().max() <= TOLERANCE
     if kind not in (Type.F16, Type.BF16):
         assert num_bytes(found) < num_bytes(expected)
+
+
+def test_experts_in_two_types_that_become_one_are_dequantized_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = build("gpt-oss")
+    metadata = json.loads(METADATA.read_text())["gpt-oss"]
+    stored = dict(tensors(metadata, model))
+    kinds = {"gate_exps.weight": Type.Q8_0, "up_exps.weight": Type.Q5_0}
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        metadata,
+        stored,
+        lambda name: next((kinds[part] for part in kinds if name.endswith(part)), Type.F32),
+    )
+    sizes: list[int] = []
+
+    def count(*args: Any) -> Tensor:
+        numbers = dequantize(*args)
+        sizes.append(numbers.numel())
+        return numbers
+
+    monkeypatch.setattr("axion.engine.gguf.dequantize", count)
+    load(path)
+    both = [tensor for name, tensor in stored.items() if name.endswith(tuple(kinds))]
+    assert both
+    assert sum(sizes) <= sum(tensor.numel() for tensor in stored.values())
+    assert max(sizes) < min(tensor.numel() for tensor in both)
 
 
 def num_bytes(model: CausalLM) -> int:
@@ -166,6 +196,27 @@ def test_weights_take_the_memory_that_they_have_in_the_file(mixed: tuple[Path, P
     model = load(mixed[0])
     stored = sum(tensor.n_bytes for tensor in gguf.GGUFReader(mixed[0]).tensors)
     assert num_bytes(model) == stored
+
+
+@pytest.mark.parametrize(("free", "is_roomy"), [(2**40, True), (2**20, False)])
+def test_larger_layouts_are_for_where_there_is_memory(
+    free: int,
+    is_roomy: bool,
+    mixed: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(loader, "free_memory", lambda _: free)
+    counted: list[int] = []
+    model = load_model(
+        mixed[0], device=CPU, dtype="bfloat16", on_progress=lambda _, total: counted.append(total)
+    )
+    assert counted[-1] == num_bytes(model)
+    assert ("Weights stay as they are stored" in caplog.text) is not is_roomy
+    kernels = {type(m) for m in model.modules() if isinstance(m, BlockKernel | AtenInt8Kernel)}
+    # Its embedding is a head too, but has no number of rows that it could be read from.
+    assert kernels == ({AtenInt8Kernel, BlockKernel} if is_roomy else {BlockKernel})
 
 
 def test_in_bfloat16_four_bits_are_multiplied_by_atens_kernel(mixed: tuple[Path, Path]):
@@ -257,12 +308,12 @@ def test_wrong_shapes_are_refused_before_anything_is_read(
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=Type.IQ2_XXS)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 36), np.uint8), raw_dtype=Type.NVFP4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as IQ2_XXS"):
+    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as NVFP4"):
         load(tmp_path / "m.gguf")
 
 

@@ -350,6 +350,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(output.finish_reason is FinishReason.ERROR for output in failed)
 
     @rule(data=st.data())
+    def find_that_numbers_are_unusable(self, data):
+        if data.draw(st.integers(0, 9)) == 0 and (scheduled := self.scheduler.schedule()):
+            self.memory.move(self.scheduler.block_manager)
+            sampled = self.memory.execute(scheduled)
+            errors = {}
+            entry = data.draw(st.sampled_from(scheduled))
+            if entry.samples:
+                row = [each for each in scheduled if each.samples].index(entry)
+                sampled[row] = [SampledToken(0, error="unusable")]
+            else:
+                errors = {entry.sequence.request_id: "unusable"}
+            for output in self.scheduler.update(scheduled, sampled, errors):
+                self.outputs[output.request_id] += output.token_ids
+                if output.error is None and output.finish_reason is not None:
+                    self.check_output(output.request_id)
+            assert entry.sequence.finish_reason is FinishReason.ERROR
+
+    @rule(data=st.data())
     def find_no_memory_for_a_step(self, data):
         scheduled = self.scheduler.schedule()
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)

@@ -282,6 +282,20 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(folder, num_hidden_layers=1, num_attention_heads=2, hidden_size=32)
 
 
+def test_wrong_drafts_leave_nothing_in_what_they_completed(tmp_path: Path):
+    """A draft may be the last of several tokens that are kept as one."""
+    core = make_core(save_tiny("deepseek-v4", tmp_path))
+    params = {
+        name: SamplingParams(temperature=0, max_tokens=14, ignore_eos=True) for name in ("a", "b")
+    }
+    expected = run(core, params, None)
+    answers = {name: tokens_of(outputs) for name, outputs in expected.items()}
+    found = run(core, params, Oracle(answers, share_wrong=0.4))
+    for name, outputs in expected.items():
+        check_equal(found[name], outputs)
+    assert core.stats.num_draft_tokens > core.stats.num_accepted_tokens > 0
+
+
 @pytest.mark.parametrize("draft", ["itself", "another"])
 @pytest.mark.parametrize(
     "fields",

@@ -21,6 +21,7 @@ from axion.layers.kernels.activation import gated
 from axion.layers.kernels.low_bit import int4_product, int8_product
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
+from axion.layers.kernels.sinkhorn import doubly_stochastic
 from tests.gpu.batches import make_batch
 
 
@@ -72,6 +73,7 @@ def compile_all(capability: int) -> None:
     cos = torch.zeros(4, 1, 32, dtype=torch.bfloat16)
     rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
     rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
+    doubly_stochastic(torch.zeros(4, 4, 4), 1e-6, 20)
     bytes_ = torch.zeros(64, 4096, dtype=torch.uint8)
     int8_product(x, bytes_.view(torch.int8), torch.zeros(64))
     int4_product(x.view(2, 8192), bytes_, x.view(64, -1), bytes_[:, :256].contiguous())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from axion.layers import kernels
 from axion.layers.activation import ACTIVATIONS, apply_gate
+from axion.layers.hyper_connections import HyperConnection
 from axion.layers.norm import Float32RMSNorm, OffsetRMSNorm, RMSNorm, add_and_norm
 from axion.layers.rotary import apply_rotary, apply_rotary_interleaved
 
@@ -77,3 +78,12 @@ def test_rotary(
     angles = torch.randn(3, 1, num_pairs, device=device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     compare(lambda: (rotate(x, cos, sin),), monkeypatch, dtype)
+
+
+@pytest.mark.parametrize(("num_streams", "eps"), [(4, 1e-6), (3, 0.0)])
+def test_streams_are_mixed(
+    num_streams: int, eps: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = HyperConnection(num_streams, 8, norm_eps=1e-6, eps=eps, num_iterations=7)
+    mix = 3 * torch.randn(5, num_streams, num_streams, device=device)
+    compare(lambda: (connection.doubly_stochastic(mix),), monkeypatch, torch.float32)

@@ -74,6 +74,23 @@ def test_what_saves_time_changes_no_token(option: str, path: Path, device: torch
     assert answers(usual) == answers(plain)
 
 
+def test_what_the_device_gives_up_comes_back_from_host_memory(
+    path: Path, device: torch.device
+) -> None:
+    roomy = make_core(path, device)
+    expected = answers(roomy)
+    num_blocks = roomy.block_manager.max_blocks_held(256) + 1
+    bytes_per_block = roomy.info.kv_cache_bytes // roomy.info.num_blocks
+    tight = make_core(
+        path, device, kv_cache_bytes=num_blocks * bytes_per_block, kv_offload_bytes=2**26
+    )
+    assert answers(tight) == expected
+    with no_waiting():
+        assert answers(tight) == expected
+    assert tight.stats.num_blocks_restored > 0
+    assert tight.stats.num_blocks_used == 0
+
+
 def test_decode_steps_are_replayed(device: torch.device) -> None:
     core = make_core(DEMO, device, dtype="bfloat16")
     assert core.runner.graphs is not None, "the log says why not"

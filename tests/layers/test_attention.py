@@ -245,6 +245,20 @@ def test_half_precision_is_close(dtype: torch.dtype, options: dict[str, Any]) ->
         torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("window", [None, 4], ids=str)
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("num_seqs", [1, 3, 4, 9])
+def test_tokens_of_many_sequences_in_bfloat16(
+    num_seqs: int, num_kv_heads: int, window: int | None
+) -> None:
+    lengths = [(1, 3 + 7 * index) for index in range(num_seqs)]
+    sequences = Sequences(lengths, 4, num_kv_heads, 4, torch.bfloat16)
+    for seq, out in enumerate(sequences.attend(window=window)):
+        assert out.dtype == torch.bfloat16
+        expected = sequences.expected(seq, window)
+        torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("window", [None, 40, 200])
 def test_long_chunks_in_bfloat16_are_attended_block_by_block(
     window: int | None, monkeypatch: pytest.MonkeyPatch
@@ -269,9 +283,10 @@ def test_blocks_that_follow_one_another_are_read_in_place(
         torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sick", range(4))
-def test_a_nan_stays_in_its_own_sequence(sick: int) -> None:
-    sequences = Sequences([(1, 2), (1, 30), (4, 0), (3, 9)], 4, 2, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sick", range(6))
+def test_a_nan_stays_in_its_own_sequence(sick: int, dtype: torch.dtype) -> None:
+    sequences = Sequences([(1, 2), (1, 30), (4, 0), (3, 9), (1, 7), (1, 9)], 4, 2, 4, dtype)
     sequences.v[sick][-1] = sequences.k[sick][-1] = torch.nan
     for seq, out in enumerate(sequences.attend()):
         assert out.isnan().any() == (seq == sick)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from axion.layers.kv_format import KV_FORMATS
+from axion.layers.kv_format import KV_FORMATS, KVEntries
 
 
 @pytest.mark.parametrize(("name", "most"), [("fp8", 0.03), ("int8", 0.01)])
@@ -39,3 +39,19 @@ def test_zeros_and_numbers_beyond_the_range_stay_numbers_and_nan_stays_nan(name:
     assert large.isfinite().all()
     assert large[0] > 400 > -400 > large[1]
     assert nan[0].isnan()
+
+
+@pytest.mark.parametrize("is_apart", [False, True], ids=["beside", "apart"])
+@pytest.mark.parametrize("name", [None, *KV_FORMATS])
+def test_entries_are_gathered_head_by_head_as_they_are_token_by_token(
+    name: str | None, is_apart: bool
+):
+    stored = torch.randn(40, 3, 24).bfloat16()
+    kv_format = None if name is None else KV_FORMATS[name](torch.bfloat16)
+    if kv_format is not None:
+        stored = kv_format.store(stored)
+    entries = KVEntries(stored[..., : stored.shape[2] - 4] if is_apart else stored, kv_format)
+    slots = torch.randint(40, (5, 7), generator=torch.Generator().manual_seed(0))
+    head_slots = (slots[:, None] * 3 + torch.arange(3)[:, None]).flatten(0, 1)
+    expected = entries.gather(slots).transpose(1, 2).flatten(0, 1)
+    assert torch.equal(entries.gather_heads(slots, head_slots), expected)

@@ -58,6 +58,7 @@ _NEEDED = {
     "Dots3NoteForCausalLM": {"num_key_value_heads": 32},
     "GPTNeoForCausalLM": {"num_hidden_layers": 24},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
+    "Glm5NextForConditionalGeneration": {"num_key_value_heads": 32},
     "Glm4MoeLiteForCausalLM": {"num_key_value_heads": 32},
     "GlmMoeDsaForCausalLM": {"num_key_value_heads": 32},
     "HeliumForCausalLM": {"num_key_value_heads": 32},
@@ -93,7 +94,7 @@ def test_defaults_of_a_family_are_those_of_transformers(architecture: str) -> No
         if field.name not in ("rope_parameters", "layer_types") and value is not None:
             assert getattr(config, field.name) == value, field.name
     for i, kind in enumerate(getattr(expected, "layer_types", None) or ()):
-        is_sliding = kind == "sliding_attention"
+        is_sliding = kind == "sliding_attention" or "compressed" in kind  # beside a window
         assert config.window(i) == (expected.sliding_window if is_sliding else None)
     rope = {"partial_rotary_factor": 1.0, **(getattr(expected, "rope_parameters", None) or {})}
     if "rope_theta" in rope:  # neither learned positions nor a rope for each kind of layer
@@ -119,7 +120,7 @@ def test_windows_and_ropes_of_older_checkpoints(architecture: str, fields: dict[
     config = model_classes()[architecture].config_cls.from_dict(dict(fields))
     expected = getattr(transformers, architecture).config_class.from_dict(dict(fields))
     for i, kind in enumerate(expected.layer_types):
-        is_sliding = kind == "sliding_attention"
+        is_sliding = kind == "sliding_attention" or "compressed" in kind  # beside a window
         assert config.window(i) == (expected.sliding_window if is_sliding else None)
         for name, value in expected.rope_parameters[kind].items():
             assert getattr(config.rope(i), name) == value, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from axion.errors import ModelLoadError
 from axion.models.config import DecoderConfig
 from axion.models.registry import model_classes
 
+GLM5_NEXT = "Glm5NextForConditionalGeneration"
 SIZES = {
     "vocab_size": 100,
     "hidden_size": 64,
@@ -19,6 +21,9 @@ SIZES = {
     "num_attention_heads": 4,
 }
 GPT_SIZES = {"vocab_size": 100, "n_embd": 64, "n_layer": 2, "n_head": 4}
+MINIMAX_M3 = "MiniMaxM3VLForCausalLM"
+_SPARSE = {"layer_types": 2 * ["minimax_m3_sparse"]}
+_KV_HEADS = {"num_key_value_heads": 4}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
@@ -95,6 +100,28 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
         ("GPTJForCausalLM", {"rotary_dim": None}, "rotary_dim"),
         ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention"),
         ("OlmoForCausalLM", {"clip_qkv": "8"}, "clip_qkv"),
+        (GLM5_NEXT, {"index_kpool_always_select_tail": False}, "index_kpool_always_select_tail"),
+        (
+            GLM5_NEXT,
+            _KV_HEADS | {"index_topk": 100},
+            r"index_topk \(100\) must be a multiple of index_kpool",
+        ),
+        (GLM5_NEXT, {"qk_rope_head_dim": 8}, "qk_rope_head_dim"),
+        (GLM5_NEXT, {"layer_types": 2 * ["sliding_attention"]}, "layer_types"),
+        (GLM5_NEXT, {"layer_types": None, "linear_attn_config": {"rank": 8}}, "linear_attn_config"),
+        (
+            GLM5_NEXT,
+            _KV_HEADS
+            | {"indexer_types": ["shared", "full"], "layer_types": ["full_attention"] * 2},
+            "indexer_types",
+        ),
+        (GLM5_NEXT, {"swiglu_limit": 0}, "swiglu_limit"),
+        (MINIMAX_M3, _SPARSE | {"index_n_heads": 3}, r"index_n_heads \(3\) must divide"),
+        (MINIMAX_M3, _SPARSE | {"index_local_blocks": 17}, "index_local_blocks"),
+        (MINIMAX_M3, _SPARSE | {"index_head_dim": 64}, "index_head_dim"),
+        (MINIMAX_M3, {"layer_types": ["minimax_m3_sparse"]}, "layer_types"),
+        (MINIMAX_M3, {"sparse_attention_config": 5}, "sparse_attention_config"),
+        (MINIMAX_M3, {"moe_layer_freq": 1}, "moe_layer_freq must be a list"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -102,3 +129,65 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelLoadError, match=named):
         read(architecture, SIZES | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"linear_lower_bound": None},
+        {"linear_attn_config": {"head_dim": 32, "num_heads": 3, "short_conv_kernel_size": 3}},
+        {"linear_attn_config": {"gate_lower_bound": -2.0}},
+        {"linear_attn_config": {"gate_lower_bound": None}},
+        {"linear_attn_config": {"gate_lower_bound": None, "safe_gate": False}},
+        {"linear_attn_config": {"safe_gate": True}, "linear_lower_bound": None},
+        {"layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"]},
+        {"index_topk_pattern": "SFSF", "layer_types": 2 * ["linear_attention", "full_attention"]},
+        {"index_topk_freq": 4, "index_skip_topk_offset": 4},
+    ],
+)
+def test_glm_5_next_reads_what_checkpoints_may_write(fields: dict[str, Any]) -> None:
+    fields = SIZES | {"num_hidden_layers": 4, "num_key_value_heads": 4} | fields
+    config_class = getattr(transformers, GLM5_NEXT).config_class
+    expected = config_class.from_dict({"text_config": copy.deepcopy(fields)}).text_config
+
+    inside = read(GLM5_NEXT, {"text_config": copy.deepcopy(fields), "vision_config": {}})
+    beside = read(GLM5_NEXT, fields | {"vision_config": {}, "image_token_id": 5})
+
+    assert inside == beside
+    for ours, theirs in {
+        "linear_key_head_dim": "linear_head_dim",
+        "linear_num_value_heads": "linear_num_heads",
+        **{
+            name: name
+            for name in (
+                *("linear_conv_kernel_dim", "linear_lower_bound", "layer_types"),
+                *("indexer_types", "mlp_layer_types"),
+            )
+        },
+    }.items():
+        assert getattr(inside, ours) == getattr(expected, theirs), theirs
+
+
+def test_minimax_m3_reads_what_checkpoints_write() -> None:
+    fields = SIZES | {
+        "hidden_act": "swigluoai",
+        "sparse_attention_config": {
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 96,
+            "sparse_block_size": 64,
+            "sparse_topk_blocks": 8,
+            "sparse_local_block": 2,
+            "sparse_attention_freq": [0, 1],
+        },
+        "moe_layer_freq": [0, 1],
+        "partial_rotary_factor": 0.5,
+    }
+    expected = getattr(transformers, MINIMAX_M3).config_class.from_dict(copy.deepcopy(fields))
+
+    config = read(MINIMAX_M3, fields)
+
+    for name in (
+        *("index_n_heads", "index_head_dim", "index_block_size", "index_topk_blocks"),
+        *("index_local_blocks", "layer_types", "mlp_layer_types", "hidden_act"),
+    ):
+        assert getattr(config, name) == getattr(expected, name), name

@@ -22,6 +22,7 @@ from axion.models.base import CausalLM
 from axion.models.transformers_fallback import TransformersCausalLM, fallback_class
 from axion.parity import tiny
 from axion.parity.harness import WAYS, Harness, Run, chunked
+from axion.quantization.registry import quantization_method
 from axion.types import EngineConfig, SamplingParams
 from tests.parity.catalog import next_logits, small_config
 
@@ -61,9 +62,8 @@ def load_fallback(path: Path) -> TransformersCausalLM:
     [architecture] = checkpoint.config["architectures"]
     cls = fallback_class(architecture)
     assert cls is not None
-    model = cls(checkpoint.config)
-    model.load(checkpoint.tensors, CPU, torch.float32)
-    return model
+    method = quantization_method(checkpoint.config)
+    return loader.load_fallback(cls, checkpoint, method, CPU, torch.float32)
 
 
 def assert_answers_of(reference: PreTrainedModel, runs: list[Run]) -> None:
@@ -216,7 +216,7 @@ V_PROJ = "model.layers.1.self_attn.v_proj.weight"
         (lambda t: t.pop(V_PROJ), f"{V_PROJ} is missing"),
         (lambda t: t.update(more=t[V_PROJ].clone()), "'more' is not part of the architecture"),
         (lambda t: t.update({V_PROJ: t[V_PROJ][1:].clone()}), f"{V_PROJ} has shape .* expected"),
-        (lambda t: t.update({V_PROJ: t[V_PROJ].to(torch.int8)}), f"{V_PROJ}' is stored as I8"),
+        (lambda t: t.update({V_PROJ: t[V_PROJ].to(torch.int8)}), f"{V_PROJ} is stored as I8"),
     ],
 )
 def test_weights_are_strictly_those_of_the_config(
@@ -255,14 +255,6 @@ def test_progress_ends_at_the_total_and_the_number_format_is_as_asked(small: Pat
     assert calls[-1][0] == calls[-1][1] == sum(p.nbytes for p in model.parameters())
     assert model.dtype == torch.bfloat16
     assert [run.output for run in chunked(Harness(model), PROMPTS, 3)]
-
-
-def test_quantized_weights_are_refused(small: Path) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be quantized"):
-        load_model(small, device=CPU, quantization="int8")
-    change_config(small, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
-    with pytest.raises(ModelLoadError, match="cannot be quantized"):
-        load(small)
 
 
 def test_config_json_cannot_name_code_to_compute_with(small: Path) -> None:

@@ -20,7 +20,8 @@ from axion.openai.chat import (
     TopLogprob,
     collect_chat,
 )
-from axion.openai.common import PromptTokensDetails, Usage, parse_request
+from axion.openai.common import PromptTokensDetails, Usage
+from axion.openai.parsing import parse_request
 
 USER = {"role": "user", "content": "Hi."}
 TOOL = {

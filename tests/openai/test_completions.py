@@ -8,7 +8,7 @@ import openai.types
 import pytest
 
 from axion.errors import InternalError, InvalidRequestError
-from axion.openai.common import PromptTokensDetails, Usage, parse_request
+from axion.openai.common import PromptTokensDetails, Usage
 from axion.openai.completions import (
     CompletionChunk,
     CompletionChunkChoice,
@@ -16,6 +16,7 @@ from axion.openai.completions import (
     Logprobs,
     collect_completion,
 )
+from axion.openai.parsing import parse_request
 
 
 def parse(prompt: Any = "Hi.", **fields: Any) -> CompletionRequest:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
 from axion.openai.features import WITHOUT_FEATURE, features
+from axion.openai.parsing import parse_request
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 STRICT = {"type": "function", "function": {"name": "f", "strict": True}}

@@ -41,11 +41,12 @@ from openai.types.responses.response_create_params import (
 )
 
 from axion.errors import InvalidRequestError
-from axion.openai.anthropic import CountTokensRequest, MessagesRequest
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import RequestModel, parse_request
 from axion.openai.completions import CompletionRequest
 from axion.openai.embeddings import EmbeddingRequest
+from axion.openai.fields import RequestModel
+from axion.openai.messages import CountTokensRequest, MessagesRequest
+from axion.openai.parsing import parse_request
 from axion.openai.responses import ResponsesRequest
 
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

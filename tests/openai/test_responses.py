@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from openai.types.responses import response_create_params
 
 from axion.errors import InvalidRequestError
-from axion.openai.common import parse_request
+from axion.openai.parsing import parse_request
 from axion.openai.responses import (
     ResponsesRequest,
     dump_items,
     list_items,
     load_items,
 )
-from tests.openai.test_common import json_values
+from tests.openai.test_parsing import json_values
 
 USER = {"role": "user", "content": "Hi."}
 CALL = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}

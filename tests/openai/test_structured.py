@@ -9,8 +9,8 @@ import pytest
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
+from axion.openai.parsing import parse_request
 from axion.openai.structured import Constraint
 from axion.types import MAX_GRAMMAR_CHARS, Grammar
 

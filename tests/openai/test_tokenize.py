@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.errors import InvalidRequestError
-from axion.openai.common import parse_request
+from axion.openai.parsing import parse_request
 from axion.openai.tokenize import DetokenizeRequest, TokenizeRequest
-from tests.openai.test_common import json_values
+from tests.openai.test_parsing import json_values
 
 
 @given(st.data())

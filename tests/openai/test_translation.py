@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from axion.errors import InternalError
-from axion.openai.anthropic import MessagesEvent, collect_message, message_events
 from axion.openai.chat import (
     ChatCompletionChunk,
     ChoiceLogprobs,
@@ -24,7 +23,9 @@ from axion.openai.chat import (
     FunctionCall,
     TokenLogprob,
 )
-from axion.openai.common import CompletionTokensDetails, PromptTokensDetails, Usage, parse_request
+from axion.openai.common import CompletionTokensDetails, PromptTokensDetails, Usage
+from axion.openai.message_events import MessagesEvent, collect_message, message_events
+from axion.openai.parsing import parse_request
 from axion.openai.response_events import (
     Response,
     ResponseEvent,

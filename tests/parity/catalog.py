@@ -407,8 +407,9 @@ what it computes.
 
 - **native**: a class of Axion's own, one file in `axion/models/`.
 - **fallback**: transformers' own class, with Axion's paged attention in place of its own: the same
-  batching, chunked prefill and prefix cache. Nothing is fused and no quantized weights are read, so
-  it is slower and larger than a native class would be.
+  batching, chunked prefill and prefix cache. Its linear layers and experts are Axion's, quantized
+  as any ([docs/quantization.md](quantization.md)); nothing is fused, so it is slower than a native
+  class would be.
 - **refused**: it cannot be served by either; loading says why, before the weights are read where
   that can be known.
 

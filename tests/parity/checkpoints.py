@@ -274,6 +274,48 @@ def _kimi_linear(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     return Case("KimiLinearForCausalLM", {**sizes, **config}, neutral or {})
 
 
+def _glm5_next(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        **{"layer_types": ["linear_attention", "indexed_attention", "indexed_attention"]},
+        **{"indexer_types": ["full", "full", "shared"], "num_key_value_heads": 4},
+        **{"linear_num_heads": 3, "linear_head_dim": 32, "q_lora_rank": 24, "kv_lora_rank": 16},
+        **{"qk_nope_head_dim": 20, "v_head_dim": 12, "n_routed_experts": 6},
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 20},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16}
+    vision |= {"out_hidden_size": 64, "projection_intermediate_size": 16, "patch_size": 4}
+    return Case(
+        "Glm5NextForConditionalGeneration",
+        {"model_type": "glm5_next_text", **sizes, **config},
+        neutral,
+        {"vision_config": vision},
+    )
+
+
+def _minimax_m3(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"layer_types": ["minimax_m3_sparse"] * 2, "mlp_layer_types": ["dense", "sparse"]},
+        **{"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32},
+        **{"dense_intermediate_size": 80, "shared_intermediate_size": 48, "head_dim": 24},
+        **{"index_n_heads": 2, "index_head_dim": 20, "index_block_size": 5},
+        **{"index_topk_blocks": 3, "index_local_blocks": 1},
+        "rope_parameters": {
+            **{"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        },
+    }
+    return Case("MiniMaxM3VLForCausalLM", {**sizes, **config}, neutral)
+
+
+_GLM5_NEXT_SHORT = {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "indexer_types": ["shared", "full"],
+    "mlp_layer_types": ["sparse", "dense"],
+}
+
+
 def _gpt_oss(neutral: dict[str, Any] | None = None, **config: Any) -> Case:
     sizes = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 16}
     return Case("GptOssForCausalLM", {**sizes, "sliding_window": WINDOW, **config}, neutral or {})
@@ -320,6 +362,33 @@ def _axk2(neutral: dict[str, Any], **config: Any) -> Case:
 def _hy_v4(neutral: dict[str, Any], **config: Any) -> Case:
     layers = {"num_hidden_layers": 3, "indexer_types": ["full", "full", "shared"]}
     return Case("HYV4ForCausalLM", {**_deepseek_v32().config, **layers, **config}, neutral)
+
+
+_V4_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 12}
+_V4_ROPES = {
+    "main": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    "compress": {
+        **{"rope_type": "yarn", "rope_theta": 16_000.0, "partial_rotary_factor": 0.5},
+        **{"factor": 8.0, "original_max_position_embeddings": ORIGINAL_LENGTH},
+        "attention_factor": 1.0,
+    },
+}
+
+
+def _deepseek_v4(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24},
+        "layer_types": [
+            *("heavily_compressed_attention", "compressed_sparse_attention"),
+            "sliding_attention",
+        ],
+        **{"compress_rates": _V4_RATES, "mlp_layer_types": ["hash_moe", "moe", "moe"]},
+        **{"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"o_groups": 2, "o_lora_rank": 12, "index_n_heads": 16, "index_head_dim": 12},
+        **{"index_topk": 5, "sliding_window": WINDOW, "rope_parameters": _V4_ROPES},
+        **{"hc_mult": 2, "hc_sinkhorn_iters": 2},
+    }
+    return Case("DeepseekV4ForCausalLM", {**sizes, **config}, neutral)
 
 
 def _mistral4(neutral: dict[str, Any], **config: Any) -> Case:
@@ -986,6 +1055,25 @@ CASES: dict[str, Case] = {
     "hy-v4": _hy_v4({"index_topk": 13}),
     "hy-v4-streams": _hy_v4({"hc_magnitude": 2.0}, hc_mult=3, hc_magnitude=1.5, hc_eps=0.01),
     "hy-v4-limit": _hy_v4({"swiglu_limit": 10.0}, swiglu_limit=0.2, indexer_types=["full"] * 3),
+    "deepseek-v4": _deepseek_v4({"index_topk": 6}),
+    "deepseek-v4-numbers": _deepseek_v4(
+        {"swiglu_limit": 10.0},
+        **{"num_hidden_layers": 2, "layer_types": [*_V4_RATES], "mlp_layer_types": ["moe"] * 2},
+        # No divisors of the block size.
+        compress_rates=dict(zip(_V4_RATES, (3, 7), strict=True)),
+        **{"scoring_func": "sigmoid", "routed_scaling_factor": 0.7, "swiglu_limit": 0.2},
+        **{"hc_mult": 3, "hc_eps": 0.01, "hc_sinkhorn_iters": 1, "rms_norm_eps": 0.1},
+        **{"mlp_bias": True, "hidden_act": "gelu", "sliding_window": 7},
+    ),
+    "deepseek-v4-ropes": _deepseek_v4(
+        {"rope_parameters": _V4_ROPES},
+        **{"num_hidden_layers": 2, "mlp_layer_types": ["moe", "hash_moe"]},
+        **{"layer_types": ["sliding_attention", "compressed_sparse_attention"], "o_groups": 4},
+        rope_parameters={
+            "main": _partial(0.25) | {"rope_theta": 500.0},
+            "compress": {**_V4_ROPES["compress"], "attention_factor": 1.3, "beta_fast": 8.0},
+        },
+    ),
     "mistral4": _mistral4({"rope_parameters": _ministral3(0.0)["rope_parameters"]}),
     "mistral4-groups": _mistral4(
         {"norm_topk_prob": True},
@@ -1226,6 +1314,43 @@ CASES: dict[str, Case] = {
     ),
     "kimi-linear-groups": _kimi_linear(
         {"norm_topk_prob": True}, n_group=3, topk_group=2, norm_topk_prob=False
+    ),
+    "glm5-next": _glm5_next({"index_topk": 16}),
+    "glm5-next-groups": _glm5_next(
+        {"swiglu_limit": 10.0},
+        **_GLM5_NEXT_SHORT,
+        swiglu_limit=0.2,
+        linear_lower_bound=None,
+        index_topk=9,
+        index_kpool=3,
+        attention_bias=True,
+        n_group=3,
+        topk_group=2,
+    ),
+    "glm5-next-streams": _glm5_next(
+        {"hc_sinkhorn_iters": 20},
+        **_GLM5_NEXT_SHORT,
+        hc_mult=3,
+        hc_eps=0.1,
+        hc_sinkhorn_iters=1,
+        rms_norm_eps=0.1,
+        linear_lower_bound=-0.5,
+        index_kpool=1,
+    ),
+    "minimax-m3": _minimax_m3({"index_topk_blocks": 4}),
+    "minimax-m3-local": replace(
+        _minimax_m3(
+            {"index_local_blocks": 0},
+            layer_types=["full_attention", "minimax_m3_sparse"],
+            index_n_heads=1,
+            index_block_size=4,
+            index_local_blocks=2,
+            swiglu_alpha=0.5,
+            swiglu_limit=0.2,
+            routed_scaling_factor=0.7,
+        ),
+        architecture="MiniMaxM3SparseForConditionalGeneration",
+        beside={"vision_config": _SEEING["vision_config"], "projector_hidden_size": 16},
     ),
     "minimax": Case("MiniMaxForCausalLM", {"num_experts": 6}),
     "minimax-factors": Case(

@@ -38,11 +38,15 @@ Pack = Callable[[str, Tensor], Packed | None]
 
 
 def save_pair(
-    case: str, folder: Path, pack: Pack, quantization: Mapping[str, Any]
+    case: str | Callable[[Path], object],
+    folder: Path,
+    pack: Pack,
+    quantization: Mapping[str, Any],
 ) -> tuple[Path, Path]:
-    """Save a row of the parity table in a format, and what that dequantizes to.
+    """Save a tiny model in a format, and what that dequantizes to.
 
     Args:
+        case: a row of the parity table, or what saves the model in a folder.
         pack: from the name of a layer that is no embedding, norm or router, and its weight; None:
             the weight stays.
         quantization: config.json's `quantization_config`.
@@ -51,8 +55,11 @@ def save_pair(
         The folder of the quantized checkpoint, and that of the plain one.
     """
     quantized, plain = folder / "quantized", folder / "plain"
-    save_tiny(case, quantized)
-    save_tiny(case, plain)
+    for path in (quantized, plain):
+        if isinstance(case, str):
+            save_tiny(case, path)
+        else:
+            case(path)
     tensors = load_file(quantized / "model.safetensors")
     weights = dict(tensors)
     for name, weight in list(tensors.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.errors import ModelLoadError
+from axion.parity import tiny
 from axion.quantization.awq import AwqMethod
 from axion.quantization.base import QuantizedLinear
 from axion.quantization.integers import AtenInt4Kernel
+from tests.parity.catalog import small_config
+from tests.parity.checkpoints import save_tiny
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 
 ORDERS = {"gemm": [0, 2, 4, 6, 1, 3, 5, 7], "gemv": list(range(8))}
@@ -168,3 +172,35 @@ def test_what_is_wrong_with_a_layer_is_named(
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(ModelLoadError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("architecture", ["starcoder2", "GPTBigCodeForCausalLM"])
+def test_activations_may_be_scaled(architecture: str, tmp_path: Path) -> None:
+    awq, scales = Awq(), {}
+
+    def pack(name: str, weight: Tensor) -> Packed | None:
+        if not name.endswith("mlp.c_proj"):
+            return awq(name, weight) if "lm_head" not in name else None
+        own = torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(1)) + 0.5
+        scales[name.replace("c_proj", "act.scales")] = own
+        packed = awq(name, weight * own)
+        return packed._replace(weight=packed.weight / own)
+
+    def save(path: Path) -> None:
+        if architecture == "starcoder2":
+            save_tiny(architecture, path)
+        else:
+            tiny.build(small_config(architecture)).save_pretrained(path)
+
+    quantized, plain = save_pair(save, tmp_path, pack, awq.config)
+    assert scales
+    file = quantized / "model.safetensors"
+    save_file(load_file(file) | scales, file)
+    assert_same(load(quantized), load(plain))
+
+
+def test_early_versions_have_their_config_in_a_file_of_its_own(tmp_path: Path) -> None:
+    quantized, plain = save_pair("llama", tmp_path, Awq(), {})
+    config = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (quantized / "quant_config.json").write_text(json.dumps(config))
+    assert_same(load(quantized), load(plain))

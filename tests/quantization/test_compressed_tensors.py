@@ -191,7 +191,7 @@ _ENDLESS = "re:" + "(.+)" * 8 + r"\8\7[!?]"
     [
         ({"config_groups": {}}, "config_groups must be an object"),
         ({"config_groups": {"a": {}}}, "a lacks targets or weights"),
-        ({"config_groups": {"a": group(4, "group", "float")}}, "type 'float' with 4 bits"),
+        ({"config_groups": {"a": group(6, "group", "float")}}, "type 'float' with 6 bits"),
         ({"config_groups": {"a": group(2, "group")}}, "type 'int' with 2 bits"),
         ({"config_groups": {"a": group(4, "group", group_size=0)}}, "groups of 0 inputs"),
         ({"config_groups": {"a": group(4, "tensor_group")}}, "the strategy 'tensor_group'"),

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from axion.errors import ModelLoadError
 from axion.quantization.float8 import Float8Kernel, widen
+from axion.quantization.mxfp4 import Mxfp4Kernel
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 
 DYNAMIC = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 BLOCK = (16, 32)
+POSITIVE = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+NUMBERS = torch.cat((POSITIVE, -POSITIVE))  # E2M1, by their codes
 
 
 def by_block(name: str, weight: Tensor, dtype: torch.dtype = torch.float32) -> Packed | None:
@@ -83,6 +86,37 @@ def test_the_answers_are_those_of_the_dequantized_model(
     assert_same(quantized, plain)
 
 
+def as_deepseek_v4(name: str, weight: Tensor) -> Packed | None:
+    """Experts of four bits, all else by blocks, but what makes entries of tokens; scales of one
+    byte, under other names."""
+    if "compressor" in name or name.endswith((".ape", "weights_proj")):
+        return None
+    if ".experts." not in name:
+        packed = by_block(name, weight)
+        return packed and Packed(
+            {"weight": packed.tensors["weight"], "scale": packed.tensors["weight_scale_inv"]},
+            packed.weight,
+        )
+    blocks = weight.unflatten(1, (-1, 32))
+    scale = (blocks.abs().amax(-1) / 6).log2().ceil().exp2().to(torch.float8_e8m0fnu)
+    powers = scale.float()[..., None]
+    codes = (blocks[..., None] / powers[..., None] - NUMBERS).abs().argmin(-1)
+    halves = codes.flatten(1).unflatten(1, (-1, 2)).to(torch.uint8)
+    stored = (halves[..., 0] | halves[..., 1] << 4).view(torch.int8)
+    return Packed({"weight": stored, "scale": scale}, (NUMBERS[codes] * powers).flatten(1))
+
+
+def test_experts_of_four_bits_among_weights_of_eight(tmp_path: Path) -> None:
+    config = DYNAMIC | {"weight_block_size": list(BLOCK), "scale_fmt": "ue8m0"}
+    path, plain = save_pair("deepseek-v4", tmp_path, as_deepseek_v4, config)
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"expert_dtype": "fp4"}))
+    quantized = load(path)
+    kinds = {type(module) for module in quantized.modules()}
+    assert {Float8Kernel, Mxfp4Kernel} <= kinds
+    assert_same(quantized, load(plain))
+
+
 def test_a_weight_takes_one_byte(tmp_path: Path) -> None:
     config = DYNAMIC | {"weight_block_size": list(BLOCK)}
     quantized, plain = (load(path) for path in save_pair("llama", tmp_path, by_block, config))
@@ -105,7 +139,7 @@ def test_scales_of_inputs_and_of_the_cache_are_not_needed(tmp_path: Path) -> Non
     [
         ({"activation_scheme": "psychic"}, "with activation_scheme='psychic', which is not"),
         ({"fmt": "e5m2"}, "with fmt='e5m2', which is not"),
-        ({"expert_dtype": "fp4"}, "with expert_dtype='fp4', which is not"),
+        ({"expert_dtype": "fp5"}, "with expert_dtype='fp5', which is not"),
         ({"weight_block_size": [128]}, "must be two sizes"),
         ({"weight_block_size": [0, 128]}, "must be two sizes"),
     ],

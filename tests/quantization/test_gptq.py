@@ -278,3 +278,11 @@ def test_what_is_wrong_with_a_layer_is_named(
     with pytest.raises(ModelLoadError) as caught:
         load(path)
     assert message in caught.value.message
+
+
+def test_early_versions_have_their_config_in_a_file_of_its_own(tmp_path: Path) -> None:
+    gptq = Gptq()
+    path, plain = save_pair("llama", tmp_path, gptq, {})
+    config = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    (path / "quantize_config.json").write_text(json.dumps(config))
+    assert_same(load(path), load(plain))

@@ -124,3 +124,10 @@ def test_atens_kernel_takes_a_part_of_wider_rows_and_no_rows() -> None:
     part = torch.randn(3, 2 * IN).bfloat16()[:, IN:]
     assert torch.equal(kernel(part), kernel(part.contiguous()))
     assert kernel(part[:0]).shape == (0, OUT)
+
+
+@pytest.mark.parametrize("num_rows", [64, 192, 80])
+def test_what_is_packed_is_what_aten_packs(num_rows: int) -> None:
+    codes = torch.randint(0, 16, (num_rows, 64), dtype=torch.uint8)
+    expected = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+    assert torch.equal(integers.aten_pack(codes), expected)

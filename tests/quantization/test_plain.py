@@ -11,8 +11,10 @@ from axion.engine import loader
 from axion.errors import ModelLoadError
 from axion.layers import onednn
 from axion.layers.linear import DenseLinear, Linear
+from axion.layers.moe import ExpertLinear
 from axion.quantization.base import (
     DenseKernel,
+    QuantizationMethod,
     QuantizedEmbedding,
     QuantizedLinear,
     TiedHead,
@@ -45,7 +47,7 @@ def test_a_packed_model_computes_what_the_plain_one_does(
     model = load(folders[case])
     assert any(isinstance(m, DenseKernel) and m.is_packed for m in model.modules())
     for module in model.modules():
-        assert not isinstance(module, Linear) or isinstance(module, DenseLinear)
+        assert not isinstance(module, Linear | ExpertLinear) or isinstance(module, DenseLinear)
     assert num_parameters(model) == num_parameters(plain)
     assert weight_bytes(model) == weight_bytes(plain)
     assert_same(model, plain)
@@ -85,16 +87,26 @@ def test_an_embedding_kernel_gives_rows_and_products(
     assert kernel.is_packed == (onednn.rows_view(onednn.pack(weight), weight) is not None)
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied"])
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "mixtral"])
 def test_memory_is_counted_as_it_will_be_taken(
-    case: str, folders: dict[str, Path], packs_all: None, monkeypatch: pytest.MonkeyPatch
+    case: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain = load(folders[case])
+    largest = max(parameter.nbytes for parameter in plain.parameters())
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
     need = weight_bytes(load(folders[case]))
-    monkeypatch.setattr(loader, "free_memory", lambda device: need - 1)
+    # The last layers are there twice meanwhile.
+    monkeypatch.setattr(loader, "free_memory", lambda device: need)
     with pytest.raises(ModelLoadError, match="as float32"):
         load(folders[case])
-    monkeypatch.setattr(loader, "free_memory", lambda device: need)
+    monkeypatch.setattr(loader, "free_memory", lambda device: need + largest)
     load(folders[case])
+
+
+def test_the_memory_of_experts_is_counted_twice_while_they_are_packed(packs_all: None) -> None:
+    experts = ExpertLinear(3, 16, {"down_proj": 24})
+    cpu = torch.device("cpu")
+    assert QuantizationMethod().loading_bytes(experts, cpu, torch.float32) == 3 * 16 * 24 * 4
 
 
 def test_what_a_quantized_model_leaves_plain_is_packed(

@@ -77,14 +77,10 @@ def judge(
         ({"engine": _FALLBACK}, Reason.ACCEPTED, "by its fallback"),
         (
             {"engine": _FALLBACK | {"quantizes": ("int8",)}, "quantization": "int8"},
-            Reason.UNSUPPORTED_QUANTIZATION,
-            "weights stay as they are",
+            Reason.ACCEPTED,
+            "by its fallback",
         ),
-        (
-            {"engine": _FALLBACK, "model": {"quantization": "gptq"}},
-            Reason.UNSUPPORTED_QUANTIZATION,
-            "loads none that are quantized",
-        ),
+        ({"engine": _FALLBACK, "model": {"quantization": "gptq"}}, Reason.ACCEPTED, "fallback"),
         ({"model": {"architectures": ()}}, Reason.UNSUPPORTED_ARCHITECTURE, "does not name"),
         ({"model": {"architectures": ("Qwen3ForCausalLM",)}}, Reason.KNOWN_FAULT, "compiles"),
         (

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from axion.errors import EngineUnavailableError, InvalidRequestError
-from axion.openai.common import parse_request
+from axion.openai.parsing import parse_request
 from axion.router.registry import ModelRegistry
 from axion.server import body, endpoint
 from axion.server.app import ROUTES, create_app

@@ -13,11 +13,11 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
-from axion.openai.anthropic import CountTokensRequest, MessagesRequest
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import RequestModel
 from axion.openai.completions import CompletionRequest
 from axion.openai.embeddings import EmbeddingRequest
+from axion.openai.fields import RequestModel
+from axion.openai.messages import CountTokensRequest, MessagesRequest
 from axion.openai.rerank import RerankRequest, ScoreRequest
 from axion.openai.responses import ResponsesRequest
 from axion.openai.tokenize import DetokenizeRequest, TokenizeRequest

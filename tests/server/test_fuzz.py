@@ -64,7 +64,7 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
 
     # The same requests every time, unless it is a longer run that is there to find new ones.
     @settings(
-        max_examples=NUM_CASES or (40 if method == "post" else 6),
+        max_examples=NUM_CASES or (25 if method == "post" else 6),
         derandomize=not NUM_CASES,
         database=None,
         deadline=None,

@@ -16,7 +16,7 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
-from axion.openai.common import parse_request
+from axion.openai.parsing import parse_request
 from axion.router.registry import ModelRegistry
 from axion.server import endpoint
 from axion.server.body import SMALL_BODY_BYTES

@@ -8,6 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from axion.errors import InvalidRequestError, ModelLoadError
+from axion.text import chat_template
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.template_process import TemplateProcess
 from axion.text.tokenizer import load_tokenizer
@@ -226,15 +227,18 @@ async def test_rendering_does_not_hold_the_event_loop() -> None:
 
 
 class TestLoading:
+    @pytest.fixture(autouse=True)
+    def shared(self, monkeypatch: pytest.MonkeyPatch, template_process: TemplateProcess) -> None:
+        """One process for all, of which each that is started costs a second."""
+        monkeypatch.setattr(chat_template, "TemplateProcess", lambda timeout_s: template_process)
+
     def load(self, folder: ModelFolder) -> ChatTemplate | None:
         return load_chat_template(folder.path, load_tokenizer(folder.path))
 
     def prompt(self, folder: ModelFolder, **arguments: Any) -> str:
         template = self.load(folder)
         assert template is not None
-        prompt = template.render([USER], **arguments)
-        template.close()
-        return prompt
+        return template.render([USER], **arguments)
 
     def test_a_folder_without_a_template_has_none(self, model_folder: ModelFolder) -> None:
         assert self.load(model_folder) is None

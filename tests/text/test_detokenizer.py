@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from axion.text.detokenizer import IncrementalDetokenizer
@@ -40,6 +40,8 @@ def test_prompt_and_answer_together_are_the_text_wherever_it_is_cut(
     byte_pair: Pair, text: str, data: st.DataObject
 ) -> None:
     ids = byte_pair.library.encode(text).ids
+    special = map(byte_pair.ours.id_to_token, byte_pair.ours.special_token_ids)
+    assume(not any(token and token in text for token in special))  # `<s>` is left out of texts
     cut = data.draw(st.integers(0, len(ids)))
     detokenizer = IncrementalDetokenizer(byte_pair.ours, prompt_token_ids=ids[:cut])
     answer = stream(detokenizer, ids[cut:])

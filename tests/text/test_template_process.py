@@ -69,7 +69,7 @@ def test_a_template_that_takes_too_much_memory_is_stopped(
 def test_a_template_that_writes_too_much_is_stopped(
     process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("axion.text.template_process.MAX_OUTPUT_BYTES", 2**20)
+    monkeypatch.setattr("axion.text.bounded_process.MAX_OUTPUT_BYTES", 2**20)
     with pytest.raises(InvalidRequestError, match="output is over 1 MiB"):
         render(process, "{% for i in range(2000) %}{{ 'a' * 1000 }}{% endfor %}")
     assert render(process, "still here") == "still here"

@@ -25,10 +25,10 @@ from axion.backends.inference import LibraryBackend
 from axion.backends.native.cache_key import NO_EFFECT, cache_key, reads_clock
 from axion.backends.native.chat import prepare_chat, stream_chat
 from axion.backends.native.completions import stream_completion
+from axion.backends.native.engine import spawn_engine
 from axion.backends.native.model import EngineFactory, LoadedModel, load_text
 from axion.backends.native.prompt import chat_prompt, in_thread_if_long, text_prompt
 from axion.backends.native.sampling import check_vocabulary
-from axion.backends.worker import spawn_engine
 from axion.errors import EngineUnavailableError, ModelLoadError
 from axion.hub.gguf import TENSOR_TYPES
 from axion.hub.resolve import resolve
@@ -131,6 +131,7 @@ class NativeBackend(LibraryBackend):
             await self._model.engine.stop(drain_s)
             if self._model.chat_template is not None:
                 self._model.chat_template.close()
+            self._model.tokenizer.close()
 
     async def prepare_chat(self, request: ChatCompletionRequest) -> PreparedChat:
         model = self._loaded()
@@ -166,7 +167,7 @@ class NativeBackend(LibraryBackend):
         if isinstance(prompt, str):
             with_special = add_special_tokens is not False
             encode = partial(text_prompt, model, prompt, add_special_tokens=with_special)
-            token_ids = await in_thread_if_long(len(prompt), encode)
+            token_ids = await in_thread_if_long(model, len(prompt), encode)
         else:
             token_ids = await asyncio.to_thread(
                 chat_prompt, model, prompt, add_special_tokens=bool(add_special_tokens)
@@ -182,7 +183,7 @@ class NativeBackend(LibraryBackend):
         model = self._loaded()
         check_vocabulary("tokens", token_ids, model.engine.info.vocab_size)
         decode = partial(model.tokenizer.decode, token_ids, skip_special_tokens=False)
-        return await in_thread_if_long(len(token_ids), decode)
+        return await in_thread_if_long(model, len(token_ids), decode)
 
     def _loaded(self) -> LoadedModel:
         if self._model is None:

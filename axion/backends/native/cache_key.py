@@ -15,8 +15,6 @@ NO_EFFECT = {
     *("stream", "stream_options", "priority", "user", "metadata", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "modalities"),
 }
-
-
 # What the cache's key leaves out: those, and what the prompt's tokens and the sampling parameters
 # hold already.
 _NOT_IN_KEY = NO_EFFECT | {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from axion.openai.chat import (
     DeltaToolCall,
 )
 from axion.openai.common import CompletionTokensDetails, stop_reason_field
-from axion.openai.delivered import Delivered
+from axion.openai.delivered import Delivered, DeliveredChoice
 from axion.text.answer_format import AnswerFormat, answer_format
 from axion.text.events import ArgumentsDelta, CallStart, Event, ReasoningDelta, TextDelta
 from axion.text.tokenizer import Tokenizer
@@ -68,28 +68,7 @@ async def stream_chat(
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     """As `InferenceBackend.chat`; with what `prepare_chat` gave, if that has been done."""
     before = {} if delivered is None else delivered.choices
-    prompt_token_ids, params = prompt or await prepare_chat(model, request)
-    assert model.chat_template is not None
-    written = answer_format(model.chat_template.source(with_tools=request.uses_tools))
-    opened = _opens_reasoning(model.tokenizer, request, written, prompt_token_ids)
-    functions = request.callable_functions
-    visible_token_ids = _special_token_ids(model.tokenizer, written.markers(functions))
-    answers = [
-        Answer(
-            model.tokenizer,
-            prompt_token_ids,
-            seeded(params, i),
-            parser=written.parser(functions, opened=opened),
-            single_call=request.max_one_call,
-            skip_special_tokens=params.skip_special_tokens,
-            visible_token_ids=visible_token_ids,
-        )
-        for i in range(request.num_choices)
-    ]
-    for i, choice in before.items():
-        calls = [WrittenCall(call.name, call.arguments, call.offset) for call in choice.calls]
-        text = written.write(choice.reasoning, choice.content, calls, opened=opened)
-        await take_over(model, answers[i], choice, text)
+    answers = await _begin(model, request, prompt or await prepare_chat(model, request), before)
     shared = shared_fields(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
@@ -135,6 +114,45 @@ async def stream_chat(
             reasoning_tokens=sum(answer.num_reasoning_tokens for answer in answers)
         )
         yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
+
+
+async def _begin(
+    model: LoadedModel,
+    request: ChatCompletionRequest,
+    prompt: ChatPrompt,
+    before: Mapping[int, DeliveredChoice],
+) -> list[Answer]:
+    """The choices, those that another engine began taken over.
+
+    Args:
+        before: what another engine gave of the choices, by index.
+
+    Raises:
+        CannotContinueError: a choice cannot go on where another engine's has broken off.
+    """
+    prompt_token_ids, params = prompt
+    assert model.chat_template is not None
+    written = answer_format(model.chat_template.source(with_tools=request.uses_tools))
+    opened = _opens_reasoning(model.tokenizer, request, written, prompt_token_ids)
+    functions = request.callable_functions
+    visible_token_ids = _special_token_ids(model.tokenizer, written.markers(functions))
+    answers = [
+        Answer(
+            model.tokenizer,
+            prompt_token_ids,
+            seeded(params, i),
+            parser=written.parser(functions, opened=opened),
+            single_call=request.max_one_call,
+            skip_special_tokens=params.skip_special_tokens,
+            visible_token_ids=visible_token_ids,
+        )
+        for i in range(request.num_choices)
+    ]
+    for i, choice in before.items():
+        calls = [WrittenCall(call.name, call.arguments, call.offset) for call in choice.calls]
+        text = written.write(choice.reasoning, choice.content, calls, opened=opened)
+        await take_over(model, answers[i], choice, text)
+    return answers
 
 
 def _deltas(events: list[Event]) -> list[Delta]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import msgspec
@@ -26,7 +26,7 @@ from axion.openai.completions import (
     CompletionRequest,
     Logprobs,
 )
-from axion.openai.delivered import Delivered
+from axion.openai.delivered import Delivered, DeliveredChoice
 
 
 async def stream_completion(
@@ -38,44 +38,7 @@ async def stream_completion(
 ) -> AsyncGenerator[CompletionChunk, None]:
     """As `InferenceBackend.complete`."""
     before = {} if delivered is None else delivered.choices
-    grammar = await constraint_grammar(model, request)
-    answers: list[Answer] = []
-    echoes = []
-    with_special = request.add_special_tokens is not False
-
-    def encode() -> list[list[int]]:
-        return [
-            text_prompt(model, prompt, add_special_tokens=with_special)
-            for prompt in request.prompts
-        ]
-
-    encoded = await in_thread_if_long(sum(map(len, request.prompts)), encode)
-    for prompt, prompt_token_ids in zip(request.prompts, encoded, strict=True):
-        params = fitted_params(
-            model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
-        )
-        params = msgspec.structs.replace(params, grammar=grammar)
-        echo = ""
-        if request.echo:
-            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
-        for i in range(request.num_choices):
-            choice = before.get(len(answers))
-            own_params = seeded(params, i)
-            if choice is not None:  # it came with the echo
-                own_params = msgspec.structs.replace(own_params, prompt_logprobs=None)
-            answer = Answer(
-                model.tokenizer,
-                prompt_token_ids,
-                own_params,
-                skip_special_tokens=params.skip_special_tokens,
-            )
-            answers.append(answer)
-            echoes.append(echo)
-            if choice is not None:
-                text = choice.content.removeprefix(echo)
-                if len(text) + len(echo) != len(choice.content):
-                    raise CannotContinueError("The answer so far does not begin with the prompt.")
-                await take_over(model, answer, dataclasses.replace(choice, content=text), text)
+    answers, echoes = await _begin(model, request, before)
     shared = shared_fields(model, request, f"cmpl-{request_id}", "text_completion")
 
     def chunk(
@@ -116,3 +79,57 @@ async def stream_completion(
     if request.include_usage:
         usage = usage_of(answers, request.num_choices)
         yield CompletionChunk(**shared | {"choices": [], "usage": usage})
+
+
+async def _begin(
+    model: LoadedModel, request: CompletionRequest, before: Mapping[int, DeliveredChoice]
+) -> tuple[list[Answer], list[str]]:
+    """The answers, prompt by prompt, and the text that each of them echoes.
+
+    Args:
+        before: what another engine gave of the answers, by index.
+
+    Raises:
+        InvalidRequestError: something in the request cannot be honoured.
+        ContextLengthExceededError: a prompt and its answer do not fit.
+        CannotContinueError: an answer cannot go on where another engine's has broken off.
+    """
+    grammar = await constraint_grammar(model, request)
+    answers: list[Answer] = []
+    echoes: list[str] = []
+    with_special = request.add_special_tokens is not False
+
+    def encode() -> list[list[int]]:
+        return [
+            text_prompt(model, prompt, add_special_tokens=with_special)
+            for prompt in request.prompts
+        ]
+
+    encoded = await in_thread_if_long(model, sum(map(len, request.prompts)), encode)
+    for prompt, prompt_token_ids in zip(request.prompts, encoded, strict=True):
+        params = fitted_params(
+            model, request, prompt_token_ids, default=DEFAULT_MAX_TOKENS, param="prompt"
+        )
+        params = msgspec.structs.replace(params, grammar=grammar)
+        echo = ""
+        if request.echo:
+            echo = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+        for i in range(request.num_choices):
+            choice = before.get(len(answers))
+            own_params = seeded(params, i)
+            if choice is not None:  # it came with the echo
+                own_params = msgspec.structs.replace(own_params, prompt_logprobs=None)
+            answer = Answer(
+                model.tokenizer,
+                prompt_token_ids,
+                own_params,
+                skip_special_tokens=params.skip_special_tokens,
+            )
+            answers.append(answer)
+            echoes.append(echo)
+            if choice is not None:
+                text = choice.content.removeprefix(echo)
+                if len(text) + len(echo) != len(choice.content):
+                    raise CannotContinueError("The answer so far does not begin with the prompt.")
+                await take_over(model, answer, dataclasses.replace(choice, content=text), text)
+    return answers, echoes

@@ -12,9 +12,10 @@ from axion.engine.client import EngineClient
 from axion.errors import InvalidRequestError, ModelLoadError
 from axion.hub.gguf import is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_generation_config
+from axion.text.bounded_tokenizer import load_bounded_tokenizer
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.text.grammar import GrammarCompiler
-from axion.text.tokenizer import Tokenizer, load_tokenizer, read_json
+from axion.text.tokenizer import Tokenizer, read_json
 from axion.types import BackendHealth, EngineConfig, SamplingParams
 
 
@@ -63,7 +64,7 @@ def load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None, dict[str, Any
     Raises:
         ModelLoadError: one of them is damaged; says which.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_bounded_tokenizer(path)
     stored = (
         gguf_generation_config(read_gguf(path))
         if is_gguf(path)

@@ -12,24 +12,21 @@ from axion.errors import ContextLengthExceededError, InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
 from axion.text.answer_format import answer_format
 
-# Shorter texts are encoded in less time than a thread takes to be asked.
-_LONG_TEXT = 4096
-
-
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
 _HUGE_TEXT = 100_000
-
-
 # The variables by which chat templates switch reasoning on and off.
 _REASONING_SWITCHES = ("enable_thinking", "thinking")
-
-
 T = TypeVar("T")
 
 
-async def in_thread_if_long(length: int, work: Callable[[], T]) -> T:
-    """What `work` returns, done in a thread if it is about more than some characters or tokens."""
-    return work() if length <= _LONG_TEXT else await asyncio.to_thread(work)
+async def in_thread_if_long(model: LoadedModel, length: int, work: Callable[[], T]) -> T:
+    """What `work` returns, done in a thread if it takes the tokenizer long.
+
+    Args:
+        length: characters or tokens that it is about.
+    """
+    is_quick = length <= model.tokenizer.max_quick_chars
+    return work() if is_quick else await asyncio.to_thread(work)
 
 
 def chat_prompt(

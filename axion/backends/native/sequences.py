@@ -23,9 +23,10 @@ async def take_over(model: LoadedModel, answer: Answer, choice: DeliveredChoice,
         CannotContinueError: it cannot.
     """
     if choice.finished:  # only its length counts, in the usage
-        answer.num_tokens = len(model.tokenizer.encode_continuation(text) or ())
+        token_ids = await asyncio.to_thread(model.tokenizer.encode_continuation, text)
+        answer.num_tokens = len(token_ids or ())
         return
-    answer.take_over(choice, text)
+    await asyncio.to_thread(answer.take_over, choice, text)
     if answer.params.grammar is not None:
         matcher = await asyncio.wrap_future(model.grammars.submit(answer.params.grammar))
         if not matcher.consume_tokens(answer.generated_before):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from axion.demo.skills.arithmetic import number_pair
 from axion.demo.skills.base import (
     Exchange,
     Split,
@@ -55,17 +54,6 @@ LIST = phrasings(
     """,
 )
 
-SUM = phrasings(
-    train="""
-        What is {a} + {b}? Answer in JSON. | What is {a}+{b}? Answer in JSON. |
-        Add {a} and {b} in JSON. | What is {a} plus {b}? Answer as JSON. |
-        Give me {a} + {b} as JSON. | {a} + {b} in JSON | What is {a} + {b}? Give me JSON. |
-        Answer in JSON: what is {a} + {b}?
-    """,
-    held_out="""
-        What is {a} + {b}? Write JSON. | How much is {a} + {b}? Answer in JSON.
-    """,
-)
 
 _FIELD_FORMS = ("{k} {v}", "{k} {v}", "{k} = {v}", "{k}: {v}", "{k} is {v}", "{k} set to {v}")
 
@@ -124,11 +112,6 @@ def _list(rng: Random, split: Split) -> tuple[str, Any]:
     items = _items(rng, split, rng.choice(("colors", "numbers", "words", "names", "numbers")))
     described = listed([_written(item) for item in items])
     return LIST.pick(rng, split).format(items=described), items
-
-
-def _sum(rng: Random, split: Split) -> tuple[str, Any]:
-    a, b = number_pair(rng, split, "+")
-    return SUM.pick(rng, split).format(a=a, b=b), {"result": a + b}
 
 
 def _fields(rng: Random, split: Split, number: int) -> dict[str, Value]:

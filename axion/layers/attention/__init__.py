@@ -3,8 +3,18 @@ these and know no kernel."""
 
 from __future__ import annotations
 
+from axion.layers.attention.compressed import entry_inputs, entry_rows
 from axion.layers.attention.full import full_attention
-from axion.layers.attention.indexer import choose_tokens
+from axion.layers.attention.indexer import choose_blocks, choose_tokens
 from axion.layers.attention.paged import paged_attention
+from axion.layers.attention.reference import Compressed
 
-__all__ = ["choose_tokens", "full_attention", "paged_attention"]
+__all__ = [
+    "Compressed",
+    "choose_blocks",
+    "choose_tokens",
+    "entry_inputs",
+    "entry_rows",
+    "full_attention",
+    "paged_attention",
+]

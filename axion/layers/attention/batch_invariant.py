@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axion.layers.attention.reference import Scores
+from axion.layers.attention.reference import Compressed, Scores
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.kv_format import KVEntries
 
@@ -60,14 +60,16 @@ def paged_attention(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     chosen: Tensor | None = None,
+    compressed: Compressed | None = None,
 ) -> Tensor:
     """As `axion.layers.attention.reference.paged_attention`, but `q` may have more rows than there
     are tokens, which get the result of the last.
 
     Raises:
-        NotImplementedError: tokens are chosen; which they are depends on the batch.
+        NotImplementedError: tokens are chosen; which they are depends on the batch. Or there are
+            compressed entries, whose sums are made in no order of their own.
     """
-    if chosen is not None:
+    if chosen is not None or compressed is not None:
         raise NotImplementedError("batch-invariant attention to chosen tokens")
     if k is not None and v is not None:
         cache.store(context.slot_mapping[cache.group], k, v)

@@ -10,16 +10,16 @@ stays there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
-from axion.layers.kv_format import KVEntries, SlotRun
+from axion.layers.kv_format import SlotRun
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
@@ -29,6 +29,12 @@ MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
 _BLOCK_ROWS = (16, 64)
+# Numbers of keys that its blocks see; oneDNN makes a kernel for each, and keeps only so many.
+_BLOCK_LENGTHS = 16
+# From so many sequences on, two products for all of them are faster than torch's own attention.
+_MIN_PRODUCTS = 4
+# Lengths are rounded up to this: oneDNN makes a kernel of its own for each.
+_LENGTH_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +43,28 @@ class Decode:
 
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
-        slots: `[batch, length]`, where the tokens that they see lie in the KV cache.
-        mask: `[batch, 1, 1, length]`, additive.
+        slots: `[batch, length]`, where the tokens that they see lie in the KV cache; or
+            `[batch, num_kv_heads, length]`.
+        mask: `[batch, 1 or num_kv_heads, 1, length]`, additive.
         distances: `[batch, 1, 1, 1, length]`, from each token to those that it sees; at most 0.
+        compressed: slots of compressed entries that they see as well, `[batch, num_entries]`; the
+            mask is for these, too, behind the tokens.
     """
 
     rows: Tensor | None
     slots: Tensor | SlotRun
     mask: Tensor
     distances: Tensor
+    compressed: Tensor | None = None
+    _head_slots: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def head_slots(self, num_heads: int) -> Tensor:
+        """`slot * num_heads + head`, `[batch * num_heads, length]`, of slots for all heads."""
+        if num_heads not in self._head_slots:
+            assert isinstance(self.slots, Tensor), "a run has one sequence"
+            heads = torch.arange(num_heads)[:, None]
+            self._head_slots[num_heads] = (self.slots[:, None] * num_heads + heads).flatten(0, 1)
+        return self._head_slots[num_heads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +76,7 @@ class Chunk:
         mask: `[query_len, length]`, additive; None: a token sees itself and all before it.
         positions: `[query_len, 1]`.
         tokens: `[length]`, positions of those that they see.
+        compressed: `[num_entries]`, as in `Decode`; there is a mask then.
     """
 
     rows: slice
@@ -64,11 +84,57 @@ class Chunk:
     mask: Tensor | None
     positions: Tensor
     tokens: Tensor
+    compressed: Tensor | None = None
 
     @property
     def distances(self) -> Tensor:
         """`[query_len, length]`, from each token to those that it sees."""
         return self.tokens - self.positions
+
+
+GroupT = TypeVar("GroupT", Decode, Chunk)
+
+
+class Compressed(NamedTuple):
+    """Entries that stand for several tokens each, which tokens attend to beside a window.
+
+    A token sees those whose last token is not behind it.
+
+    Attributes:
+        cache: of as many heads of the same sizes as the tokens'; what is to be in it is.
+        chosen: `[num_tokens, num_chosen]` int64, the entries that a token attends to, and to no
+            others (see `choose_tokens`); those that it does not see, and negative ones, are left
+            out. None: to all that it sees.
+    """
+
+    cache: KVCache
+    chosen: Tensor | None = None
+
+
+class _Caches(NamedTuple):
+    """Where keys and values are read."""
+
+    own: KVCache
+    compressed: KVCache | None
+
+    def gathers_heads(self, group: Decode) -> bool:
+        """Whether all heads have keys at the same slots of one cache."""
+        return (
+            group.compressed is None and isinstance(group.slots, Tensor) and group.slots.ndim == 2
+        )
+
+    def gather(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
+        """`[..., length, num_kv_heads, head_dim]` of each, those of compressed entries last."""
+        own = self.own.keys, self.own.values
+        if isinstance(group.slots, Tensor) and group.slots.ndim == 3:
+            k, v = (entries.gather_by_head(group.slots) for entries in own)
+        else:
+            k, v = (entries.gather(group.slots) for entries in own)
+        if self.compressed is None or group.compressed is None:
+            return k, v
+        of_entries = self.compressed.keys, self.compressed.values
+        more_k, more_v = (entries.gather(group.compressed) for entries in of_entries)
+        return torch.cat((k, more_k), dim=-3), torch.cat((v, more_v), dim=-3)
 
 
 class Scores(NamedTuple):
@@ -99,6 +165,7 @@ def paged_attention(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     chosen: Tensor | None = None,
+    compressed: Compressed | None = None,
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
@@ -117,46 +184,56 @@ def paged_attention(
             arXiv:2108.12409).
         chosen: `[num_tokens, num_chosen]` int64, different positions in its own sequence that a
             token attends to, and to no others (see `choose_tokens`); those behind it, and negative
-            ones, are left out. None: to all of them.
+            ones, are left out. Or `[num_tokens, num_kv_heads, num_chosen]`, others for each head.
+            None: to all of them.
+        compressed: under a window, what a token attends to besides (DeepSeek-V4).
 
     Returns:
         `[num_tokens, num_heads, v_head_dim]`.
     """
     if k is not None and v is not None:
         cache.store(context.slot_mapping[cache.group], k, v)
-    keys, values = cache.keys, cache.values
     scores = Scores(scale, softcap, sinks, alibi_slopes)
-    if chosen is not None:
-        return _attend_chosen(q, keys, values, chosen, cache.group, context, scores)
+    caches = _Caches(cache, None if compressed is None else compressed.cache)
+    if chosen is not None or (compressed is not None and compressed.chosen is not None):
+        return _attend_chosen(q, caches, chosen, window, compressed, context, scores)
     max_scores = None if scores.is_plain else MAX_SCORES // q.shape[1]
+    entries = None if compressed is None else (compressed.cache.group, compressed.cache.stride)
     groups = context.once(
-        (attention_groups, cache.group, window, chunk, max_scores),
+        (attention_groups, cache.group, window, chunk, max_scores, entries),
         partial(
             attention_groups,
             kv_group=cache.group,
             window=window,
             chunk=chunk,
             max_scores=max_scores,
+            compressed=entries,
         ),
     )
-    out = q.new_empty(*q.shape[:2], values.head_dim)
+    out = q.new_empty(*q.shape[:2], cache.values.head_dim)
     for group in groups:
         if isinstance(group, Chunk):
-            out[group.rows] = _attend_chunk(q[group.rows], keys, values, group, scores)
+            out[group.rows] = _attend_chunk(q[group.rows], caches, group, scores)
         elif group.rows is None:
-            return _attend_decode(q, keys, values, group, scores)
+            return _attend_decode(q, caches, group, scores)
         else:
-            out[group.rows] = _attend_decode(q[group.rows], keys, values, group, scores)
+            out[group.rows] = _attend_decode(q[group.rows], caches, group, scores)
     return out
 
 
-def _attend_decode(
-    q: Tensor, keys: KVEntries, values: KVEntries, group: Decode, scores: Scores
-) -> Tensor:
+def _attend_decode(q: Tensor, caches: _Caches, group: Decode, scores: Scores) -> Tensor:
     # The heads that share a kv head become rows of one query: no copies of keys and values.
-    q = q.unflatten(1, (keys.num_heads, -1))
-    k, v = (entries.gather(group.slots).transpose(1, 2) for entries in (keys, values))
-    if scores.is_plain:
+    q = q.unflatten(1, (caches.own.keys.num_heads, -1))
+    suits_products = scores.is_plain and _suits_blocks(q.device, q.dtype)
+    if suits_products and len(q) >= _MIN_PRODUCTS and caches.gathers_heads(group):
+        return _attend_rows(q, caches.own, group, scores.scale)
+    k, v = (x.transpose(1, 2) for x in caches.gather(group))
+    if suits_products and q.shape[2] == 1:
+        # Products with a single row are slow in bfloat16: three times, measured with AVX-512.
+        q, k, v, mask = (x.float() for x in (q, k, v, group.mask))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
+        out = out.bfloat16()
+    elif scores.is_plain:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, scale=scores.scale)
     else:
         mask = group.mask[..., None, :]
@@ -164,39 +241,85 @@ def _attend_decode(
     return out.flatten(1, 2)
 
 
+def _attend_rows(q: Tensor, cache: KVCache, group: Decode, scale: float) -> Tensor:
+    """Attention of many sequences' single tokens, as two products.
+
+    Args:
+        q: `[batch, num_kv_heads, heads_per_kv_head, head_dim]`.
+
+    Returns:
+        `[batch, num_heads, v_head_dim]`.
+    """
+    slots, head_slots = group.slots, group.head_slots(q.shape[1])
+    assert isinstance(slots, Tensor)
+    k, v = (entries.gather_heads(slots, head_slots) for entries in (cache.keys, cache.values))
+    x = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), k.transpose(1, 2), beta=0, alpha=scale)
+    x = x.unflatten(0, q.shape[:2]).add_(group.mask).softmax(-1)
+    return torch.bmm(x.flatten(0, 1), v).view(len(q), -1, v.shape[-1])
+
+
 def _attend_chosen(
     q: Tensor,
-    keys: KVEntries,
-    values: KVEntries,
-    chosen: Tensor,
-    kv_group: int,
+    caches: _Caches,
+    chosen: Tensor | None,
+    window: int | None,
+    compressed: Compressed | None,
     context: ForwardContext,
     scores: Scores,
 ) -> Tensor:
-    """Each token as a sequence of its own, of the tokens that are chosen for it."""
-    seqs = context.once(_sequences, _sequences)
-    tables, positions = context.block_tables[kv_group], context.positions[:, None]
-    hidden = (chosen < 0) | (chosen > positions)
-    chosen = torch.where(hidden, positions, chosen)
-    distances = (chosen - positions)[:, None, None, None]
-    mask = q.new_zeros(chosen.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
-    out = q.new_empty(*q.shape[:2], values.head_dim)
-    max_rows = max(1, MAX_SCORES // (chosen.shape[1] * keys.num_heads * keys.head_dim))
+    """Each token as a sequence of its own, of the tokens or entries that are chosen for it."""
+    seqs = context.once(token_sequences, token_sequences)
+    positions = context.positions[:, None, None]
+    if chosen is None:  # of the tokens those in the window
+        assert window is not None
+        chosen = context.positions[:, None] - torch.arange(window, device=q.device)
+    # [num_tokens, 1 or num_kv_heads, num_chosen].
+    tokens, hidden = _ends(chosen.view(len(q), -1, chosen.shape[-1]), 1, positions, positions)
+    distances = (tokens - positions)[:, :, None, None]
+    seen = [(caches.own, tokens)]
+    if compressed is not None:
+        assert compressed.chosen is not None
+        # Of the entries only those are stored that end in the step, and the last token's.
+        last = context.context_lens[seqs, None, None] - 1
+        entries, stride = compressed.chosen[:, None], compressed.cache.stride
+        ends, is_hidden = _ends(entries, stride, positions, last)
+        seen.append((compressed.cache, ends))
+        hidden = torch.cat((hidden, is_hidden), dim=-1)
+    mask = q.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, :, None]
+    out = q.new_empty(*q.shape[:2], caches.own.values.head_dim)
+    max_rows = max(1, MAX_SCORES // (hidden.shape[-1] * caches.own.k.shape[2] * q.shape[2]))
     for start in range(0, len(q), max_rows):
         rows = slice(start, start + max_rows)
-        slots = _slots(tables[seqs[rows]], chosen[rows], context.block_size)
-        group = Decode(None, slots, mask[rows], distances[rows])
-        out[rows] = _attend_decode(q[rows], keys, values, group, scores)
+        slots, *more_slots = (
+            token_slots(
+                context.block_tables[cache.group][seqs[rows]],
+                x[rows].flatten(1),
+                context.block_size,
+            )
+            .view(x[rows].shape)
+            .squeeze(1)
+            for cache, x in seen
+        )
+        group = Decode(None, slots, mask[rows], distances[rows], *more_slots)
+        out[rows] = _attend_decode(q[rows], caches, group, scores)
     return out
 
 
-def _attend_chunk(
-    q: Tensor, keys: KVEntries, values: KVEntries, chunk: Chunk, scores: Scores
-) -> Tensor:
+def _ends(
+    entries: Tensor, stride: int, positions: Tensor, padding: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The last token of each entry, and whether the token at `positions` does not see the entry:
+    then it is `padding`."""
+    ends = entries * stride + (stride - 1)
+    hidden = (entries < 0) | (ends > positions)
+    return torch.where(hidden, padding, ends), hidden
+
+
+def _attend_chunk(q: Tensor, caches: _Caches, chunk: Chunk, scores: Scores) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    q = q.transpose(0, 1).unflatten(0, (keys.num_heads, -1))
-    k, v = (entries.gather(chunk.slots).transpose(0, 1) for entries in (keys, values))
-    if scores.is_plain and _suits_blocks(q.device, q.dtype):
+    k, v = (x.transpose(0, 1) for x in caches.gather(chunk))
+    q = q.transpose(0, 1).unflatten(0, (k.shape[0], -1))
+    if scores.is_plain and chunk.compressed is None and _suits_blocks(q.device, q.dtype):
         return _attend_blocks(q, k, v, chunk.mask, scores.scale)
     if scores.is_plain:
         out = F.scaled_dot_product_attention(
@@ -245,13 +368,13 @@ def _attend(
 
 
 def _suits_blocks(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `_attend_blocks` is faster than torch's own attention: three times, measured with
-    AVX-512; in float32 it is not."""
+    """Whether products are faster than torch's own attention: for a chunk three times, measured
+    with AVX-512; in float32 they are not."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of a chunk a few rows at a time, each over the keys that it can see.
+    """Attention of a chunk a few rows at a time, over the keys that these can see, and few more.
 
     Scores are rounded to the number format of q, as they are where attention is written out.
 
@@ -267,18 +390,20 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     (num_kv_heads, group, query_len, _), length = q.shape, k.shape[1]
     fewest, most = _BLOCK_ROWS
     step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
+    stride = step * -(-query_len // (step * _BLOCK_LENGTHS))
     k, v = k.contiguous().transpose(1, 2), v.contiguous()
-    hidden = torch.full((step, step), float("-inf"), dtype=q.dtype).triu_(1)
+    hidden = torch.full((step, stride), float("-inf"), dtype=q.dtype).triu_(1)
     zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
     out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
     for start in range(0, query_len, step):
         end = min(start + step, query_len)
-        seen = length - query_len + end
+        first = length - query_len + start
+        seen = min(length - query_len + -(-end // stride) * stride, length)
         rows = q[:, :, start:end].flatten(1, 2)
         x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
         x = x.unflatten(1, (group, end - start))
         if mask is None:
-            x[..., seen - (end - start) :] += hidden[: end - start, : end - start]
+            x[..., first:] += hidden[: end - start, : seen - first]
         else:
             x += mask[start:end, :seen]
         x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
@@ -293,10 +418,24 @@ def attention_groups(
     window: int | None = None,
     chunk: int | None = None,
     max_scores: int | None = None,
+    stride: int = 1,
+    compressed: tuple[int, int] | None = None,
 ) -> list[Decode | Chunk]:
-    tables = context.block_tables[kv_group]
+    """What attention to the tokens of a group needs, or to its entries of `stride` tokens each.
+
+    Args:
+        window, chunk: as in `paged_attention`; not of entries.
+        max_scores: of a piece, at most; None: pieces are as large as a window.
+        compressed: group and stride of entries that are seen besides.
+    """
+    device = context.positions.device
     reach = window or chunk
-    needs_mask = max_scores is not None or not _suits_blocks(tables.device, _dtype(context))
+    has_entries = stride > 1 or compressed is not None
+    is_masked = max_scores is not None or not _suits_blocks(device, _dtype(context))
+    # What is attended to: its group, how far back, and the tokens of an entry.
+    seen = [(kv_group, reach, chunk, stride)]
+    if compressed is not None:
+        seen.append((compressed[0], None, None, compressed[1]))
     groups: list[Decode | Chunk] = []
     decodes: list[int] = []
     decode_rows: list[int] = []
@@ -310,50 +449,67 @@ def attention_groups(
             max_rows = query_len if reach is None else max(reach, _MIN_ROWS)
             if max_scores is not None:
                 length = context_len if reach is None else min(context_len, max_rows + reach)
+                length = max(1, length // stride)
+                if compressed is not None:
+                    length += context_len // compressed[1]
                 max_rows = min(max_rows, max(1, max_scores // length))
             first = context_len - query_len
             for start in range(first, context_len, max_rows):
                 end = min(start + max_rows, context_len)
+                at = (seq, row + start - first, start, end)
+                needs_mask = has_entries or (is_masked and start > 0)
                 groups.append(
-                    _chunk(
-                        *(context, tables, seq, row + start - first, start, end, reach, chunk),
-                        needs_mask=needs_mask,
-                    )
+                    _joined([_chunk(context, *at, *part, needs_mask=needs_mask) for part in seen])
                 )
         row += query_len
     if decodes:
         rows = decode_rows if groups else None
-        groups.append(_decode(context, tables, decodes, rows, reach, chunk))
+        groups.append(_joined([_decode(context, decodes, rows, *part) for part in seen]))
     return groups
+
+
+def _joined(parts: list[GroupT]) -> GroupT:
+    """Attention to what the first part is about, and to the entries of the second, if any."""
+    first, *others = parts
+    for other in others:
+        assert first.mask is not None
+        assert other.mask is not None
+        mask = torch.cat((first.mask, other.mask), dim=-1)
+        first = replace(first, mask=mask, compressed=other.slots)
+    return first
 
 
 def _decode(
     context: ForwardContext,
-    tables: Tensor,
     seqs: list[int],
     rows: list[int] | None,
+    kv_group: int,
     reach: int | None,
     chunk: int | None,
+    stride: int,
 ) -> Decode:
     device = context.positions.device
-    context_lens = context.context_lens
+    tables, context_lens = context.block_tables[kv_group], context.context_lens
     if rows is not None:
         index = torch.tensor(seqs, device=device)
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
+    if _suits_blocks(device, _dtype(context)):
+        longest = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     if reach is None or reach >= longest:
-        tokens = torch.arange(longest, device=device)
+        tokens = torch.arange(longest // stride, device=device) * stride + (stride - 1)
     else:
         tokens = torch.arange(reach, device=device) + (lengths - reach).clamp(min=0)
-    mask = torch.zeros(len(seqs), tokens.shape[-1], dtype=_dtype(context), device=device)
     hidden = tokens >= lengths
     if chunk is not None:
         hidden |= tokens < (lengths - 1) // chunk * chunk
+    mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
     mask.masked_fill_(hidden, float("-inf"))
+    slots = token_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)
     return Decode(
         rows=None if rows is None else torch.tensor(rows, device=device),
-        slots=_run(_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)),
+        slots=_run(slots) if stride == 1 else slots,
         mask=mask[:, None, None],
         distances=(tokens - lengths + 1)[:, None, None, None],
     )
@@ -361,13 +517,14 @@ def _decode(
 
 def _chunk(
     context: ForwardContext,
-    tables: Tensor,
     seq: int,
     row: int,
     start: int,
     end: int,
+    kv_group: int,
     reach: int | None,
     chunk: int | None,
+    stride: int,
     *,
     needs_mask: bool,
 ) -> Chunk:
@@ -375,15 +532,15 @@ def _chunk(
 
     Args:
         reach: none of them sees more tokens than so many, itself included.
-        needs_mask: where there are others before them, although all of those are seen.
+        needs_mask: although each sees all tokens up to itself.
     """
     device = context.positions.device
     rows = slice(row, row + end - start)
     first = 0 if reach is None else max(0, start - reach + 1)
-    tokens = torch.arange(first, end, device=device)
+    tokens = torch.arange(first, end // stride, device=device) * stride + (stride - 1)
     positions = context.positions[rows, None]
     mask = None
-    if (start > 0 and needs_mask) or (reach is not None and end > reach):
+    if needs_mask or (reach is not None and end > reach):
         hidden = tokens > positions
         if chunk is not None:
             hidden |= tokens < positions // chunk * chunk
@@ -391,20 +548,23 @@ def _chunk(
             hidden |= tokens <= positions - reach
         mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
         mask.masked_fill_(hidden, float("-inf"))
-    slots = _slots(tables[seq : seq + 1], tokens[None], context.block_size)
-    return Chunk(rows, _run(slots[0]), mask, positions, tokens)
+    tables = context.block_tables[kv_group][seq : seq + 1]
+    slots = token_slots(tables, tokens[None], context.block_size)[0]
+    return Chunk(rows, _run(slots) if stride == 1 else slots, mask, positions, tokens)
 
 
-def _sequences(context: ForwardContext) -> Tensor:
+def token_sequences(context: ForwardContext) -> Tensor:
     """Index of each token's sequence, `[num_tokens]`."""
     device = context.positions.device
+    if max(context.query_lens) == 1:
+        return torch.arange(len(context.query_lens), device=device)
     counts = torch.tensor(context.query_lens, device=device)
     return torch.arange(len(counts), device=device).repeat_interleave(
         counts, output_size=sum(context.query_lens)
     )
 
 
-def _slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
+def token_slots(block_tables: Tensor, tokens: Tensor, block_size: int) -> Tensor:
     """Slots of `tokens` (indices in their sequence, `[num_seqs, length]`), same shape."""
     blocks = block_tables.gather(1, tokens // block_size)
     return blocks.long() * block_size + tokens % block_size

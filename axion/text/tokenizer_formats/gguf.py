@@ -117,6 +117,8 @@ _CUTS: dict[str, _Cut] = {
     ),
 }
 
+PATTERNS = frozenset(pattern for cut in _CUTS.values() for pattern in cut.patterns)
+
 
 def convert(metadata: Mapping[str, Any]) -> Converted:
     """The tokenizer that a GGUF file's metadata describes.

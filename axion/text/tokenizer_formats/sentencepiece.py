@@ -26,6 +26,8 @@ _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 _TEXT = {_NORMAL, _USER_DEFINED}
 _NEVER = -1e6  # a score
+# What is left out where texts have no more spaces than they need.
+EXTRA_SPACES = "^ +| +$| +(?= )"
 
 
 def convert(name: str, data: bytes, path: Path, config: dict[str, Any]) -> Converted:
@@ -139,7 +141,7 @@ def _normalizer(name: str, rules: Any, *, prefix: bool) -> Any:
         except Exception:  # the library raises nothing narrower
             raise ModelLoadError(f"{name} is damaged: its table of characters is none.") from None
     if rules.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(Regex("^ +| +$| +(?= )"), ""))
+        steps.append(normalizers.Replace(Regex(EXTRA_SPACES), ""))
     if prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

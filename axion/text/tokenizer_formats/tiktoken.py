@@ -48,7 +48,7 @@ class _Family(NamedTuple):
     composed: bool = False
 
 
-_KIMI = (
+KIMI = (
     r"[\p{Han}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -85,7 +85,7 @@ _QWEN = _Family(
 _LLAMA3 = _Family(
     CL100K, _llama3_special_tokens(), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
 )
-_BY_FILE = {"qwen.tiktoken": _QWEN, "tiktoken.model": _Family(_KIMI)}
+_BY_FILE = {"qwen.tiktoken": _QWEN, "tiktoken.model": _Family(KIMI)}
 _BY_NUM_RANKS = {128_000: _LLAMA3}
 _OTHERS = _Family(CL100K)  # GLM-4's first files
 

@@ -17,8 +17,8 @@ from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.errors import AxionError, EngineUnavailableError
 from axion.openai.chat import ChatCompletionRequest, collect_chat
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest, collect_completion
+from axion.openai.parsing import parse_request
 from axion.types import SamplingParams, SequenceOutput
 
 # An echo engine answers with the rendered prompt: here, the contents of the messages.

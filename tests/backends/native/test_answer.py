@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from axion.engine.echo import EchoEngine, NullEngine
+from axion.engine.echo import EchoEngine
 from axion.types import FinishReason, SequenceOutput
 from tests.backends.native.harness import (
     EOS,
@@ -102,7 +102,8 @@ async def test_a_character_cut_by_the_limit_is_marked(start: Start):
 
 
 async def test_an_answer_without_a_token_is_empty(start: Start):
-    answer = await chat(await start(NullEngine()))
+    empty = SequenceOutput("", [], finish_reason=FinishReason.STOP)
+    answer = await chat(await start(ScriptedEngine(empty)))
     assert answer.choices[0].message.content == ""
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 0

@@ -13,12 +13,12 @@ import pytest_asyncio
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.backends.worker import spawn_engine
+from axion.backends.native.engine import spawn_engine
 from axion.errors import CannotContinueError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
 from axion.openai.delivered import Delivered, DeliveredCall, DeliveredChoice
+from axion.openai.parsing import parse_request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,8 +16,8 @@ from axion.demo import MODEL_DIR
 from axion.engine.echo import EchoEngine
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import parse_request
 from axion.openai.completions import CompletionRequest
+from axion.openai.parsing import parse_request
 from axion.text.tool_calls import FORMATS
 from axion.types import EngineConfig, Grammar
 from tests.backends.native.harness import RecordingEngine

@@ -18,9 +18,9 @@ from axion.errors import (
     QueueFullError,
     RequestTooLargeError,
 )
-from axion.openai.anthropic import CountTokensRequest, MessagesRequest, error_body
-from axion.openai.common import parse_request
-from tests.openai.test_common import json_values
+from axion.openai.messages import CountTokensRequest, MessagesRequest, error_body
+from axion.openai.parsing import parse_request
+from tests.openai.test_parsing import json_values
 
 USER = {"role": "user", "content": "Hi."}
 TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}

@@ -1,0 +1,141 @@
+"""The types of GGUF files whose numbers have no bits of their own: indices into llama.cpp's tables
+of eight or four numbers (IQ1 to IQ3), and five digits to the base 3 in a byte (TQ1).
+
+The functions are as those in `gguf_blocks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from axion.quantization.gguf_bits import bits, half, words
+
+_DELTA = 0.125
+_SIGN_BITS = (0, 7, 14, 21)
+_BYTE = range(8)
+
+
+@cache
+def _grid(name: str, device: torch.device) -> Tensor:
+    """The numbers that an index stands for, `[num_indices, 8 or 4]` float32."""
+    import gguf  # it takes a while, and only such a file needs it
+
+    quantization = getattr(gguf.quants, name)
+    quantization.init_grid()
+    return torch.tensor(quantization.grid[0, 0], device=device)
+
+
+def _look_up(name: str, indices: Tensor) -> Tensor:
+    """Indices `[..., m]` to `[..., m, 8 or 4]`."""
+    return _grid(name, indices.device)[indices.int()]
+
+
+def _signs(masks: Tensor) -> Tensor:
+    """Masks `[..., m]` to `[..., m, 8]`: -1 for a bit that is set, else 1."""
+    return 1 - 2 * bits(masks, _BYTE, 1).float()
+
+
+def _even_signs(masks: Tensor) -> Tensor:
+    """The same for masks of seven bits, where the eighth makes the number of set ones even."""
+    signs = bits(masks, range(7), 1)
+    last = signs.sum(-1, keepdim=True) & 1
+    return 1 - 2 * torch.cat([signs, last], dim=-1).float()
+
+
+def _nibbles_in_turn(packed: Tensor) -> Tensor:
+    """`[n, m]` to `[n, 2 * m]`: of each byte the low half, then the high one."""
+    return bits(packed, (0, 4), 0x0F).flatten(-2)
+
+
+def _iq2_xxs(blocks: Tensor, out: Tensor) -> None:
+    pairs = blocks[:, 2:].contiguous().view(torch.int32).view(-1, 8, 2)
+    indices, rest = pairs[..., 0].contiguous().view(torch.uint8).view(-1, 8, 4), pairs[..., 1]
+    scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.25
+    numbers = _look_up("IQ2_XXS", indices) * _even_signs(bits(rest, _SIGN_BITS, 127))
+    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 8, 4, 8))
+
+
+def _iq2_xs(blocks: Tensor, out: Tensor) -> None:
+    codes = words(blocks[:, 2:66]).view(-1, 16, 2)
+    scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 66:]).float()) * 0.25
+    numbers = _look_up("IQ2_XS", codes & 511) * _even_signs(codes >> 9)
+    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 16, 2, 8))
+
+
+def _iq2_s(blocks: Tensor, out: Tensor) -> None:
+    indices = blocks[:, 2:34].int() | bits(blocks[:, 66:74], (0, 2, 4, 6), 3).flatten(1) << 8
+    scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 74:]).float()) * 0.25
+    numbers = _look_up("IQ2_S", indices) * _signs(blocks[:, 34:66])
+    torch.mul(scale[..., None], numbers.view(-1, 16, 16), out=out.view(-1, 16, 16))
+
+
+def _iq3_xxs(blocks: Tensor, out: Tensor) -> None:
+    rest = blocks[:, 66:].contiguous().view(torch.int32)
+    scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.5
+    numbers = _look_up("IQ3_XXS", blocks[:, 2:66]).view(-1, 8, 4, 8)
+    numbers = numbers * _even_signs(bits(rest, _SIGN_BITS, 127))
+    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 8, 4, 8))
+
+
+def _iq3_s(blocks: Tensor, out: Tensor) -> None:
+    indices = blocks[:, 2:66].int() | bits(blocks[:, 66:74], _BYTE, 1).flatten(1) << 8
+    scale = half(blocks, 0) * (1 + 2 * _nibbles_in_turn(blocks[:, 106:]).float())
+    numbers = _look_up("IQ3_S", indices).view(-1, 8, 32)
+    numbers = numbers * _signs(blocks[:, 74:106]).view(-1, 8, 32)
+    torch.mul(scale[..., None], numbers, out=out.view(-1, 8, 32))
+
+
+def _iq1_s(blocks: Tensor, out: Tensor) -> None:
+    rest = words(blocks[:, 34:])
+    indices = blocks[:, 2:34].int() | bits(rest, (0, 3, 6, 9), 7).flatten(1) << 8
+    scale = half(blocks, 0) * (2 * (rest >> 12 & 7) + 1).float()
+    delta = _DELTA * (1 - 2 * (rest >> 15).float())
+    numbers = _look_up("IQ1_S", indices).view(-1, 8, 32) + delta[..., None]
+    torch.mul(scale[..., None], numbers, out=out.view(-1, 8, 32))
+
+
+def _iq1_m(blocks: Tensor, out: Tensor) -> None:
+    rest, scales = _nibbles_in_turn(blocks[:, 32:48]), words(blocks[:, 48:])
+    # The last four bits of four words are a float16.
+    parts = scales >> 12 << torch.arange(0, 16, 4, dtype=torch.int32, device=blocks.device)
+    whole = parts.sum(1, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
+    scale = whole[:, None] * (2 * bits(scales, (0, 3, 6, 9), 7).flatten(1) + 1).float()
+    delta = _DELTA * (1 - 2 * (rest >> 3 & 1).float())
+    numbers = _look_up("IQ1_M", blocks[:, :32].int() | (rest & 7) << 8) + delta[..., None]
+    torch.mul(scale[..., None], numbers.view(-1, 16, 16), out=out.view(-1, 16, 16))
+
+
+def _tq1_0(blocks: Tensor, out: Tensor) -> None:
+    parts = [
+        _digits(blocks[:, start:end], count)
+        for start, end, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4))
+    ]
+    out.copy_(torch.cat(parts, dim=1)).sub_(1).mul_(half(blocks, 52))
+
+
+def _digits(packed: Tensor, count: int) -> Tensor:
+    """`[n, m]` to `[n, count * m]`: all first digits of numbers to the base 3, then all second."""
+    powers = torch.tensor([3**place for place in range(count)], device=packed.device)
+    return ((packed[:, None].int() * powers[:, None] & 0xFF) * 3 >> 8).flatten(1)
+
+
+def _tq2_0(blocks: Tensor, out: Tensor) -> None:
+    numbers = bits(blocks[:, :64].view(-1, 2, 32), (0, 2, 4, 6), 3).transpose(-1, -2)
+    out.copy_(numbers.flatten(1)).sub_(1).mul_(half(blocks, 64))
+
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "IQ2_XXS": _iq2_xxs,
+    "IQ2_XS": _iq2_xs,
+    "IQ2_S": _iq2_s,
+    "IQ3_XXS": _iq3_xxs,
+    "IQ3_S": _iq3_s,
+    "IQ1_S": _iq1_s,
+    "IQ1_M": _iq1_m,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+}
