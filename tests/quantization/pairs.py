@@ -64,7 +64,8 @@ def save_pair(
     weights = dict(tensors)
     for name, weight in list(tensors.items()):
         layer = name.removesuffix(".weight")
-        if layer == name or weight.dim() != 2 or "embed" in layer or layer.endswith((".gate",)):
+        is_embedding = "embed" in layer or layer.endswith((".wte", ".wpe"))
+        if layer == name or weight.dim() != 2 or is_embedding or layer.endswith(".gate"):
             continue
         if (packed := pack(layer, weight)) is not None:
             del tensors[name]

@@ -33,7 +33,7 @@ from tests.quantization.test_compressed_tensors import config, group, integers
 from tests.quantization.test_fp8 import BLOCK, DYNAMIC, by_block
 from tests.quantization.test_gptq import Gptq
 
-DENSE, EXPERTS = "HyperCLOVAXForCausalLM", "MellumForCausalLM"
+DENSE, EXPERTS = "Jais2ForCausalLM", "MellumForCausalLM"
 # Their class is none that goes through transformers' interface for experts.
 OTHER_EXPERTS = "LongcatFlashForCausalLM"
 
