@@ -115,10 +115,6 @@ class BlockManager:
         return len(self._blocks)
 
     @property
-    def num_free_blocks(self) -> int:
-        return len(self._free)
-
-    @property
     def num_used_blocks(self) -> int:
         return len(self._blocks) - len(self._free)
 
