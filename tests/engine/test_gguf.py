@@ -206,7 +206,7 @@ def test_larger_layouts_are_for_where_there_is_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "axion.engine")
     monkeypatch.setattr(loader, "free_memory", lambda _: free)
     counted: list[int] = []
     model = load_model(
