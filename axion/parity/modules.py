@@ -212,7 +212,9 @@ class Comparison:
             path = self._pairs.get(call.path)
             if path is None or call.key in self._own:
                 continue
-            parameters = list(self.model.get_submodule(path).parameters())
+            # What oneDNN has packed cannot be changed.
+            module = self.model.get_submodule(path)
+            parameters = [own for own in module.parameters() if not own.is_mkldnn]
             if parameters and self._means_nothing(parameters):
                 return Fault(module=call.path, reason="Axion loads its parameters and uses none")
         return None

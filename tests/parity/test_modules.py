@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.engine import loader
+from axion.layers import onednn
 from axion.layers.context import ForwardContext
 from axion.layers.rotary import apply_rotary_interleaved
 from axion.models.base import Attention, CausalLM, DecoderLayer
@@ -66,6 +67,12 @@ class NoNormBehindTheMLP(Gemma2DecoderLayer):
         attended = self.self_attn(self.input_layernorm(hidden_states), context)
         hidden_states = hidden_states + self.post_attention_layernorm(attended)
         return hidden_states + self.mlp(self.pre_feedforward_layernorm(hidden_states))
+
+
+class NoMLP(DecoderLayer):
+    def forward(self, hidden_states: Tensor, context: ForwardContext) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden_states), context)
+        return self.post_attention_layernorm(hidden_states + attended)
 
 
 class BeforeInsteadOfBehind(DecoderLayer):
@@ -186,6 +193,18 @@ def test_the_first_module_that_differs_is_named(
     assert fault is not None
     assert fault.module == module, fault
     assert reason in fault.reason
+
+
+def test_a_module_with_packed_weights_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
+    broken = type("Broken", (Qwen3ForCausalLM,), {"layer_cls": NoMLP})
+    monkeypatch.setattr(loader, "load_model_class", lambda *_, **__: broken)
+    fault = first_fault("qwen3", tmp_path)
+    assert fault is not None
+    assert fault.module == L0
+    assert "post_attention_layernorm" in fault.reason
 
 
 # Whose modules have names of their own, hold experts, or compute from a latent.
