@@ -9,12 +9,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny models gain nothing from threads, and lose much where another process holds a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.onnx_models import save_cross_encoder, save_sentence_model
 from tests.tiny_model import save_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _levels_of_the_log() -> Iterator[None]:
+    """What a command sets in this process is not left to other tests."""
+    yield
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "axion" and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
