@@ -22,10 +22,14 @@ from tests.tiny_model import save_tiny_model
 @pytest.fixture(autouse=True)
 def _levels_of_the_log() -> Iterator[None]:
     """What a command sets in this process is not left to other tests."""
+    loggers = {
+        logger: logger.level
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == "axion" and isinstance(logger, logging.Logger)
+    }
     yield
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.partition(".")[0] == "axion" and isinstance(logger, logging.Logger):
-            logger.setLevel(logging.NOTSET)
+    for logger, level in loggers.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
