@@ -31,11 +31,13 @@ from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
 from axion.quantization.int8 import Int8Kernel
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
 from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
-from axion.quantization.patterns import matches
+from axion.quantization.patterns import known_as, matches
 
 _WORD = 32
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _INDICES = ("I32", "I64")
+# What a group calls every layer that no other names.
+_ANY = "Linear"
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,13 @@ class CompressedTensors(StoredQuantized):
         """The scheme of a layer: a group that names it comes before one that names its kind."""
         if len(self._schemes) == 1:
             return self._schemes[0]
-        for names in (_names, _names_kind):
+        for own in known_as(name):
             for scheme in self._schemes:
-                if any(names(target, name) for target in scheme.targets):
+                if any(_names(target, own) for target in scheme.targets):
                     return scheme
+        for scheme in self._schemes:
+            if _ANY in scheme.targets:
+                return scheme
         raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
 
 
@@ -255,10 +260,6 @@ def _names(target: str, layer: str) -> bool:
     if target.startswith("re:"):
         return matches(target.removeprefix("re:"), layer)
     return target == layer
-
-
-def _names_kind(target: str, layer: str) -> bool:
-    return target == "Linear"
 
 
 def _scheme(name: str, group: Any) -> _Scheme:

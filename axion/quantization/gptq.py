@@ -26,7 +26,7 @@ from axion.quantization.base import (
     StoredTensor,
     WeightFormat,
 )
-from axion.quantization.patterns import matches
+from axion.quantization.patterns import known_as, matches
 
 _BITS = (2, 3, 4, 8)
 _VERSIONS = ("gptq", "gptq_v2")
@@ -159,7 +159,15 @@ class GptqMethod(StoredQuantized):
         )
 
     def _fields(self, name: str) -> Mapping[str, Any]:
-        return next((fields for pattern, fields in self._overrides if matches(pattern, name)), {})
+        return next(
+            (
+                fields
+                for own in known_as(name)
+                for pattern, fields in self._overrides
+                if matches(pattern, own)
+            ),
+            {},
+        )
 
 
 def _overrides(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
