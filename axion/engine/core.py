@@ -32,7 +32,7 @@ from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError
 from axion.layers.context import KVCache
 from axion.models.base import CausalLM
-from axion.quantization.base import num_parameters
+from axion.quantization.layers import num_parameters
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
 from axion.types import (

@@ -30,16 +30,11 @@ from axion.models.encoder import Encoder
 from axion.models.fallback_layers import some
 from axion.models.registry import load_embedding_class, load_model_class
 from axion.models.transformers_fallback import TransformersCausalLM
-from axion.quantization.base import (
-    FLOATS,
-    Expected,
-    QuantizationMethod,
-    QuantizedLinear,
-    StoredTensor,
-    stored_part,
-)
+from axion.quantization.layers import QuantizedLinear
+from axion.quantization.method import QuantizationMethod
 from axion.quantization.on_load import OnLoad
 from axion.quantization.registry import quantization_method
+from axion.quantization.stored import FLOATS, Expected, StoredTensor, stored_part
 from axion.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger("axion.engine")

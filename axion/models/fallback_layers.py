@@ -20,13 +20,9 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear, TransposedLinear
 from axion.layers.moe import ALIGNMENT, ExpertLinear, TransposedExpertLinear
-from axion.quantization.base import (
-    FLOATS,
-    QuantizationMethod,
-    Source,
-    StoredQuantized,
-    StoredTensor,
-)
+from axion.quantization.format import Source
+from axion.quantization.method import QuantizationMethod, StoredQuantized
+from axion.quantization.stored import FLOATS, StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -35,7 +35,8 @@ from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.moe import Groups, pass_experts
 from axion.models.base import CausalLM
 from axion.models.fallback_layers import OwnLayers, own_layers, remove
-from axion.quantization.base import FLOATS, QuantizationMethod, StoredTensor
+from axion.quantization.method import QuantizationMethod
+from axion.quantization.stored import FLOATS, StoredTensor
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the models in this file need it
     from transformers import PreTrainedConfig, PreTrainedModel

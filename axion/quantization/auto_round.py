@@ -14,8 +14,10 @@ from torch import nn
 
 from axion.errors import ModelLoadError
 from axion.quantization.awq import AwqMethod
-from axion.quantization.base import StoredQuantized, StoredTensor, WeightFormat
+from axion.quantization.format import WeightFormat
 from axion.quantization.gptq import GptqMethod
+from axion.quantization.method import StoredQuantized
+from axion.quantization.stored import StoredTensor
 
 _GPTQ, _AWQ = "auto_round:auto_gptq", "auto_round:auto_awq"
 # From so many bits on a layer is stored plain.

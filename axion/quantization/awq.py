@@ -22,13 +22,10 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import Linear
 from axion.quantization import integers
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
+from axion.quantization.stored import Expected, StoredTensor
 
 _BITS = 4
 _CODES = 8
@@ -63,18 +60,15 @@ class ScaledInputKernel(Kernel):
         return (self.kernel.dequantize(torch.float32) / self.scales.float()).to(dtype)
 
 
-@dataclass(frozen=True)
-class AwqFormat(WeightFormat):
+@dataclass(frozen=True, kw_only=True)
+class AwqFormat(integers.IntegerFormat):
     """As `gemm`.
 
     Attributes:
-        group_size: inputs of one group.
-        scales: the number format of scales.
-        input_scales: that of numbers which inputs are divided by; None: there are none.
+        input_scales: the number format of what inputs are divided by; None: there is nothing.
     """
 
-    group_size: int
-    scales: str
+    bits: int = _BITS
     input_scales: str | None
 
     @property
@@ -115,26 +109,17 @@ class AwqFormat(WeightFormat):
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
         weight = {name: tensor for name, tensor in tensors.items() if name != _INPUT_SCALES}
-        kernel = integers.integer_kernel(
-            **weight, dtype=dtype, bits=_BITS, group_size=self.group_size
-        )
+        kernel = super().kernel(weight, dtype)
         if self.input_scales is None:
             return kernel
         return ScaledInputKernel(kernel, tensors[_INPUT_SCALES])
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         of_inputs = {None: 0, "F32": 4}.get(self.input_scales, 2) * in_features
-        return of_inputs + integers.num_bytes(
-            in_features,
-            out_features,
-            dtype,
-            bits=_BITS,
-            group_size=self.group_size,
-            scale_bytes=4 if self.scales == "F32" else 2,
-        )
+        return of_inputs + super().num_bytes(in_features, out_features, dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AwqGemvFormat(AwqFormat):
     """As `gemv`."""
 
@@ -220,14 +205,12 @@ class AwqMethod(StoredQuantized):
                 f"AWQ as gemv with groups of {group_size} is not supported: expected 32, 64, or at "
                 "least 128."
             )
-        scales, of_inputs = tensors.get("scales"), tensors.get(_INPUT_SCALES)
+        of_inputs = tensors.get(_INPUT_SCALES)
         return self._format(
-            group_size, _kind(scales), None if of_inputs is None else _kind(of_inputs)
+            group_size=group_size,
+            scales=integers.scale_dtype(tensors.get("scales")),
+            input_scales=None if of_inputs is None else integers.scale_dtype(of_inputs),
         )
-
-
-def _kind(scales: StoredTensor | None) -> str:
-    return scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
 
 
 def _layer_behind(model: nn.Module, parent: str, shape: tuple[int, ...]) -> str | None:

@@ -17,16 +17,12 @@ import torch
 from torch import Tensor
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import (
-    FLOATS,
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
 from axion.quantization.float8 import Float8Kernel
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
+from axion.quantization.stored import FLOATS, Expected, StoredTensor
 
 E4M3 = "F8_E4M3"
 NOT_NEEDED = (r".*\.(input|activation|output|[qkv]|kv)_scale(_ub)?",)

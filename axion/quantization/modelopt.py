@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import StoredQuantized, StoredTensor, WeightFormat
+from axion.quantization.format import WeightFormat
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format
+from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import check_in_blocks
 from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
+from axion.quantization.stored import StoredTensor
 
 _ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")
 _FACTOR = "weight_scale_2"

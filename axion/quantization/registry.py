@@ -11,7 +11,7 @@ from typing import Any
 import axion.quantization
 from axion.errors import ModelLoadError
 from axion.hub.config import quantization_config
-from axion.quantization.base import QuantizationMethod, StoredQuantized
+from axion.quantization.method import QuantizationMethod, StoredQuantized
 from axion.quantization.on_load import Fp8OnLoad, Int4OnLoad, Int8OnLoad
 
 _ON_LOAD = {cls.name: cls for cls in (Int8OnLoad, Int4OnLoad, Fp8OnLoad)}

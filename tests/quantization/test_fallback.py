@@ -16,7 +16,7 @@ from axion.layers.linear import Linear
 from axion.models.base import CausalLM
 from axion.models.transformers_fallback import TransformersCausalLM
 from axion.parity import tiny
-from axion.quantization.base import QuantizedExpertLinear, QuantizedLinear
+from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
 from tests.parity.catalog import small_config
 from tests.quantization.pairs import (
     Packed,

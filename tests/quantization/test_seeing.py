@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from axion.quantization.base import QuantizedLinear
+from axion.quantization.layers import QuantizedLinear
 from axion.quantization.patterns import known_as
 from tests.parity.checkpoints import save_tiny
 from tests.quantization.pairs import Pack, Packed, assert_same, load, save_pair
