@@ -24,9 +24,9 @@ from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.demo.chat import render
 from axion.demo.evaluate import cases
 from axion.engine.core import EngineCore
+from axion.engine.draft_pace import MAX_DRAFT_TOKENS, Pace
 from axion.engine.messages import AddRequest
-from axion.engine.scheduler import ScheduledSequence
-from axion.engine.speculative import MAX_DRAFT_TOKENS, Pace
+from axion.engine.step import ScheduledSequence
 from axion.hub.resolve import resolve
 from axion.text.tokenizer import load_tokenizer
 from axion.types import EngineConfig, SamplingParams

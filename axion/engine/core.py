@@ -24,10 +24,11 @@ from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_r
 from axion.engine.loader import eos_token_ids, load_model, take_device
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
-from axion.engine.scheduler import ScheduledSequence, Scheduler
+from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import NgramProposer, Proposer, verify
 from axion.engine.state_slots import StateSlots
+from axion.engine.step import ScheduledSequence
 from axion.engine.structured import StructuredOutput, advance
 from axion.errors import AxionError
 from axion.layers.context import KVCache

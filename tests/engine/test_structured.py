@@ -15,8 +15,8 @@ import pytest
 from axion import LLM, SamplingParams
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
-from axion.engine.scheduler import ScheduledSequence
 from axion.engine.sequence import Sequence
+from axion.engine.step import ScheduledSequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import InvalidRequestError
 from axion.llm import Generation
