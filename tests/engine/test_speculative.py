@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.engine.sequence import Sequence
@@ -43,7 +44,7 @@ PROMPTS = {
 
 def make_core(path: Path, **options: Any) -> EngineCore:
     options = {"kv_cache_bytes": 2**23, "max_model_len": 96, "block_size": 4, **options}
-    return EngineCore(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
+    return load_engine(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
 
 
 class FixedPrice(Price):
