@@ -1352,17 +1352,37 @@ CASES: dict[str, Case] = {
     "qwen4-exp-ngrams": _qwen4_exp(
         {"seed": 1},
         num_hidden_layers=3,
-        layer_types=["linear_attention", "full_attention", "linear_attention"],
-        ple_layer_ids=[3, 1],
+        layer_types=["linear_attention", "linear_attention", "indexed_attention"],
+        rms_norm_eps=0.01,  # as small as usual, rounding moves the reference itself by 1e-4
+        ple_layer_ids=[2, 1],
         ple_embed_dim=48,
         ple_conv_kernel_size=3,
         ngram_size=4,
         heads_per_ngram=2,
         make_ngram_vocab_size_divisible_by=50,
-        hc_count=2,
+        hc_count=3,
         eos_token_id=[75, 76],
-        indexer_compress_ratio=3,
         norm_topk_prob=False,
+    ),
+    "qwen4-exp-seeing": replace(
+        _qwen4_exp(
+            {"output_gate_type": None},
+            model_type="qwen4_exp_text",
+            layer_types=["linear_attention", "full_attention"],
+            output_gate_type="sigmoid",
+            indexer_compress_ratio=3,
+            attention_bias=True,
+            rope_parameters=_partial(0.5)
+            | {"rope_type": "yarn", "factor": 8.0, "mrope_section": [2, 2, 2]}
+            | {"original_max_position_embeddings": ORIGINAL_LENGTH},
+        ),
+        architecture="Qwen4ExpForConditionalGeneration",
+        beside={
+            "vision_config": {
+                **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2},
+                **{"patch_size": 4, "out_hidden_size": 64, "num_position_embeddings": 16},
+            }
+        },
     ),
     "minimax-m3": _minimax_m3({"index_topk_blocks": 4}),
     "minimax-m3-local": replace(
