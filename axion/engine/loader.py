@@ -324,6 +324,8 @@ def _copy(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> N
     for name, place in _destinations(path, module, stored):
         if name in stored:  # a tied head is not
             place.copy_(stored[name].read())
+    if hasattr(module, "check_tables"):
+        module.check_tables(path)
 
 
 def _return_free_memory() -> None:
