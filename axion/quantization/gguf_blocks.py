@@ -15,6 +15,7 @@ from torch import Tensor
 
 from axion.hub.gguf import TensorType
 from axion.quantization import gguf_grids
+from axion.quantization.float8 import widen
 from axion.quantization.gguf_bits import half, nibbles, shifted
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -209,6 +210,15 @@ def _mxfp4(blocks: Tensor, out: Tensor) -> None:
     out.copy_(_values(_MXFP4_VALUES, blocks[:, 1:])).mul_(bits.view(torch.float32))
 
 
+def _nvfp4(blocks: Tensor, out: Tensor) -> None:
+    # Halves of E4M3 without a sign, whose code for no number is 0.
+    codes = blocks[:, :4] & 0x7F
+    is_none = blocks[:, :4] == 0x7F
+    scale = widen(codes.view(torch.float8_e4m3fn), torch.float32).masked_fill_(is_none, 0) * 0.5
+    numbers = _values(_MXFP4_VALUES, blocks[:, 4:].unflatten(1, (4, 8)))
+    out.view(-1, 4, 16).copy_(numbers).mul_(scale[..., None])
+
+
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "F32": _f32,
     "F16": _f16,
@@ -226,5 +236,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
     **gguf_grids.FUNCTIONS,
 }

@@ -15,7 +15,7 @@ from axion.quantization.float8 import Float8Kernel
 from axion.quantization.modelopt import ModelOpt
 from axion.quantization.mxfp4 import Mxfp4Kernel
 from axion.quantization.nvfp4 import Nvfp4Kernel
-from axion.quantization.scaled_inputs import ScaledInputKernel
+from axion.quantization.scaled import ScaledInputKernel
 from axion.quantization.stored import StoredTensor
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 from tests.quantization.test_compressed_tensors import config, group
