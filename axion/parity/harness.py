@@ -11,7 +11,7 @@ from torch import Tensor
 
 from axion.engine import state_cache
 from axion.engine.kv_cache import allocate, lay_out
-from axion.engine.state_slots import SequenceState
+from axion.engine.sequence import SequenceState
 from axion.layers.context import ForwardContext, StateRun
 from axion.models.base import CausalLM
 
