@@ -283,6 +283,12 @@ class _Translation:
         scale = self._gguf.tensors.get(name)
         if scale is None or weight.type_name != "NVFP4":
             return None
+        shape = (1,) if part is None else weight.shape[:1]
+        if scale.type_name != "F32" or scale.shape != shape:
+            raise ModelLoadError(
+                f"The GGUF file's tensor {name[:100]} is {list(scale.shape)} in {scale.type_name}, "
+                f"expected {list(shape)} in F32. Convert it again."
+            )
         self._left.discard(name)
         return lambda: self._read(scale, None, keeps=True).flatten()[part or 0]
 

@@ -324,16 +324,18 @@ def test_a_weight_in_nvfp4_may_have_a_scale_beside_it(tmp_path: Path):
         numbers = torch.from_numpy(gguf.quants.dequantize(blocks, Type.NVFP4))
         stored[name] = numbers * scales.view(-1, *[1] * (numbers.dim() - 1))
     plain = write_gguf(tmp_path / "plain.gguf", metadata, stored)
-    path = write_gguf(
-        tmp_path / "nvfp4.gguf",
-        metadata,
-        rows,
-        lambda name: Type.NVFP4 if rows[name].dtype == torch.uint8 else Type.F32,
-    )
+
+    def kind(name: str) -> Type:
+        return Type.NVFP4 if rows[name].dtype == torch.uint8 else Type.F32
+
+    path = write_gguf(tmp_path / "nvfp4.gguf", metadata, rows, kind)
     found, expected = load(path), load(plain)
     kinds = {k.kind.name for k in found.modules() if isinstance(k, BlockKernel)}
     assert kinds == {"NVFP4"}
     assert (logits(found) - logits(expected)).abs().max() <= TOLERANCE
+    rows["blk.1.ffn_up_exps.scale"] = torch.ones(2)
+    with pytest.raises(ModelLoadError, match=r"ffn_up_exps.scale is \[2\] in F32, expected \[4\]"):
+        load(write_gguf(tmp_path / "damaged.gguf", metadata, rows, kind))
 
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
