@@ -30,15 +30,7 @@ class ChatAnswer(Answer[ChatCompletionRequest, ChatCompletionChunk]):
         request_id: str,
         delivered: Delivered | None,
     ) -> None:
-        super().__init__(
-            dialect,
-            faults,
-            served_name,
-            request,
-            request_id,
-            delivered,
-            num_choices=request.num_choices,
-        )
+        super().__init__(dialect, faults, served_name, request, request_id, delivered)
         self._calls: dict[int, set[int]] = {}
         self._num_reasoning_chunks = 0
 
