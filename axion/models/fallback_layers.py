@@ -343,7 +343,7 @@ class _Rest:
                 "%d weights cannot stay quantized (%s), for transformers stores them in another "
                 "arrangement: they take %.2f GiB in place of %.2f",
                 len(dequantized),
-                _some([source.path for source in dequantized]),
+                some([source.path for source in dequantized]),
                 plain * self._dtype.itemsize / 2**30,
                 sum(source.num_bytes(self._dtype) for source in dequantized) / 2**30,
             )
@@ -381,6 +381,7 @@ class _Rest:
         return replace(first, name=f"{source.path}.weight", shape=shape, dtype="F32", read=read)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name[:100] for name in names[:_SHOWN]) + more

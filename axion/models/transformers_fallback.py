@@ -268,6 +268,19 @@ class TransformersCausalLM(CausalLM):
         """Bytes of the weights that transformers loads."""
         return sum(parameter.numel() for parameter in self.whole.parameters()) * dtype.itemsize
 
+    def matrices(self) -> dict[str, int]:
+        """Those among them that are no embedding, by name, and the numbers in each."""
+        modules = dict(self.whole.named_modules())
+        embeddings = {
+            module.weight for module in modules.values() if isinstance(module, nn.Embedding)
+        }
+        return {
+            f"{path}.{name}": parameter.numel()
+            for path, module in modules.items()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() > 1 and parameter not in embeddings
+        }
+
     def _check_alike(self) -> None:
         """See that tokens may be batched: nothing but attention mixes them, positions are counted
         one by one, and decoder and head are all there is."""

@@ -27,12 +27,14 @@ from axion.quantization.kernel import Kernel
 from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
 from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
-from axion.quantization.patterns import matches
+from axion.quantization.patterns import known_as, matches
 from axion.quantization.stored import Expected, StoredTensor
 
 _WORD = 32
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _INDICES = ("I32", "I64")
+# What a group calls every layer that no other names.
+_ANY = "Linear"
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,30 @@ class _Scheme:
     block: tuple[int, int] | None
 
 
-class CompressedTensors(StoredQuantized):
-    quant_methods = ("compressed-tensors",)
+class PackedFloats(StoredQuantized):
+    """NVFP4, MXFP4 and E4M3 under the names that llm-compressor has, without its config: what is
+    stored says it all."""
+
     ignored_tensors = (*NOT_NEEDED, r".*\.(input|output|[qkv])_(zero_point|global_scale)")
+
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        packed, weight = tensors.get("weight_packed"), tensors.get("weight")
+        if packed is not None and packed.dtype == "U8":
+            return _e2m1(name, tensors, in_features)
+        if weight is not None and weight.dtype == E4M3:
+            scale = tensors.get("weight_scale")
+            return Float8Format.of("weight_scale", scale, self.block(name), out_features)
+        return None
+
+    def block(self, name: str) -> tuple[int, int] | None:
+        """Rows and columns of a layer's weight that share a scale; None: it has one an output."""
+        return None
+
+
+class CompressedTensors(PackedFloats):
+    quant_methods = ("compressed-tensors",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -174,14 +197,12 @@ class CompressedTensors(StoredQuantized):
     def format(
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> WeightFormat | None:
+        if (floats := super().format(name, tensors, in_features, out_features)) is not None:
+            return floats
         packed, weight = tensors.get("weight_packed"), tensors.get("weight")
-        if packed is None and (weight is None or weight.dtype not in ("I8", E4M3)):
+        if packed is None and (weight is None or weight.dtype != "I8"):
             return None
-        if packed is not None and packed.dtype == "U8":
-            return _e2m1(name, tensors, in_features)
         scheme, scale = self._find(name), tensors.get("weight_scale")
-        if packed is None and weight is not None and weight.dtype == E4M3:
-            return Float8Format.of("weight_scale", scale, scheme.block, out_features)
         if scheme.bits == 4 and packed is None:
             raise _unsupported("weights of 4 bits that are stored in 8")
         shape = (out_features, 1) if scale is None else scale.shape
@@ -200,14 +221,20 @@ class CompressedTensors(StoredQuantized):
             has_zeros=has_zeros,
         )
 
+    def block(self, name: str) -> tuple[int, int] | None:
+        return self._find(name).block
+
     def _find(self, name: str) -> _Scheme:
         """The scheme of a layer: a group that names it comes before one that names its kind."""
         if len(self._schemes) == 1:
             return self._schemes[0]
-        for names in (_names, _names_kind):
+        for own in known_as(name):
             for scheme in self._schemes:
-                if any(names(target, name) for target in scheme.targets):
+                if any(_names(target, own) for target in scheme.targets):
                     return scheme
+        for scheme in self._schemes:
+            if _ANY in scheme.targets:
+                return scheme
         raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
 
 
@@ -226,10 +253,6 @@ def _names(target: str, layer: str) -> bool:
     if target.startswith("re:"):
         return matches(target.removeprefix("re:"), layer)
     return target == layer
-
-
-def _names_kind(target: str, layer: str) -> bool:
-    return target == "Linear"
 
 
 def _scheme(name: str, group: Any) -> _Scheme:

@@ -21,7 +21,7 @@ from axion.quantization import integers
 from axion.quantization.format import WeightFormat
 from axion.quantization.layers import QuantizedLinear
 from axion.quantization.method import StoredQuantized
-from axion.quantization.patterns import matches
+from axion.quantization.patterns import known_as, matches
 from axion.quantization.stored import Expected, StoredTensor
 
 _BITS = (2, 3, 4, 8)
@@ -128,7 +128,15 @@ class GptqMethod(StoredQuantized):
         )
 
     def _fields(self, name: str) -> Mapping[str, Any]:
-        return next((fields for pattern, fields in self._overrides if matches(pattern, name)), {})
+        return next(
+            (
+                fields
+                for own in known_as(name)
+                for pattern, fields in self._overrides
+                if matches(pattern, own)
+            ),
+            {},
+        )
 
 
 def _overrides(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
