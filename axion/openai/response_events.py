@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from axion.errors import AxionError, InternalError
-from axion.openai.chat import ChatCompletionChunk, TokenLogprob
+from axion.openai.chat_answer import ChatCompletionChunk, TokenLogprob
 from axion.openai.common import Usage
 from axion.openai.fields import RequestModel, ResponseModel
 from axion.openai.responses import (

@@ -9,12 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, TypeAdapter
 
 from axion.errors import InvalidRequestError
-from axion.openai.chat import (
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    CalledFunction,
-    ChatCompletionRequest,
-)
+from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, CalledFunction, ChatCompletionRequest
 from axion.openai.common import StreamableRequest
 from axion.openai.fields import (
     FAIL_FAST,

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from axion import __version__
-from axion.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletion, ChatCompletionChunk
 from axion.openai.common import ErrorBody
 from axion.openai.completions import Completion, CompletionChunk, CompletionRequest
 from axion.openai.embeddings import EmbeddingList, EmbeddingRequest

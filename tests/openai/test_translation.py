@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from axion.errors import InternalError
-from axion.openai.chat import (
+from axion.openai.chat_answer import (
     ChatCompletionChunk,
     ChoiceLogprobs,
     ChunkChoice,

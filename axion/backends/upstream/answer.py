@@ -16,7 +16,8 @@ from axion.backends.upstream.messages import NO_ERROR, Choice, Event
 from axion.backends.upstream.stop_cut import StopCut
 from axion.backends.upstream.usage import UsageCount
 from axion.errors import CannotContinueError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import stop_reason_field
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered, DeliveredChoice

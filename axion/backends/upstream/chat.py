@@ -12,7 +12,8 @@ from axion.backends.upstream.answer import Answer
 from axion.backends.upstream.dialect import Dialect
 from axion.backends.upstream.faults import Faults
 from axion.backends.upstream.messages import Call, ChatChoice, ChatEvent, Event, TokenLogprob
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.delivered import Delivered, DeliveredChoice
 
 
