@@ -25,12 +25,9 @@ from axion.openai.message_events import MessagesAnswer, MessagesEvent, MessageTo
 from axion.openai.messages import CountTokensRequest, MessagesErrorBody, MessagesRequest
 from axion.openai.models import Model, ModelList
 from axion.openai.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest
-from axion.openai.response_events import (
-    DeletedResponse,
-    ResponseEvent,
-    ResponseItemList,
-)
-from axion.openai.response_events import Response as ResponseObject
+from axion.openai.response_events import ResponseEvent
+from axion.openai.response_object import DeletedResponse, ResponseItemList
+from axion.openai.response_object import Response as ResponseObject
 from axion.openai.responses import ResponsesRequest
 from axion.openai.tokenize import (
     DetokenizeAnswer,
