@@ -272,8 +272,7 @@ class NGramEmbedding(nn.Module):
         if (sizes < 1).any() or (offsets < 0).any() or (offsets > self.num_rows - sizes).any():
             raise ModelLoadError(
                 f"The weights are damaged: {path}.ngram_heads_vocab_sizes and ngram_heads_offsets "
-                f"speak of rows that the embedding's {self.num_rows} are not. Download the model "
-                "again."
+                f"do not fit the embedding's {self.num_rows} rows. Download the model again."
             )
 
     def forward(self, input_ids: Tensor, state: Tensor, context: ForwardContext) -> Tensor:

@@ -80,9 +80,9 @@ _DOTS3 = {
 }
 _QWEN4_EXP = {
     **{"layer_types": ["linear_attention", "indexed_attention"], "num_hidden_layers": 2},
-    **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 32, "hc_lowrank": 20},
-    **{"indexer_budget": 12, "indexer_compress_ratio": 4, "ple_layer_ids": [1]},
-    **{"ple_embed_dim": 64, "ngram_vocab_size_base": 100, "eos_token_id": 90},
+    **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 32},
+    **{"indexer_budget": 12, "indexer_compress_ratio": 4},
+    **{"ple_layer_ids": [1], "eos_token_id": 90},
 }
 _SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
 

@@ -1349,28 +1349,17 @@ CASES: dict[str, Case] = {
         index_kpool=1,
     ),
     "qwen4-exp": _qwen4_exp({"indexer_budget": 16}),
-    "qwen4-exp-ngrams": _qwen4_exp(
-        {"seed": 1},
-        num_hidden_layers=3,
-        layer_types=["linear_attention", "linear_attention", "indexed_attention"],
-        rms_norm_eps=0.01,  # as small as usual, rounding moves the reference itself by 1e-4
-        ple_layer_ids=[2, 1],
-        ple_embed_dim=48,
-        ple_conv_kernel_size=3,
-        ngram_size=4,
-        heads_per_ngram=2,
-        make_ngram_vocab_size_divisible_by=50,
-        hc_count=3,
-        eos_token_id=[75, 76],
-        norm_topk_prob=False,
-    ),
     "qwen4-exp-seeing": replace(
         _qwen4_exp(
-            {"output_gate_type": None},
+            {"seed": 1},
             model_type="qwen4_exp_text",
-            layer_types=["linear_attention", "full_attention"],
-            output_gate_type="sigmoid",
-            indexer_compress_ratio=3,
+            num_hidden_layers=3,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            rms_norm_eps=0.01,  # as small as usual, rounding moves the reference itself by 1e-4
+            **{"hc_count": 3, "output_gate_type": "sigmoid", "norm_topk_prob": False},
+            **{"ple_layer_ids": [2, 1], "ple_embed_dim": 48, "ple_conv_kernel_size": 3},
+            **{"ngram_size": 4, "heads_per_ngram": 2, "eos_token_id": [75, 76]},
+            **{"make_ngram_vocab_size_divisible_by": 50, "indexer_compress_ratio": 3},
             attention_bias=True,
             rope_parameters=_partial(0.5)
             | {"rope_type": "yarn", "factor": 8.0, "mrope_section": [2, 2, 2]}
