@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -243,10 +243,13 @@ class Settings(BaseSettings):
             raise ValueError("must be paths with commas between them, each absolute, ./x or ~/x")
         return folders
 
-    @field_validator("backend_weights")
+    @field_validator("backend_weights", "shadow")
     @classmethod
-    def _weights_are_numbers(cls, text: str) -> str:
-        shares(text)
+    def _shares_are_of_backends(cls, text: str, info: ValidationInfo) -> str:
+        backends: str | None = info.data.get("axion_backends")  # None: its own fault is told
+        for engine in shares(text):
+            if backends is not None and engine not in listed(backends):
+                raise ValueError(f"names {engine!r}, which AXION_BACKENDS does not")
         return text
 
     @field_validator("shadow")
@@ -332,9 +335,9 @@ def shares(text: str) -> dict[str, float]:
         try:
             found[name] = float(number)
         except ValueError:
-            raise ValueError(f"must be ENGINE=NUMBER with commas between, got {entry!r}") from None
+            raise ValueError("must be ENGINE=NUMBER with commas between") from None
         if not name or not 0 <= found[name] < math.inf:
-            raise ValueError(f"must be ENGINE=NUMBER with numbers from 0 on, got {entry!r}")
+            raise ValueError("must be ENGINE=NUMBER with numbers from 0 on")
     return found
 
 

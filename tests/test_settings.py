@@ -91,6 +91,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
         ("BACKEND_WEIGHTS", "vllm"),
         ("BACKEND_WEIGHTS", "vllm=-1"),
         ("BACKEND_WEIGHTS", "vllm=inf"),
+        ("BACKEND_WEIGHTS", "sglang=0.5"),
         ("SHADOW", "native=2"),
         ("SHADOW", "native=0.1,vllm=0.1"),
         ("REMOTE_URL", "localhost:8000"),

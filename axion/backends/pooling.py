@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -149,7 +150,7 @@ class PoolingBackend:
     opened because the settings name it.
 
     Raises:
-        ModelNotFoundError: such a folder lies outside ALLOWED_MODEL_FOLDERS.
+        ModelNotFoundError: such a folder does not exist, or lies outside ALLOWED_MODEL_FOLDERS.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -158,9 +159,12 @@ class PoolingBackend:
             PoolingKind.EMBEDDING: named_models(settings.embedding_model),
             PoolingKind.RERANK: named_models(settings.rerank_model),
         }
-        for models in self._named.values():
+        for kind, models in self._named.items():
             for model in filter(is_folder, models.values()):
                 require_allowed(model, model_folders(settings))
+                if not Path(model).expanduser().exists():
+                    setting = f"{kind.value.upper()}_MODEL"
+                    raise ModelNotFoundError(f"{setting}: the folder {model} does not exist.")
         self.created = int(time.time())
         # Least recently used first.
         self._slots: dict[_Key, _Slot] = {}

@@ -250,6 +250,13 @@ async def test_a_folder_elsewhere_than_the_settings_allow_is_refused_at_the_star
         PoolingBackend(Settings(**named, allowed_model_folders="/nowhere"))
 
 
+async def test_a_folder_that_does_not_exist_is_named_at_the_start_with_its_setting(tmp_path: Path):
+    with pytest.raises(
+        ModelNotFoundError, match=r"EMBEDDING_MODEL: the folder .*/none does not exist"
+    ):
+        PoolingBackend(Settings(embedding_model=f"{tmp_path}/none"))
+
+
 async def test_the_wrong_kind_of_model_is_told_apart(backend: PoolingBackend, cross_encoder: Path):
     for name in (cross_encoder.name, "BAAI/bge-reranker-base"):
         with pytest.raises(InvalidRequestError, match="/v1/rerank"):
