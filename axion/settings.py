@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     )
     server_host: str = Field("0.0.0.0", description="address to listen on")
     server_port: int = Field(3000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    allowed_origins: str = Field(
+        "",
+        description="web pages whose scripts may ask the server (CORS), such as"
+        " https://chat.example.com, with commas between; *: any; empty: none",
+    )
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
@@ -222,6 +227,14 @@ class Settings(BaseSettings):
         if not host.strip():
             raise ValueError("must not be empty")
         return host
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_are_such(cls, origins: str) -> str:
+        for origin in listed(origins) if origins else ():
+            if origin != "*" and re.fullmatch(r"https?://[^/\s]+", origin) is None:
+                raise ValueError("must be * or such as https://chat.example.com, without a path")
+        return origins
 
     @field_validator("device")
     @classmethod

@@ -86,6 +86,8 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
         ("LOG_FORMAT", "xml"),
         ("AXION_BACKENDS", "vllm,,native"),
         ("STANDBY", "sometimes"),
+        ("ALLOWED_ORIGINS", "chat.example.com"),
+        ("ALLOWED_ORIGINS", "https://a/b"),
         ("ALLOWED_MODEL_FOLDERS", "models"),
         ("ALLOW_PICKLE", "perhaps"),
         ("BACKEND_WEIGHTS", "vllm"),
