@@ -37,7 +37,7 @@ from axion.pooling.messages import (
     StepOutputs,
     decode_from_pooling,
 )
-from axion.settings import Settings, is_folder, model_folders, named_models
+from axion.settings import Settings, SettingsError, is_folder, model_folders, named_models
 from axion.types import (
     PoolingConfig,
     PoolingHealth,
@@ -150,7 +150,8 @@ class PoolingBackend:
     opened because the settings name it.
 
     Raises:
-        ModelNotFoundError: such a folder does not exist, or lies outside ALLOWED_MODEL_FOLDERS.
+        ModelNotFoundError: such a folder lies outside ALLOWED_MODEL_FOLDERS.
+        SettingsError: it does not exist.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -164,7 +165,7 @@ class PoolingBackend:
                 require_allowed(model, model_folders(settings))
                 if not Path(model).expanduser().exists():
                     setting = f"{kind.value.upper()}_MODEL"
-                    raise ModelNotFoundError(f"{setting}: the folder {model} does not exist.")
+                    raise SettingsError(f"{setting}: the folder {model} does not exist.")
         self.created = int(time.time())
         # Least recently used first.
         self._slots: dict[_Key, _Slot] = {}

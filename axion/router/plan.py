@@ -58,7 +58,7 @@ async def plan(
     Raises:
         ModelNotFoundError: there is no such model.
         ModelLoadError: no engine can serve it; the message has the reason of each.
-        SettingsError: AXION_BACKENDS names an engine that there is not.
+        SettingsError: an engine in AXION_BACKENDS, or DRAFT_MODEL, is not there.
     """
     engines = load_engines(listed(settings.axion_backends))
     for name, known_engine in engines.items():
@@ -119,7 +119,7 @@ async def _find(
             )
         except AxionError as error:
             reason = error.message.removesuffix(DEMO_HINT).rstrip()
-            raise type(error)(f"DRAFT_MODEL: {reason}") from None
+            raise SettingsError(f"DRAFT_MODEL: {reason}") from None
         draft_model = str(draft.path)
     known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
     if known.max_length:

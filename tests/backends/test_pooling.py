@@ -22,7 +22,7 @@ from axion.errors import (
     ModelNotFoundError,
 )
 from axion.pooling.messages import MODEL_LIMIT, Pooled
-from axion.settings import Settings
+from axion.settings import Settings, SettingsError
 from axion.types import BackendState, PoolingConfig, PoolingHealth, PoolingKind, PoolingStats
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -251,9 +251,7 @@ async def test_a_folder_elsewhere_than_the_settings_allow_is_refused_at_the_star
 
 
 async def test_a_folder_that_does_not_exist_is_named_at_the_start_with_its_setting(tmp_path: Path):
-    with pytest.raises(
-        ModelNotFoundError, match=r"EMBEDDING_MODEL: the folder .*/none does not exist"
-    ):
+    with pytest.raises(SettingsError, match=r"EMBEDDING_MODEL: the folder .*/none does not exist"):
         PoolingBackend(Settings(embedding_model=f"{tmp_path}/none"))
 
 

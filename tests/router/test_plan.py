@@ -157,10 +157,10 @@ async def test_a_draft_model_is_found_too_and_under_the_same_rule(folder: Path):
     model, draft = (str(write_model(folder.parent / name / "m")) for name in ("a", "b"))
     found = await made(model, draft_model=draft)
     assert [config.draft_model for _, config in found.backends] == [draft] * len(found.backends)
-    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+    with pytest.raises(SettingsError, match="ALLOWED_MODEL_FOLDERS"):
         await made(model, draft_model=draft, allowed_model_folders=f"{folder.parent}/a")
     with pytest.raises(
-        ModelNotFoundError, match=r"^DRAFT_MODEL: The model folder /no does not exist\.$"
+        SettingsError, match=r"^DRAFT_MODEL: The model folder /no does not exist\.$"
     ):
         await made(model, draft_model="/no")
 
