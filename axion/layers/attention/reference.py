@@ -29,9 +29,9 @@ _MIN_ROWS = 128
 MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
-_BLOCK_ROWS = (16, 64)
-# Numbers of keys that its blocks see; oneDNN makes a kernel for each, and keeps only so many.
-_BLOCK_LENGTHS = 16
+_BLOCK_ROWS = (16, 128)
+# Numbers of keys that its blocks see: keys are copied for each, and oneDNN makes a kernel.
+_BLOCK_LENGTHS = 8
 # From so many keys of a head on, two products for all sequences are faster than torch's own
 # attention.
 _MIN_PRODUCTS = 256
@@ -412,22 +412,23 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     fewest, most = _BLOCK_ROWS
     step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
     stride = step * -(-query_len // (step * _BLOCK_LENGTHS))
-    k, v = k.contiguous().transpose(1, 2), v.contiguous()
     hidden = torch.full((step, stride), float("-inf"), dtype=q.dtype).triu_(1)
     zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
     out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
     for start in range(0, query_len, step):
         end = min(start + step, query_len)
         first = length - query_len + start
-        seen = min(length - query_len + -(-end // stride) * stride, length)
+        if start % stride == 0:
+            seen = min(first + stride, length)
+            keys, values = k[:, :seen].contiguous().transpose(1, 2), v[:, :seen].contiguous()
         rows = q[:, :, start:end].flatten(1, 2)
-        x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
+        x = torch.baddbmm(zero, rows, keys, beta=0, alpha=scale)
         x = x.unflatten(1, (group, end - start))
         if mask is None:
             x[..., first:] += hidden[: end - start, : seen - first]
         else:
             x += mask[start:end, :seen]
-        x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
+        x = torch.bmm(x.softmax(-1).flatten(1, 2), values)
         out[start:end] = x.unflatten(1, (group, end - start)).permute(2, 0, 1, 3)
     return out.flatten(1, 2)
 
