@@ -8,7 +8,7 @@ and multiplies by it. Models know nothing of all this.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar
 
@@ -119,7 +119,7 @@ class QuantizationMethod:
         return module
 
 
-class StoredQuantized(QuantizationMethod):
+class StoredQuantized(QuantizationMethod, ABC):
     """A method by which a checkpoint is quantized. To override: `format`.
 
     Args:

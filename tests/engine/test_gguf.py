@@ -15,7 +15,8 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from axion.engine import loader
-from axion.engine.loader import eos_token_ids, load_model
+from axion.engine.eos_tokens import eos_token_ids
+from axion.engine.loader import load_model
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.parity.harness import CPU, Harness, Run
