@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -135,9 +136,9 @@ class GenerationRequest(StreamableRequest):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None reports no log probabilities at all."""
-        raise NotImplementedError
 
     @property
     def num_prompt_logprobs(self) -> int | None:

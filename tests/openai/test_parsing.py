@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import (
-    GenerationRequest,
-    sampling_params,
-)
+from axion.openai.common import GenerationRequest, sampling_params
 from axion.openai.completions import CompletionRequest
 from axion.openai.elsewhere import FIELDS_ELSEWHERE
 from axion.openai.parsing import parse_request
