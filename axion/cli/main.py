@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -41,8 +43,13 @@ class LazyGroup(TyperGroup):
             return name, get_command(module.app), rest
         command = typer.Typer(add_completion=False)
         function = getattr(module, attribute)
-        command.command(name, help=function.__doc__ or COMMANDS[str(name)])(function)
+        command.command(name, help=paragraphs(function.__doc__ or COMMANDS[str(name)]))(function)
         return name, get_command(command), rest
+
+
+def paragraphs(doc: str) -> str:
+    """A docstring whose lines end where the terminal's do, and not where the source's did."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(doc))
 
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 import axion.cli.main
-from axion.cli.main import COMMANDS, main
+from axion.cli.main import COMMANDS, main, paragraphs
 
 
 def run(*args: str) -> int:
@@ -54,3 +54,9 @@ def test_module_without_arguments_serves(
     monkeypatch.setattr(sys, "argv", argv)
     runpy.run_module("axion", run_name="__main__")
     assert called == [args]
+
+
+def test_help_breaks_its_lines_where_the_terminal_ends() -> None:
+    assert (
+        paragraphs("One\n    sentence.\n\n    Another\n    one.") == "One sentence.\n\nAnother one."
+    )
