@@ -208,7 +208,7 @@ class DeepseekV4RMSNorm(Float32RMSNorm):
 def _rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last `2 * num_pairs` of each head, neighbours as pairs; arguments as of
     `apply_rotary`."""
-    rest, rotated = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
+    rest, rotated = x.tensor_split((x.shape[-1] - cos.shape[-1],), dim=-1)
     return torch.cat((rest, apply_rotary_interleaved(rotated, cos, sin)), dim=-1)
 
 

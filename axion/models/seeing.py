@@ -51,6 +51,7 @@ class SeeingForConditionalGeneration(CausalLM):
         "Dots3NoteForConditionalGeneration",
         "Exaone4_5_ForConditionalGeneration",
         "FastVlmForConditionalGeneration",
+        "FuyuForCausalLM",
         "Gemma3ForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
         "Gemma4ForConditionalGeneration",

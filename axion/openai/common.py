@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from axion.errors import InvalidRequestError
+from axion.openai.elsewhere import FIELDS_ELSEWHERE
 from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
@@ -58,6 +59,8 @@ class StreamableRequest(ModelRequest):
 
 class GenerationRequest(StreamableRequest):
     """The fields of chat and text completions that mean the same in both."""
+
+    advice = FIELDS_ELSEWHERE
 
     max_tokens: TokenCount | None = Field(None, description="most tokens to generate, in tokens")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
