@@ -23,7 +23,6 @@ import uvloop
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.observability.logging import configure_logging
 from axion.router.registry import ModelRegistry
 from axion.server.app import create_app
@@ -31,6 +30,7 @@ from axion.server.listener import bind
 from axion.server.runner import run
 from axion.settings import Settings
 from axion.types import EngineConfig
+from tests.echo_engine import EchoEngine
 
 NAME = "echo"
 

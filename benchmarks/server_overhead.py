@@ -25,7 +25,6 @@ import uvloop
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.observability.logging import configure_logging
 from axion.router.registry import ModelRegistry
 from axion.server.app import create_app
@@ -33,6 +32,7 @@ from axion.server.listener import bind
 from axion.server.runner import run
 from axion.settings import Settings
 from axion.types import EngineConfig, SamplingParams, SequenceOutput
+from tests.echo_engine import EchoEngine
 
 NAME = "echo"
 PROMPT = "The quick brown fox jumps over the lazy dog."

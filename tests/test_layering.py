@@ -24,7 +24,6 @@ API_ROOMS = [
     {
         "axion.engine.client",
         "axion.engine.messages",
-        "axion.engine.echo",
         "axion.parity.messages",
         "axion.pooling.messages",
         "axion.text",

@@ -373,6 +373,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduled = self.scheduler.schedule()
         num_tokens = sum(entry.num_scheduled_tokens for entry in scheduled)
         if num_tokens > 1 and data.draw(st.integers(0, 9)) == 0:
+            self.memory.move(self.scheduler.block_manager)
             self.memory.spoil_states(scheduled)
             assert not self.scheduler.retreat(scheduled)
             smaller = self.scheduler.schedule()

@@ -13,8 +13,8 @@ from typing import Any
 from axion.backends.base import InferenceBackend
 from axion.backends.native.backend import NativeBackend
 from axion.cli import main
-from axion.engine.echo import EchoEngine
 from axion.types import EngineConfig
+from tests.echo_engine import EchoEngine
 
 
 async def start_echo(config: EngineConfig) -> EchoEngine:

@@ -12,7 +12,6 @@ import pytest
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.completions import CompletionRequest
 from axion.openai.embeddings import EmbeddingRequest
@@ -24,6 +23,7 @@ from axion.openai.tokenize import DetokenizeRequest, TokenizeRequest
 from axion.router.registry import ModelRegistry
 from axion.settings import Settings
 from axion.types import EngineConfig
+from tests.echo_engine import EchoEngine
 from tests.server.conftest import LiveServer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

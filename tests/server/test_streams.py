@@ -15,13 +15,13 @@ import pytest
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.openai.parsing import parse_request
 from axion.router.registry import ModelRegistry
 from axion.server import endpoint
 from axion.server.body import SMALL_BODY_BYTES
 from axion.settings import Settings
 from axion.types import EngineConfig
+from tests.echo_engine import EchoEngine
 from tests.server.conftest import LiveServer
 
 NAME = "org/echo"

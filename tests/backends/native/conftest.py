@@ -9,7 +9,6 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.native import model
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.text.chat_template import ChatTemplate, load_chat_template
 from axion.types import EngineConfig
 from tests.backends.native.harness import (
@@ -22,6 +21,7 @@ from tests.backends.native.harness import (
     Start,
     save_model,
 )
+from tests.echo_engine import EchoEngine
 
 
 @pytest.fixture(scope="package")

@@ -14,13 +14,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.errors import AxionError, EngineUnavailableError
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.chat_answer import collect_chat
 from axion.openai.completions import CompletionRequest, collect_completion
 from axion.openai.parsing import parse_request
 from axion.types import SamplingParams, SequenceOutput
+from tests.echo_engine import EchoEngine
 
 # An echo engine answers with the rendered prompt: here, the contents of the messages.
 PLAIN_TEMPLATE = (

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from axion.engine.echo import EchoEngine
 from axion.types import FinishReason, SequenceOutput
 from tests.backends.native.harness import (
     EOS,
@@ -18,6 +17,7 @@ from tests.backends.native.harness import (
     complete,
     streamed_text,
 )
+from tests.echo_engine import EchoEngine
 
 
 @given(

@@ -6,7 +6,6 @@ import pytest
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.errors import EngineUnavailableError, ModelLoadError
 from axion.openai.chat_answer import collect_chat
 from axion.types import BackendState, EngineConfig
@@ -18,6 +17,7 @@ from tests.backends.native.harness import (
     fault,
     save_model,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def test_a_backend_says_how_it_is(start: Start):

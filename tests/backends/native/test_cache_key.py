@@ -6,11 +6,11 @@ import pytest
 
 from axion.backends.native.backend import NativeBackend
 from axion.backends.native.cache_key import _NOT_IN_KEY
-from axion.engine.echo import EchoEngine
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.common import GenerationRequest
 from axion.openai.structured import StructuredRequest
 from tests.backends.native.harness import TOOLS, Start, chat_request
+from tests.echo_engine import EchoEngine
 
 
 async def cache_key(backend: NativeBackend, **fields: Any) -> bytes:

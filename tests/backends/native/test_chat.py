@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from axion.engine.echo import EchoEngine
 from tests.backends.native.harness import (
     CALL,
     TOOLS,
@@ -12,6 +11,7 @@ from tests.backends.native.harness import (
     chat_stream,
     streamed_text,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def test_a_chat_is_answered(start: Start):

@@ -5,9 +5,9 @@ import json
 from contextlib import aclosing
 from pathlib import Path
 
-from axion.engine.echo import EchoEngine
 from axion.openai.completions import CompletionChunk
 from tests.backends.native.harness import Start, complete, completion_request
+from tests.echo_engine import EchoEngine
 
 
 async def test_several_prompts_have_choices_in_order(start: Start):

@@ -13,7 +13,6 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
 from axion.demo import MODEL_DIR
-from axion.engine.echo import EchoEngine
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.completions import CompletionRequest
@@ -21,6 +20,7 @@ from axion.openai.parsing import parse_request
 from axion.text.tool_calls import FORMATS
 from axion.types import EngineConfig, Grammar
 from tests.backends.native.harness import RecordingEngine
+from tests.echo_engine import EchoEngine
 
 WEATHER = {
     "type": "object",

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.openai.completions import collect_completion
 from axion.types import FinishReason, SequenceOutput, TokenLogprobs
 from tests.backends.native.harness import (
@@ -26,6 +25,7 @@ from tests.backends.native.harness import (
     completion_request,
     fault,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def score(backend: NativeBackend, prompt: Any, **fields: Any) -> dict[str, Any]:

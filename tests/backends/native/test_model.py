@@ -7,10 +7,10 @@ import pytest
 
 from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
-from axion.engine.echo import EchoEngine
 from axion.errors import ModelLoadError
 from axion.types import EngineConfig
 from tests.backends.native.harness import RecordingEngine, Start, complete, save_model
+from tests.echo_engine import EchoEngine
 
 
 async def test_the_models_own_sampling_defaults_are_used(start: Start):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from axion.backends.native.prompt import _reads
-from axion.engine.echo import EchoEngine
 from axion.errors import ContextLengthExceededError, InvalidRequestError
 from axion.text.tokenizer import Tokenizer as TextTokenizer
 from tests.backends.native.harness import (
@@ -18,6 +17,7 @@ from tests.backends.native.harness import (
     complete,
     fault,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def test_earlier_reasoning_reaches_a_template_that_reads_it(start: Start):

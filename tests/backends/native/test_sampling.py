@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from axion.engine.echo import EchoEngine
 from axion.errors import ContextLengthExceededError, InvalidRequestError
 from tests.backends.native.harness import (
     RecordingEngine,
@@ -15,6 +14,7 @@ from tests.backends.native.harness import (
     completion_request,
     fault,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def test_seeds_of_choices_stay_in_range(start: Start):

@@ -5,7 +5,6 @@ from contextlib import aclosing
 
 import pytest
 
-from axion.engine.echo import EchoEngine
 from axion.errors import AxionError, EngineUnavailableError, InternalError
 from axion.types import FinishReason, SequenceOutput
 from tests.backends.native.harness import (
@@ -20,6 +19,7 @@ from tests.backends.native.harness import (
     fault,
     streamed_text,
 )
+from tests.echo_engine import EchoEngine
 
 
 async def test_salt_and_priority_go_to_the_engine(start: Start):

@@ -5,9 +5,9 @@ from contextlib import aclosing
 
 import pytest
 
-from axion.engine.echo import EchoEngine
 from axion.errors import EngineUnavailableError
 from axion.types import BackendState, FinishReason, SamplingParams, SequenceOutput
+from tests.echo_engine import EchoEngine
 
 
 async def collect(
