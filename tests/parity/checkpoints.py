@@ -1610,6 +1610,11 @@ CASES: dict[str, Case] = {
         {"sliding_window": WINDOW + 1},
         {"vision_config": None, "audio_config": None},
     ),
+    "nanochat": Case(
+        "NanoChatForCausalLM",
+        {"final_logit_softcapping": 1.0},
+        {"final_logit_softcapping": 15.0},
+    ),
 }
 
 

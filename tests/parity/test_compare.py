@@ -101,6 +101,7 @@ def replace_class(monkeypatch: pytest.MonkeyPatch, cls: Callable[[], type[Causal
     ("model", "words"),
     [
         ("nonesuch", "no architecture"),
+        ("doge", "masks of its own"),
         ("xlnet", "not supported|No small configuration|does not suit"),
     ],
 )
