@@ -31,6 +31,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4v_text": ("Glm4ForCausalLM", _WHOLE_HEADS),
     "glm_ocr_text": ("Glm4ForCausalLM", {**_WHOLE_HEADS, "attention_bias": False}),
     "glm4v_moe_text": ("Glm4MoeForCausalLM", {}),
+    "step3p5": ("Step3p5ForCausalLM", {}),
 }
 
 # Where checkpoints have the head, and the layers.
@@ -96,6 +97,7 @@ class SeeingForConditionalGeneration(CausalLM):
         "Qwen3_5MoeForConditionalGeneration",
         "Qwen4ExpForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
+        "Step3p7ForConditionalGeneration",
         "VideoLlama3ForConditionalGeneration",
         "VideoLlavaForConditionalGeneration",
         "VipLlavaForConditionalGeneration",

@@ -22,6 +22,7 @@ SIZES = {
 }
 GPT_SIZES = {"vocab_size": 100, "n_embd": 64, "n_layer": 2, "n_head": 4}
 MINIMAX_M3 = "MiniMaxM3VLForCausalLM"
+STEP = "Step3p5ForCausalLM"
 _SPARSE = {"layer_types": 2 * ["minimax_m3_sparse"]}
 _KV_HEADS = {"num_key_value_heads": 4}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
@@ -122,6 +123,11 @@ def test_rotary_dim_survives_that_it_becomes_a_share_of_the_head() -> None:
         (MINIMAX_M3, {"layer_types": ["minimax_m3_sparse"]}, "layer_types"),
         (MINIMAX_M3, {"sparse_attention_config": 5}, "sparse_attention_config"),
         (MINIMAX_M3, {"moe_layer_freq": 1}, "moe_layer_freq must be a list"),
+        ("AfmoeForCausalLM", {"num_experts": 8, "route_norm": False}, "norm_topk_prob"),
+        (STEP, {"sink": True}, "sink"),
+        (STEP, {"norm_expert_weight": False}, "norm_expert_weight"),
+        (STEP, {"per_layer_config": {"0": {"num_attention_heads": 2}}}, "per_layer_config"),
+        (STEP, {"per_layer_config": {"1": 5}}, "per_layer_config|suit"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -129,6 +135,30 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelLoadError, match=named):
         read(architecture, SIZES | fields)
+
+
+def test_step_reads_what_checkpoints_write() -> None:
+    """Lists for each layer, those behind the last included."""
+    config = read(
+        STEP,
+        SIZES
+        | {
+            **{"num_attention_groups": 2, "head_dim": 16, "num_nextn_predict_layers": 1},
+            **{"layer_types": ["full_attention", *["sliding_attention"] * 2]},
+            **{"attention_other_setting": {"num_attention_heads": 6, "num_attention_groups": 2}},
+            **{"rope_theta": [5e6, 1e4, 1e4], "partial_rotary_factors": [0.5, 1.0, 1.0]},
+            **{"moe_layers_enum": "1", "moe_num_experts": 8, "moe_top_k": 2, "sliding_window": 8},
+            **{"swiglu_limits": [0.0, 7.0, 0.0], "yarn_only_types": ["full_attention"]},
+            **{"use_qk_norm": True, "use_head_wise_attn_gate": True, "sink": False},
+        },
+    )
+    assert [config.of_layer(i).num_attention_heads for i in range(2)] == [4, 6]
+    assert [config.window(i) for i in range(2)] == [None, 8]
+    assert [config.rope(i).rope_theta for i in range(2)] == [5e6, 1e4]
+    assert [config.rope(i).partial_rotary_factor for i in range(2)] == [0.5, 1.0]
+    assert [config.is_sparse(i) for i in range(2)] == [False, True]
+    assert (config.num_experts, config.num_experts_per_tok, config.swiglu_limits) == (8, 2, [0, 7])
+    assert (config.query_pre_attn_scalar, config.num_key_value_heads) == (16, 2)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ WHOLES = {
     "mistral4": "mistral3",
     "qwen2_5_omni_text": "qwen2_5_omni_thinker",
     "qwen3_omni_moe_text": "qwen3_omni_moe_thinker",
+    "step3p5": "step3p7",
 }
 
 

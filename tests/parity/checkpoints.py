@@ -545,6 +545,28 @@ def _phimoe(neutral: dict[str, Any], **config: Any) -> Case:
     return Case("PhimoeForCausalLM", {"num_local_experts": 4, **config}, neutral)
 
 
+def _step3p5(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{**_EXPERTS, "share_expert_dim": 48, "head_dim": 24, "query_pre_attn_scalar": 30},
+        **{"layer_types": _KINDS, "sliding_window": WINDOW, "num_sliding_attention_heads": 6},
+        **{"mlp_layer_types": ["dense", "sparse"], "moe_router_scaling_factor": 1.5},
+        **{"swiglu_limits": [0.0, 0.3], "swiglu_limits_shared": [0.4, 0.2]},
+        "rope_parameters": {
+            "sliding_attention": _partial(1.0) | {"rope_theta": 500.0},
+            "full_attention": _partial(0.5),
+        },
+    }
+    del sizes["num_experts"]
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 4, "mlp_ratio": 1.0}
+    return Case(
+        "Step3p7ForConditionalGeneration",
+        {"model_type": "step3p5", "pad_token_id": 0, "n_routed_experts": 6, **sizes, **config},
+        neutral,
+        {"vision_config": vision},
+    )
+
+
 def _exaone_moe(neutral: dict[str, Any], **config: Any) -> Case:
     window = {"sliding_window": WINDOW, "sliding_window_pattern": 2, "first_k_dense_replace": 1}
     return Case("ExaoneMoeForCausalLM", {**_EXPERTS, **window, **config}, neutral)
@@ -603,6 +625,7 @@ CASES: dict[str, Case] = {
         "HyperCLOVAXForCausalLM", "attention_multiplier", 0.5, 0.25, use_post_norm=False
     ),
     "openai-gpt": _knob("OpenAIGPTLMHeadModel", "afn", "gelu", "relu", **_MHA),
+    "step3p5": _step3p5({"swiglu_limits": None}),
     "persimmon": _knob("PersimmonForCausalLM", "qk_layernorm", True, False, **_MHA),
     "phimoe": _phimoe({"router_jitter_noise": 0.0}, lm_head_bias=True, attention_bias=True),
     "phimoe-window": _phimoe({"sliding_window": None}, sliding_window=WINDOW),

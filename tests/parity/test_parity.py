@@ -115,7 +115,8 @@ def test_the_reference_moves_when_the_knob_is_neutral(case: str) -> None:
 def test_every_class_has_a_row() -> None:
     classes = model_classes()
     rows = {row.inside or row.architecture for row in CASES.values()} | OLDER_NAMES.keys()
-    rows |= {"DeepseekForCausalLM"}  # what reads and writes text in DeepSeek-OCR
+    # What reads and writes text in DeepSeek-OCR, and in Step 3.7.
+    rows |= {"DeepseekForCausalLM", "Step3p5ForCausalLM"}
     assert {classes[name] for name in rows} >= {*classes.values()}
 
 
