@@ -382,8 +382,6 @@ class DeepseekV4Router(SigmoidRouter):
             config.num_experts,
             config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
-            num_groups=1,
-            top_k_groups=1,
             scaling_factor=config.routed_scaling_factor,
         )
         self.is_sigmoid = config.scoring_func == "sigmoid"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from axion.models.hybrid import HybridForCausalLM
 from axion.models.registry import model_classes
 from axion.parity.reference import forget
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
-from tests.parity.checkpoints import CASES, save_tiny
+from tests.parity.checkpoints import CASES, build_tiny, save_tiny
 
 NUM_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=5)
@@ -54,8 +55,23 @@ def transformers_model(path: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def reference(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """transformers' greedy tokens and the log-probabilities at each of them."""
+def references(
+    model: PreTrainedModel, prompt: list[int], answer: list[int]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """transformers' greedy tokens and the log-probabilities at each of them.
+
+    First of one pass over an answer: where its best is the answer's each time, it generates the
+    same. Then as it generates: some models have another rope for each length.
+    """
+    input_ids = torch.tensor([prompt + answer[:-1]])
+    logits = model(input_ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+    yield logits.argmax(-1).tolist(), logits.log_softmax(-1)
+    yield generate(model, prompt)
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """The same, as transformers generates."""
     forget(model)
     result = model.generate(
         torch.tensor([prompt]),
@@ -76,6 +92,21 @@ def reference(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], tor
 def is_child(cls: type[CausalLM]) -> bool:
     """Whether an architecture is another with a difference."""
     return any("architectures" in vars(base) for base in cls.__mro__[1:] if base is not CausalLM)
+
+
+def equals(outputs: list[SequenceOutput], tokens: list[int], logprobs: torch.Tensor) -> bool:
+    """Whether these are the tokens, and their scores those of the best five at each."""
+    if tokens_of(outputs) != tokens:
+        return False
+    tops = [entry.top for output in outputs for entry in output.logprobs]
+    ids = torch.tensor([[token for token, _ in top] for top in tops])
+    scores = torch.tensor([[score for _, score in top] for top in tops])
+    return bool((logprobs.gather(-1, ids) - scores).abs().max() <= 1e-4)
+
+
+def is_greedy(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> bool:
+    assert len(answer) == NUM_TOKENS
+    return any(tokens == answer for tokens, _ in references(model, prompt, answer))
 
 
 # What a field changes within a model, and an architecture of another's, is compared in
@@ -102,21 +133,14 @@ def test_the_engine_equals_transformers(case: str, tmp_path: Path):
         str(n): torch.randint(1, core.info.vocab_size, (n,), generator=generator).tolist()
         for n in (1, 17, 100)
     }
-    model = transformers_model(path)
-    expected = {name: reference(model, prompt) for name, prompt in prompts.items()}
+    model = build_tiny(case)
     for temperature_of_cache in ("cold", "warm"):
         outputs = run(core, prompts)
-        for name, (tokens, logprobs) in expected.items():
-            assert tokens_of(outputs[name]) == tokens, (temperature_of_cache, name)
-            for position, output in enumerate(outputs[name]):
-                [entry] = output.logprobs
-                ids = [token for token, _ in entry.top]
-                torch.testing.assert_close(
-                    torch.tensor([logprob for _, logprob in entry.top]),
-                    logprobs[position, ids],
-                    atol=1e-4,
-                    rtol=0,
-                )
+        for name, prompt in prompts.items():
+            assert len(outputs[name]) == NUM_TOKENS
+            expected = references(model, prompt, tokens_of(outputs[name]))
+            found = any(equals(outputs[name], *answer) for answer in expected)
+            assert found, (temperature_of_cache, name)
     assert outputs["100"][0].num_cached_tokens == 96, "the second round finds what the first left"
 
 
@@ -129,7 +153,7 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
     core, model = make_core(path, block_size=8), transformers_model(path)
     prompt = list(range(1, 11))
     for _ in range(4):  # past the original length of 64 within the second answer
-        expected, _ = reference(model, prompt)
+        expected, _ = generate(model, prompt)
         [outputs] = run(core, {"turn": prompt}).values()
         assert tokens_of(outputs) == expected
         prompt = prompt + expected + [7, 8, 9]
@@ -159,17 +183,17 @@ def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     assert num_bytes(specs) < num_bytes([spec._replace(window=None) for spec in specs])
     core = make_core(path, block_size=4, kv_cache_bytes=num_bytes(specs), **options)
     prompt = [(31 * i * i + 7 * i) % 199 for i in range(120)]
-    model = transformers_model(path)
-    expected, _ = reference(model, prompt)
-    assert tokens_of(run(core, {"first": prompt})["first"]) == expected
+    model = build_tiny(case)
+    expected = tokens_of(run(core, {"first": prompt})["first"])
+    assert is_greedy(model, prompt, expected)
 
     # Its early blocks have been overwritten by its late ones; what comes next goes on from these.
     [*_, narrowest] = core.scheduler.block_manager._cached
     assert len(narrowest) < (len(prompt) + NUM_TOKENS) // 4
     longer = [*prompt, *expected, 7, 8, 9]
-    expected_of_longer, _ = reference(model, longer)
     outputs = run(core, {"longer": longer})["longer"]
-    assert tokens_of(outputs) == expected_of_longer
+    expected_of_longer = tokens_of(outputs)
+    assert is_greedy(model, longer, expected_of_longer)
     assert outputs[0].num_cached_tokens == 148
 
     both = run(core, {"first": prompt, "longer": longer})
