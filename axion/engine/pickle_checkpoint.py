@@ -75,4 +75,5 @@ def _load(file: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise ModelLoadError(f"{file.name} holds something else than tensors by name.")
-    return content
+    # A parameter, as some files hold, asks for a gradient.
+    return {name: tensor.detach() for name, tensor in content.items()}

@@ -65,6 +65,7 @@ TENSOR_TYPES = {
     34: TensorType("TQ1_0", 256, 54),
     35: TensorType("TQ2_0", 256, 66),
     39: TensorType("MXFP4", 32, 17),
+    40: TensorType("NVFP4", 64, 36),
 }
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
@@ -170,7 +171,7 @@ def read_gguf(path: Path) -> GGUF:
     metadata = first.metadata
     if not isinstance(metadata.get("general.architecture"), str):
         raise ModelLoadError(f"{path.name} is no GGUF file that names its architecture.")
-    count = metadata.get("split.count", 1)
+    count = metadata.get("split.count") or 1  # 0: merged again, by gguf-split
     if count != len(files):
         raise ModelLoadError(
             f"{path.name} is one of {count!r:.80} files by its header and one of {len(files)} by "

@@ -54,15 +54,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 def weight_files(path: Path, formats: Collection[str] = FORMATS) -> list[Path]:
     """The files with the weights of the snapshot folder `path`, in a stable order.
 
-    The index decides where there is one, then `model.safetensors`, then every safetensors
-    file of the folder but Mistral's `consolidated` copies of the same weights. Pickle files are
-    taken where `formats` has `pickle` and there are no others.
+    `model.safetensors` where it is there, as for transformers: an index beside it is of a version
+    that it has replaced. Else the index decides, or every safetensors file of the folder but
+    Mistral's `consolidated` copies of the same weights. Pickle files are taken where `formats` has
+    `pickle` and there are no others.
 
     Raises:
         ModelLoadError: there are none, a file that the index names is missing, or the index
             names something outside the folder.
     """
-    if (path / INDEX_FILE).exists():
+    if (path / INDEX_FILE).exists() and not (path / WEIGHTS_FILE).exists():
         return _indexed_files(path, INDEX_FILE, ".safetensors")
     names = {file.name for file in path.iterdir()}
     if "pickle" in formats and has_only_pickle(names):
@@ -216,8 +217,11 @@ def is_safe_name(name: str) -> bool:
 
 def _choose_weights(names: Collection[str]) -> list[str]:
     weights = [name for name in names if name.endswith(".safetensors")]
-    if INDEX_FILE in names:
-        return [name for name in weights if _SHARD.fullmatch(name)] or weights
     if WEIGHTS_FILE in weights:
         return [WEIGHTS_FILE]
-    return [name for name in weights if not name.startswith("consolidated")] or weights
+    weights = [name for name in weights if not name.startswith("consolidated")] or weights
+    shards = {name for name in weights if _SHARD.fullmatch(name)}
+    own = {name for name in shards if name.startswith("model-")}
+    # Others beside them are of a variant (model.fp16-...). What is no shard may be in the index:
+    # of a model that was quantized, layers that were not.
+    return [name for name in weights if name in own or name not in shards] if own else weights

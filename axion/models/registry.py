@@ -52,8 +52,9 @@ def load_model_class(config: dict[str, Any]) -> type[CausalLM]:
     Axion's own, transformers' class.
 
     Raises:
-        ModelLoadError: there is no class, and the message lists what there is, and says that
-            Python in the repository (`auto_map`) is never run; or its file is broken.
+        ModelLoadError: there is no class, and the message says where those are listed that there
+            are, and that Python in the repository (`auto_map`) is never run; or its file is
+            broken.
     """
     if model_classes().keys().isdisjoint(config["architectures"]):
         for name in config["architectures"]:
@@ -151,5 +152,5 @@ def _first(config: dict[str, Any], classes: dict[str, ClassT]) -> ClassT | type[
     )
     raise ModelLoadError(
         f"The architecture {', '.join(architectures)[:200]} is not supported.{reason} "
-        f"Supported: {', '.join(sorted(classes))}."
+        "docs/models.md lists those that are."
     )

@@ -55,6 +55,13 @@ def test_weights_are_those_of_safetensors(folder: Path, options: dict[str, Any])
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+def test_parameters_are_taken_as_the_tensors_that_they_are(folder: Path) -> None:
+    save(folder)
+    file = folder / "pytorch_model.bin"
+    torch.save({name: torch.nn.Parameter(t) for name, t in torch.load(file).items()}, file)
+    assert not any(parameter.requires_grad for parameter in load(folder).parameters())
+
+
 def test_without_leave_it_is_refused(folder: Path) -> None:
     save(folder)
     with pytest.raises(ModelLoadError, match="ALLOW_PICKLE"):

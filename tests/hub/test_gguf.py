@@ -197,6 +197,17 @@ def test_a_type_that_nobody_knows_is_left_to_who_loads_it(tmp_path: Path):
     assert found.tensors["w"].type is None
 
 
+def test_a_model_that_was_split_and_merged_again_is_one_file(tmp_path: Path):
+    merged = (
+        *(
+            entry("split.no", 2, struct.pack("<H", 0)),
+            entry("split.count", 2, struct.pack("<H", 0)),
+        ),
+        entry("split.tensors.count", 5, struct.pack("<i", 1)),
+    )
+    assert read(tmp_path, file_of(*merged, **F32)).tensors.keys() == {"w"}
+
+
 def test_parts_of_a_split_model_name_each_other():
     assert shard_names("q-00002-of-00003.gguf") == [f"q-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     assert shard_names("q-00001-of-00001.gguf") == ["q-00001-of-00001.gguf"]

@@ -32,6 +32,14 @@ def test_index_decides_which_files_hold_the_weights(tmp_path: Path) -> None:
     assert names(weight_files(path)) == ["a.safetensors", "b.safetensors"]
 
 
+def test_a_model_in_one_file_has_replaced_what_an_index_names(tmp_path: Path) -> None:
+    left = ("model-00001-of-00001.safetensors", INDEX_FILE)
+    index = {"weight_map": {"x": left[0], "y": "model-00002-of-00002.safetensors"}}
+    path = folder(tmp_path, "model.safetensors", left[0], index=index)
+    assert names(weight_files(path)) == ["model.safetensors"]
+    assert select_files(["model.safetensors", *left]) == ["model.safetensors", INDEX_FILE]
+
+
 def test_without_an_index_duplicates_of_the_weights_are_left_out(tmp_path: Path) -> None:
     path = folder(tmp_path, "model.safetensors", "model.fp16.safetensors")
     assert names(weight_files(path)) == ["model.safetensors"]
@@ -104,7 +112,10 @@ def test_selection_takes_configs_tokenizer_templates_and_one_copy_of_the_weights
             INDEX_FILE,
             "model-00001-of-00002.safetensors",
             "model-00002-of-00002.safetensors",
+            "model_extra_tensors.safetensors",
+            "model.fp16-00001-of-00001.safetensors",
             "consolidated.safetensors",
+            "consolidated-00001-of-00001.safetensors",
             "original/consolidated.00.pth",
             "original/params.json",
             "onnx/model.safetensors",
@@ -126,6 +137,7 @@ def test_selection_takes_configs_tokenizer_templates_and_one_copy_of_the_weights
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         INDEX_FILE,
+        "model_extra_tensors.safetensors",
         "qwen.tiktoken",
         "tekken.json",
         "tokenizer.model",
