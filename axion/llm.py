@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from axion.engine.core import EngineCore
+from axion.engine.assembly import load_engine
 from axion.engine.messages import AddRequest
 from axion.errors import InternalError, InvalidRequestError
 from axion.hub.resolve import resolve
@@ -69,7 +69,7 @@ class LLM:
             path = thread.submit(asyncio.run, resolve(model, formats=formats)).result().path
         self.tokenizer = load_tokenizer(path)
         self.chat_template = load_chat_template(path, self.tokenizer)
-        self.engine = EngineCore(EngineConfig(model_path=str(path), **options))
+        self.engine = load_engine(EngineConfig(model_path=str(path), **options))
         self._num_requests = 0
 
     def generate(

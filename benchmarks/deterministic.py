@@ -16,6 +16,7 @@ from random import Random
 
 from axion.bench.checkpoint import make_shape
 from axion.bench.shapes import shape_config, shape_folder, shapes
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.hub.resolve import resolve
@@ -53,7 +54,7 @@ def main() -> None:
     cores = {}
     for deterministic in (False, True):
         began = time.perf_counter()
-        cores[deterministic] = EngineCore(
+        cores[deterministic] = load_engine(
             EngineConfig(
                 model_path=str(path),
                 max_num_seqs=max(args.batch),

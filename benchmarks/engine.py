@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from axion.bench.checkpoint import make_shape
 from axion.bench.shapes import shape_config, shape_folder, shapes
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.hub.resolve import resolve
@@ -71,7 +72,7 @@ def main() -> None:
         make_shape(shape_config(args.shape), path)
     else:
         path = asyncio.run(resolve(args.model)).path
-    core = EngineCore(
+    core = load_engine(
         EngineConfig(
             model_path=str(path),
             device="cpu",

@@ -13,8 +13,8 @@ import time
 import torch
 import typer
 
-from axion.quantization.base import DenseKernel, Kernel
 from axion.quantization.gguf import BLOCK_TYPES, BlockFormat
+from axion.quantization.kernel import DenseKernel, Kernel
 
 SIZE = 4096
 

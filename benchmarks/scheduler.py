@@ -12,8 +12,9 @@ import statistics
 import time
 
 from axion.engine.block_manager import BlockManager
-from axion.engine.scheduler import SampledToken, Scheduler
+from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence
+from axion.engine.step import SampledToken
 from axion.types import SamplingParams
 
 NUM_SEQS = 64

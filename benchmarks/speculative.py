@@ -23,10 +23,11 @@ from axion.bench.checkpoint import make_shape
 from axion.bench.shapes import shape_config, shape_folder, shapes
 from axion.demo.chat import render
 from axion.demo.evaluate import cases
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
+from axion.engine.draft_pace import MAX_DRAFT_TOKENS, Pace
 from axion.engine.messages import AddRequest
-from axion.engine.scheduler import ScheduledSequence
-from axion.engine.speculative import MAX_DRAFT_TOKENS, Pace
+from axion.engine.step import ScheduledSequence
 from axion.hub.resolve import resolve
 from axion.text.tokenizer import load_tokenizer
 from axion.types import EngineConfig, SamplingParams
@@ -124,7 +125,7 @@ def main() -> None:
         make_shape(shape_config(args.shape), path)
     else:
         path = asyncio.run(resolve("axion/demo")).path
-    core = EngineCore(
+    core = load_engine(
         EngineConfig(
             model_path=str(path),
             kv_cache_bytes=2**28,

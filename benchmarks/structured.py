@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.engine.sequence import Sequence
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     path = asyncio.run(resolve(args.model)).path
-    core = EngineCore(
+    core = load_engine(
         EngineConfig(
             model_path=str(path),
             device=args.device,

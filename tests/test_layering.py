@@ -63,6 +63,7 @@ TORCH_ROOMS = {
     "axion.bench.engine",
     "axion.bench.limits",
     "axion.demo.train",
+    "axion.engine.assembly",
     "axion.engine.cache_plan",
     "axion.engine.core",
     "axion.engine.cuda_graph",

@@ -23,6 +23,7 @@ from axion.bench.messages import (
     Progress,
 )
 from axion.bench.report import EngineFigures, Figures, Limits, Sample, Spread, figures
+from axion.engine.assembly import load_engine
 from axion.engine.child import freeze_heap
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
@@ -43,7 +44,7 @@ def measure(request: MeasureEngine, report: Report) -> Measured:
     core = _load(request.config, report)
     load = request.load
     report(Progress("Measuring the machine", 0, 0))
-    limits = measure_limits(core.device)
+    limits = measure_limits(core.runner.device)
     runs = []
     for batch_size in load.batch_sizes:
         _Batch(core, batch_size, load.prompt_len, 4).finish()  # warm
@@ -76,7 +77,7 @@ def profile_engine(request: ProfileEngine, report: Report) -> Profiled:
         "decode": lambda: core.has_unfinished,
     }
     activities = [ProfilerActivity.CPU]
-    if core.device.type == "cuda":
+    if core.runner.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     tables = {}
     for name, goes_on in parts.items():
@@ -84,7 +85,7 @@ def profile_engine(request: ProfileEngine, report: Report) -> Profiled:
             while goes_on():
                 batch.step()
         tables[name] = found.key_averages().table(
-            sort_by=f"self_{core.device.type}_time_total",
+            sort_by=f"self_{core.runner.device.type}_time_total",
             row_limit=request.num_rows,
             max_name_column_width=60,
         )
@@ -94,7 +95,7 @@ def profile_engine(request: ProfileEngine, report: Report) -> Profiled:
 
 
 def _load(config: EngineConfig, report: Report) -> EngineCore:
-    core = EngineCore(config, lambda done, total: report(Progress("Loading", done, total)))
+    core = load_engine(config, lambda done, total: report(Progress("Loading", done, total)))
     freeze_heap()
     return core
 
@@ -185,10 +186,10 @@ def _step_times(core: EngineCore, batch: _Batch) -> dict[str, Spread]:
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            _synchronize(core.device)
+            _synchronize(core.runner.device)
             began = time.perf_counter()
             result = function(*args, **kwargs)
-            _synchronize(core.device)
+            _synchronize(core.runner.device)
             spent[part] += time.perf_counter() - began
             return result
 

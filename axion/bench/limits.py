@@ -14,7 +14,7 @@ from torch import Tensor
 from axion.bench.report import Limits
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
-from axion.quantization.base import num_parameters
+from axion.quantization.layers import num_parameters
 
 _NUM_BYTES = {"cpu": 2**29, "cuda": 2**31}
 _SIZE = {"cpu": 2048, "cuda": 8192}

@@ -27,7 +27,7 @@ from axion.layers.context import ForwardContext, KVCache
 from axion.layers.moe import ExpertLinear, Groups
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
-from axion.quantization.base import QuantizedExpertLinear
+from axion.quantization.layers import QuantizedExpertLinear
 
 _Experts = Callable[[Tensor, Groups], Tensor]
 

@@ -13,7 +13,7 @@ from axion.errors import ModelLoadError
 from axion.hub.config import load_config
 from axion.hub.gguf import is_gguf
 from axion.hub.snapshot import has_only_pickle, weight_files
-from axion.quantization.base import StoredTensor
+from axion.quantization.stored import StoredTensor
 
 
 class Checkpoint(Protocol):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from axion.engine.loader import load_model
 from axion.engine.model_runner import Chunk, ModelRunner
 from axion.engine.sampler import Sampler
-from axion.engine.scheduler import ScheduledSequence
+from axion.engine.step import ScheduledSequence
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.text.tokenizer import Tokenizer, load_tokenizer

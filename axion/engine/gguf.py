@@ -24,8 +24,8 @@ from axion.layers.linear import FusedLinear, Linear, PackedLinear, TransposedLin
 from axion.layers.moe import ExpertLinear
 from axion.models.base import CausalLM
 from axion.models.registry import load_model_class
-from axion.quantization.base import StoredTensor, stored_part
 from axion.quantization.gguf_blocks import dequantize
+from axion.quantization.stored import StoredTensor, stored_part
 
 # Architectures whose queries and keys the converter reorders, for it rotates neighbours as pairs.
 _PAIRED = frozenset({"llama", "mistral3", "granite", "granitemoe", "olmo", "smollm3"})

@@ -27,17 +27,14 @@ from axion.hub.gguf import is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
+from axion.models.fallback_layers import some
 from axion.models.registry import load_embedding_class, load_model_class
 from axion.models.transformers_fallback import TransformersCausalLM
-from axion.quantization.base import (
-    FLOATS,
-    Expected,
-    QuantizationMethod,
-    QuantizedLinear,
-    StoredTensor,
-    stored_part,
-)
+from axion.quantization.layers import QuantizedLinear
+from axion.quantization.method import QuantizationMethod
+from axion.quantization.on_load import OnLoad
 from axion.quantization.registry import quantization_method
+from axion.quantization.stored import FLOATS, Expected, StoredTensor, stored_part
 from axion.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger("axion.engine")
@@ -48,6 +45,8 @@ _MAX_TOKENIZER_BYTES = 256 * 2**20
 _MAX_NAME_LENGTH = 1024
 # Of free memory, what weights may take in a layout that is larger than it must be.
 _PLENTY = 0.5
+# Of all weights, what may stay plain without a warning.
+_NOTABLE = 0.1
 
 Progress = Callable[[int, int], None]
 Placed = MutableMapping[nn.Parameter, nn.Parameter]
@@ -169,14 +168,30 @@ def load_fallback(
             on_progress(of_rest + done, total)
 
     if method.name:
-        logger.info(
-            "Of %.2f GiB of weights %.2f are in no layer of Axion's own, and are not quantized",
-            *(total / 2**30, of_rest / 2**30),
-        )
+        logger.info("Of %.2f GiB of weights %.2f are not quantized", total / 2**30, of_rest / 2**30)
+    if isinstance(method, OnLoad):
+        _warn_of_plain(model.matrices(), total, dtype)
     model.load(layers.rest, device, dtype, on_rest)
     _fill(layers.modules, stored, sizes, method, device, dtype, on_layers)
     model.finish(layers.modules)
     return model
+
+
+def _warn_of_plain(matrices: Mapping[str, int], total: int, dtype: torch.dtype) -> None:
+    """Say what `QUANTIZATION` leaves as it is, where that is much of the model.
+
+    Args:
+        matrices: those that transformers computes with, and the numbers in each.
+        total: bytes of all weights.
+    """
+    num_bytes = sum(matrices.values()) * dtype.itemsize
+    if num_bytes > _NOTABLE * total:
+        logger.warning(
+            "%d weights are not quantized (%s): transformers computes with them by code of the "
+            "model's own, in which no layer can be replaced. They take %.2f GiB of %.2f",
+            *(len(matrices), some(sorted(matrices, key=lambda name: -matrices[name]))),
+            *(num_bytes / 2**30, total / 2**30),
+        )
 
 
 def _rename(
@@ -309,6 +324,8 @@ def _copy(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> N
     for name, place in _destinations(path, module, stored):
         if name in stored:  # a tied head is not
             place.copy_(stored[name].read())
+    if hasattr(module, "check_tables"):
+        module.check_tables(path)
 
 
 def _return_free_memory() -> None:

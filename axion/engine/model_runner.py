@@ -16,8 +16,8 @@ from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.host_memory import HostMemory
 from axion.engine.sampler import UNUSABLE_LOGITS, LogprobTensors, Sampler, Samples
-from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
+from axion.engine.step import SampledToken, ScheduledSequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache, State
 from axion.layers.transfer import Readback, pack_to_device, to_device

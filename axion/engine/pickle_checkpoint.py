@@ -13,7 +13,7 @@ from torch import Tensor
 from axion.errors import ModelLoadError
 from axion.hub.config import load_config
 from axion.hub.snapshot import FORMATS_WITH_PICKLE, weight_files
-from axion.quantization.base import StoredTensor
+from axion.quantization.stored import StoredTensor
 
 _NAMES = {
     torch.float64: "F64",

@@ -9,6 +9,7 @@ import logging
 
 import zmq
 
+from axion.engine.assembly import load_engine
 from axion.engine.child import connected_to_parent, freeze_heap
 from axion.engine.core import EngineCore
 from axion.engine.messages import (
@@ -45,7 +46,7 @@ class EngineProcess:
 
     def _load(self, config: EngineConfig) -> EngineCore | None:
         try:
-            core = EngineCore(config, lambda done, total: self._send(LoadProgress(done, total)))
+            core = load_engine(config, lambda done, total: self._send(LoadProgress(done, total)))
         except ModelLoadError as error:
             self._send(EngineFailed(error.message))
             return None

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axion.engine.scheduler import SampledToken
 from axion.engine.sequence import Sequence
+from axion.engine.step import SampledToken
 from axion.engine.structured import TokenMask
 from axion.layers.transfer import Readback, to_device
 from axion.types import TokenLogprobs

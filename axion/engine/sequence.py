@@ -5,15 +5,15 @@ from __future__ import annotations
 import enum
 import hashlib
 from array import array
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from axion.engine.speculative import NgramIndex, Pace
+from axion.engine.draft_pace import Pace
+from axion.engine.ngram_index import NgramIndex
 from axion.types import FinishReason, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-    from axion.engine.state_slots import SequenceState
 
 
 class SequenceStatus(enum.Enum):
@@ -21,6 +21,21 @@ class SequenceStatus(enum.Enum):
     RUNNING = enum.auto()
     PREEMPTED = enum.auto()
     FINISHED = enum.auto()
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """Where the state of a running sequence is.
+
+    Attributes:
+        slot: its own, where the state goes.
+        source: where the state is now: its own slot, one that was kept, or 0 at the beginning.
+        checkpoints: number of tokens to the slot in which the state after them is to be kept.
+    """
+
+    slot: int
+    source: int = 0
+    checkpoints: dict[int, int] = field(default_factory=dict)
 
 
 class Sequence:

@@ -10,23 +10,15 @@ one a step, greedy or sampled. Nothing about the distribution has to be argued.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from axion.engine.scheduler import SampledToken, ScheduledSequence
-    from axion.engine.sequence import Sequence
+from axion.engine.sequence import Sequence
+from axion.engine.step import SampledToken, ScheduledSequence
 
-MAX_DRAFT_TOKENS = 16
-_FIRST_LENGTH = 2
-_MAX_PAUSE = 64  # steps
 # Not nothing, also where a step takes no longer for them: drafts are never all wrong for free.
 _LEAST_PRICE = 0.05
-# Weights of what is new in the moving averages: times are noisy, and a text's kind changes soon.
+# Weight of what is new in the moving average: times are noisy.
 _PRICE_RATE = 0.1
-_GAIN_RATE = 0.25
-# Of the places where the last two tokens stood before, so many are looked at, the latest first.
-_MAX_CANDIDATES = 8
-_MAX_MATCH = 16
 
 
 class Proposer(Protocol):
@@ -71,94 +63,6 @@ class Price:
 def _follow(averages: dict[int, float], key: int, value: float) -> None:
     known = averages.get(key, value)
     averages[key] = known + _PRICE_RATE * (value - known)
-
-
-class Pace:
-    """How many tokens are drafted for a sequence: more while they come true, none for a while when
-    they do not bring in what they cost."""
-
-    __slots__ = ("_gain", "_length", "_num_losses", "_pause")
-
-    def __init__(self) -> None:
-        self._length = _FIRST_LENGTH
-        self._gain = 1.0  # tokens that drafts bring in a step, a moving average
-        self._num_losses = 0
-        self._pause = 0
-
-    def limit(self) -> int:
-        """Most drafts of the next step; to be asked once a step."""
-        if self._pause:
-            self._pause -= 1
-            return 0
-        return self._length
-
-    def book(self, num_drafted: int, num_accepted: int, price: float) -> None:
-        """Learn from a step's drafts."""
-        if num_accepted == num_drafted:
-            self._length = min(2 * self._length, MAX_DRAFT_TOKENS)
-        else:
-            self._length = num_accepted + 1
-        self._gain += _GAIN_RATE * (num_accepted - self._gain)
-        if self._gain >= price:
-            self._num_losses = max(0, self._num_losses - num_accepted)
-        else:
-            self.rest(min(2**self._num_losses, _MAX_PAUSE))
-            self._num_losses += 1
-            # The first drafts after the rest decide whether it goes on.
-            self._gain, self._length = price, _FIRST_LENGTH
-
-    def rest(self, num_steps: int = 1) -> None:
-        """Draft nothing in the next steps."""
-        self._pause = num_steps
-
-
-class NgramIndex:
-    """Where each pair of neighbouring tokens of a growing sequence stood, the latest place first.
-
-    A chain of earlier places for each pair, as compressors keep it (RFC 1951, section 4).
-    """
-
-    __slots__ = ("_earlier", "_latest")
-
-    def __init__(self) -> None:
-        self._latest: dict[tuple[int, int], int] = {}
-        self._earlier = [-1]  # of the pair that ends at each position
-
-    def extend(self, token_ids: list[int], end: int) -> None:
-        """Take in the pairs that end before position `end`."""
-        latest, earlier = self._latest, self._earlier
-        for position in range(len(earlier), end):
-            pair = token_ids[position - 1], token_ids[position]
-            earlier.append(latest.get(pair, -1))
-            latest[pair] = position
-
-    def find(self, token_ids: list[int], limit: int) -> list[int]:
-        """What followed where most of the last tokens stood before; empty if they never did."""
-        last = len(token_ids) - 1
-        if last < 1:
-            return []
-        self.extend(token_ids, last)
-        position = self._latest.get((token_ids[last - 1], token_ids[last]), -1)
-        best, longest = -1, 0
-        for _ in range(_MAX_CANDIDATES):
-            if position < 0:
-                break
-            length = 2
-            while (
-                length < min(_MAX_MATCH, position + 1)
-                and token_ids[position - length] == token_ids[last - length]
-            ):
-                length += 1
-            if length > longest:
-                best, longest = position, length
-            position = self._earlier[position]
-        if best < 0:
-            return []
-        drafts = token_ids[best + 1 : best + 1 + limit]
-        # What repeats with a short period goes on into the drafts themselves.
-        for i in range(limit - len(drafts)):
-            drafts.append(drafts[i])
-        return drafts
 
 
 class NgramProposer:

@@ -8,7 +8,7 @@ from math import prod
 
 import torch
 
-from axion.engine.state_slots import SequenceState
+from axion.engine.sequence import SequenceState
 from axion.errors import ModelLoadError
 from axion.layers.context import State, StateRun, StateSpec
 

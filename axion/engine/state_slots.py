@@ -9,25 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from axion.engine.host_pool import HostPool
-from axion.engine.sequence import Sequence
-
-
-@dataclass(slots=True)
-class SequenceState:
-    """Where the state of a running sequence is.
-
-    Attributes:
-        slot: its own, where the state goes.
-        source: where the state is now: its own slot, one that was kept, or 0 at the beginning.
-        checkpoints: number of tokens to the slot in which the state after them is to be kept.
-    """
-
-    slot: int
-    source: int = 0
-    checkpoints: dict[int, int] = field(default_factory=dict)
+from axion.engine.sequence import Sequence, SequenceState
 
 
 class StateSlots:

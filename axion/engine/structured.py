@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
-from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
+from axion.engine.step import SampledToken, ScheduledSequence
 
 logger = logging.getLogger("axion.engine")
 

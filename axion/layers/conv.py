@@ -12,9 +12,12 @@ from axion.layers.state import scan
 
 
 class CausalConv1d(nn.Module):
-    """A convolution of each channel over its last `kernel_size` values, then an activation.
+    """A convolution of each channel over `kernel_size` values, then an activation.
 
-    What it keeps of a sequence are the last `kernel_size - 1` inputs.
+    What it keeps of a sequence are the inputs that the next ones will see.
+
+    Args:
+        dilation: the values are every so many-th one, up to the last.
     """
 
     def __init__(
@@ -24,9 +27,11 @@ class CausalConv1d(nn.Module):
         activation: Activation | None = None,
         *,
         bias: bool = False,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.state = StateTensor((num_channels, kernel_size - 1))
+        self.dilation = dilation
+        self.state = StateTensor((num_channels, dilation * (kernel_size - 1)))
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(num_channels, 1, kernel_size), requires_grad=False)
         self.register_parameter(
@@ -38,17 +43,19 @@ class CausalConv1d(nn.Module):
         """`[num_tokens, num_channels]` to the same.
 
         Args:
-            state: `[num_slots, num_channels, kernel_size - 1]`.
+            state: `[num_slots, num_channels, dilation * (kernel_size - 1)]`.
         """
         return scan(self._convolve, state, (x,), context)
 
     def _convolve(self, before: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         window = torch.cat((before, x.transpose(1, 2)), dim=-1)
         if x.shape[1] == 1:
-            out = (window * self.weight[:, 0]).sum(-1, keepdim=True)
+            out = (window[..., :: self.dilation] * self.weight[:, 0]).sum(-1, keepdim=True)
             out = out if self.bias is None else out + self.bias[:, None]
         else:
-            out = F.conv1d(window, self.weight, self.bias, groups=len(self.weight))
+            out = F.conv1d(
+                window, self.weight, self.bias, dilation=self.dilation, groups=len(self.weight)
+            )
         if self.activation is not None:
             out = self.activation(out)
         return out.transpose(1, 2), window[..., x.shape[1] :]

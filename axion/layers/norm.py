@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers import kernels
+from axion.layers.activation import Activation
 
 
 class RMSNorm(nn.Module):
@@ -60,11 +61,16 @@ class OffsetRMSNorm(Float32RMSNorm):
 
 
 class GatedRMSNorm(RMSNorm):
-    """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet)."""
+    """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet), or by another
+    activation of it."""
+
+    def __init__(self, size: int, eps: float, activation: Activation = F.silu) -> None:
+        super().__init__(size, eps)
+        self.activation = activation
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """`[..., size]` each to `[..., size]`."""
-        return (super().forward(x) * F.silu(gate.float())).to(x.dtype)
+        return (super().forward(x) * self.activation(gate.float())).to(x.dtype)
 
 
 class SigmoidGatedRMSNorm(Float32RMSNorm):

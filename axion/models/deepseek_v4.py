@@ -400,6 +400,24 @@ class HashRouter(DeepseekV4Router):
         del self.e_score_correction_bias
         table = torch.empty(config.vocab_size, config.num_experts_per_tok, dtype=torch.int64)
         self.register_buffer("tid2eid", table)
+        self.num_experts = config.num_experts
+
+    def check_tables(self, path: str) -> None:
+        """Refuse a table that names experts that do not exist.
+
+        Args:
+            path: of this module in the model.
+
+        Raises:
+            ModelLoadError: it does.
+        """
+        least, most = (int(bound) for bound in self.tid2eid.aminmax())
+        if least < 0 or most >= self.num_experts:
+            wrong = least if least < 0 else most
+            raise ModelLoadError(
+                f"The weights are damaged: {path}.tid2eid gives a token the expert {wrong}, and "
+                f"experts are numbered from 0 to {self.num_experts - 1}. Download the model again."
+            )
 
     def forward(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         indices = self.tid2eid[input_ids]

@@ -20,13 +20,9 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear, TransposedLinear
 from axion.layers.moe import ALIGNMENT, ExpertLinear, TransposedExpertLinear
-from axion.quantization.base import (
-    FLOATS,
-    QuantizationMethod,
-    Source,
-    StoredQuantized,
-    StoredTensor,
-)
+from axion.quantization.format import Source
+from axion.quantization.method import QuantizationMethod, StoredQuantized
+from axion.quantization.stored import FLOATS, StoredTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -347,7 +343,7 @@ class _Rest:
                 "%d weights cannot stay quantized (%s), for transformers stores them in another "
                 "arrangement: they take %.2f GiB in place of %.2f",
                 len(dequantized),
-                _some([source.path for source in dequantized]),
+                some([source.path for source in dequantized]),
                 plain * self._dtype.itemsize / 2**30,
                 sum(source.num_bytes(self._dtype) for source in dequantized) / 2**30,
             )
@@ -385,6 +381,7 @@ class _Rest:
         return replace(first, name=f"{source.path}.weight", shape=shape, dtype="F32", read=read)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name[:100] for name in names[:_SHOWN]) + more

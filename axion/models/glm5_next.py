@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
 from axion.layers.activation import get_activation
-from axion.layers.attention import choose_tokens, entry_rows
+from axion.layers.attention import choose_tokens, entry_rows, pool_groups, tokens_of_groups
 from axion.layers.context import ForwardContext, KVCache, State, StateTensor
 from axion.layers.moe import ClampedExperts, Experts
 from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, Positive
-from axion.layers.state import scan
 from axion.models.base import CausalLM, TextPart
 from axion.models.config import Index, NumExperts, Size
 from axion.models.glm_moe_dsa import GlmMoeDsaConfig
@@ -105,11 +104,7 @@ class Glm5NextConfig(GlmMoeDsaConfig, HyperConnectionConfig, KimiDeltaConfig):
 
 
 class PooledIndexer(Indexer):
-    """Scores groups of tokens, each by one key, which is a weighted mean of its tokens' keys.
-
-    Tokens of a group that is not complete are kept in a state, as a convolution's are: the model
-    has states in any case, and so the KV cache holds nothing but the groups' keys.
-    """
+    """Scores groups of tokens, each by one key, which is a weighted mean of its tokens' keys."""
 
     def __init__(self, config: Glm5NextConfig, cache_idx: int, *options: Any) -> None:
         super().__init__(config, cache_idx, *options)
@@ -141,12 +136,7 @@ class PooledIndexer(Indexer):
         )
         if groups is None:
             return None
-        size = self.group_size
-        num_whole = (context.positions[:, None] + 1) // size
-        within = torch.arange(size, device=groups.device)
-        is_hidden = (groups < 0) | (groups >= num_whole)
-        chosen = (groups[..., None] * size + within).masked_fill(is_hidden[..., None], -1)
-        return torch.cat((chosen.flatten(1), num_whole * size + within[:-1]), dim=1)
+        return tokens_of_groups(groups, context, size=self.group_size)
 
     def store(
         self, hidden_states: Tensor, state: State, cache: KVCache, context: ForwardContext
@@ -155,35 +145,15 @@ class PooledIndexer(Indexer):
         keys = self.k_norm(self.wk(hidden_states))
         gates = F.linear(hidden_states, self.index_kpool_compress_gate)
         tokens = torch.cat((keys, gates), dim=-1)
-        keys = scan(self.pool, state["tail"], (tokens, context.positions), context)
+        keys = pool_groups(tokens, self.pool, state["tail"], context, size=self.group_size)
         rows = entry_rows(cache, context)
         cache.keys.store(context.slot_mapping[cache.group][rows], keys[rows, None])
 
-    def pool(self, tail: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys of the groups that end in a run of tokens, at the rows of their last tokens.
-
-        Args:
-            tail: keys and gates of the tokens before, `[batch, group_size - 1, 2 * head_dim]`.
-            tokens: of the run, `[batch, length, 2 * head_dim]`.
-            positions: `[batch, length]`.
-
-        Returns:
-            `[batch, length, head_dim]`, zeros at other rows, and the tail after the run.
-        """
-        size, length = self.group_size, tokens.shape[1]
-        seen = torch.cat((tail, tokens), dim=1)
-        first_end = -(positions[:, :1] + 1) % size
-        ends = first_end + torch.arange(0, length, size, device=seen.device)
-        # The last may be behind the run.
-        of_group = ends[..., None] + torch.arange(size, device=seen.device)
-        of_group = of_group.clamp(max=seen.shape[1] - 1).flatten(1)[..., None]
-        groups = seen.gather(1, of_group.expand(-1, -1, seen.shape[-1])).unflatten(1, (-1, size))
+    def pool(self, groups: Tensor) -> Tensor:
+        """Keys and gates of groups, `[..., group_size, 2 * head_dim]`, to `[..., head_dim]`."""
         keys, gates = groups.chunk(2, dim=-1)
-        shares = (gates.float() + self.index_kpool_compress_ape.float()).softmax(2)
-        keys = (shares.to(keys.dtype) * keys).sum(2)
-        out = keys.new_zeros(len(keys), length + size, self.head_dim)
-        out.scatter_(1, ends[..., None].expand_as(keys), keys)
-        return out[:, :length], seen[:, length:]
+        shares = (gates.float() + self.index_kpool_compress_ape.float()).softmax(-2)
+        return (shares.to(keys.dtype) * keys).sum(-2)
 
 
 class Glm5NextAttention(UnrotatedMLA, SparseMLA):

@@ -40,6 +40,10 @@ class Qwen3_5GatedDeltaNet(GatedDeltaNet):  # noqa: N801
         return Projected(*self.in_proj(hidden_states))
 
 
+class Qwen3_5Attention(GatedAttention):  # noqa: N801
+    """As that of Qwen3-Next; Qwen4-Exp has it too."""
+
+
 class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     architectures = ("Qwen3_5ForCausalLM",)
     renamed_tensors = (
@@ -50,7 +54,7 @@ class Qwen3_5ForCausalLM(HybridForCausalLM):  # noqa: N801
     )
     ignored_tensors = (*TextPart.ignored_tensors, r"mtp\..*", r"model\.visual\..*")
     config_cls = Qwen3_5Config
-    mixers = (("full_attention", GatedAttention), ("linear_attention", Qwen3_5GatedDeltaNet))
+    mixers = (("full_attention", Qwen3_5Attention), ("linear_attention", Qwen3_5GatedDeltaNet))
 
 
 @dataclass(kw_only=True)

@@ -67,8 +67,13 @@ class GatedAttention(Attention):
         q, gate = q.unflatten(1, (-1, 2)).unbind(2)
         q, k = self.rotate_qk(self.q_norm(q), self.k_norm(k), context)
         cache = context.kv_caches[self.layer_idx]
-        out = paged_attention(q, k, v, cache, context, scale=self.scale)
+        chosen = self.choose(hidden_states, context)
+        out = paged_attention(q, k, v, cache, context, scale=self.scale, chosen=chosen)
         return self.o_proj((out * gate.sigmoid()).flatten(1))
+
+    def choose(self, hidden_states: Tensor, context: ForwardContext) -> Tensor | None:
+        """The tokens that each attends to, as `paged_attention` takes them; None: all."""
+        return None
 
 
 @dataclass(kw_only=True)

@@ -92,6 +92,7 @@ class SeeingForConditionalGeneration(CausalLM):
         "Qwen3VLMoeForConditionalGeneration",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
+        "Qwen4ExpForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
         "VideoLlama3ForConditionalGeneration",
         "VideoLlavaForConditionalGeneration",

@@ -35,7 +35,8 @@ from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.moe import Groups, pass_experts
 from axion.models.base import CausalLM
 from axion.models.fallback_layers import OwnLayers, own_layers, remove
-from axion.quantization.base import FLOATS, QuantizationMethod, StoredTensor
+from axion.quantization.method import QuantizationMethod
+from axion.quantization.stored import FLOATS, StoredTensor
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the models in this file need it
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -502,6 +503,19 @@ class TransformersCausalLM(CausalLM):
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the weights that transformers loads."""
         return sum(parameter.numel() for parameter in self.whole.parameters()) * dtype.itemsize
+
+    def matrices(self) -> dict[str, int]:
+        """Those among them that are no embedding, by name, and the numbers in each."""
+        modules = dict(self.whole.named_modules())
+        embeddings = {
+            module.weight for module in modules.values() if isinstance(module, nn.Embedding)
+        }
+        return {
+            f"{path}.{name}": parameter.numel()
+            for path, module in modules.items()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() > 1 and parameter not in embeddings
+        }
 
     def _without_decoder(self) -> tuple[nn.Module]:
         """The model's own way from hidden states to logits: itself, with nothing for a decoder.

@@ -513,8 +513,13 @@ class ChatCompletion(ResponseModel):
     usage: Usage
 
 
-async def collect_chat(chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:
+async def collect_chat(
+    chunks: AsyncIterator[ChatCompletionChunk], *, with_logprobs: bool = False
+) -> ChatCompletion:
     """One whole answer from the chunks of a request that does not stream.
+
+    Args:
+        with_logprobs: the request asks for them: an answer without tokens has empty lists.
 
     Raises:
         InternalError: the chunks ended before the answer did.
@@ -533,12 +538,12 @@ async def collect_chat(chunks: AsyncIterator[ChatCompletionChunk]) -> ChatComple
         created=chunk.created,
         model=chunk.model,
         system_fingerprint=chunk.system_fingerprint,
-        choices=[_collect_choice(index, parts[index]) for index in sorted(parts)],
+        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
         usage=usage,
     )
 
 
-def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
+def _collect_choice(index: int, parts: list[ChunkChoice], with_logprobs: bool) -> Choice:
     finish_reason = parts[-1].finish_reason
     if finish_reason is None:
         raise InternalError("The answer ended early.")
@@ -564,7 +569,7 @@ def _collect_choice(index: int, parts: list[ChunkChoice]) -> Choice:
         logprobs=ChoiceLogprobs(
             content=[entry for part in logprobs for entry in part.content or ()], refusal=None
         )
-        if logprobs
+        if logprobs or with_logprobs
         else None,
         finish_reason=finish_reason,
         **stop_reason_field(parts[-1].stop_reason),

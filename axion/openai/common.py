@@ -52,7 +52,6 @@ class ModelRequest(RequestModel):
 class StreamableRequest(ModelRequest):
     """A request whose answer can be had while it is being generated."""
 
-    model: NonEmptyText
     stream: bool | None = Field(None, description="answer as server-sent events")
 
 

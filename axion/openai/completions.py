@@ -161,8 +161,13 @@ class Completion(ResponseModel):
     usage: Usage
 
 
-async def collect_completion(chunks: AsyncIterator[CompletionChunk]) -> Completion:
+async def collect_completion(
+    chunks: AsyncIterator[CompletionChunk], *, with_logprobs: bool = False
+) -> Completion:
     """One whole answer from the chunks of a request that does not stream.
+
+    Args:
+        with_logprobs: the request asks for them: an answer without tokens has empty lists.
 
     Raises:
         InternalError: the chunks ended before the answer did.
@@ -181,12 +186,14 @@ async def collect_completion(chunks: AsyncIterator[CompletionChunk]) -> Completi
         created=chunk.created,
         model=chunk.model,
         system_fingerprint=chunk.system_fingerprint,
-        choices=[_collect_choice(index, parts[index]) for index in sorted(parts)],
+        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
         usage=usage,
     )
 
 
-def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> CompletionChoice:
+def _collect_choice(
+    index: int, parts: list[CompletionChunkChoice], with_logprobs: bool
+) -> CompletionChoice:
     finish_reason = parts[-1].finish_reason
     if finish_reason is None:
         raise InternalError("The answer ended early.")
@@ -200,7 +207,7 @@ def _collect_choice(index: int, parts: list[CompletionChunkChoice]) -> Completio
             top_logprobs=[top for part in logprobs for top in part.top_logprobs],
             text_offset=[offset for part in logprobs for offset in part.text_offset],
         )
-        if logprobs
+        if logprobs or with_logprobs
         else None,
         finish_reason=finish_reason,
         **stop_reason_field(parts[-1].stop_reason),

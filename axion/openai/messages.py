@@ -240,7 +240,6 @@ class OutputConfig(RequestModel):
 class CountTokensRequest(ModelRequest):
     """The fields that decide how long the prompt is."""
 
-    model: NonEmptyText
     messages: Annotated[list[InputTurn], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     system: TextBlocks | None = Field(None, description="a system message before all others")
     tools: (

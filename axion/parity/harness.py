@@ -11,7 +11,7 @@ from torch import Tensor
 
 from axion.engine import state_cache
 from axion.engine.kv_cache import allocate, lay_out
-from axion.engine.state_slots import SequenceState
+from axion.engine.sequence import SequenceState
 from axion.layers.context import ForwardContext, StateRun
 from axion.models.base import CausalLM
 
@@ -80,7 +80,7 @@ class Harness:
         )
         for state in self.states:
             for tensor in state.values():
-                tensor[1:] = torch.nan
+                tensor[1:] = torch.nan if tensor.is_floating_point() else -1
         self._free_states = iter(range(_NUM_STATES - 1, 0, -1))
         # 197 is prime: every block but 0 once, never two neighbours in a row.
         self._free_blocks = (1 + 197 * i % (num_blocks - 1) for i in count())

@@ -60,6 +60,8 @@ _LIMITS: dict[str, int] = {
     **{"linear_num_heads": 3, "linear_head_dim": 32},
     **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 24},
     **{"index_block_size": 4, "index_topk_blocks": 3, "dense_intermediate_size": 80},
+    **{"indexer_n_heads": 16, "indexer_head_dim": 32, "indexer_budget": 12, "hc_lowrank": 20},
+    **{"indexer_compress_ratio": 4, "ple_embed_dim": 64, "ngram_vocab_size_base": 100},
     **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
     **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
     **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
@@ -176,6 +178,8 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
         fields.pop(name, None)  # they follow from others
     if "attn_layer_indices" in fields:
         fields["attn_layer_indices"] = [1]
+    if fields.get("ple_layer_ids"):
+        fields["ple_layer_ids"] = [1]
     if isinstance(rates := fields.get("compress_rates"), dict):
         fields["compress_rates"] = {kind: min(rate, 8) for kind, rate in rates.items()}
     num_layers = config.num_hidden_layers

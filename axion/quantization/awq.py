@@ -22,13 +22,10 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import Linear
 from axion.quantization import integers
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
+from axion.quantization.method import StoredQuantized
+from axion.quantization.scaled_inputs import ScaledInputFormat
+from axion.quantization.stored import Expected, StoredTensor
 
 _BITS = 4
 _CODES = 8
@@ -43,52 +40,13 @@ _ACTIVATIONS = ("act", "gelu_impl")
 _INPUT_SCALES = "input_scales"
 
 
-class ScaledInputKernel(Kernel):
-    """One whose inputs are divided by numbers of their own.
+@dataclass(frozen=True, kw_only=True)
+class AwqFormat(integers.IntegerFormat):
+    """As `gemm`."""
 
-    Args:
-        scales: `[in_features]`.
-    """
-
-    def __init__(self, kernel: Kernel, scales: Tensor) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.scales = nn.Parameter(scales.clone(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.kernel(x / self.scales.to(x.dtype))
-        return out
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return (self.kernel.dequantize(torch.float32) / self.scales.float()).to(dtype)
-
-
-@dataclass(frozen=True)
-class AwqFormat(WeightFormat):
-    """As `gemm`.
-
-    Attributes:
-        group_size: inputs of one group.
-        scales: the number format of scales.
-        input_scales: that of numbers which inputs are divided by; None: there are none.
-    """
-
-    group_size: int
-    scales: str
-    input_scales: str | None
-
-    @property
-    def joinable(self) -> bool:  # type: ignore[override]
-        return self.input_scales is None
+    bits: int = _BITS
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        expected = self.packed(in_features, out_features)
-        if self.input_scales is not None:
-            expected[_INPUT_SCALES] = Expected((in_features,), (self.input_scales,))
-        return expected
-
-    def packed(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        """What is stored of the weight."""
         num_groups, columns = in_features // self.group_size, out_features // _CODES
         return {
             "qweight": Expected((in_features, columns), ("I32",)),
@@ -99,13 +57,6 @@ class AwqFormat(WeightFormat):
     def unpack(
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
-        unpacked = self.unpack_weight(tensors, in_features)
-        if self.input_scales is not None:
-            unpacked[_INPUT_SCALES] = tensors[_INPUT_SCALES]
-        return unpacked
-
-    def unpack_weight(self, tensors: dict[str, Tensor], in_features: int) -> dict[str, Tensor]:
-        """Codes, scales and zeros, as `integer_kernel` takes them."""
         return {
             "codes": _by_output(tensors["qweight"][::2])
             | _by_output(tensors["qweight"][1::2]) << _BITS,
@@ -113,32 +64,12 @@ class AwqFormat(WeightFormat):
             "zeros": _by_output(tensors["qzeros"]),
         }
 
-    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        weight = {name: tensor for name, tensor in tensors.items() if name != _INPUT_SCALES}
-        kernel = integers.integer_kernel(
-            **weight, dtype=dtype, bits=_BITS, group_size=self.group_size
-        )
-        if self.input_scales is None:
-            return kernel
-        return ScaledInputKernel(kernel, tensors[_INPUT_SCALES])
 
-    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
-        of_inputs = {None: 0, "F32": 4}.get(self.input_scales, 2) * in_features
-        return of_inputs + integers.num_bytes(
-            in_features,
-            out_features,
-            dtype,
-            bits=_BITS,
-            group_size=self.group_size,
-            scale_bytes=4 if self.scales == "F32" else 2,
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AwqGemvFormat(AwqFormat):
     """As `gemv`."""
 
-    def packed(self, in_features: int, out_features: int) -> dict[str, Expected]:
+    def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
         multiple = max(_GEMV_MIN_GROUP // self.group_size, 1)
         words = -(-(in_features // self.group_size) // _CODES)
         words = -(-words // multiple) * multiple
@@ -148,7 +79,9 @@ class AwqGemvFormat(AwqFormat):
             "scales": Expected((out_features, words * _CODES), (self.scales,)),
         }
 
-    def unpack_weight(self, tensors: dict[str, Tensor], in_features: int) -> dict[str, Tensor]:
+    def unpack(
+        self, tensors: dict[str, Tensor], in_features: int, out_features: int
+    ) -> dict[str, Tensor]:
         num_groups = in_features // self.group_size
         zeros = integers.unpack(tensors["qzeros"].view(torch.uint8), _BITS)
         return {
@@ -220,14 +153,12 @@ class AwqMethod(StoredQuantized):
                 f"AWQ as gemv with groups of {group_size} is not supported: expected 32, 64, or at "
                 "least 128."
             )
-        scales, of_inputs = tensors.get("scales"), tensors.get(_INPUT_SCALES)
-        return self._format(
-            group_size, _kind(scales), None if of_inputs is None else _kind(of_inputs)
+        weight = self._format(
+            group_size=group_size, scales=integers.scale_dtype(tensors.get("scales"))
         )
-
-
-def _kind(scales: StoredTensor | None) -> str:
-    return scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
+        if _INPUT_SCALES in tensors:
+            return ScaledInputFormat(weight, _INPUT_SCALES, divides=True)
+        return weight
 
 
 def _layer_behind(model: nn.Module, parent: str, shape: tuple[int, ...]) -> str | None:

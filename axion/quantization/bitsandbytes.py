@@ -23,15 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
 from axion.quantization.rows import RowKernel, look_up, pair_table
+from axion.quantization.stored import Expected, StoredTensor
 
 _STATE = "weight.quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")

@@ -20,22 +20,21 @@ from torch import Tensor
 
 from axion.errors import ModelLoadError
 from axion.quantization import integers
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
 from axion.quantization.fp8 import E4M3, NOT_NEEDED, Float8Format, block_size
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
 from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
-from axion.quantization.patterns import matches
+from axion.quantization.patterns import known_as, matches
+from axion.quantization.stored import Expected, StoredTensor
 
 _WORD = 32
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _INDICES = ("I32", "I64")
+# What a group calls every layer that no other names.
+_ANY = "Linear"
 
 
 @dataclass(frozen=True)
@@ -70,36 +69,21 @@ class Int8Format(WeightFormat):
         return out_features * (in_features + 4)
 
 
-@dataclass(frozen=True)
-class GroupedFormat(WeightFormat):
+@dataclass(frozen=True, kw_only=True)
+class GroupedFormat(integers.IntegerFormat):
     """Integers with a scale for each group of a row, and perhaps a zero point.
 
     Attributes:
         is_packed: they are stored in words.
-        group_size: inputs of one; the last of a row may be smaller.
-        scale_dtype: as it is stored.
-        group_dtype: of `weight_g_idx`; None: groups are in order.
     """
 
-    bits: int
     is_packed: bool
-    group_size: int
-    scale_dtype: str
     has_zeros: bool
-    group_dtype: str | None
-
-    @property
-    def is_ordered(self) -> bool:
-        return self.group_dtype is None
-
-    @property
-    def joinable(self) -> bool:  # type: ignore[override]
-        return self.is_ordered
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
         per_word = _WORD // self.bits
         num_groups = -(-in_features // self.group_size)
-        expected = {"weight_scale": Expected((out_features, num_groups), (self.scale_dtype,))}
+        expected = {"weight_scale": Expected((out_features, num_groups), (self.scales,))}
         if self.is_packed:
             columns = -(-in_features // per_word)
             expected["weight_packed"] = Expected((out_features, columns), ("I32",))
@@ -110,8 +94,8 @@ class GroupedFormat(WeightFormat):
             rows = -(-out_features // per_word) if self.is_packed else out_features
             dtype = "I32" if self.is_packed else "I8"
             expected["weight_zero_point"] = Expected((rows, num_groups), (dtype,))
-        if self.group_dtype is not None:
-            expected["weight_g_idx"] = Expected((in_features,), (self.group_dtype,))
+        if not self.is_ordered:
+            expected["weight_g_idx"] = Expected((in_features,), _INDICES)
         return expected
 
     def unpack(
@@ -132,7 +116,7 @@ class GroupedFormat(WeightFormat):
         else:
             zeros = _unsigned(tensors["weight_zero_point"])
         unpacked = {"codes": codes, "scales": scales, "zeros": zeros}
-        if self.group_dtype is not None:
+        if not self.is_ordered:
             unpacked["groups"] = tensors["weight_g_idx"]
         return unpacked
 
@@ -141,9 +125,7 @@ class GroupedFormat(WeightFormat):
         if self._is_by_output(codes.shape[1] * 8 // self.bits):
             signed = (codes.to(torch.int16) - 128).to(torch.int8)
             return Int8Kernel(signed, tensors["scales"].flatten(), rounds_input=False)
-        return integers.integer_kernel(
-            **tensors, dtype=dtype, bits=self.bits, group_size=self.group_size
-        )
+        return super().kernel(tensors, dtype)
 
     def _is_by_output(self, in_features: int) -> bool:
         """Whether it is eight bits, and a scale for each output."""
@@ -153,15 +135,7 @@ class GroupedFormat(WeightFormat):
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
         if self._is_by_output(in_features):
             return out_features * (in_features + 4)
-        return integers.num_bytes(
-            in_features,
-            out_features,
-            dtype,
-            bits=self.bits,
-            group_size=self.group_size,
-            scale_bytes=4 if self.scale_dtype == "F32" else 2,
-            is_ordered=self.is_ordered,
-        )
+        return super().num_bytes(in_features, out_features, dtype)
 
 
 def _unsigned(codes: Tensor) -> Tensor:
@@ -183,9 +157,30 @@ class _Scheme:
     block: tuple[int, int] | None
 
 
-class CompressedTensors(StoredQuantized):
-    quant_methods = ("compressed-tensors",)
+class PackedFloats(StoredQuantized):
+    """NVFP4, MXFP4 and E4M3 under the names that llm-compressor has, without its config: what is
+    stored says it all."""
+
     ignored_tensors = (*NOT_NEEDED, r".*\.(input|output|[qkv])_(zero_point|global_scale)")
+
+    def format(
+        self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
+    ) -> WeightFormat | None:
+        packed, weight = tensors.get("weight_packed"), tensors.get("weight")
+        if packed is not None and packed.dtype == "U8":
+            return _e2m1(name, tensors, in_features)
+        if weight is not None and weight.dtype == E4M3:
+            scale = tensors.get("weight_scale")
+            return Float8Format.of("weight_scale", scale, self.block(name), out_features)
+        return None
+
+    def block(self, name: str) -> tuple[int, int] | None:
+        """Rows and columns of a layer's weight that share a scale; None: it has one an output."""
+        return None
+
+
+class CompressedTensors(PackedFloats):
+    quant_methods = ("compressed-tensors",)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -202,14 +197,12 @@ class CompressedTensors(StoredQuantized):
     def format(
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> WeightFormat | None:
+        if (floats := super().format(name, tensors, in_features, out_features)) is not None:
+            return floats
         packed, weight = tensors.get("weight_packed"), tensors.get("weight")
-        if packed is None and (weight is None or weight.dtype not in ("I8", E4M3)):
+        if packed is None and (weight is None or weight.dtype != "I8"):
             return None
-        if packed is not None and packed.dtype == "U8":
-            return _e2m1(name, tensors, in_features)
         scheme, scale = self._find(name), tensors.get("weight_scale")
-        if packed is None and weight is not None and weight.dtype == E4M3:
-            return Float8Format.of("weight_scale", scale, scheme.block, out_features)
         if scheme.bits == 4 and packed is None:
             raise _unsupported("weights of 4 bits that are stored in 8")
         shape = (out_features, 1) if scale is None else scale.shape
@@ -219,24 +212,29 @@ class CompressedTensors(StoredQuantized):
             return Int8Format(scheme.rounds_input, None if is_by_row else tuple(shape))
         if in_features % (_WORD // scheme.bits):
             raise _unsupported(f"{in_features} inputs, which do not fill their words ({name:.100})")
-        indices = tensors.get("weight_g_idx")
         return GroupedFormat(
             bits=scheme.bits,
-            is_packed=packed is not None,
             group_size=scheme.group_size or in_features,
-            scale_dtype="F32" if scale is None else scale.dtype,
+            scales="F32" if scale is None else scale.dtype,
+            is_ordered="weight_g_idx" not in tensors,
+            is_packed=packed is not None,
             has_zeros=has_zeros,
-            group_dtype=None if indices is None else indices.dtype,
         )
+
+    def block(self, name: str) -> tuple[int, int] | None:
+        return self._find(name).block
 
     def _find(self, name: str) -> _Scheme:
         """The scheme of a layer: a group that names it comes before one that names its kind."""
         if len(self._schemes) == 1:
             return self._schemes[0]
-        for names in (_names, _names_kind):
+        for own in known_as(name):
             for scheme in self._schemes:
-                if any(names(target, name) for target in scheme.targets):
+                if any(_names(target, own) for target in scheme.targets):
                     return scheme
+        for scheme in self._schemes:
+            if _ANY in scheme.targets:
+                return scheme
         raise ModelLoadError(f"config.json: no group of the quantization has {name:.200}.")
 
 
@@ -255,10 +253,6 @@ def _names(target: str, layer: str) -> bool:
     if target.startswith("re:"):
         return matches(target.removeprefix("re:"), layer)
     return target == layer
-
-
-def _names_kind(target: str, layer: str) -> bool:
-    return target == "Linear"
 
 
 def _scheme(name: str, group: Any) -> _Scheme:

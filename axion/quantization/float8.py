@@ -37,8 +37,8 @@ class Float8Kernel(RowKernel):
     """
     Args:
         codes: `[out_features, in_features]`, float8_e4m3fn.
-        scale: `[num_row_blocks, num_column_blocks]`; every block is of the same size, the last of a
-            row or column may be smaller.
+        scale: `[num_row_blocks, num_column_blocks]`, float32, or bfloat16 where it has no more
+            digits; every block is of the same size, the last of a row or column may be smaller.
         block: rows and columns of a block.
     """
 
@@ -46,8 +46,8 @@ class Float8Kernel(RowKernel):
         super().__init__(codes.shape[1], len(codes), row_multiple=block[0])
         self.block = block
         self.codes = nn.Parameter(codes.clone(), requires_grad=False)
-        self.scale = nn.Parameter(scale.float().clone(), requires_grad=False)
-        is_by_row = block[0] == 1 and scale.shape[1] == 1
+        self.scale = nn.Parameter(scale.clone(), requires_grad=False)
+        is_by_row = block[0] == 1 and scale.shape[1] == 1 and scale.dtype == torch.float32
         self.is_cuda_product = (
             is_by_row
             and codes.device.type == "cuda"

@@ -1,5 +1,6 @@
 """Weights stored as E4M3, by DeepSeek with a scale for each block of 128 x 128 (arXiv:2412.19437,
-section 3.3), by others with one for each output or for all.
+section 3.3), by others with one for each output or for all; or for 32 inputs of one output, a power
+of two (MXFP8, OCP Microscaling Formats Specification 1.0).
 
 `weight` is what is stored, and beside it `weight_scale_inv` or `weight_scale`, which it is
 multiplied by. Scales that were measured for inputs or for the KV cache are not needed: inputs are
@@ -17,21 +18,21 @@ import torch
 from torch import Tensor
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import (
-    FLOATS,
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
 from axion.quantization.float8 import Float8Kernel
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
+from axion.quantization.stored import FLOATS, Expected, StoredTensor
 
 E4M3 = "F8_E4M3"
 NOT_NEEDED = (r".*\.(input|activation|output|[qkv]|kv)_scale(_ub)?",)
 _SCALES = ("weight_scale_inv", "weight_scale", "scale_inv", "scale")
-_SCALE_DTYPES = ("F8_E8M0", *FLOATS)
+# Powers of two; bytes are what others have stored them as.
+_POWERS = ("F8_E8M0", "U8")
+_MX_BLOCK = (1, 32)
+# Of the scales that ModelOpt stores in four dimensions, two of which are 1.
+MODELOPT_BLOCK = (128, 128)
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Float8Format(WeightFormat):
         num_dims: of the tensor of scales; one of less than two may be left out.
         block: rows and columns of the weight that share a scale; 0: all.
         is_whole: the number of rows is a multiple of the block's.
+        has_powers: scales are powers of two.
     """
 
     scale: str
     num_dims: int
     block: tuple[int, int]
     is_whole: bool
+    has_powers: bool
 
     @classmethod
     def of(
@@ -55,22 +58,29 @@ class Float8Format(WeightFormat):
     ) -> Float8Format:
         """The format of a weight with these scales."""
         shape = (out_features, 1) if scale is None else scale.shape
-        if len(shape) < 2 or block is None:
+        dtype = "F32" if scale is None else scale.dtype
+        if len(shape) == 4:
+            block = MODELOPT_BLOCK
+        elif dtype == "U8":
+            block = _MX_BLOCK
+        elif len(shape) < 2 or block is None:
             block = (0, 0) if shape in ((), (1,), (1, 1)) else (1, 0)
-        return cls(name, len(shape), block, not block[0] or out_features % block[0] == 0)
+        is_whole = not block[0] or out_features % block[0] == 0
+        return cls(name, len(shape), block, is_whole, dtype in _POWERS)
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
-        grid = self._grid(in_features, out_features)
-        shape = grid if self.num_dims == 2 else grid[: self.num_dims]
+        rows, columns = grid = self._grid(in_features, out_features)
+        shape = (rows, 1, columns, 1) if self.num_dims == 4 else grid[: self.num_dims]
         return {
             "weight": Expected((out_features, in_features), (E4M3,)),
-            self.scale: Expected(shape, _SCALE_DTYPES),
+            self.scale: Expected(shape, _POWERS if self.has_powers else FLOATS),
         }
 
     def unpack(
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
-        scale = tensors[self.scale].float().reshape(self._grid(in_features, out_features))
+        scale = tensors[self.scale].reshape(self._grid(in_features, out_features))
+        scale = scale.view(torch.float8_e8m0fnu).bfloat16() if self.has_powers else scale.float()
         if not self.is_whole:
             scale = scale.repeat_interleave(self.block[0], 0)[:out_features]
         return {
@@ -88,7 +98,8 @@ class Float8Format(WeightFormat):
         num_rows, num_columns = self._grid(in_features, out_features)
         if not (self.block[0] and self.is_whole):
             num_rows = out_features
-        return in_features * out_features + 4 * num_rows * num_columns
+        scale_bytes = 2 if self.has_powers else 4
+        return in_features * out_features + scale_bytes * num_rows * num_columns
 
     def _grid(self, in_features: int, out_features: int) -> tuple[int, int]:
         num_rows, num_columns = (
@@ -99,7 +110,7 @@ class Float8Format(WeightFormat):
 
 
 class Fp8(StoredQuantized):
-    quant_methods = ("fp8", "fbgemm_fp8")
+    quant_methods = ("fp8", "fbgemm_fp8", "mxfp8")
     ignored_tensors = NOT_NEEDED
 
     def __init__(self, config: Mapping[str, Any]) -> None:

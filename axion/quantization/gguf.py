@@ -12,13 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.hub.gguf import FLOAT_TYPES, TENSOR_TYPES, TensorType
-from axion.quantization.base import (
-    EmbeddingKernel,
-    Expected,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
 from axion.quantization.gguf_blocks import dequantize, eight_bits, four_bits
 from axion.quantization.integers import (
     AtenInt4Kernel,
@@ -29,6 +23,9 @@ from axion.quantization.integers import (
     reads_packed_rows,
     suits_aten,
 )
+from axion.quantization.kernel import EmbeddingKernel
+from axion.quantization.method import StoredQuantized
+from axion.quantization.stored import Expected, StoredTensor
 
 BLOCK_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values() if kind.name not in FLOAT_TYPES}
 

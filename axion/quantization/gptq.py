@@ -18,41 +18,26 @@ from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
 from axion.quantization import integers
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    QuantizedLinear,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
-from axion.quantization.patterns import matches
+from axion.quantization.format import WeightFormat
+from axion.quantization.layers import QuantizedLinear
+from axion.quantization.method import StoredQuantized
+from axion.quantization.patterns import known_as, matches
+from axion.quantization.stored import Expected, StoredTensor
 
 _BITS = (2, 3, 4, 8)
 _VERSIONS = ("gptq", "gptq_v2")
 
 
-@dataclass(frozen=True)
-class GptqFormat(WeightFormat):
+@dataclass(frozen=True, kw_only=True)
+class GptqFormat(integers.IntegerFormat):
     """
     Attributes:
-        group_size: inputs of one group.
-        scales: the number format of scales.
         is_offset: zero points are stored less one.
         has_groups: `g_idx` is stored.
-        is_ordered: the inputs of its groups are in order.
     """
 
-    bits: int
-    group_size: int
-    scales: str
     is_offset: bool
     has_groups: bool
-    is_ordered: bool
-
-    @property
-    def joinable(self) -> bool:  # type: ignore[override]
-        return self.is_ordered
 
     def expected(self, in_features: int, out_features: int) -> dict[str, Expected]:
         num_groups = -(-in_features // self.group_size)
@@ -81,22 +66,6 @@ class GptqFormat(WeightFormat):
             qzeros = qzeros + sum(1 << shift for shift in range(0, 32, self.bits))
         zeros = integers.unpack(qzeros.contiguous().view(torch.uint8), self.bits)
         return zeros + 1 & 7 if self.is_offset and self.bits == 3 else zeros
-
-    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
-        return integers.integer_kernel(
-            **tensors, dtype=dtype, bits=self.bits, group_size=self.group_size
-        )
-
-    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
-        return integers.num_bytes(
-            in_features,
-            out_features,
-            dtype,
-            bits=self.bits,
-            group_size=self.group_size,
-            scale_bytes=4 if self.scales == "F32" else 2,
-            is_ordered=self.is_ordered,
-        )
 
 
 class GptqMethod(StoredQuantized):
@@ -147,19 +116,27 @@ class GptqMethod(StoredQuantized):
                     f"{name} has {size} inputs or outputs, which cannot be packed with {bits} bits."
                 )
         group_size = in_features if group_size == -1 else min(group_size, in_features)
-        groups, scales = tensors.get("g_idx"), tensors.get("scales")
+        groups = tensors.get("g_idx")
         is_reordered = config.get("desc_act") and group_size < in_features
         return GptqFormat(
-            bits,
-            group_size,
-            scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16",
-            self._is_offset,
-            groups is not None or bool(is_reordered),
-            groups is None or _is_ordered(groups, in_features, group_size),
+            bits=bits,
+            group_size=group_size,
+            scales=integers.scale_dtype(tensors.get("scales")),
+            is_ordered=groups is None or _is_ordered(groups, in_features, group_size),
+            is_offset=self._is_offset,
+            has_groups=groups is not None or bool(is_reordered),
         )
 
     def _fields(self, name: str) -> Mapping[str, Any]:
-        return next((fields for pattern, fields in self._overrides if matches(pattern, name)), {})
+        return next(
+            (
+                fields
+                for own in known_as(name)
+                for pattern, fields in self._overrides
+                if matches(pattern, own)
+            ),
+            {},
+        )
 
 
 def _overrides(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels, onednn
-from axion.quantization.base import EmbeddingKernel
+from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import RowKernel
 
 # ATen's product of bfloat16 and int8 is the best for so few tokens at most; beyond, the weight is

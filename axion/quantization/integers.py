@@ -1,19 +1,22 @@
 """Unsigned integers of a few bits, packed; a scale and a zero point for each group of a row.
 
-`weight = (code - zero) * scale`. GPTQ and AWQ differ in how they store that.
+`weight = (code - zero) * scale`. GPTQ, AWQ and compressed-tensors differ in how they store that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels
-from axion.quantization.base import EmbeddingKernel, Kernel
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import EmbeddingKernel, Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
+from axion.quantization.stored import StoredTensor
 
 # The groups that ATen's kernel takes, and the multiple that the number of outputs must be.
 _ATEN_GROUPS = (32, 64, 128, 256)
@@ -23,6 +26,45 @@ ATEN_BLOCK = 64
 # Its time is by the row; dequantizing first is faster for more.
 _ATEN_MAX_ROWS = 72
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerFormat(WeightFormat):
+    """To override: `expected`, and `unpack` to what `integer_kernel` takes.
+
+    Attributes:
+        group_size: inputs of one group; the last of a row may be smaller.
+        scales: the number format of scales.
+        is_ordered: the inputs of its groups are in order.
+    """
+
+    bits: int
+    group_size: int
+    scales: str
+    is_ordered: bool = True
+
+    @property
+    def joinable(self) -> bool:  # type: ignore[override]
+        return self.is_ordered
+
+    def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Kernel:
+        return integer_kernel(**tensors, dtype=dtype, bits=self.bits, group_size=self.group_size)
+
+    def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
+        return num_bytes(
+            in_features,
+            out_features,
+            dtype,
+            bits=self.bits,
+            group_size=self.group_size,
+            scale_bytes=4 if self.scales == "F32" else 2,
+            is_ordered=self.is_ordered,
+        )
+
+
+def scale_dtype(scales: StoredTensor | None) -> str:
+    """The number format to expect of scales: theirs if it is one that they may have."""
+    return scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:

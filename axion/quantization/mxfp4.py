@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import Kernel
+from axion.quantization.method import StoredQuantized
 from axion.quantization.rows import RowKernel, look_up, pair_table
+from axion.quantization.stored import Expected, StoredTensor
 
 BLOCK = 32
 _POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

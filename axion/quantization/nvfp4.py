@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from axion.quantization.base import FLOATS, Expected, Kernel, WeightFormat
 from axion.quantization.float8 import widen
+from axion.quantization.format import WeightFormat
 from axion.quantization.fp8 import E4M3
+from axion.quantization.kernel import Kernel
 from axion.quantization.mxfp4 import E2M1_PAIRS
 from axion.quantization.rows import RowKernel, look_up
+from axion.quantization.stored import FLOATS, Expected
 
 BLOCK = 16
 

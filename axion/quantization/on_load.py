@@ -14,19 +14,14 @@ from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.moe import ExpertLinear
 from axion.quantization import float8, int8, integers
-from axion.quantization.base import (
-    DenseFormat,
-    EmbeddingKernel,
-    Kernel,
-    QuantizationMethod,
-    QuantizedLinear,
-    StoredTensor,
-    WeightFormat,
-    quantized_experts,
-)
 from axion.quantization.float8 import Float8Kernel
+from axion.quantization.format import DenseFormat, WeightFormat
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.kernel import EmbeddingKernel, Kernel
+from axion.quantization.layers import QuantizedLinear, quantized_experts
+from axion.quantization.method import QuantizationMethod
 from axion.quantization.rows import MAX_PIECE
+from axion.quantization.stored import StoredTensor
 
 GROUP_SIZE = 32
 """Inputs that share a scale, of four bits."""

@@ -11,9 +11,11 @@ from typing import Any
 import axion.quantization
 from axion.errors import ModelLoadError
 from axion.hub.config import quantization_config
-from axion.quantization.base import QuantizationMethod, StoredQuantized
+from axion.quantization.method import QuantizationMethod, StoredQuantized
 from axion.quantization.on_load import Fp8OnLoad, Int4OnLoad, Int8OnLoad
 
+# Its configs have no quant_method, and by now no other's are without.
+_UNNAMED = "MLX"
 _ON_LOAD = {cls.name: cls for cls in (Int8OnLoad, Int4OnLoad, Fp8OnLoad)}
 
 
@@ -40,10 +42,11 @@ def quantization_method(config: Mapping[str, Any], on_load: str = "none") -> Qua
     """
     if (quantization := quantization_config(config)) is None:
         return QuantizationMethod() if on_load == "none" else _ON_LOAD[on_load]()
+    name = str(quantization.get("quant_method") or _UNNAMED)[:80]
     if on_load != "none":
         raise ModelLoadError(
             f"QUANTIZATION={on_load} quantizes plain weights, and the checkpoint's are quantized "
-            f"already ({str(quantization.get('quant_method'))[:80]}). Unset it, or use the "
+            f"already ({name}). Unset it, or use the "
             "unquantized version of the model."
         )
     for cls in method_classes():
@@ -51,7 +54,7 @@ def quantization_method(config: Mapping[str, Any], on_load: str = "none") -> Qua
             return cls(quantization)
     names = sorted(name for cls in method_classes() for name in cls.quant_methods)
     raise ModelLoadError(
-        f"The checkpoint is quantized ({str(quantization.get('quant_method'))[:80]}), which is not "
-        f"supported. Supported: {', '.join(names)}. Or use the unquantized version of the model, "
-        "and QUANTIZATION=int8 or int4 for less memory."
+        f"The checkpoint is quantized ({name}), which is not supported. Supported: "
+        f"{', '.join(names)}. Or use the unquantized version of the model, and QUANTIZATION=int8 "
+        "or int4 for less memory."
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axion.quantization.base import Kernel
+from axion.quantization.kernel import Kernel
 
 MAX_PIECE = 2**22
 """Most numbers of a weight that are dequantized at once: 16 MiB of float32."""

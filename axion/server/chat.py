@@ -54,8 +54,10 @@ class ChatCompletions(GenerationEndpoint[ChatCompletionRequest, ChatCompletionCh
             headers["Age"] = str(answer.age_s)
         return Response(answer.body, headers=headers, media_type="application/json")
 
-    async def collect(self, chunks: AsyncIterator[ChatCompletionChunk]) -> ChatCompletion:
-        return await collect_chat(chunks)
+    async def collect(
+        self, request: ChatCompletionRequest, chunks: AsyncIterator[ChatCompletionChunk]
+    ) -> ChatCompletion:
+        return await collect_chat(chunks, with_logprobs=request.num_logprobs is not None)
 
     def has_tokens(self, chunk: ChatCompletionChunk) -> bool:
         return any(_has_tokens(choice.delta) for choice in chunk.choices)

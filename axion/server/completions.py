@@ -20,8 +20,10 @@ class Completions(GenerationEndpoint[CompletionRequest, CompletionChunk]):
     def generate(self, call: Call[CompletionRequest]) -> AsyncGenerator[CompletionChunk, None]:
         return call.backend.complete(call.request, call.id)
 
-    async def collect(self, chunks: AsyncIterator[CompletionChunk]) -> Completion:
-        return await collect_completion(chunks)
+    async def collect(
+        self, request: CompletionRequest, chunks: AsyncIterator[CompletionChunk]
+    ) -> Completion:
+        return await collect_completion(chunks, with_logprobs=request.num_logprobs is not None)
 
     def has_tokens(self, chunk: CompletionChunk) -> bool:
         return any(choice.text for choice in chunk.choices)

@@ -38,7 +38,7 @@ class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
         """Start the request on its backend; closing this ends it there."""
         raise NotImplementedError
 
-    async def collect(self, chunks: AsyncIterator[ChunkT]) -> ResponseModel:
+    async def collect(self, request: RequestT, chunks: AsyncIterator[ChunkT]) -> ResponseModel:
         """One whole answer."""
         raise NotImplementedError
 
@@ -62,7 +62,7 @@ class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
     async def whole(self, call: Call[RequestT], chunks: AsyncGenerator[ChunkT, None]) -> bytes:
         """The JSON of one whole answer."""
         async with aclosing(self._timed(call, chunks)) as timed:
-            return (await self.collect(timed)).to_json()
+            return (await self.collect(call.request, timed)).to_json()
 
     async def send(self, call: Call[RequestT], scope: Scope, receive: Receive, send: Send) -> None:
         if not call.request.stream:

@@ -36,7 +36,9 @@ class Messages(GenerationEndpoint[MessagesRequest, MessagesEvent]):
             async for event in events:
                 yield event
 
-    async def collect(self, chunks: AsyncIterator[MessagesEvent]) -> MessagesAnswer:
+    async def collect(
+        self, request: MessagesRequest, chunks: AsyncIterator[MessagesEvent]
+    ) -> MessagesAnswer:
         return await collect_message(chunks)
 
     def has_tokens(self, chunk: MessagesEvent) -> bool:

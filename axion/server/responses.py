@@ -82,7 +82,9 @@ class Responses(GenerationEndpoint[ResponsesRequest, ResponseEvent]):
                 yield stream.failed(failure)
             raise failure from None
 
-    async def collect(self, chunks: AsyncIterator[ResponseEvent]) -> Response:
+    async def collect(
+        self, request: ResponsesRequest, chunks: AsyncIterator[ResponseEvent]
+    ) -> Response:
         return await collect_response(chunks)
 
     def has_tokens(self, chunk: ResponseEvent) -> bool:

@@ -12,7 +12,7 @@ from axion.bench.checkpoint import make_shape, tokenizer
 from axion.bench.limits import num_weights
 from axion.bench.shapes import shape_config, shapes
 from axion.bench.workload import WORDS
-from axion.engine.core import EngineCore
+from axion.engine.assembly import load_engine
 from axion.engine.loader import build_model
 from axion.engine.messages import AddRequest
 from axion.errors import ModelLoadError, ModelNotFoundError
@@ -79,7 +79,7 @@ def test_transformers_loads_what_is_written(folder: Path):
 
 
 def test_an_answer_is_text_and_does_not_end(folder: Path):
-    core = EngineCore(EngineConfig(model_path=str(folder), device="cpu", kv_cache_bytes=2**20))
+    core = load_engine(EngineConfig(model_path=str(folder), device="cpu", kv_cache_bytes=2**20))
     core.add(AddRequest("0", [300, 400], SamplingParams(temperature=0, max_tokens=64)))
     token_ids: list[int] = []
     while core.has_unfinished:

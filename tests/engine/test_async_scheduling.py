@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.types import EngineConfig, FinishReason, Grammar, SamplingParams, SequenceOutput
@@ -39,14 +40,14 @@ def make_core(path: Path, **options) -> EngineCore:
         block_size=BLOCK_SIZE,
         **{"kv_cache_bytes": 2**22, **options},
     )
-    return EngineCore(config)
+    return load_engine(config)
 
 
 def make_tight_core(path: Path) -> EngineCore:
     """Ahead of the device, with little more than the blocks of one long sequence."""
     roomy = make_core(path, async_scheduling=True)
     bytes_per_block = roomy.info.kv_cache_bytes // roomy.info.num_blocks
-    num_blocks = roomy.block_manager.max_blocks_held(MAX_MODEL_LEN) + 1
+    num_blocks = roomy.scheduler.block_manager.max_blocks_held(MAX_MODEL_LEN) + 1
     return make_core(path, async_scheduling=True, kv_cache_bytes=num_blocks * bytes_per_block)
 
 

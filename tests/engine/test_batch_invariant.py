@@ -11,6 +11,7 @@ import torch
 
 from axion.demo import MODEL_DIR
 from axion.engine import batch_invariant
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.errors import ModelLoadError
@@ -23,7 +24,7 @@ PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=24, ignore_eos=True,
 def make_core(path: Path, **options: Any) -> EngineCore:
     options = {"kv_cache_bytes": 2**23, "max_model_len": 256, **options}
     config = EngineConfig(model_path=str(path), device="cpu", deterministic=True, **options)
-    return EngineCore(config)
+    return load_engine(config)
 
 
 def run(
@@ -80,7 +81,7 @@ def test_a_request_gets_the_same_bits_in_any_mix(case: str, tmp_path: Path) -> N
     assert [bits(x) for x in run(core, prompts, random)] == alone
     chunked = make_core(path, dtype=dtype, max_num_batched_tokens=24, max_num_seqs=4)
     assert [bits(x) for x in run(chunked, prompts, random)] == alone
-    num_blocks = core.block_manager.max_blocks_held(160)
+    num_blocks = core.scheduler.block_manager.max_blocks_held(160)
     num_bytes = core.info.kv_cache_bytes // core.info.num_blocks * num_blocks
     tight = make_core(path, dtype=dtype, max_model_len=160, kv_cache_bytes=num_bytes)
     assert [bits(x) for x in run(tight, prompts, random, rate=1)] == alone

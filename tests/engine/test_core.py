@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from axion.engine import model_runner
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.kv_cache import KVCacheLayout, lay_out
 from axion.engine.messages import AddRequest
@@ -29,7 +30,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, l
 
 def make_core(path: Path, **options) -> EngineCore:
     options = {"kv_cache_bytes": 2**24, "max_model_len": 512, **options}
-    return EngineCore(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
+    return load_engine(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
 
 
 def run(core: EngineCore, prompts: dict[str, list[int]], params: SamplingParams = GREEDY):
@@ -78,8 +79,8 @@ def is_child(cls: type[CausalLM]) -> bool:
 
 
 # What a field changes within a model, and an architecture of another's, is compared in
-# tests/parity. Of models with states one without attention, one with both in turn, one with both
-# in each layer, one with a state for its keys; and one that attends to blocks.
+# tests/parity. Of models with states one without attention, one with both in turn and a state for
+# an indexer's keys, one with both in each layer; and one that attends to blocks.
 ENGINE_CASES = {
     *{
         row.architecture: name
@@ -87,7 +88,7 @@ ENGINE_CASES = {
         if not issubclass(cls := model_classes()[row.architecture], HybridForCausalLM)
         and not is_child(cls)
     }.values(),
-    *("mamba", "qwen3-next", "falcon-h1", "glm5-next", "minimax-m3"),
+    *("mamba", "qwen4-exp-seeing", "falcon-h1", "minimax-m3"),
     *("llama-rope-dynamic", "llama-rope-longrope", "gemma3-rope-linear", "olmo3-yarn"),
 }
 
@@ -163,7 +164,7 @@ def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     assert tokens_of(run(core, {"first": prompt})["first"]) == expected
 
     # Its early blocks have been overwritten by its late ones; what comes next goes on from these.
-    [*_, narrowest] = core.block_manager._cached
+    [*_, narrowest] = core.scheduler.block_manager._cached
     assert len(narrowest) < (len(prompt) + NUM_TOKENS) // 4
     longer = [*prompt, *expected, 7, 8, 9]
     expected_of_longer, _ = reference(model, longer)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from axion.engine import cuda_graph, kv_cache
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.cuda_graph import CudaGraphRunner, batch_sizes
 from axion.engine.messages import AddRequest
@@ -30,7 +31,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_core(path: Path, **options) -> EngineCore:
-    return EngineCore(
+    return load_engine(
         EngineConfig(
             model_path=str(path),
             device="cpu",
@@ -193,7 +194,7 @@ def test_the_memory_of_all_graphs_is_foretold_from_the_two_largest(
         num_groups=1,
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=128,
-        device=core.device,
+        device=core.runner.device,
     )
     assert runner.measure() == 1_000 + 10 * (len(batch_sizes(MAX_NUM_SEQS)) - 1)
 

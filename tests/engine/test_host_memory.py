@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from axion.engine import host_memory, kv_cache
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.host_memory import HostMemory, rows_of
 from axion.engine.host_pool import HostPool
@@ -33,7 +34,7 @@ def make_core(path: Path, **options) -> EngineCore:
         block_size=BLOCK_SIZE,
         **{"kv_cache_bytes": 2**24, "max_num_seqs": 4, **options},
     )
-    return EngineCore(config)
+    return load_engine(config)
 
 
 def make_tight_core(path: Path, *, host_share: float, **options) -> EngineCore:
@@ -45,8 +46,8 @@ def make_tight_core(path: Path, *, host_share: float, **options) -> EngineCore:
         for state in roomy.runner.states
         for tensor in state.values()
     )
-    if roomy.block_manager.states is None:
-        num_blocks = roomy.block_manager.max_blocks_held(MAX_MODEL_LEN) + 1
+    if roomy.scheduler.block_manager.states is None:
+        num_blocks = roomy.scheduler.block_manager.max_blocks_held(MAX_MODEL_LEN) + 1
         num_bytes = num_blocks * roomy.info.kv_cache_bytes // roomy.info.num_blocks
     else:
         num_bytes = 12 * bytes_per_slot  # of which half is for slots
@@ -126,7 +127,7 @@ def test_the_tokens_are_those_of_a_roomy_cache(
     requests = turns(1, roomy.info.vocab_size)
     assert run(tight, requests) == run(roomy, requests)
     assert tight.stats.num_preemptions or model != "llama"
-    states = tight.block_manager.states
+    states = tight.scheduler.block_manager.states
     assert states.host.num_loaded if states else tight.stats.num_blocks_restored
 
 

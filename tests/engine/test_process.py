@@ -30,7 +30,7 @@ def test_an_error_that_nobody_expected_is_told_and_logged(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("in /a/secret/path")
 
-    monkeypatch.setattr(process, "EngineCore", broken)
+    monkeypatch.setattr(process, "load_engine", broken)
     socket = Socket(encode(Start(EngineConfig(model_path="/nowhere"))))
     with caplog.at_level(logging.ERROR, "axion.engine"):
         process.EngineProcess(socket).run()

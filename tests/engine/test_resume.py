@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.types import EngineConfig, FinishReason, Grammar, SamplingParams, SequenceOutput
@@ -23,7 +24,7 @@ PENALTIES: dict[str, Any] = {
 
 
 def make_core(path: Path, **options: Any) -> EngineCore:
-    return EngineCore(
+    return load_engine(
         EngineConfig(
             model_path=str(path),
             device="cpu",

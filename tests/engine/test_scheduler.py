@@ -13,10 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from axion.engine.block_manager import BlockManager
 from axion.engine.host_pool import HostPool
-from axion.engine.scheduler import SampledToken, ScheduledSequence, Scheduler
+from axion.engine.scheduler import Scheduler
 from axion.engine.sequence import Sequence, SequenceStatus
 from axion.engine.speculative import verify
 from axion.engine.state_slots import StateSlots
+from axion.engine.step import SampledToken, ScheduledSequence
 from axion.types import QUEUE_TIME_BUCKETS, FinishReason, SamplingParams
 
 VOCAB = 50

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
-from axion.engine.scheduler import SampledToken, ScheduledSequence
 from axion.engine.sequence import Sequence
-from axion.engine.speculative import MAX_DRAFT_TOKENS, NgramIndex, Pace, Price, Proposer, verify
+from axion.engine.speculative import Price, Proposer, verify
+from axion.engine.step import SampledToken, ScheduledSequence
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.types import EngineConfig, FinishReason, Grammar, SamplingParams, SequenceOutput
@@ -43,7 +44,7 @@ PROMPTS = {
 
 def make_core(path: Path, **options: Any) -> EngineCore:
     options = {"kv_cache_bytes": 2**23, "max_model_len": 96, "block_size": 4, **options}
-    return EngineCore(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
+    return load_engine(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
 
 
 class FixedPrice(Price):
@@ -360,40 +361,6 @@ def test_models_that_cannot_take_back_a_token_are_not_speculated_for(
         make_core(tiny_model, draft_model_path=str(tiny_model))
 
 
-def test_the_pace_follows_what_comes_true():
-    pace = Pace()
-    first = pace.limit()
-    for _ in range(8):
-        limit = pace.limit()
-        pace.book(limit, limit, 0.5)
-    assert first < pace.limit() == MAX_DRAFT_TOKENS
-    pace.book(MAX_DRAFT_TOKENS, 3, 0.5)
-    assert pace.limit() == 4
-    limits = []
-    for _ in range(1000):
-        limits.append(limit := pace.limit())
-        if limit:
-            pace.book(limit, 0, 0.5)
-    assert sum(limit > 0 for limit in limits) < 40, "wrong drafts become rare"
-    while not (limit := pace.limit()):
-        pass
-    pace.book(limit, limit, 0.5)
-    assert pace.limit() > limit
-
-
-def test_a_pace_that_brings_in_less_than_its_price_slows_down():
-    def num_drafting(price: float) -> int:
-        pace, count = Pace(), 0
-        for step in range(1000):
-            if limit := pace.limit():
-                pace.book(limit, step % 2, price)
-                count += 1
-        return count
-
-    assert num_drafting(0.3) == 1000
-    assert num_drafting(2.0) < 30
-
-
 def test_the_price_is_what_drafts_take_longer():
     price = Price()
     entries = [entry_with([]) for _ in range(4)]
@@ -409,35 +376,6 @@ def test_the_price_is_what_drafts_take_longer():
         price.book(entries, 100.0)  # chunks of prompts
     assert price.of(4) == pytest.approx(1.0, rel=0.05), "half a step of four, for two"
     assert price.of(3) < 0.1
-
-
-def brute_force(token_ids: list[int], limit: int) -> list[int]:
-    last = len(token_ids) - 1
-    best, longest = -1, 1
-    for position in reversed(range(1, last)):
-        length = 0
-        while (
-            length < min(16, position + 1)
-            and token_ids[position - length] == token_ids[last - length]
-        ):
-            length += 1
-        if length > longest:
-            best, longest = position, length
-    if best < 0:
-        return []
-    period = last - best
-    return [token_ids[best + 1 + i % period] for i in range(limit)]
-
-
-def test_ngrams_find_the_longest_match_while_the_sequence_grows():
-    rng = random.Random(3)
-    for _ in range(100):
-        index, token_ids = NgramIndex(), [rng.randrange(4)]
-        for _ in range(12):
-            if rng.random() < 0.3:
-                index.extend(token_ids, len(token_ids) - 1)
-            assert index.find(token_ids, 5) == brute_force(token_ids, 5)
-            token_ids.append(rng.randrange(4))
 
 
 def entry_with(drafts: list[int]) -> ScheduledSequence:

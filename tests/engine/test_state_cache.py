@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from axion.engine.sequence import SequenceState
 from axion.engine.state_cache import allocate, bytes_per_slot, num_slots_that_fit, runs
-from axion.engine.state_slots import SequenceState
 from axion.errors import ModelLoadError
 from axion.layers.context import StateRun, StateTensor
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from axion import LLM, SamplingParams
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
-from axion.engine.scheduler import ScheduledSequence
 from axion.engine.sequence import Sequence
+from axion.engine.step import ScheduledSequence
 from axion.engine.structured import StructuredOutput
 from axion.errors import InvalidRequestError
 from axion.llm import Generation
@@ -206,7 +207,7 @@ def test_a_wrong_grammar_is_refused_before_anything_runs(llm: LLM):
 
 def make_core(path: Path, **options: Any) -> EngineCore:
     options = {"kv_cache_bytes": 2**24, "max_model_len": 256, **options}
-    return EngineCore(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
+    return load_engine(EngineConfig(model_path=str(path), device="cpu", dtype="float32", **options))
 
 
 def run(core: EngineCore, requests: dict[str, SamplingParams]) -> dict[str, list[SequenceOutput]]:

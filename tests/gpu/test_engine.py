@@ -12,6 +12,7 @@ import torch
 
 import axion
 from axion.engine import kv_cache
+from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
 from axion.quantization.float8 import Float8Kernel
@@ -31,7 +32,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
 def make_core(path: Path, device: torch.device, **options: Any) -> EngineCore:
     options = {"kv_cache_bytes": 2**26, "dtype": "float32", **options}
-    return EngineCore(
+    return load_engine(
         EngineConfig(
             model_path=str(path),
             device=str(device),
@@ -79,7 +80,7 @@ def test_what_the_device_gives_up_comes_back_from_host_memory(
 ) -> None:
     roomy = make_core(path, device)
     expected = answers(roomy)
-    num_blocks = roomy.block_manager.max_blocks_held(256) + 1
+    num_blocks = roomy.scheduler.block_manager.max_blocks_held(256) + 1
     bytes_per_block = roomy.info.kv_cache_bytes // roomy.info.num_blocks
     tight = make_core(
         path, device, kv_cache_bytes=num_blocks * bytes_per_block, kv_offload_bytes=2**26

@@ -7,8 +7,8 @@ import torch
 
 from axion.layers import kernels
 from axion.quantization import integers
-from axion.quantization.base import Kernel
 from axion.quantization.int8 import Int8Kernel
+from axion.quantization.kernel import Kernel
 
 pytest.importorskip("triton")
 

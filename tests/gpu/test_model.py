@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from axion.engine.core import EngineCore
+from axion.engine.assembly import load_engine
 from axion.engine.messages import AddRequest
 from axion.layers import kernels
 from axion.layers.attention import reference
@@ -31,7 +31,7 @@ def answers(path: Path, device: torch.device) -> list[tuple[int, list[tuple[int,
         max_model_len=64,
         max_num_batched_tokens=12,
     )
-    core = EngineCore(config)
+    core = load_engine(config)
     for name, prompt in enumerate(PROMPTS):
         core.add(AddRequest(str(name), prompt, PARAMS))
     found = []

@@ -67,6 +67,10 @@ _NEEDED = {
     "GPTNeoXJapaneseForCausalLM": {"intermediate_size": 8192},
     "MptForCausalLM": {"intermediate_size": 8192},
     "OpenAIGPTLMHeadModel": {"intermediate_size": 8192},
+    "Qwen4ExpForCausalLM": {
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256},
+        **{"indexer_budget": 2048, "indexer_compress_ratio": 4},
+    },
     "Zamba2ForCausalLM": {
         "num_hidden_layers": 2,
         "layers_block_type": ["linear_attention", "hybrid"],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from axion.engine.kv_cache import lay_out
-from axion.engine.loader import build_model, expected_tensors
+from axion.engine.loader import build_model, expected_tensors, load_model
 from axion.errors import ModelLoadError
 from axion.models.deepseek_v4 import DeepseekV4Config, DeepseekV4ForCausalLM
+from tests.parity.checkpoints import save_tiny
 
 SIZES: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -113,3 +116,15 @@ def test_the_names_of_the_release_are_known() -> None:
         re.fullmatch(pattern, "mtp.0.attn.wq_a.weight")
         for pattern in DeepseekV4ForCausalLM.ignored_tensors
     )
+
+
+@pytest.mark.parametrize("expert", [-1, 6])
+def test_a_table_of_experts_that_do_not_exist_is_refused(expert: int, tmp_path: Path) -> None:
+    file = save_tiny("deepseek-v4", tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    [name] = [name for name in tensors if name.endswith(".tid2eid")]
+    tensors[name][3, 1] = expert
+    save_file(tensors, file)
+    message = rf"tid2eid gives a token the expert {expert}, and experts .* from 0 to 5"
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(tmp_path, device=torch.device("cpu"))

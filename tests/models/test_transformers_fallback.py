@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from axion.engine import loader
+from axion.engine.assembly import load_engine
 from axion.engine.checkpoint import open_checkpoint
-from axion.engine.core import EngineCore
 from axion.engine.loader import load_model
 from axion.engine.messages import AddRequest
 from axion.errors import ModelLoadError
@@ -101,7 +101,7 @@ def test_two_threads_do_not_see_each_other_s_steps(small: Path) -> None:
 
 
 def test_the_engine_serves_it(small: Path) -> None:
-    core = EngineCore(
+    core = load_engine(
         EngineConfig(
             model_path=str(small),
             device="cpu",

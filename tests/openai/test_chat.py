@@ -314,6 +314,13 @@ async def test_choices_are_collected_each_on_its_own():
     assert "index" not in data["choices"][1]["message"]["tool_calls"][0]
 
 
+async def test_log_probabilities_of_an_empty_answer_are_an_empty_list():
+    chunks = (chunk(0, Delta(), finish_reason="stop"), usage_chunk())
+    answer = await collect_chat(stream(*chunks), with_logprobs=True)
+    assert answer.choices[0].logprobs == ChoiceLogprobs(content=[], refusal=None)
+    assert (await collect_chat(stream(*chunks))).choices[0].logprobs is None
+
+
 async def test_a_stream_that_ends_early_is_no_answer():
     for chunks in ([], [usage_chunk(), chunk(0, Delta(content="a"))]):
         with pytest.raises(InternalError):

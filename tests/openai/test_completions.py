@@ -146,6 +146,23 @@ async def test_choices_are_collected_each_on_its_own():
     assert second.logprobs is None
 
 
+async def test_log_probabilities_of_an_empty_answer_are_empty_lists():
+    usage = Usage(
+        prompt_tokens=1,
+        completion_tokens=1,
+        total_tokens=2,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+    )
+    ended = chunk(0, "", finish_reason="stop")
+    last = CompletionChunk(**SHARED, choices=[], usage=usage)
+    for asked, expected in (
+        (True, Logprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])),
+        (False, None),
+    ):
+        answer = await collect_completion(stream(ended, last), with_logprobs=asked)
+        assert answer.choices[0].logprobs == expected
+
+
 async def test_a_stream_that_ends_early_is_no_answer():
     with pytest.raises(InternalError):
         await collect_completion(stream(chunk(0, "a")))

@@ -78,6 +78,12 @@ _DOTS3 = {
         }
     }
 }
+_QWEN4_EXP = {
+    **{"layer_types": ["linear_attention", "indexed_attention"], "num_hidden_layers": 2},
+    **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 32},
+    **{"indexer_budget": 12, "indexer_compress_ratio": 4},
+    **{"ple_layer_ids": [1], "eos_token_id": 90},
+}
 _SPARSE = {"layer_types": ["full_attention", "minimax_m3_sparse"], "num_hidden_layers": 2}
 
 
@@ -201,6 +207,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Qwen2VLForConditionalGeneration": _sections(2, 3, 3),
     "Qwen2_5OmniThinkerForConditionalGeneration": _sections(2, 3, 3),
     "Qwen2_5_VLForConditionalGeneration": _sections(2, 3, 3),
+    "Qwen4ExpForCausalLM": _QWEN4_EXP,
+    "Qwen4ExpForConditionalGeneration": {"text_config": _QWEN4_EXP},
     "RoCBertForCausalLM": _DECODER,
     "RobertaForCausalLM": _DECODER,
     "RobertaPreLayerNormForCausalLM": _DECODER,

@@ -294,6 +294,17 @@ def _glm5_next(neutral: dict[str, Any], **config: Any) -> Case:
     )
 
 
+def _qwen4_exp(neutral: dict[str, Any], **config: Any) -> Case:
+    sizes = {
+        **{**_EXPERTS, **_DELTA_NET, "shared_expert_intermediate_size": 48, "head_dim": 24},
+        **{"layer_types": ["linear_attention", "indexed_attention"], "hc_lowrank": 20},
+        **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 32},
+        **{"indexer_budget": 12, "indexer_compress_ratio": 4, "eos_token_id": 90},
+        **{"ple_layer_ids": [1], "ngram_vocab_size_base": 100, "split_ngram_parts": 5},
+    }
+    return Case("Qwen4ExpForCausalLM", {**sizes, **config}, neutral)
+
+
 def _minimax_m3(neutral: dict[str, Any], **config: Any) -> Case:
     sizes = {
         **{"layer_types": ["minimax_m3_sparse"] * 2, "mlp_layer_types": ["dense", "sparse"]},
@@ -1336,6 +1347,31 @@ CASES: dict[str, Case] = {
         rms_norm_eps=0.1,
         linear_lower_bound=-0.5,
         index_kpool=1,
+    ),
+    "qwen4-exp": _qwen4_exp({"indexer_budget": 16}),
+    "qwen4-exp-seeing": replace(
+        _qwen4_exp(
+            {"seed": 1},
+            model_type="qwen4_exp_text",
+            num_hidden_layers=3,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            rms_norm_eps=0.01,  # as small as usual, rounding moves the reference itself by 1e-4
+            **{"hc_count": 3, "output_gate_type": "sigmoid", "norm_topk_prob": False},
+            **{"ple_layer_ids": [2, 1], "ple_embed_dim": 48, "ple_conv_kernel_size": 3},
+            **{"ngram_size": 4, "heads_per_ngram": 2, "eos_token_id": [75, 76]},
+            **{"make_ngram_vocab_size_divisible_by": 50, "indexer_compress_ratio": 3},
+            attention_bias=True,
+            rope_parameters=_partial(0.5)
+            | {"rope_type": "yarn", "factor": 8.0, "mrope_section": [2, 2, 2]}
+            | {"original_max_position_embeddings": ORIGINAL_LENGTH},
+        ),
+        architecture="Qwen4ExpForConditionalGeneration",
+        beside={
+            "vision_config": {
+                **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2},
+                **{"patch_size": 4, "out_hidden_size": 64, "num_position_embeddings": 16},
+            }
+        },
     ),
     "minimax-m3": _minimax_m3({"index_topk_blocks": 4}),
     "minimax-m3-local": replace(

@@ -20,8 +20,8 @@ MODEL_TYPES = {
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
     if name in model_classes().keys() - {*SeeingForConditionalGeneration.architectures}
 }
-# transformers' own defaults of these describe no model: a number of experts is None.
-WITHOUT_DEFAULTS = {"DeepseekV2ForCausalLM", "Dots1ForCausalLM"}
+# transformers' own defaults of these describe no model: a number of experts is None, or of heads.
+WITHOUT_DEFAULTS = {"DeepseekV2ForCausalLM", "Dots1ForCausalLM", "Qwen4ExpForCausalLM"}
 # Read by no layer of latent attention; what `expand` says, too.
 UNUSED = {
     # It is head_dim, which is written as something else.

@@ -14,7 +14,7 @@ from torch import Tensor
 from axion.engine.loader import load_model
 from axion.models.base import CausalLM
 from axion.parity.harness import Harness, Run
-from axion.quantization.base import QuantizedExpertLinear, QuantizedLinear
+from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
 from tests.parity.checkpoints import save_tiny
 
 CPU = torch.device("cpu")

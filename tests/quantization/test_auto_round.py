@@ -12,7 +12,10 @@ from axion.errors import ModelLoadError
 from axion.quantization.auto_round import AutoRoundMethod
 from tests.quantization.pairs import Packed, assert_same, load, save_pair
 from tests.quantization.test_awq import Awq
+from tests.quantization.test_fp8 import BLOCK, by_block, by_output
 from tests.quantization.test_gptq import Gptq
+from tests.quantization.test_nvfp4 import llm_compressor as nvfp4
+from tests.quantization.test_nvfp4 import mxfp4
 
 CONFIG = {
     "quant_method": "auto-round",
@@ -39,6 +42,14 @@ def wide_heads(name: str, weight: Tensor) -> Packed | None:
         (Gptq(sym=False), {"packing_format": "auto_round:auto_gptq"}),
         (Awq(), {"packing_format": "auto_round:auto_awq"}),
         (
+            Gptq(sym=False, checkpoint_format="gptq_v2", has_groups=False),
+            {"packing_format": "auto_round:gptqmodel"},
+        ),
+        (by_output, {"packing_format": "auto_round:fp8_static", "data_type": "fp", "bits": 8}),
+        (by_block, {"data_type": "fp", "bits": 8, "group_size": list(BLOCK), "fmt": "e4m3"}),
+        (mxfp4, {"packing_format": "auto_round:llm_compressor", "data_type": "mx_fp"}),
+        (nvfp4, {"packing_format": "auto_round:llm_compressor", "data_type": "nv_fp4"}),
+        (
             wide_heads,
             {
                 "extra_config": {
@@ -48,7 +59,7 @@ def wide_heads(name: str, weight: Tensor) -> Packed | None:
             },
         ),
     ],
-    ids=["gptq", "awq", "layers"],
+    ids=["gptq", "awq", "gptq_v2", "fp8", "fp8 blocks", "mxfp4", "nvfp4", "layers"],
 )
 def test_it_is_read_as_what_it_is_packed_as(
     pack: Any, fields: dict[str, Any], tmp_path: Path
@@ -60,10 +71,11 @@ def test_it_is_read_as_what_it_is_packed_as(
     ("fields", "message"),
     [
         (
-            {"packing_format": "auto_round:fp8", "data_type": "fp"},
-            "'fp' packed as 'auto_round:fp8'",
+            {"packing_format": "auto_round", "data_type": "mx_int"},
+            "'mx_int' packed as 'auto_round'",
         ),
-        ({"packing_format": "auto_round"}, "packed as 'auto_round'"),
+        ({"packing_format": "auto_round:fake"}, "packed as 'auto_round:fake'"),
+        ({"data_type": "fp", "fmt": "e5m2"}, "with fmt='e5m2'"),
         ({"extra_config": ["lm_head"]}, "extra_config must map"),
         ({"bits": 5}, "bits 5"),
         (

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from axion.errors import ModelLoadError
 from axion.quantization.awq import AwqMethod
-from axion.quantization.base import QuantizedLinear
 from axion.quantization.integers import AtenInt4Kernel
+from axion.quantization.layers import QuantizedLinear
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 
 ORDERS = {"gemm": [0, 2, 4, 6, 1, 3, 5, 7], "gemv": list(range(8))}

@@ -23,8 +23,10 @@ from torch import Tensor
 from axion.errors import ModelLoadError
 from axion.layers.moe import Router
 from axion.quantization import rows
-from axion.quantization.base import QuantizedLinear, Source, StoredTensor
 from axion.quantization.bitsandbytes import BitsAndBytesMethod
+from axion.quantization.format import Source
+from axion.quantization.layers import QuantizedLinear
+from axion.quantization.stored import StoredTensor
 from tests.quantization.pairs import CPU, Packed, assert_same, load, save_pair, weight_bytes
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "bitsandbytes.safetensors")

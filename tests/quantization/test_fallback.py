@@ -16,7 +16,7 @@ from axion.layers.linear import Linear
 from axion.models.base import CausalLM
 from axion.models.transformers_fallback import TransformersCausalLM
 from axion.parity import tiny
-from axion.quantization.base import QuantizedExpertLinear, QuantizedLinear
+from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
 from tests.parity.catalog import small_config
 from tests.quantization.pairs import (
     Packed,
@@ -134,6 +134,19 @@ def test_plain_weights_are_quantized_while_they_are_loaded(
     else:  # inputs are rounded too
         ours, theirs = (generate(model)[0].logits[0] for model in (model, plain))
         assert (ours - theirs).norm() <= 0.05 * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [(OTHER_EXPERTS, "3 weights are not quantized (model.layers.0.mlp.experts."), (EXPERTS, "")],
+)
+def test_experts_that_stay_plain_are_named(
+    architecture: str, names: str, folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(folders[architecture], quantization="int8")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == bool(names)
+    assert names in "".join(said)
 
 
 def test_a_tensor_of_a_quantized_layer_that_is_missing_is_named(

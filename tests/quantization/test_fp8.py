@@ -64,9 +64,27 @@ def by_block_bfloat16(name: str, weight: Tensor) -> Packed | None:
     return by_block(name, weight, torch.bfloat16)
 
 
+def mxfp8(key: str) -> Callable[[str, Tensor], Packed | None]:
+    def pack(name: str, weight: Tensor) -> Packed | None:
+        if name == "lm_head":
+            return None
+        powers = (weight.unflatten(1, (-1, 32)).abs().amax(-1) / 448).log2().ceil()
+        steps = powers.exp2().repeat_interleave(32, 1)
+        codes = (weight / steps).to(torch.float8_e4m3fn)
+        scale = (powers + 127).to(torch.uint8)
+        return Packed({"weight": codes, key: scale}, codes.float() * steps)
+
+    return pack
+
+
+MXFP8 = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "ignored_layers": ["lm_head"]}
+
+
 @pytest.mark.parametrize(
     ("case", "pack", "config"),
     [
+        ("llama", mxfp8("weight_scale_inv"), MXFP8 | {"scale_fmt": "ue8m0"}),
+        ("mixtral", mxfp8("weight_scale"), MXFP8),
         ("llama", by_block, DYNAMIC | {"weight_block_size": list(BLOCK)}),
         ("qwen3", by_block_bfloat16, DYNAMIC | {"weight_block_size": list(BLOCK), "fmt": "e4m3"}),
         # Its sizes are no multiples of the block's.
@@ -115,6 +133,12 @@ def test_experts_of_four_bits_among_weights_of_eight(tmp_path: Path) -> None:
     kinds = {type(module) for module in quantized.modules()}
     assert {Float8Kernel, Mxfp4Kernel} <= kinds
     assert_same(quantized, load(plain))
+
+
+def test_a_power_of_two_takes_two_bytes(tmp_path: Path) -> None:
+    quantized, plain = map(load, save_pair("llama", tmp_path, mxfp8("weight_scale"), MXFP8))
+    layers, plain_layers = quantized.model.layers[0], plain.model.layers[0]
+    assert weight_bytes(layers.mlp) == weight_bytes(plain_layers.mlp) / 32 * 8.5
 
 
 def test_a_weight_takes_one_byte(tmp_path: Path) -> None:

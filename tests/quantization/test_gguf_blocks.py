@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from axion.hub.gguf import TENSOR_TYPES, TensorType
-from axion.quantization.base import StoredTensor
 from axion.quantization.gguf import BLOCK_TYPES, BlockFormat, BlockKernel, GGUFMethod
 from axion.quantization.gguf_blocks import dequantize
 from axion.quantization.integers import AtenInt4Kernel, AtenInt8Kernel, reads_packed_rows
+from axion.quantization.stored import StoredTensor
 
 
 @pytest.mark.parametrize(

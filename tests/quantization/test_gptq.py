@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.errors import ModelLoadError
-from axion.quantization.base import QuantizedLinear
 from axion.quantization.gptq import GptqMethod
 from axion.quantization.integers import AtenInt4Kernel
+from axion.quantization.layers import QuantizedLinear
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 
 

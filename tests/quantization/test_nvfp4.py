@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from axion.errors import ModelLoadError
+from axion.quantization.float8 import Float8Kernel
 from axion.quantization.modelopt import ModelOpt
 from axion.quantization.mxfp4 import Mxfp4Kernel
 from axion.quantization.nvfp4 import Nvfp4Kernel
+from axion.quantization.scaled_inputs import ScaledInputKernel
+from axion.quantization.stored import StoredTensor
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
 from tests.quantization.test_compressed_tensors import config, group
-from tests.quantization.test_fp8 import by_tensor
+from tests.quantization.test_fp8 import by_output, by_tensor, mxfp8
 
 # E2M1, by code.
 NUMBERS = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
@@ -70,6 +73,23 @@ def modelopt(name: str, weight: Tensor) -> Packed | None:
     return Packed(tensors, meant)
 
 
+def modelopt_awq(name: str, weight: Tensor) -> Packed | None:
+    """Its inputs are scaled."""
+    if name == "lm_head":
+        return None
+    factors = torch.linspace(0.5, 2, weight.shape[1]).bfloat16()
+    packed = modelopt(name, weight / factors.float())
+    assert packed is not None
+    return Packed(packed.tensors | {"pre_quant_scale": factors}, packed.weight * factors.float())
+
+
+def modelopt_mxfp4(name: str, weight: Tensor) -> Packed | None:
+    packed = mxfp4(name, weight)
+    return packed and packed._replace(
+        tensors={name.removesuffix("_packed"): t for name, t in packed.tensors.items()}
+    )
+
+
 def mxfp4(name: str, weight: Tensor) -> Packed | None:
     if name == "lm_head":
         return None
@@ -86,9 +106,19 @@ def mxfp4(name: str, weight: Tensor) -> Packed | None:
         ("llama", llm_compressor, LLM_COMPRESSOR, Nvfp4Kernel),
         ("mixtral", llm_compressor, LLM_COMPRESSOR, Nvfp4Kernel),
         ("llama", modelopt, MODELOPT, Nvfp4Kernel),
+        ("llama", modelopt_awq, MODELOPT | {"quant_algo": "NVFP4_AWQ"}, ScaledInputKernel),
+        ("mixtral", modelopt_awq, MODELOPT | {"quant_algo": "NVFP4_AWQ"}, ScaledInputKernel),
+        ("llama", modelopt_mxfp4, MODELOPT | {"quant_algo": "W4A8_MXFP4_FP8"}, Mxfp4Kernel),
+        ("llama", mxfp8("weight_scale"), MODELOPT | {"quant_algo": "MXFP8"}, Float8Kernel),
+        ("llama", mxfp8("weight_scale"), config(group(8, "group", "float")), Float8Kernel),
+        ("llama", by_output, MODELOPT | {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, Float8Kernel),
         ("llama", mxfp4, config(group(4, "group", "float")), Mxfp4Kernel),
     ],
-    ids=["llm-compressor", "llm-compressor, experts", "modelopt", "mxfp4"],
+    ids=[
+        *("llm-compressor", "llm-compressor, experts", "modelopt"),
+        *("modelopt awq", "modelopt awq, experts", "modelopt mxfp4", "modelopt mxfp8"),
+        *("mxfp8", "modelopt fp8", "mxfp4"),
+    ],
 )
 def test_the_answers_are_those_of_the_dequantized_model(
     case: str, pack: Any, quantization: dict[str, Any], kernel: type, tmp_path: Path
@@ -106,6 +136,25 @@ def test_a_weight_takes_four_and_a_half_bits_and_a_factor(tmp_path: Path) -> Non
     )
     ours, theirs = map(weight_bytes, layers)
     assert ours == theirs / 32 * 4.5 + 4 * num_outputs
+
+
+@pytest.mark.parametrize("key", ["weight_scale", "weight_scale_inv"])
+def test_modelopt_s_blocks_share_a_scale(key: str) -> None:
+    weight, scale = torch.randn(200, 320).to(torch.float8_e4m3fn), torch.rand(2, 3) + 0.5
+    spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :320]
+    if key == "weight_scale":
+        scale = scale[:, None, :, None]
+    stored = {
+        name: StoredTensor(name, "", tuple(tensor.shape), dtype, tensor.clone)
+        for name, tensor, dtype in (("weight", weight, "F8_E4M3"), (key, scale, "F32"))
+    }
+    method = ModelOpt({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"})
+    source = method.source("layer", stored, 320, 200)
+    assert {name: shape for name, (shape, _) in source.expected().items()} == {
+        f"layer.{name}": tensor.shape for name, tensor in stored.items()
+    }
+    found = source.dequantize(torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(found, weight.float() * spread)
 
 
 def test_modelopt_says_in_a_file_of_its_own_how_it_quantized(tmp_path: Path) -> None:

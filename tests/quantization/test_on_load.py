@@ -20,14 +20,14 @@ from axion.layers.moe import Router
 from axion.models.base import CausalLM
 from axion.parity.harness import Harness, Run
 from axion.quantization import int8
-from axion.quantization.base import (
-    QuantizationMethod,
+from axion.quantization.int8 import Int8Kernel
+from axion.quantization.layers import (
     QuantizedExpertLinear,
     QuantizedLinear,
     TiedHead,
     num_parameters,
 )
-from axion.quantization.int8 import Int8Kernel
+from axion.quantization.method import QuantizationMethod
 from axion.quantization.registry import quantization_method
 from tests.parity.checkpoints import save_tiny
 from tests.quantization.pairs import (

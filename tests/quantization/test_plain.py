@@ -12,14 +12,9 @@ from axion.errors import ModelLoadError
 from axion.layers import onednn
 from axion.layers.linear import DenseLinear, Linear
 from axion.layers.moe import ExpertLinear
-from axion.quantization.base import (
-    DenseKernel,
-    QuantizationMethod,
-    QuantizedEmbedding,
-    QuantizedLinear,
-    TiedHead,
-    num_parameters,
-)
+from axion.quantization.kernel import DenseKernel
+from axion.quantization.layers import QuantizedEmbedding, QuantizedLinear, TiedHead, num_parameters
+from axion.quantization.method import QuantizationMethod
 from tests.parity.checkpoints import save_tiny
 from tests.quantization.pairs import assert_same, load, weight_bytes
 

@@ -52,6 +52,13 @@ async def test_an_unknown_model_is_404(client: httpx.AsyncClient, path: str):
 
 
 @endpoints
+async def test_the_model_may_be_left_out_where_one_is_served(client: httpx.AsyncClient, path: str):
+    unnamed = body(path)
+    del unnamed["model"]
+    assert (await client.post(path, json=unnamed)).status_code == 200
+
+
+@endpoints
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"[" * 100_000, b'{"a": NaN}'])
 async def test_what_is_no_json_object_is_400(client: httpx.AsyncClient, path: str, content: bytes):
     assert_told_briefly(await client.post(path, content=content), 400)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from axion.layers.attention.compressed import entry_inputs, entry_rows
 from axion.layers.attention.full import full_attention
+from axion.layers.attention.groups import pool_groups, tokens_of_groups
 from axion.layers.attention.indexer import choose_blocks, choose_tokens
 from axion.layers.attention.paged import paged_attention
 from axion.layers.attention.reference import Compressed
@@ -17,4 +18,6 @@ __all__ = [
     "entry_rows",
     "full_attention",
     "paged_attention",
+    "pool_groups",
+    "tokens_of_groups",
 ]

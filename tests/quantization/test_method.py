@@ -16,16 +16,11 @@ from axion.engine import loader
 from axion.errors import ModelLoadError
 from axion.layers.linear import Linear
 from axion.models.base import CausalLM
-from axion.quantization.base import (
-    Expected,
-    Kernel,
-    QuantizationMethod,
-    QuantizedExpertLinear,
-    QuantizedLinear,
-    StoredQuantized,
-    StoredTensor,
-    WeightFormat,
-)
+from axion.quantization.format import WeightFormat
+from axion.quantization.kernel import Kernel
+from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
+from axion.quantization.method import QuantizationMethod, StoredQuantized
+from axion.quantization.stored import Expected, StoredTensor
 from tests.quantization.pairs import CPU, Packed, assert_same, load, save_pair, weight_bytes
 
 

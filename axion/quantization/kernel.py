@@ -1,0 +1,69 @@
+"""What keeps the weight of a linear layer and multiplies by it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from axion.layers import onednn
+
+
+class Kernel(nn.Module, ABC):
+    """Keeps the weight of a linear layer, in its parameters, and multiplies by it.
+
+    To override: `dequantize`, and `forward` where there is something better than a whole weight
+    that lives as long as one multiplication.
+    """
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight, `[out_features, in_features]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        return F.linear(x, self.dequantize(x.dtype))
+
+
+class EmbeddingKernel(Kernel):
+    """One whose weight is an embedding too. To override: `embed`."""
+
+    @abstractmethod
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows `[n]` of the weight, `[n, in_features]`."""
+
+
+class DenseKernel(EmbeddingKernel):
+    """A weight that is not quantized: packed for oneDNN where it can be.
+
+    Args:
+        weight: `[out_features, in_features]`; what is kept is a copy.
+        is_embedding: `embed` is called, so that it is packed only if its rows can still be read.
+    """
+
+    def __init__(self, weight: Tensor, *, is_embedding: bool = False) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        packed = onednn.pack(weight) if onednn.suits(weight) else None
+        self.packed_rows: Tensor | None = None
+        if packed is not None and is_embedding:
+            self.packed_rows = onednn.rows_view(packed, weight)
+            packed = None if self.packed_rows is None else packed
+        self.is_packed = packed is not None
+        kept = weight.clone() if packed is None else packed
+        self.weight = nn.Parameter(kept, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_packed:
+            return onednn.linear(x, self.weight)
+        return F.linear(x, self.weight)
+
+    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.packed_rows is not None:
+            return onednn.rows(self.packed_rows, input_ids, self.dtype).to(dtype)
+        return F.embedding(input_ids, self.weight).to(dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return (self.weight.to_dense() if self.is_packed else self.weight).to(dtype)

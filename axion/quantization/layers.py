@@ -1,0 +1,155 @@
+"""The layers that take the place of a model's: they multiply by kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count, groupby
+
+import torch
+from torch import Tensor, nn
+
+from axion.layers.embedding import Embedding
+from axion.layers.linear import FusedLinear, Linear, PackedLinear
+from axion.layers.moe import ExpertLinear, Groups
+from axion.quantization.format import Source
+from axion.quantization.kernel import Kernel
+
+
+class QuantizedLinear(nn.Module):
+    """Takes the place of a `Linear`, or of one with several projections.
+
+    Attributes:
+        sources: of the weights of its projections, in order; none where kernels were given.
+    """
+
+    def __init__(self, linear: Linear, sources: list[Source], kernel: Kernel | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.shards = linear.shards if isinstance(linear, FusedLinear) else None
+        self.sources = sources
+        self.kernels = nn.ModuleList([] if kernel is None else [kernel])
+        self.register_parameter("bias", linear.bias)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Read the weights; they must be what `Source.expected` says."""
+        apart = count()
+
+        def key(source: Source) -> object:
+            return source.format if source.format.joinable else next(apart)
+
+        for _, group in groupby(self.sources, key):
+            [first, *others] = group
+            tensors = first.read(device)
+            if others:
+                parts = [tensors, *(source.read(device) for source in others)]
+                tensors = {name: torch.cat([part[name] for part in parts]) for name in tensors}
+            self.kernels.append(first.format.kernel(tensors, dtype))
+        self.sources = []
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """As the layer whose place it takes."""
+        out = self._multiply(x)
+        if self.bias is not None:
+            out = out + self.bias
+        return out if self.shards is None else out.split(tuple(self.shards.values()), dim=-1)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        if len(self.kernels) == 1:
+            return self.kernels[0](x)
+        return torch.cat([kernel(x) for kernel in self.kernels], dim=-1)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight, `[out_features, in_features]`."""
+        return torch.cat([kernel.dequantize(dtype) for kernel in self.kernels])
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that the weights will take once they are loaded."""
+        return sum(source.num_bytes(dtype) for source in self.sources)
+
+
+class QuantizedPackedLinear(QuantizedLinear):
+    """In the place of a `PackedLinear`: the biases, too, are stored apart."""
+
+    shard_views = PackedLinear.shard_views
+
+
+class QuantizedEmbedding(QuantizedLinear):
+    """Takes the place of an `Embedding`, and computes for the head that shares its weight."""
+
+    def __init__(self, embedding: Embedding, source: Source) -> None:
+        num_embeddings, embedding_dim = embedding.weight.shape
+        super().__init__(Linear(embedding_dim, num_embeddings), [source])
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        [source] = self.sources
+        kernel = source.format.embedding_kernel(source.read(device), dtype)
+        self.kernels.append(kernel)
+        self.sources = []
+        self.dtype = dtype
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """`[n]` token ids to `[n, embedding_dim]`."""
+        return self.kernels[0].embed(input_ids, self.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """`[..., embedding_dim]` to `[..., num_embeddings]`."""
+        return self.kernels[0](x)
+
+
+class TiedHead(nn.Module):
+    """The head of a model whose embedding is a `QuantizedEmbedding`."""
+
+    def __init__(self, head: Linear, embedding: QuantizedEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.register_parameter("bias", head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.embedding.project(x)
+        return logits if self.bias is None else logits + self.bias
+
+
+class QuantizedExpertLinear(nn.Module):
+    """Takes the place of an `ExpertLinear`: each expert is a layer of its own."""
+
+    def __init__(self, linear: ExpertLinear, experts: list[QuantizedLinear]) -> None:
+        super().__init__()
+        self.num_experts, self.shards = linear.num_experts, linear.shards
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.experts = nn.ModuleList(experts)
+        self.register_parameter("bias", linear.bias)
+
+    shard_views = ExpertLinear.shard_views
+
+    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+        """`[num_rows, in_features]` to `[num_rows, out_features]`, each row by its expert."""
+        out = x.new_empty(len(x), self.out_features)
+        start = 0
+        for expert, end in zip(self.experts, groups.ends.tolist(), strict=True):
+            if end > start:
+                out[start:end] = expert(x[start:end])
+            start = end
+        return out if self.bias is None else out + self.bias[groups.experts]
+
+
+def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> QuantizedExpertLinear:
+    """Takes the place of an `ExpertLinear`, with a kernel for each expert."""
+    template = Linear(linear.in_features, linear.out_features)
+    return QuantizedExpertLinear(
+        linear, [QuantizedLinear(template, [], kernel) for kernel in kernels]
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers a model has learnt, however they are kept."""
+    seen: set[nn.Parameter] = set()
+    total = 0
+    for module in model.modules():
+        if isinstance(module, Kernel):
+            continue
+        if isinstance(module, QuantizedLinear):
+            total += module.in_features * module.out_features
+        own = set(module.parameters(recurse=False)) - seen
+        total += sum(parameter.numel() for parameter in own)
+        seen |= own
+    return total
