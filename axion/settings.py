@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     )
     server_host: str = Field("0.0.0.0", description="address to listen on")
     server_port: int = Field(3000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    allowed_origins: str = Field(
+        "",
+        description="web pages whose scripts may ask the server (CORS), such as"
+        " https://chat.example.com, with commas between; *: any; empty: none",
+    )
     max_connections: int = Field(
         100, ge=1, description="requests in flight before a new one gets 429, in requests"
     )
@@ -223,6 +228,14 @@ class Settings(BaseSettings):
             raise ValueError("must not be empty")
         return host
 
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_are_such(cls, origins: str) -> str:
+        for origin in listed(origins) if origins else ():
+            if origin != "*" and re.fullmatch(r"https?://[^/\s]+", origin) is None:
+                raise ValueError("must be * or such as https://chat.example.com, without a path")
+        return origins
+
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
@@ -243,10 +256,13 @@ class Settings(BaseSettings):
             raise ValueError("must be paths with commas between them, each absolute, ./x or ~/x")
         return folders
 
-    @field_validator("backend_weights")
+    @field_validator("backend_weights", "shadow")
     @classmethod
-    def _weights_are_numbers(cls, text: str) -> str:
-        shares(text)
+    def _shares_are_of_backends(cls, text: str, info: ValidationInfo) -> str:
+        backends: str | None = info.data.get("axion_backends")  # None: its own fault is told
+        for engine in shares(text):
+            if backends is not None and engine not in listed(backends):
+                raise ValueError(f"names {engine!r}, which AXION_BACKENDS does not")
         return text
 
     @field_validator("shadow")
@@ -332,9 +348,9 @@ def shares(text: str) -> dict[str, float]:
         try:
             found[name] = float(number)
         except ValueError:
-            raise ValueError(f"must be ENGINE=NUMBER with commas between, got {entry!r}") from None
+            raise ValueError("must be ENGINE=NUMBER with commas between") from None
         if not name or not 0 <= found[name] < math.inf:
-            raise ValueError(f"must be ENGINE=NUMBER with numbers from 0 on, got {entry!r}")
+            raise ValueError("must be ENGINE=NUMBER with numbers from 0 on")
     return found
 
 

@@ -16,7 +16,8 @@ import torch
 
 from axion.bench.limits import matrix_rates, num_weights, read_rate
 from axion.bench.shapes import shape_config, shapes
-from axion.engine.loader import build_model, resolve_device
+from axion.engine.device import resolve_device
+from axion.engine.loader import build_model
 
 # Formats of weights: what their products are computed in, and the bytes of each. Four bits come in
 # groups of 32 with a scale of 16.

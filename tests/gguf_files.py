@@ -133,8 +133,11 @@ def write_gguf(
         if key != "general.architecture":
             _ADD[type(value)](writer, key, value)
     for name, tensor in tensors.items():
-        data = tensor.detach().float().contiguous().numpy()
         wanted = kind(name) if callable(kind) else kind
+        if tensor.dtype == torch.uint8:  # blocks already
+            writer.add_tensor(name, tensor.numpy(), raw_dtype=wanted)
+            continue
+        data = tensor.detach().float().contiguous().numpy()
         is_plain = data.ndim < 2 or not re.search(
             r"^(?!.*(gate_inp|norm|rope|position)).*weight", name
         )

@@ -12,7 +12,8 @@ from axion.backends.capabilities import Capabilities
 from axion.types import BackendHealth
 
 if TYPE_CHECKING:
-    from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+    from axion.openai.chat import ChatCompletionRequest
+    from axion.openai.chat_answer import ChatCompletionChunk
     from axion.openai.completions import CompletionChunk, CompletionRequest
     from axion.openai.delivered import Delivered
 

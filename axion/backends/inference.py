@@ -12,7 +12,8 @@ import msgspec
 
 from axion.backends.base import InferenceBackend, ModelConfig
 from axion.errors import EngineUnavailableError, InvalidRequestError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import GenerationRequest
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.features import features

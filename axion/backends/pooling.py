@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -36,7 +37,7 @@ from axion.pooling.messages import (
     StepOutputs,
     decode_from_pooling,
 )
-from axion.settings import Settings, is_folder, model_folders, named_models
+from axion.settings import Settings, SettingsError, is_folder, model_folders, named_models
 from axion.types import (
     PoolingConfig,
     PoolingHealth,
@@ -150,6 +151,7 @@ class PoolingBackend:
 
     Raises:
         ModelNotFoundError: such a folder lies outside ALLOWED_MODEL_FOLDERS.
+        SettingsError: it does not exist.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -158,9 +160,12 @@ class PoolingBackend:
             PoolingKind.EMBEDDING: named_models(settings.embedding_model),
             PoolingKind.RERANK: named_models(settings.rerank_model),
         }
-        for models in self._named.values():
+        for kind, models in self._named.items():
             for model in filter(is_folder, models.values()):
                 require_allowed(model, model_folders(settings))
+                if not Path(model).expanduser().exists():
+                    setting = f"{kind.value.upper()}_MODEL"
+                    raise SettingsError(f"{setting}: the folder {model} does not exist.")
         self.created = int(time.time())
         # Least recently used first.
         self._slots: dict[_Key, _Slot] = {}

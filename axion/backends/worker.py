@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -80,7 +81,7 @@ class Outputs(Generic[OutputT]):
         return output
 
 
-class Worker(Generic[OutputT]):
+class Worker(ABC, Generic[OutputT]):
     """A child process that serves one model. What is said to it is a subclass's.
 
     When the process dies, or hangs, the requests in it end with `EngineUnavailableError`, and a
@@ -123,17 +124,17 @@ class Worker(Generic[OutputT]):
         self._connection: _Connection | None = None
         self._has_answered = False
 
+    @abstractmethod
     def first_message(self) -> msgspec.Struct:
         """What every life of the process begins with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, frame: bytes) -> None:
         """Take in one message of the process.
 
         Raises:
             AxionError: the model cannot be loaded.
         """
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Forget what a process that has ended had told."""

@@ -23,7 +23,8 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
 from axion.bench.workload import WORDS
-from axion.engine.loader import build_model, expected_tensors
+from axion.engine.expected_tensors import expected_tensors
+from axion.engine.loader import build_model
 from axion.errors import ModelLoadError
 
 Progress = Callable[[int, int], None]

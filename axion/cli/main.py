@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP, with the OpenAI API.",
     "chat": "Talk to a model in the terminal.",
     "generate": "Answer one prompt, on stdout.",
+    "download": "Download a model into the local cache, and print where it is.",
     "explain": "Show which engines can serve a model here, and why the others cannot.",
     "conformance": "Find out which fields of a request a server honours, refuses or drops.",
     "bench": "Measure a server under load, for seconds or hours, or the engine alone.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import os
 import shlex
 import sys
@@ -19,7 +20,9 @@ import uvloop
 
 from axion.cli.loading import model_config, progress, routing_policy
 from axion.errors import AxionError, InvalidRequestError
-from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, load_settings
+from axion.settings import CONFIG_VARIABLE, DEMO_MODEL, Settings, SettingsError, load_settings
+
+logger = logging.getLogger("axion")
 
 
 def serve(model: str | None, config: Path | None, **flags: str | None) -> None:
@@ -111,7 +114,8 @@ def run_server(settings: Settings) -> None:
     listener = bind(settings.server_host, settings.server_port)
     url = _url(settings, listener.getsockname()[1])
     model = model_config(settings)
-    print(f"Listening on {url}, loading {model.model_name}", flush=True)
+    announce = _log if settings.log_format == "json" else _print
+    announce(f"Listening on {url}, loading {model.model_name}")
 
     # Who calls from here on waits for a moment instead of being refused.
     from axion.hub.resolve import DEMO_HINT
@@ -129,10 +133,12 @@ def run_server(settings: Settings) -> None:
 
         def on_ready() -> None:
             until_ready.close()
-            _announce(url, model.name)
+            announce(f"Ready: {model.name} at {url}/v1", _example(url, model.name))
 
         try:
             status = runner.run(run(create_app(settings, registry), listener, tls, on_ready))
+        except SettingsError:
+            raise
         except AxionError as error:
             if model.model_name == DEMO_MODEL or DEMO_HINT in error.message:
                 raise
@@ -151,13 +157,20 @@ def _url(settings: Settings, port: int) -> str:
     return f"{'https' if settings.tls_cert_file else 'http'}://{host}:{port}"
 
 
-def _announce(url: str, name: str) -> None:
-    """Say that requests are answered, and show one."""
+def _print(event: str, example: str = "") -> None:
+    print(f"\n{event}\n\n{example}\n" if example else event, flush=True)
+
+
+def _log(event: str, example: str = "") -> None:
+    """For those who read the output by a program: each line is an entry of the log."""
+    logger.info("%s", event)
+
+
+def _example(url: str, name: str) -> str:
+    """A request to copy into a shell."""
     body = {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
     insecure = " --insecure" if url.startswith("https") else ""
-    print(
-        f"\nReady: {name} at {url}/v1\n\n"
+    return (
         f"  curl{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        f"    -d {shlex.quote(json.dumps(body))}\n",
-        flush=True,
+        f"    -d {shlex.quote(json.dumps(body))}"
     )

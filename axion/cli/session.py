@@ -24,7 +24,8 @@ from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import resolve
 from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, Snapshot
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.parsing import parse_request
 from axion.settings import load_settings, model_folders

@@ -16,10 +16,12 @@ from axion.engine.block_manager import BlockManager
 from axion.engine.cache_plan import CachePlan
 from axion.engine.core import EngineCore
 from axion.engine.cuda_graph import CudaGraphRunner
+from axion.engine.device import take_device
 from axion.engine.draft_model import DraftModel, load_draft_model
+from axion.engine.eos_tokens import eos_token_ids
 from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_room, rows_of
 from axion.engine.host_pool import HostPool
-from axion.engine.loader import eos_token_ids, load_model, take_device
+from axion.engine.loader import load_model
 from axion.engine.model_runner import ModelRunner
 from axion.engine.scheduler import Scheduler
 from axion.engine.speculative import NgramProposer, Proposer

@@ -96,8 +96,13 @@ class _Translation:
             for file in gguf.files
         }
         self._left = {
-            name for name in gguf.tensors if name not in _ROPE_TENSORS and not self._is_beyond(name)
+            name
+            for name in gguf.tensors
+            if name not in _ROPE_TENSORS and not self._is_beyond(name)
+            # What the inputs of a weight in NVFP4 were multiplied by, which are not rounded here.
+            if not name.endswith(".input_scale")
         }
+        self._scales: list[StoredTensor] = []
 
     def _is_beyond(self, name: str) -> bool:
         """Of a layer behind the last, which guesses further tokens."""
@@ -114,7 +119,7 @@ class _Translation:
             raise ModelLoadError(
                 f"The GGUF file has tensors that are not part of its architecture: {names}{more}."
             )
-        return found
+        return found + self._scales
 
     def _found(self) -> Iterator[StoredTensor]:
         seen: set[Tensor] = set()
@@ -241,9 +246,21 @@ class _Translation:
             part: of stacks only this one.
         """
         tensors = [self._stored(part) for part in stored]
+        scales = [self._scale(tensor, part) for tensor in tensors]
         self._left -= set(stored)
         kinds = {tensor.type_name for tensor in tensors}
-        keeps = keeps and len(kinds) == 1
+        keeps = keeps and len(kinds) == 1 and (len(tensors) == 1 or not any(scales))
+        if keeps and scales[0] is not None:
+            own = f"{name.removesuffix('weight')}scale"
+            self._scales.append(StoredTensor(own, tensors[0].file.name, (), "F32", scales[0]))
+
+        def read() -> Tensor:
+            parts = [self._read(tensor, part, keeps=keeps) for tensor in tensors]
+            if not keeps:
+                pairs = zip(parts, scales, strict=True)
+                parts = [x if scale is None else x * scale() for x, scale in pairs]
+            return move(*parts)
+
         try:
             empty = (torch.empty(tensor.shape, device="meta") for tensor in tensors)
             shape = move(*(x if part is None else x[part] for x in empty)).shape
@@ -257,8 +274,17 @@ class _Translation:
             tensors[0].file.name,
             tuple(shape),
             kinds.pop() if keeps else "F32",
-            lambda: move(*(self._read(tensor, part, keeps=keeps) for tensor in tensors)),
+            read,
         )
+
+    def _scale(self, weight: FileTensor, part: int | None) -> Callable[[], Tensor] | None:
+        """What reads the factor that a weight in NVFP4 has beside its blocks; None: it has none."""
+        name = f"{weight.name.removesuffix('weight')}scale"
+        scale = self._gguf.tensors.get(name)
+        if scale is None or weight.type_name != "NVFP4":
+            return None
+        self._left.discard(name)
+        return lambda: self._read(scale, None, keeps=True).flatten()[part or 0]
 
     def _read(self, tensor: FileTensor, part: int | None, *, keeps: bool) -> Tensor:
         """Numbers, or rows of blocks where these are to be kept; of a stack only one part."""

@@ -11,37 +11,31 @@ import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from axion.engine.checkpoint import Checkpoint, open_checkpoint
+from axion.engine.device import resolve_dtype
+from axion.engine.expected_tensors import check_stored, destinations, expected_of
 from axion.engine.kv_cache import free_memory
 from axion.errors import ModelLoadError
-from axion.hub.config import MAX_CONFIG_BYTES, load_json
-from axion.hub.gguf import is_gguf, read_gguf
-from axion.hub.gguf_config import gguf_generation_config
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
 from axion.models.fallback_layers import some
 from axion.models.registry import load_embedding_class, load_model_class
 from axion.models.transformers_fallback import TransformersCausalLM
-from axion.quantization.layers import QuantizedLinear
 from axion.quantization.method import QuantizationMethod
 from axion.quantization.on_load import OnLoad
 from axion.quantization.registry import quantization_method
-from axion.quantization.stored import FLOATS, Expected, StoredTensor, stored_part
-from axion.text.tokenizer import load_tokenizer
+from axion.quantization.stored import FLOATS, StoredTensor
 
 logger = logging.getLogger("axion.engine")
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_INTEGERS = ("I64", "I32")
-_MAX_TOKENIZER_BYTES = 256 * 2**20
 _MAX_NAME_LENGTH = 1024
 # Of free memory, what weights may take in a layout that is larger than it must be.
 _PLENTY = 0.5
@@ -110,11 +104,6 @@ def build_model(config: dict[str, Any]) -> CausalLM:
     """
     model_class = load_model_class(config)
     return _build(model_class, model_class.config_cls.from_dict(config))
-
-
-def expected_tensors(model: CausalLM) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor that a checkpoint of `model` must hold."""
-    return {name: expected.shape for name, expected in _expected(model).items()}
 
 
 def load_embedding_model(
@@ -282,7 +271,7 @@ def _prepare(
         if not any(pattern.fullmatch(name) for pattern in ignored)
     }
     method.prepare(model, stored)
-    _check(stored, _expected(model, stored))
+    check_stored(stored, expected_of(model, stored))
     return stored, _sizes(model, method, dtype)
 
 
@@ -321,7 +310,7 @@ def _fill(
 
 
 def _copy(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-    for name, place in _destinations(path, module, stored):
+    for name, place in destinations(path, module, stored):
         if name in stored:  # a tied head is not
             place.copy_(stored[name].read())
     if hasattr(module, "check_tables"):
@@ -332,157 +321,6 @@ def _return_free_memory() -> None:
     # Between what stays, glibc keeps what is freed, which would add up to the plain model's size.
     with contextlib.suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else CPU.
-
-    Raises:
-        ModelLoadError: the device that was asked for is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"DEVICE={name} was asked for, and torch sees no CUDA device here. "
-            "Use DEVICE=cpu or DEVICE=auto, or install a CUDA build of torch."
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelLoadError(
-            f"DEVICE={name} was asked for, and there are {torch.cuda.device_count()} CUDA devices."
-        )
-    return device
-
-
-def take_device(name: str) -> torch.device:
-    """`resolve_device`, and torch's current device from now on: to that belong kernels, streams,
-    events and graphs that do not say to which."""
-    device = resolve_device(name)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return device
-
-
-def resolve_dtype(
-    dtype: str | torch.dtype, config: dict[str, Any], device: torch.device
-) -> torch.dtype:
-    """The number format to compute in.
-
-    Args:
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own (`dtype` or
-            `torch_dtype` in config.json) where the device computes it natively, else float32.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        return _DTYPES[dtype]
-    own = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
-    return own if own == torch.float32 or _is_native(own, device) else torch.float32
-
-
-def _is_native(dtype: torch.dtype, device: torch.device) -> bool:
-    if device.type == "cuda":
-        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def eos_token_ids(path: Path) -> tuple[int, ...]:
-    """Ids that end a sequence: of config.json, generation_config.json and tokenizer together.
-
-    Raises:
-        ModelLoadError: one of these files is damaged.
-    """
-    if is_gguf(path):
-        return tuple(gguf_generation_config(read_gguf(path))["eos_token_id"])
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        config = _load_if_there(path / name, MAX_CONFIG_BYTES)
-        for part in (config, config.get("text_config")):
-            ids = part.get("eos_token_id") if isinstance(part, dict) else None
-            found.update(id for id in (ids if isinstance(ids, list) else [ids]) if type(id) is int)
-    if not (path / "tokenizer.json").exists():
-        return tuple(sorted(found | _eos_of_other_tokenizer(path)))
-    token = _load_if_there(path / "tokenizer_config.json", MAX_CONFIG_BYTES).get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if token is not None:
-        tokenizer = _load_if_there(path / "tokenizer.json", _MAX_TOKENIZER_BYTES)
-        found |= {
-            added["id"]
-            for added in tokenizer.get("added_tokens", [])
-            if added.get("content") == token
-        }
-    return tuple(sorted(found))
-
-
-def _eos_of_other_tokenizer(path: Path) -> set[int]:
-    try:
-        tokenizer = load_tokenizer(path)
-    except ModelLoadError:  # there is none; who needs one says so
-        return set()
-    id = tokenizer.token_to_id(tokenizer.eos_token) if tokenizer.eos_token else None
-    return set() if id is None else {id}
-
-
-def _load_if_there(path: Path, max_bytes: int) -> dict[str, Any]:
-    return load_json(path, max_bytes) if path.exists() else {}
-
-
-def _destinations(
-    path: str, module: nn.Module, stored: Collection[str]
-) -> list[tuple[str, Tensor]]:
-    """The tensors that a checkpoint must hold of a module alone, and where they go.
-
-    What is packed in the model may be stored apart, as is expected, or packed.
-    """
-    views = dict(stored_part(module))
-    if hasattr(module, "stored_views"):
-        views = module.stored_views()
-    own = {f"{path}.{name}": view for name, view in views.items()}
-    if hasattr(module, "shard_views") and own.keys().isdisjoint(stored):
-        parent = path.rpartition(".")[0]
-        return [(f"{parent}.{name}", view) for name, view in module.shard_views().items()]
-    return list(own.items())
-
-
-def _expected(model: nn.Module, stored: Collection[str] = ()) -> dict[str, Expected]:
-    """Every tensor that a checkpoint of `model` must hold."""
-    seen: set[Tensor] = set()
-    expected: dict[str, Expected] = {}
-    for path, module in model.named_modules():
-        for name, place in _destinations(path, module, stored):
-            if place not in seen:  # a tied head is its embedding
-                seen.add(place)
-                dtypes = FLOATS if place.is_floating_point() else _INTEGERS
-                expected[name] = Expected(tuple(place.shape), dtypes)
-        if isinstance(module, QuantizedLinear):
-            for source in module.sources:
-                expected |= source.expected()
-    return expected
-
-
-def _check(stored: dict[str, StoredTensor], expected: dict[str, Expected]) -> None:
-    faults = [f"{name} is missing" for name in expected if name not in stored]
-    for name, tensor in stored.items():
-        if name not in expected:
-            faults.append(f"{name[:200]!r} {list(tensor.shape)} is not part of the architecture")
-            continue
-        shape, dtypes = expected[name]
-        if tensor.shape != shape:
-            faults.append(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
-        elif tensor.dtype not in dtypes:
-            one_of = "one of " if len(dtypes) > 1 else ""
-            faults.append(
-                f"{name} is stored as {tensor.dtype}, expected {one_of}{', '.join(dtypes)}"
-            )
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ModelLoadError(
-            f"The weights are not what config.json describes: {'; '.join(faults[:5])}{more}."
-        )
 
 
 def _sizes(model: nn.Module, method: QuantizationMethod, dtype: torch.dtype) -> dict[str, int]:

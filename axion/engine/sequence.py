@@ -63,7 +63,7 @@ class Sequence:
         pace: how many tokens are drafted for it.
         ngrams: where its tokens stood before.
         priority: a lower one is served first.
-        arrival: its place in the order of arrival, set by the scheduler.
+        arrival: its place in the order of arrival, set by the scheduler; no other has the same.
         arrived_s: when that was, by the scheduler's clock.
         num_prompt_logprobs: prompt tokens, from the second on, whose log probabilities are known.
         prompt_logprobs: those of them that have not been handed out yet.

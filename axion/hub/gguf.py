@@ -65,6 +65,7 @@ TENSOR_TYPES = {
     34: TensorType("TQ1_0", 256, 54),
     35: TensorType("TQ2_0", 256, 66),
     39: TensorType("MXFP4", 32, 17),
+    40: TensorType("NVFP4", 64, 36),
 }
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 

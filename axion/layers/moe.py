@@ -83,8 +83,8 @@ class SigmoidRouter(Router):
         top_k: int,
         *,
         norm_topk_prob: bool,
-        num_groups: int,
-        top_k_groups: int,
+        num_groups: int = 1,
+        top_k_groups: int = 1,
         scaling_factor: float,
     ) -> None:
         super().__init__(hidden_size, num_experts, top_k, norm_topk_prob=norm_topk_prob)

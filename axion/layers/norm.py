@@ -34,10 +34,9 @@ class RMSNorm(nn.Module):
         """`[..., size]` to `[..., size]`."""
         if kernels.run_on(x):
             return self._fused(x, None)[1]
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         if self.rounds_first:
-            return self.weight * x32.to(x.dtype)
+            return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
+        x32 = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
         return ((self.weight.float() + self.offset) * x32).to(x.dtype)
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:

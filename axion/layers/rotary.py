@@ -146,22 +146,24 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
-        cos, sin: `[num_tokens, 1, num_pairs]`.
+        cos, sin: `[num_tokens, 1, 2 * num_pairs]`, as `RotaryEmbedding` gives them.
     """
     if kernels.run_on(x):
         return _fused(x, cos, sin, interleaved=False)
-    num_pairs = cos.shape[-1]
-    a, b, rest = x.tensor_split((num_pairs, 2 * num_pairs), dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+    size = cos.shape[-1]
+    rotated, rest = x.tensor_split((size,), dim=-1)
+    rotated = rotated.roll(size // 2, -1).mul_(sin).add_(rotated * cos)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
 def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same with neighbours as pairs (GPT-J style)."""
     if kernels.run_on(x):
         return _fused(x, cos, sin, interleaved=True)
-    num_pairs = cos.shape[-1]
-    rotated, rest = x.tensor_split((2 * num_pairs,), dim=-1)
-    a, b = rotated.unflatten(-1, (num_pairs, 2)).unbind(-1)
+    size = cos.shape[-1]
+    rotated, rest = x.tensor_split((size,), dim=-1)
+    a, b = rotated.unflatten(-1, (size // 2, 2)).unbind(-1)
+    cos, sin = cos[..., : size // 2], sin[..., size // 2 :]
     rotated = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     return torch.cat((rotated, rest), dim=-1)
 
@@ -186,7 +188,8 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", self.frequencies(), persistent=False)
 
     def forward(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Tables of cosines and sines, `[num_tokens, 1, num_pairs]` each.
+        """Tables of cosines and sines, `[num_tokens, 1, 2 * num_pairs]` each: of all pairs, for
+        what is first in each, and for what is second. The sines for the first are negated.
 
         They are computed in float32 and shared by the layers whose parameters are the same.
         """
@@ -200,11 +203,9 @@ class RotaryEmbedding(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The same for any positions, in sequences so long; both `[num_positions]`."""
         angles = positions[:, None].float() * self.token_frequencies(rope_lengths)
-        angles = angles[:, None]
-        return (
-            (angles.cos() * self.attention_factor).to(dtype),
-            (angles.sin() * self.attention_factor).to(dtype),
-        )
+        cos = (angles.cos() * self.attention_factor).to(dtype)
+        sin = (angles.sin() * self.attention_factor).to(dtype)
+        return torch.cat((cos, cos), dim=-1)[:, None], torch.cat((-sin, sin), dim=-1)[:, None]
 
     def max_length(self) -> int:
         """Longest sequence that the positions are meant for, in tokens."""

@@ -208,7 +208,7 @@ class DeepseekV4RMSNorm(Float32RMSNorm):
 def _rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last `2 * num_pairs` of each head, neighbours as pairs; arguments as of
     `apply_rotary`."""
-    rest, rotated = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
+    rest, rotated = x.tensor_split((x.shape[-1] - cos.shape[-1],), dim=-1)
     return torch.cat((rest, apply_rotary_interleaved(rotated, cos, sin)), dim=-1)
 
 
@@ -382,8 +382,6 @@ class DeepseekV4Router(SigmoidRouter):
             config.num_experts,
             config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
-            num_groups=1,
-            top_k_groups=1,
             scaling_factor=config.routed_scaling_factor,
         )
         self.is_sigmoid = config.scoring_func == "sigmoid"

@@ -11,13 +11,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from axion.errors import ModelLoadError
 from axion.layers.linear import DenseLinear, Linear, TransposedLinear
 from axion.layers.moe import ALIGNMENT, ExpertLinear, TransposedExpertLinear
 from axion.quantization.format import Source
@@ -336,7 +335,7 @@ class _Rest:
             rest |= {t.name: t for t in parts.values() if t.name not in used}
             if source is not None:
                 dequantized.append(source)
-                rest[f"{prefix}.weight"] = self._plain(source)
+                rest[f"{prefix}.weight"] = source.plain(self._dtype)
         if dequantized:
             plain = sum(source.in_features * source.out_features for source in dequantized)
             logger.warning(
@@ -360,25 +359,7 @@ class _Rest:
             return None  # transformers says what it is
         out_features, in_features = shape
         source = self._method.source(prefix, parts, in_features, out_features)
-        if not source.format.is_quantized:
-            return None
-        for name, expected in source.expected().items():
-            part = parts.get(name.removeprefix(f"{prefix}."))
-            if part is None or part.shape != expected.shape or part.dtype not in expected.dtypes:
-                raise ModelLoadError(
-                    f"{name} is not stored as config.json and its quantization describe it: "
-                    f"expected {list(expected.shape)} as {' or '.join(expected.dtypes)}."
-                )
-        return source
-
-    def _plain(self, source: Source) -> StoredTensor:
-        first = next(iter(source.tensors.values()))
-
-        def read() -> Tensor:
-            return source.dequantize(torch.device("cpu"), self._dtype)
-
-        shape = (source.out_features, source.in_features)
-        return replace(first, name=f"{source.path}.weight", shape=shape, dtype="F32", read=read)
+        return source if source.format.is_quantized else None
 
 
 def some(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -55,7 +56,7 @@ class Projected(NamedTuple):
     decay: Tensor
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(nn.Module, ABC):
     """Linear attention over a state that fades and is corrected."""
 
     kv_cache_spec: ClassVar[KVCacheSpec] = NO_KV_CACHE
@@ -110,6 +111,6 @@ class GatedDeltaNet(nn.Module):
         """What share of its error a key is corrected by."""
         return beta.float().sigmoid()
 
+    @abstractmethod
     def project(self, hidden_states: Tensor) -> Projected:
         """Hidden states `[num_tokens, hidden_size]` to all that is made of them."""
-        raise NotImplementedError

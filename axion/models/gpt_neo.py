@@ -78,16 +78,9 @@ class GPTNeoAttention(Attention):
 class GPTNeoForCausalLM(GPT2LMHeadModel):
     architectures = ("GPTNeoForCausalLM",)
     renamed_tensors = (
-        (r"^(transformer\.)?wte\.", "model.embed_tokens."),
-        (r"^(transformer\.)?wpe\.", "model.embed_positions."),
-        (r"^(transformer\.)?ln_f\.", "model.norm."),
-        (r"^(transformer\.)?h\.", "model.layers."),
-        (r"\.ln_1\.", ".input_layernorm."),
-        (r"\.ln_2\.", ".post_attention_layernorm."),
+        *GPT2LMHeadModel.renamed_tensors,
         (r"\.attn\.attention\.out_proj\.", ".self_attn.o_proj."),
         (r"\.attn\.attention\.", ".self_attn."),
-        (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
-        (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
     )
     ignored_tensors = (r".*\.self_attn\.(bias|masked_bias)",)
     config_cls = GPTNeoConfig

@@ -61,7 +61,7 @@ class HYV4Config(StreamsConfig, SparseMLAConfig):
 
 def _rotate_last(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last `2 * num_pairs` of each head; arguments as of `apply_rotary`."""
-    rest, rotated = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
+    rest, rotated = x.tensor_split((x.shape[-1] - cos.shape[-1],), dim=-1)
     return torch.cat((rest, apply_rotary(rotated, cos, sin)), dim=-1)
 
 

@@ -163,8 +163,6 @@ class Lfm2MoE(MoE):
             config.num_experts,
             config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
-            num_groups=1,
-            top_k_groups=1,
             scaling_factor=config.routed_scaling_factor,
         )
         if not config.use_expert_bias:

@@ -242,8 +242,6 @@ class MiniMaxM3MoE(MoE):
             config.num_experts,
             config.num_experts_per_tok,
             norm_topk_prob=True,
-            num_groups=1,
-            top_k_groups=1,
             scaling_factor=config.routed_scaling_factor,
         )
 

@@ -9,7 +9,8 @@ from typing import Any
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
-from axion.models.transformers_fallback import fallback_class, read_config
+from axion.models.fallback_config import read_config
+from axion.models.transformers_fallback import fallback_class
 
 # Heads of the size that hidden_size gives, all of which is rotated.
 _WHOLE_HEADS = {"head_dim": None, "partial_rotary_factor": 1.0}
@@ -50,6 +51,7 @@ class SeeingForConditionalGeneration(CausalLM):
         "Dots3NoteForConditionalGeneration",
         "Exaone4_5_ForConditionalGeneration",
         "FastVlmForConditionalGeneration",
+        "FuyuForCausalLM",
         "Gemma3ForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
         "Gemma4ForConditionalGeneration",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from axion.errors import InvalidRequestError
+from axion.openai.elsewhere import FIELDS_ELSEWHERE
 from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
@@ -57,6 +59,8 @@ class StreamableRequest(ModelRequest):
 
 class GenerationRequest(StreamableRequest):
     """The fields of chat and text completions that mean the same in both."""
+
+    advice = FIELDS_ELSEWHERE
 
     max_tokens: TokenCount | None = Field(None, description="most tokens to generate, in tokens")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
@@ -132,9 +136,9 @@ class GenerationRequest(StreamableRequest):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None reports no log probabilities at all."""
-        raise NotImplementedError
 
     @property
     def num_prompt_logprobs(self) -> int | None:

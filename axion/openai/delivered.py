@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from axion.openai.chat import ChatCompletionChunk
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import UsageSoFar
 from axion.openai.completions import CompletionChunk
 

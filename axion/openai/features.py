@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from axion.openai.chat import (
-    AllowedToolChoice,
-    AssistantMessage,
-    ChatCompletionRequest,
-    ChosenTool,
-)
+from axion.openai.chat import AllowedToolChoice, AssistantMessage, ChatCompletionRequest, ChosenTool
 from axion.openai.common import GenerationRequest
 from axion.openai.completions import CompletionRequest
 from axion.openai.structured import StructuredRequest

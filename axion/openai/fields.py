@@ -6,9 +6,9 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -40,6 +40,8 @@ class RequestModel(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+    # What to send in place of fields that other servers have.
+    advice: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -49,6 +51,8 @@ class RequestModel(BaseModel):
             names = _json_names(cls)
             for name in data:
                 if name not in names:
+                    if name in cls.advice:
+                        raise field_error(name, f"is not a field here: {cls.advice[name]}")
                     known = difflib.get_close_matches(name[:SHOWN_CHARS], names, n=1)
                     hint = f" (do you mean {known[0]}?)" if known else ""
                     raise field_error(name, f"is not a known field{hint}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from axion.errors import InternalError
-from axion.openai.chat import ChatCompletionChunk
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import Usage
 from axion.openai.fields import ResponseModel
 from axion.openai.translation import (

@@ -27,10 +27,7 @@ from axion.openai.fields import (
     only_types,
     text_or_list,
 )
-from axion.openai.translation import (
-    FieldNames,
-    chat_request,
-)
+from axion.openai.translation import FieldNames, chat_request
 from axion.types import MAX_STOP_STRINGS
 
 _TEXT_ONLY = "this model takes text only"

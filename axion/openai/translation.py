@@ -12,13 +12,8 @@ from contextlib import aclosing
 from typing import Any, Literal, NamedTuple
 
 from axion.errors import InternalError, InvalidRequestError
-from axion.openai.chat import (
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    ChatFinishReason,
-    Delta,
-    TokenLogprob,
-)
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk, ChatFinishReason, Delta, TokenLogprob
 from axion.openai.common import Usage
 from axion.openai.parsing import validate_request
 

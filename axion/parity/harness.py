@@ -49,6 +49,12 @@ class Run:
         """Tokens in the blocks that another sequence of this prompt can take over."""
         return (len(self.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
 
+    def preempt(self) -> None:
+        """Give up what is computed; the tokens stay."""
+        self.num_computed_tokens = 0
+        self.block_tables = []
+        self.state = None
+
 
 class Harness:
     """Blocks are handed out scattered, and hold NaN until a key or value is written: whoever
@@ -149,6 +155,18 @@ class Harness:
             state.checkpoints[run.last_block_end] = next(self._free_states)
         return state
 
+    def take_over(self, run: Run) -> Run:
+        """A sequence of the same prompt, over the blocks that `run` has computed of it."""
+        num_blocks = run.last_block_end // BLOCK_SIZE
+        again = Run(
+            run.prompt,
+            block_tables=[table[:num_blocks] for table in run.block_tables],
+            num_computed_tokens=run.last_block_end,
+        )
+        if run.state is not None:
+            again.state = self.new_state(again, run.state.checkpoints.get(run.last_block_end, 0))
+        return again
+
     def _visible(self, run: Run, group: int, width: int) -> list[int]:
         """The run's block table, with what its next token does not see as block 0."""
         window, table = self.windows[group], run.block_tables[group]
@@ -193,18 +211,7 @@ def chunked(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list
 
 
 def warm(harness: Harness, prompts: list[list[int]], num_tokens: int) -> list[Run]:
-    first = alone(harness, prompts, 1)
-    runs = []
-    for run in first:
-        num_blocks = run.last_block_end // BLOCK_SIZE
-        again = Run(
-            run.prompt,
-            block_tables=[table[:num_blocks] for table in run.block_tables],
-            num_computed_tokens=run.last_block_end,
-        )
-        if run.state is not None:
-            again.state = harness.new_state(again, run.state.checkpoints.get(run.last_block_end, 0))
-        runs.append(again)
+    runs = [harness.take_over(run) for run in alone(harness, prompts, 1)]
     harness.generate(runs, num_tokens)
     return runs
 
@@ -213,9 +220,7 @@ def preempted(harness: Harness, prompts: list[list[int]], num_tokens: int) -> li
     runs = [Run(prompt) for prompt in prompts]
     harness.generate(runs, num_tokens // 2)
     for run in runs:
-        run.num_computed_tokens = 0
-        run.block_tables = []
-        run.state = None
+        run.preempt()
     harness.generate(runs, num_tokens)
     return runs
 

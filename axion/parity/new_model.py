@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ def write(request: NewModelRequest) -> Written:
     (checkout / file).write_text(_source(architecture, config))
     (checkout / ROWS).write_text(rows)
     model_class = _imported(stem, architecture)
+    moving = _moving_fields(small, model_class.config_cls)
     return Written(
         architecture=architecture,
         files=(str(file), str(ROWS)),
         relatives=_relatives(config),
-        tensors=_tensors(small, model_class),
-        fields=_moving_fields(small, model_class.config_cls),
+        tensors=_tensors(small, model_class, moving),
+        fields=tuple(f"{name} = {value!r}" for name, value in moving.items()),
     )
 
 
@@ -213,11 +215,18 @@ def _relatives(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _tensors(small: PreTrainedConfig, model_class: type[CausalLM]) -> tuple[str, ...]:
-    """What the checkpoint has and the file not; layers alike are told once."""
+def _tensors(
+    small: PreTrainedConfig, model_class: type[CausalLM], undeclared: Collection[str]
+) -> tuple[str, ...]:
+    """What the checkpoint has and the file not; layers alike are told once.
+
+    Args:
+        undeclared: fields that the file does not read, and that would be refused.
+    """
+    given = {name: value for name, value in small.to_dict().items() if name not in undeclared}
     try:
         with torch.device("meta"):
-            model = model_class(model_class.config_cls.from_dict(small.to_dict()))
+            model = model_class(model_class.config_cls.from_dict(given))
     except ModelLoadError as error:
         return (error.message,)
     theirs = renamed_names(tiny.build(small), model)[""]
@@ -225,7 +234,9 @@ def _tensors(small: PreTrainedConfig, model_class: type[CausalLM]) -> tuple[str,
     return tuple(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in lacking}))
 
 
-def _moving_fields(small: PreTrainedConfig, config_class: type[DecoderConfig]) -> tuple[str, ...]:
+def _moving_fields(
+    small: PreTrainedConfig, config_class: type[DecoderConfig]
+) -> dict[str, bool | int | float]:
     """Fields that nobody reads, and that change what the reference computes when they change."""
     declared = {field.name for field in fields(config_class)}
     declared |= config_class._derive(small.to_dict())[1]
@@ -236,7 +247,7 @@ def _moving_fields(small: PreTrainedConfig, config_class: type[DecoderConfig]) -
         return tiny.build(type(small)(**given))(prompt).logits
 
     given = small.to_dict()
-    expected, found = logits(given), []
+    expected, found = logits(given), {}
     for name, value in given.items():
         if name in declared or is_harmless(name) or not isinstance(value, bool | int | float):
             continue
@@ -246,5 +257,5 @@ def _moving_fields(small: PreTrainedConfig, config_class: type[DecoderConfig]) -
         except Exception:  # whatever a configuration that nobody has ends in
             moved = True
         if moved:
-            found.append(f"{name} = {value!r}")
-    return tuple(found)
+            found[name] = value
+    return found

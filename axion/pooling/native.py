@@ -14,8 +14,9 @@ from tokenizers.normalizers import Lowercase, Sequence
 from torch import Tensor
 
 from axion.engine import state_cache
+from axion.engine.device import take_device
 from axion.engine.kv_cache import KVCacheGroup, allocate
-from axion.engine.loader import load_embedding_model, take_device
+from axion.engine.loader import load_embedding_model
 from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.download import download

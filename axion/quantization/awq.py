@@ -24,7 +24,7 @@ from axion.layers.linear import Linear
 from axion.quantization import integers
 from axion.quantization.format import WeightFormat
 from axion.quantization.method import StoredQuantized
-from axion.quantization.scaled_inputs import ScaledInputFormat
+from axion.quantization.scaled import ScaledInputFormat
 from axion.quantization.stored import Expected, StoredTensor
 
 _BITS = 4

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from axion.errors import ModelLoadError
 from axion.quantization.kernel import DenseKernel, EmbeddingKernel, Kernel
 from axion.quantization.stored import Expected, StoredTensor
 
@@ -114,6 +115,28 @@ class Source(NamedTuple):
     def dequantize(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The weight, `[out_features, in_features]`."""
         return self.format.kernel(self.read(device), dtype).dequantize(dtype)
+
+    def plain(self, dtype: torch.dtype) -> StoredTensor:
+        """The weight as a plain tensor, which is dequantized when it is read.
+
+        Raises:
+            ModelLoadError: it is not stored as its format expects.
+        """
+        expected = self.format.expected(self.in_features, self.out_features)
+        for name, (shape, dtypes) in expected.items():
+            part = self.tensors.get(name)
+            if part is None or part.shape != shape or part.dtype not in dtypes:
+                raise ModelLoadError(
+                    f"{self.path}.{name} is not stored as config.json and its quantization "
+                    f"describe it: expected {list(shape)} as {' or '.join(dtypes)}."
+                )
+        return replace(
+            next(iter(self.tensors.values())),
+            name=f"{self.path}.weight",
+            shape=(self.out_features, self.in_features),
+            dtype="F32",
+            read=lambda: self.dequantize(torch.device("cpu"), dtype),
+        )
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that its kernel keeps."""

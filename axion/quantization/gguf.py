@@ -25,6 +25,7 @@ from axion.quantization.integers import (
 )
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.method import StoredQuantized
+from axion.quantization.scaled import ScaledOutputFormat
 from axion.quantization.stored import Expected, StoredTensor
 
 BLOCK_TYPES = {kind.name: kind for kind in TENSOR_TYPES.values() if kind.name not in FLOAT_TYPES}
@@ -160,7 +161,10 @@ class GGUFMethod(StoredQuantized):
         self, name: str, tensors: Mapping[str, StoredTensor], in_features: int, out_features: int
     ) -> WeightFormat | None:
         kind = BLOCK_TYPES.get(tensors["weight"].dtype) if "weight" in tensors else None
-        return BlockFormat(kind, self._max_bits) if kind is not None else None
+        if kind is None:
+            return None
+        blocks = BlockFormat(kind, self._max_bits)
+        return ScaledOutputFormat(blocks, "scale") if "scale" in tensors else blocks
 
     def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
         kind = BLOCK_TYPES.get(tensor.dtype)

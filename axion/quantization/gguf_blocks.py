@@ -8,12 +8,14 @@ float32: the same to the last bit as gguf's own in NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from axion.hub.gguf import TensorType
 from axion.quantization import gguf_grids
+from axion.quantization.float8 import widen
 from axion.quantization.gguf_bits import half, nibbles, shifted
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -169,12 +171,26 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
     out.view(-1, 16, 16).copy_(numbers).sub_(32).mul_(scale[..., None])
 
 
-def _values(values: tuple[int, ...], indices: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=indices.device)[indices.int()]
+@cache
+def _pairs(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """For each byte, what its low and its high half stand for, as one integer."""
+    numbers = torch.tensor(values, dtype=torch.int8, device=device)
+    pairs = torch.stack([numbers.repeat(16), numbers.repeat_interleave(16)], 1)
+    return pairs.view(torch.int16).flatten()
+
+
+def _values(values: tuple[int, ...], packed: Tensor) -> Tensor:
+    """Bytes `[..., m]` to int8 `[..., 2 * m]`: what low halves stand for, then all high ones."""
+    halves = shifted(packed, (0, 4), 0x0F).view(torch.int32)
+    # Neighbours in one byte.
+    pairs = (halves | halves >> 4) & 0x00FF00FF
+    indices = pairs.view(torch.uint8)[..., ::2].flatten().int()
+    found = _pairs(values, packed.device).index_select(0, indices)
+    return found.view(torch.int8).view(*packed.shape[:-1], -1)
 
 
 def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    torch.mul(half(blocks, 0), _values(_IQ4_VALUES, nibbles(blocks[:, 2:])), out=out)
+    out.copy_(_values(_IQ4_VALUES, blocks[:, 2:])).mul_(half(blocks, 0))
 
 
 def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
@@ -183,15 +199,24 @@ def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
     by = torch.tensor((0, 2, 4, 6), dtype=torch.uint8, device=blocks.device)
     high = ((blocks[:, 2:4].unsqueeze(-1) >> by) & 3).flatten(-2)
     scale = half(blocks, 0) * ((low | (high << 4)).float() - 32)
-    indices = shifted(blocks[:, 8:].unflatten(1, (8, 16)), (0, 4), 0x0F).flatten(-2)
-    torch.mul(scale[..., None], _values(_IQ4_VALUES, indices), out=out.view(-1, 8, 32))
+    numbers = _values(_IQ4_VALUES, blocks[:, 8:].unflatten(1, (8, 16)))
+    out.view(-1, 8, 32).copy_(numbers).mul_(scale[..., None])
 
 
 def _mxfp4(blocks: Tensor, out: Tensor) -> None:
     exponent = blocks[:, :1].int()
     # Half of 2^(exponent - 127), as bits; below 2 it is too small for an ordinary float32.
     bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
-    torch.mul(bits.view(torch.float32), _values(_MXFP4_VALUES, nibbles(blocks[:, 1:])), out=out)
+    out.copy_(_values(_MXFP4_VALUES, blocks[:, 1:])).mul_(bits.view(torch.float32))
+
+
+def _nvfp4(blocks: Tensor, out: Tensor) -> None:
+    # Halves of E4M3 without a sign, whose code for no number is 0.
+    codes = blocks[:, :4] & 0x7F
+    is_none = blocks[:, :4] == 0x7F
+    scale = widen(codes.view(torch.float8_e4m3fn), torch.float32).masked_fill_(is_none, 0) * 0.5
+    numbers = _values(_MXFP4_VALUES, blocks[:, 4:].unflatten(1, (4, 8)))
+    out.view(-1, 4, 16).copy_(numbers).mul_(scale[..., None])
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
@@ -211,5 +236,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
     **gguf_grids.FUNCTIONS,
 }

@@ -21,29 +21,51 @@ _BYTE = range(8)
 
 @cache
 def _grid(name: str, device: torch.device) -> Tensor:
-    """The numbers that an index stands for, `[num_indices, 8 or 4]` float32."""
+    """What each index stands for: eight or four numbers of a byte, as one integer, which is
+    looked up many times faster than a row is."""
     import gguf  # it takes a while, and only such a file needs it
 
     quantization = getattr(gguf.quants, name)
     quantization.init_grid()
-    return torch.tensor(quantization.grid[0, 0], device=device)
+    numbers = torch.tensor(quantization.grid[0, 0], dtype=torch.int8, device=device)
+    return numbers.view(torch.int64 if numbers.shape[1] == 8 else torch.int32).flatten()
 
 
-def _look_up(name: str, indices: Tensor) -> Tensor:
-    """Indices `[..., m]` to `[..., m, 8 or 4]`."""
-    return _grid(name, indices.device)[indices.int()]
+@cache
+def _sign_table(num_bits: int, device: torch.device) -> Tensor:
+    """The same for masks: -1 for a bit that is set, else 1. Of masks of seven bits the eighth makes
+    the number of set ones even."""
+    signs = bits(torch.arange(2**num_bits, device=device), _BYTE, 1)
+    if num_bits == 7:
+        signs[:, 7] = signs.sum(-1) & 1
+    return (1 - 2 * signs).to(torch.int8).view(torch.int64).flatten()
 
 
-def _signs(masks: Tensor) -> Tensor:
-    """Masks `[..., m]` to `[..., m, 8]`: -1 for a bit that is set, else 1."""
-    return 1 - 2 * bits(masks, _BYTE, 1).float()
+def _look_up(table: Tensor, indices: Tensor) -> Tensor:
+    """Indices `[..., m]` to `[..., m, 8 or 4]`, int8."""
+    found = table.index_select(0, indices.flatten().int()).view(torch.int8)
+    return found.view(*indices.shape, table.itemsize)
 
 
-def _even_signs(masks: Tensor) -> Tensor:
-    """The same for masks of seven bits, where the eighth makes the number of set ones even."""
-    signs = bits(masks, range(7), 1)
-    last = signs.sum(-1, keepdim=True) & 1
-    return 1 - 2 * torch.cat([signs, last], dim=-1).float()
+def _numbers(name: str, indices: Tensor) -> Tensor:
+    return _look_up(_grid(name, indices.device), indices)
+
+
+def _signs(masks: Tensor, num_bits: int = 8) -> Tensor:
+    return _look_up(_sign_table(num_bits, masks.device), masks)
+
+
+def _scale(numbers: Tensor, scale: Tensor, out: Tensor, delta: Tensor | None = None) -> None:
+    """
+    Args:
+        numbers: int8.
+        scale, delta: `[n, m]` each, of neighbouring numbers; what these are multiplied by, and what
+            is added to them before.
+    """
+    out.copy_(numbers.view(out.shape))
+    if delta is not None:
+        out.view(*delta.shape, -1).add_(delta[..., None])
+    out.view(*scale.shape, -1).mul_(scale[..., None])
 
 
 def _nibbles_in_turn(packed: Tensor) -> Tensor:
@@ -55,38 +77,38 @@ def _iq2_xxs(blocks: Tensor, out: Tensor) -> None:
     pairs = blocks[:, 2:].contiguous().view(torch.int32).view(-1, 8, 2)
     indices, rest = pairs[..., 0].contiguous().view(torch.uint8).view(-1, 8, 4), pairs[..., 1]
     scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.25
-    numbers = _look_up("IQ2_XXS", indices) * _even_signs(bits(rest, _SIGN_BITS, 127))
-    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 8, 4, 8))
+    numbers = _numbers("IQ2_XXS", indices).mul_(_signs(bits(rest, _SIGN_BITS, 127), 7))
+    _scale(numbers, scale, out)
 
 
 def _iq2_xs(blocks: Tensor, out: Tensor) -> None:
-    codes = words(blocks[:, 2:66]).view(-1, 16, 2)
+    codes = words(blocks[:, 2:66])
     scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 66:]).float()) * 0.25
-    numbers = _look_up("IQ2_XS", codes & 511) * _even_signs(codes >> 9)
-    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 16, 2, 8))
+    numbers = _numbers("IQ2_XS", codes & 511).mul_(_signs(codes >> 9, 7))
+    _scale(numbers, scale, out)
 
 
 def _iq2_s(blocks: Tensor, out: Tensor) -> None:
     indices = blocks[:, 2:34].int() | bits(blocks[:, 66:74], (0, 2, 4, 6), 3).flatten(1) << 8
     scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 74:]).float()) * 0.25
-    numbers = _look_up("IQ2_S", indices) * _signs(blocks[:, 34:66])
-    torch.mul(scale[..., None], numbers.view(-1, 16, 16), out=out.view(-1, 16, 16))
+    numbers = _numbers("IQ2_S", indices).mul_(_signs(blocks[:, 34:66]))
+    _scale(numbers, scale, out)
 
 
 def _iq3_xxs(blocks: Tensor, out: Tensor) -> None:
     rest = blocks[:, 66:].contiguous().view(torch.int32)
     scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.5
-    numbers = _look_up("IQ3_XXS", blocks[:, 2:66]).view(-1, 8, 4, 8)
-    numbers = numbers * _even_signs(bits(rest, _SIGN_BITS, 127))
-    torch.mul(scale[..., None, None], numbers, out=out.view(-1, 8, 4, 8))
+    signs = _signs(bits(rest, _SIGN_BITS, 127), 7)
+    numbers = _numbers("IQ3_XXS", blocks[:, 2:66]).view(signs.shape).mul_(signs)
+    _scale(numbers, scale, out)
 
 
 def _iq3_s(blocks: Tensor, out: Tensor) -> None:
     indices = blocks[:, 2:66].int() | bits(blocks[:, 66:74], _BYTE, 1).flatten(1) << 8
     scale = half(blocks, 0) * (1 + 2 * _nibbles_in_turn(blocks[:, 106:]).float())
-    numbers = _look_up("IQ3_S", indices).view(-1, 8, 32)
-    numbers = numbers * _signs(blocks[:, 74:106]).view(-1, 8, 32)
-    torch.mul(scale[..., None], numbers, out=out.view(-1, 8, 32))
+    signs = _signs(blocks[:, 74:106])
+    numbers = _numbers("IQ3_S", indices).view(signs.shape).mul_(signs)
+    _scale(numbers, scale, out)
 
 
 def _iq1_s(blocks: Tensor, out: Tensor) -> None:
@@ -94,8 +116,7 @@ def _iq1_s(blocks: Tensor, out: Tensor) -> None:
     indices = blocks[:, 2:34].int() | bits(rest, (0, 3, 6, 9), 7).flatten(1) << 8
     scale = half(blocks, 0) * (2 * (rest >> 12 & 7) + 1).float()
     delta = _DELTA * (1 - 2 * (rest >> 15).float())
-    numbers = _look_up("IQ1_S", indices).view(-1, 8, 32) + delta[..., None]
-    torch.mul(scale[..., None], numbers, out=out.view(-1, 8, 32))
+    _scale(_numbers("IQ1_S", indices), scale, out, delta)
 
 
 def _iq1_m(blocks: Tensor, out: Tensor) -> None:
@@ -105,8 +126,8 @@ def _iq1_m(blocks: Tensor, out: Tensor) -> None:
     whole = parts.sum(1, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
     scale = whole[:, None] * (2 * bits(scales, (0, 3, 6, 9), 7).flatten(1) + 1).float()
     delta = _DELTA * (1 - 2 * (rest >> 3 & 1).float())
-    numbers = _look_up("IQ1_M", blocks[:, :32].int() | (rest & 7) << 8) + delta[..., None]
-    torch.mul(scale[..., None], numbers.view(-1, 16, 16), out=out.view(-1, 16, 16))
+    numbers = _numbers("IQ1_M", blocks[:, :32].int() | (rest & 7) << 8)
+    _scale(numbers, scale, out, delta)
 
 
 def _tq1_0(blocks: Tensor, out: Tensor) -> None:

@@ -293,20 +293,23 @@ class AtenInt8Kernel(RowKernel, EmbeddingKernel):
         return self.halves(torch.cat([x, x], dim=-1))
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        blocks = self.halves.blocks()[start // ATEN_BLOCK : end // ATEN_BLOCK]
-        high, low = blocks.chunk(2, dim=1)
-        codes = _by_row(high << 4 | low & 15, high & 0xF0 | low >> 4)
-        return self._numbers(codes, slice(start, end), dtype)
+        """Rows of the weight, as a transposed view, like those of `AtenInt4Kernel`."""
+        blocks = self.halves.blocks()[start // ATEN_BLOCK : end // ATEN_BLOCK].transpose(0, 1)
+        high, low = blocks.chunk(2)
+        codes = blocks.new_empty(*high.shape[:2], 2, ATEN_BLOCK // 2)
+        torch.bitwise_or(high << 4, low & 15, out=codes[:, :, 0])
+        torch.bitwise_or(high & 0xF0, low >> 4, out=codes[:, :, 1])
+        pairs = self.halves.scales_and_zeros
+        scales = pairs[len(pairs) // 2 :, start:end, 0].contiguous()
+        columns = _signed(codes).to(pairs.dtype)
+        columns.view(len(scales), -1, end - start).mul_(scales[:, None])
+        return columns.view(self.in_features, -1).T.to(dtype)
 
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         high, low = self.halves.codes(input_ids).chunk(2, dim=1)
-        return self._numbers(high << 4 | low, input_ids, dtype)
-
-    def _numbers(self, codes: Tensor, rows: slice | Tensor, dtype: torch.dtype) -> Tensor:
-        """From codes that begin at 0, for what begins at -128."""
         pairs = self.halves.scales_and_zeros
-        scales = pairs[len(pairs) // 2 :, rows, 0].float().T
-        groups = (codes ^ 0x80).view(torch.int8).view(*scales.shape, -1).float()
+        scales = pairs[len(pairs) // 2 :, input_ids, 0].float().T
+        groups = _signed(high << 4 | low).view(*scales.shape, -1).float()
         return groups.mul_(scales[..., None]).flatten(1).to(dtype)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
@@ -314,10 +317,9 @@ class AtenInt8Kernel(RowKernel, EmbeddingKernel):
         return (high + low).to(dtype)
 
 
-def _by_row(first: Tensor, others: Tensor) -> Tensor:
-    """Codes of the first and the other rows of blocks, `[n, in_features, 32]`, to
-    `[64 * n, in_features]`."""
-    return torch.cat([first, others], dim=-1).transpose(1, 2).flatten(0, 1)
+def _signed(codes: Tensor) -> Tensor:
+    """Codes that begin at 0, for what begins at -128, as int8."""
+    return (codes ^ 0x80).view(torch.int8)
 
 
 def aten_int8_kernel(pieces: Iterable[tuple[Tensor, Tensor]]) -> AtenInt8Kernel:

@@ -8,7 +8,7 @@ and multiplies by it. Models know nothing of all this.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar
 
@@ -119,7 +119,7 @@ class QuantizationMethod:
         return module
 
 
-class StoredQuantized(QuantizationMethod):
+class StoredQuantized(QuantizationMethod, ABC):
     """A method by which a checkpoint is quantized. To override: `format`.
 
     Args:
@@ -151,8 +151,9 @@ class StoredQuantized(QuantizationMethod):
         for path, module in list(model.named_modules()):
             if isinstance(module, ExpertLinear):
                 quantized = self._experts(path, module, parts)
-            elif type(module) in (DenseLinear, Router):
-                quantized = self._dequantized(path, module, parts)
+            elif isinstance(module, DenseLinear | Router):
+                self._dequantize(path, module, parts, stored)
+                continue
             elif isinstance(module, Linear):
                 quantized = self._linear(path, module, parts)
             else:
@@ -164,7 +165,7 @@ class StoredQuantized(QuantizationMethod):
         if isinstance(module, QuantizedEmbedding) or not isinstance(module, QuantizedLinear):
             return super().finish(module, device, dtype)
         module.load(device, dtype)
-        return module.dequantized(dtype) if isinstance(module, _Dequantized) else module
+        return module
 
     def _linear(self, path: str, linear: Linear, parts: _Parts) -> QuantizedLinear | None:
         shards = {path: linear.out_features}
@@ -180,12 +181,21 @@ class StoredQuantized(QuantizationMethod):
         cls = QuantizedPackedLinear if isinstance(linear, PackedLinear) else QuantizedLinear
         return cls(linear, sources)
 
-    def _dequantized(
-        self, path: str, layer: DenseLinear | Router, parts: _Parts
-    ) -> QuantizedLinear | None:
+    def _dequantize(
+        self,
+        path: str,
+        layer: DenseLinear | Router,
+        parts: _Parts,
+        stored: MutableMapping[str, StoredTensor],
+    ) -> None:
+        """Make what is stored of a layer plain, for the model reads its weight itself."""
         out_features, in_features = layer.weight.shape
         source = self.source(path, parts.get(path, {}), in_features, out_features)
-        return None if _is_dense([source]) else _Dequantized(layer, source)
+        if source.format.is_quantized:
+            plain = source.plain(torch.float32)
+            for name in source.expected():
+                del stored[name]
+            stored[plain.name] = plain
 
     def _experts(
         self, path: str, linear: ExpertLinear, parts: _Parts
@@ -226,26 +236,6 @@ class StoredQuantized(QuantizationMethod):
         name = path if tensor is None else tensor.name.removesuffix(suffix).removesuffix(".")
         own = self.format(name, tensors, in_features, out_features) if tensors else None
         return Source(path, own or DenseFormat(), in_features, out_features, tensors)
-
-
-class _Dequantized(QuantizedLinear):
-    """Only while a model loads: a layer that needs its weight as it is, which is stored
-    quantized."""
-
-    def __init__(self, layer: DenseLinear | Router, source: Source) -> None:
-        template = Linear(source.in_features, source.out_features)
-        template.bias = layer.bias
-        super().__init__(template, [source])
-        self._layer = (layer,)  # not a part of this one
-
-    def dequantized(self, dtype: torch.dtype) -> nn.Module:
-        [layer] = self._layer
-        layer.weight = nn.Parameter(self.dequantize(dtype), requires_grad=False)
-        layer.bias = self.bias
-        return layer
-
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        return self.in_features * self.out_features * dtype.itemsize
 
 
 def _by_prefix(stored: Mapping[str, StoredTensor]) -> _Parts:

@@ -17,7 +17,7 @@ from axion.quantization.fp8 import E4M3, MODELOPT_BLOCK, NOT_NEEDED, Float8Forma
 from axion.quantization.method import StoredQuantized
 from axion.quantization.mxfp4 import Mxfp4PackedFormat, check_in_blocks
 from axion.quantization.nvfp4 import BLOCK, Nvfp4Format
-from axion.quantization.scaled_inputs import ScaledInputFormat
+from axion.quantization.scaled import ScaledInputFormat
 from axion.quantization.stored import StoredTensor
 
 # Those that differ in how inputs are rounded are the same here; what is stored decides.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,7 +29,7 @@ GROUP_SIZE = 32
 _MIN_OUTPUTS = 16
 
 
-class OnLoad(QuantizationMethod):
+class OnLoad(QuantizationMethod, ABC):
     """Quantizes every linear layer, one at a time, as soon as it is filled.
 
     Embeddings stay as they are, but for one that a head of eight bits is tied to. To override:

@@ -16,10 +16,10 @@ from axion.backends.base import InferenceBackend, ModelConfig
 from axion.backends.engines import Engine, engine_names, load_engine
 from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts, device_facts, model_facts
 from axion.backends.spawned import SpawnedBackend
-from axion.errors import ModelLoadError
-from axion.hub.resolve import resolve
+from axion.errors import AxionError, ModelLoadError
+from axion.hub.resolve import DEMO_HINT, resolve
 from axion.router.decide import Decision, decide, fit_together
-from axion.settings import Settings, listed, model_folders
+from axion.settings import Settings, SettingsError, listed, model_folders
 
 logger = logging.getLogger("axion.router")
 
@@ -58,8 +58,15 @@ async def plan(
     Raises:
         ModelNotFoundError: there is no such model.
         ModelLoadError: no engine can serve it; the message has the reason of each.
+        SettingsError: an engine in AXION_BACKENDS, or DRAFT_MODEL, is not there.
     """
     engines = load_engines(listed(settings.axion_backends))
+    for name, known_engine in engines.items():
+        if known_engine is None:
+            known_names = ", ".join(sorted(engine_names()))
+            raise SettingsError(
+                f"AXION_BACKENDS: there is no engine {name!r}. Known: {known_names}."
+            )
     asked = {name: engine for name, engine in engines.items() if _is_spawned(engine)}
 
     @cache
@@ -103,14 +110,26 @@ async def _find(
     )
     draft_model = model.draft_model
     if draft_model:
-        draft = await resolve(
-            draft_model,
-            on_progress=partial(show, f"Downloading {draft_model}"),
-            formats=weight_formats(facts),
-            folders=model_folders(settings),
-        )
+        try:
+            draft = await resolve(
+                draft_model,
+                on_progress=partial(show, f"Downloading {draft_model}"),
+                formats=weight_formats(facts),
+                folders=model_folders(settings),
+            )
+        except AxionError as error:
+            reason = error.message.removesuffix(DEMO_HINT).rstrip()
+            raise SettingsError(f"DRAFT_MODEL: {reason}") from None
         draft_model = str(draft.path)
     known = await asyncio.to_thread(model_facts, model.name, snapshot.path)
+    if known.max_length:
+        logger.info(
+            "the context of %s is %d tokens: the model takes %d, and MAX_SEQ_LEN is %d",
+            model.name,
+            min(model.max_seq_len, known.max_length),
+            known.max_length,
+            model.max_seq_len,
+        )
     found = msgspec.structs.replace(
         model,
         model_name=str(snapshot.path),

@@ -15,7 +15,8 @@ from axion.errors import (
     QueueFullError,
 )
 from axion.observability.metrics import Metrics
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import GenerationRequest
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered

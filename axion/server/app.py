@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -26,7 +27,7 @@ from axion.server.rerank import Rerank, Scores
 from axion.server.responses import Responses, input_items, stored_response
 from axion.server.state import ServerState
 from axion.server.tokenize import Detokenize, Tokenize
-from axion.settings import Settings
+from axion.settings import Settings, listed
 
 
 async def index(request: Request) -> Response:
@@ -76,6 +77,7 @@ def create_app(settings: Settings, registry: ModelRegistry) -> Starlette:
         routes=routes,
         middleware=[
             Middleware(RequestMiddleware, metrics=state.metrics),
+            *_cross_origin(settings),
             Middleware(ErrorMiddleware),
         ],
         exception_handlers={HTTPException: on_http_exception},
@@ -84,6 +86,21 @@ def create_app(settings: Settings, registry: ModelRegistry) -> Starlette:
     app.router.redirect_slashes = False
     app.state.server = state
     return app
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """What answers a browser that asks for a page from elsewhere (CORS)."""
+    if not settings.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=listed(settings.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID", "X-Axion-Backend", "X-Axion-Cache"],
+        )
+    ]
 
 
 def _label(route: Route) -> str:

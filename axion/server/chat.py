@@ -6,13 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.responses import Response
 
-from axion.openai.chat import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    Delta,
-    collect_chat,
-)
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletion, ChatCompletionChunk, Delta, collect_chat
 from axion.server.endpoint import Call
 from axion.server.generation import GenerationEndpoint
 from axion.server.response_cache import CachedAnswer, CacheResult, cache_directives

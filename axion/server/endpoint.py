@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Call(Generic[RequestT]):
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-class ModelEndpoint(Generic[RequestT]):
+class ModelEndpoint(ABC, Generic[RequestT]):
     """An ASGI endpoint. A subclass says what is particular to its kind of request.
 
     A request holds one of the server's places from its body's end to the answer's; it is
@@ -93,9 +94,9 @@ class ModelEndpoint(Generic[RequestT]):
 
     request_type: type[RequestT]
 
+    @abstractmethod
     async def respond(self, call: Call[RequestT]) -> Response:
         """The answer."""
-        raise NotImplementedError
 
     def error_body(self, error: AxionError) -> dict[str, Any]:
         """The JSON of an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import ClassVar, Generic, TypeVar
@@ -34,17 +35,17 @@ class GenerationEndpoint(ModelEndpoint[RequestT], Generic[RequestT, ChunkT]):
 
     done: ClassVar[bytes | None] = DONE
 
+    @abstractmethod
     def generate(self, call: Call[RequestT]) -> AsyncGenerator[ChunkT, None]:
         """Start the request on its backend; closing this ends it there."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def collect(self, request: RequestT, chunks: AsyncIterator[ChunkT]) -> ResponseModel:
         """One whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def has_tokens(self, chunk: ChunkT) -> bool:
         """Whether the chunk is more than an opening or a closing."""
-        raise NotImplementedError
 
     def event_name(self, chunk: ChunkT) -> str:
         """The chunk's name as a server-sent event; empty for none."""

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from axion import __version__
-from axion.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletion, ChatCompletionChunk
 from axion.openai.common import ErrorBody
 from axion.openai.completions import Completion, CompletionChunk, CompletionRequest
 from axion.openai.embeddings import EmbeddingList, EmbeddingRequest
@@ -24,12 +25,9 @@ from axion.openai.message_events import MessagesAnswer, MessagesEvent, MessageTo
 from axion.openai.messages import CountTokensRequest, MessagesErrorBody, MessagesRequest
 from axion.openai.models import Model, ModelList
 from axion.openai.rerank import RerankAnswer, RerankRequest, ScoreList, ScoreRequest
-from axion.openai.response_events import (
-    DeletedResponse,
-    ResponseEvent,
-    ResponseItemList,
-)
-from axion.openai.response_events import Response as ResponseObject
+from axion.openai.response_events import ResponseEvent
+from axion.openai.response_object import DeletedResponse, ResponseItemList
+from axion.openai.response_object import Response as ResponseObject
 from axion.openai.responses import ResponsesRequest
 from axion.openai.tokenize import (
     DetokenizeAnswer,

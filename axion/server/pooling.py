@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from starlette.responses import Response
@@ -18,14 +19,14 @@ from axion.server.state import server_state
 RequestT = TypeVar("RequestT", bound=RequestModel)
 
 
-class PoolingEndpoint(Generic[RequestT]):
+class PoolingEndpoint(ABC, Generic[RequestT]):
     """An ASGI endpoint. A subclass says what is particular to its kind of request."""
 
     request_type: type[RequestT]
 
+    @abstractmethod
     async def answer(self, backend: PoolingBackend, request: RequestT) -> bytes:
         """The answer's JSON."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = server_state(scope)

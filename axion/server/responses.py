@@ -15,23 +15,15 @@ from axion.errors import AxionError, InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.response_events import (
     ArgumentsDeltaEvent,
-    DeletedResponse,
     ReasoningDeltaEvent,
-    Response,
     ResponseEvent,
-    ResponseItemList,
     ResponseStream,
     TextDeltaEvent,
     collect_response,
 )
-from axion.openai.responses import (
-    FIELD_NAMES,
-    InputItem,
-    ResponsesRequest,
-    dump_items,
-    list_items,
-    load_items,
-)
+from axion.openai.response_items import InputItem, dump_items, list_items, load_items
+from axion.openai.response_object import DeletedResponse, Response, ResponseItemList
+from axion.openai.responses import FIELD_NAMES, ResponsesRequest
 from axion.openai.translation import in_words_of
 from axion.server.endpoint import Call, model_response, off_loop
 from axion.server.errors import as_axion_error

@@ -7,6 +7,7 @@ what may still change its meaning is held back.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import Protocol, TypeVar
 
@@ -43,7 +44,7 @@ class AnswerParser(Protocol):
     def flush(self) -> list[Event]: ...
 
 
-class StreamParser:
+class StreamParser(ABC):
     """An `AnswerParser`; a subclass says in `parse` what it reads."""
 
     def __init__(self) -> None:
@@ -72,9 +73,9 @@ class StreamParser:
         self._final = True
         return self._resume()
 
+    @abstractmethod
     def parse(self) -> Steps[None]:
         """Read all of the text."""
-        raise NotImplementedError
 
     def _resume(self) -> list[Event]:
         next(self._steps, None)

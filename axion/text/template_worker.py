@@ -18,6 +18,9 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from typing import IO, Any
 
 OUT_OF_MEMORY = 3  # exit status
@@ -50,6 +53,18 @@ def read_frame(stream: IO[bytes], max_bytes: int | None = None) -> bytes:
     return data
 
 
+@cache
+def _chat_template_utils() -> Any:
+    """transformers' module for chat templates, without what else is imported with the package: that
+    is most of the time that this process needs to start.
+    """
+    for name in ("transformers", "transformers.utils"):
+        spec = find_spec(name)
+        assert spec is not None
+        sys.modules[name] = module_from_spec(spec)  # which is not executed
+    return import_module("transformers.utils.chat_template_utils")
+
+
 def describe(template: str) -> dict[str, Any]:
     """What a template reads, learned from its syntax tree.
 
@@ -57,9 +72,8 @@ def describe(template: str) -> dict[str, Any]:
         jinja2.TemplateSyntaxError: it is not a template.
     """
     from jinja2 import meta, nodes
-    from transformers.utils import chat_template_utils
 
-    environment = chat_template_utils._compile_jinja_template(template).environment
+    environment = _chat_template_utils()._compile_jinja_template(template).environment
     tree = environment.parse(template)
     variables = meta.find_undeclared_variables(tree) - environment.globals.keys()
     tests = {test.name for test in tree.find_all(nodes.Test)}
@@ -121,9 +135,8 @@ def _joins_arguments(tree: Any) -> bool:
 
 def render(template: str, *, messages: list[dict[str, Any]], **arguments: Any) -> str:
     """The text of one conversation, as transformers' `apply_chat_template` renders it."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    rendered, _ = render_jinja_template([messages], chat_template=template, **arguments)
+    render_all = _chat_template_utils().render_jinja_template
+    rendered, _ = render_all([messages], chat_template=template, **arguments)
     return str(rendered[0])
 
 

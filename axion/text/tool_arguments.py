@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def argument_rules(
         raise InvalidRequestError("it is not a JSON schema.") from None
 
 
-class _Rules:
+class _Rules(ABC):
     def __init__(
         self,
         format: type[ToolCallParser],
@@ -78,8 +79,8 @@ class _Rules:
         self._num_schemas = 0
         self.rules.append(f"{name}: {self._arguments()}")
 
-    def _arguments(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _arguments(self) -> str: ...
 
     def _rule(self, expression: str = "") -> str:
         name = f"{self._name}_{len(self.rules)}"
@@ -196,8 +197,8 @@ class _Rules:
         arguments = "".join(e.text for e in events if isinstance(e, ArgumentsDelta))
         return arguments == json.dumps({key: value}, ensure_ascii=False)
 
-    def _written(self, key: str, value: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _written(self, key: str, value: str) -> str: ...
 
 
 class _Tagged(_Rules):

@@ -22,7 +22,7 @@ from axion.errors import (
     ModelNotFoundError,
 )
 from axion.pooling.messages import MODEL_LIMIT, Pooled
-from axion.settings import Settings
+from axion.settings import Settings, SettingsError
 from axion.types import BackendState, PoolingConfig, PoolingHealth, PoolingKind, PoolingStats
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -248,6 +248,11 @@ async def test_a_folder_elsewhere_than_the_settings_allow_is_refused_at_the_star
     PoolingBackend(Settings(**named, allowed_model_folders=str(cross_encoder.parent)))
     with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
         PoolingBackend(Settings(**named, allowed_model_folders="/nowhere"))
+
+
+async def test_a_folder_that_does_not_exist_is_named_at_the_start_with_its_setting(tmp_path: Path):
+    with pytest.raises(SettingsError, match=r"EMBEDDING_MODEL: the folder .*/none does not exist"):
+        PoolingBackend(Settings(embedding_model=f"{tmp_path}/none"))
 
 
 async def test_the_wrong_kind_of_model_is_told_apart(backend: PoolingBackend, cross_encoder: Path):

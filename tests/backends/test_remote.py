@@ -16,7 +16,8 @@ from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Capabilities, Support
 from axion.backends.remote import RemoteBackend
 from axion.errors import EngineUnavailableError, ModelLoadError
-from axion.openai.chat import ChatCompletionRequest, collect_chat
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import collect_chat
 from axion.router.registry import ModelRegistry
 from axion.server.app import create_app
 from axion.settings import Settings

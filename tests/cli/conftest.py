@@ -16,7 +16,8 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.cli import session
 from axion.errors import ContextLengthExceededError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.types import BackendHealth, BackendState
 

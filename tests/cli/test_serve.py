@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,7 +123,23 @@ def test_the_url_can_be_called(fields: dict[str, object], url: str):
 
 
 def test_ready_shows_a_call_to_copy(capsys: pytest.CaptureFixture[str]):
-    command._announce("http://localhost:3000", "it's/mine")
+    command._print("Ready.", command._example("http://localhost:3000", "it's/mine"))
     output = capsys.readouterr().out
-    assert "Ready: it's/mine at http://localhost:3000/v1" in output
-    assert "curl http://localhost:3000/v1/chat/completions" in output
+    assert output.startswith("\nReady.\n\n  curl http://localhost:3000/v1/chat/completions")
+    assert shlex.split(output)[-1] == json.dumps(
+        {"model": "it's/mine", "messages": [{"role": "user", "content": "Hello!"}]}
+    )
+
+
+def test_where_the_log_is_json_no_other_line_is_printed(tmp_path: Path):
+    settings = {"LOG_FORMAT": "json", "AXION_BACKENDS": "native", "SERVER_PORT": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "axion", "serve", f"{tmp_path}/none"],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    *entries, error = ended.stderr.splitlines()
+    assert any("Listening on" in json.loads(entry)["message"] for entry in entries)
+    assert "does not exist" in error

@@ -1,9 +1,11 @@
-"""A way to a server on which one feature of requests gets lost, or is refused."""
+"""Ways to a server: one that remembers, one on which a feature of requests is lost or refused."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
+from collections import Counter
 from typing import Any, Literal
 
 import httpx
@@ -69,27 +71,58 @@ def without(feature: str, body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-class LossyTransport(httpx.AsyncHTTPTransport):
-    """Args:
-    how: whether the feature is dropped, or a request that has it is refused.
+class Record(httpx.AsyncHTTPTransport):
+    """A way to a server that remembers its answers: most of what is asked about a feature is asked
+    about the others as well.
     """
 
-    def __init__(self, feature: str, how: Literal["dropped", "refused"]) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self._answers: dict[tuple[object, ...], asyncio.Task[httpx.Response]] = {}
+
+    async def answer(self, request: httpx.Request, times: int) -> httpx.Response:
+        """What the server answers to who has asked this so many times before."""
+        key = request.method, request.url.path, request.content, times
+        if key not in self._answers:
+            self._answers[key] = asyncio.create_task(self._ask(request))
+        known = await self._answers[key]
+        return httpx.Response(known.status_code, headers=known.headers, content=known.content)
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        response = await self.handle_async_request(request)
+        try:
+            await response.aread()
+        finally:
+            await response.aclose()
+        return response
+
+
+class LossyTransport(httpx.AsyncBaseTransport):
+    """Args:
+    how: whether the feature is dropped, or a request that has it is refused; None if it is neither.
+    """
+
+    def __init__(
+        self, record: Record, feature: str, how: Literal["dropped", "refused"] | None
+    ) -> None:
+        self._record = record
         self._feature = feature
         self._how = how
+        self._asked: Counter[tuple[object, ...]] = Counter()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        try:
-            body = json.loads(await request.aread())
-        except ValueError:
-            return await super().handle_async_request(request)
-        kept = without(self._feature, body)
-        if self._how == "refused" and kept != body:
-            message = f"{self._feature.split('.')[0]} is not supported"
-            error = {"message": message, "type": "invalid_request_error", "param": None}
-            return httpx.Response(400, json={"error": error})
-        headers = {k: v for k, v in request.headers.items() if k != "content-length"}
-        lost = httpx.Request(request.method, request.url, headers=headers, json=kept)
-        lost.extensions = request.extensions
-        return await super().handle_async_request(lost)
+        content = await request.aread()
+        if self._how is not None and content:
+            body = json.loads(content)
+            kept = without(self._feature, body)
+            if self._how == "refused" and kept != body:
+                message = f"{self._feature.split('.')[0]} is not supported"
+                error = {"message": message, "type": "invalid_request_error", "param": None}
+                return httpx.Response(400, json={"error": error})
+            headers = {k: v for k, v in request.headers.items() if k != "content-length"}
+            lost = httpx.Request(request.method, request.url, headers=headers, json=kept)
+            lost.extensions = request.extensions
+            request = lost
+        key = request.method, request.url.path, request.content
+        self._asked[key] += 1
+        return await self._record.answer(request, self._asked[key])

@@ -12,15 +12,16 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.capabilities import Support
 from axion.backends.native.backend import NativeBackend
-from axion.conformance.behaviour import BEHAVIOURS
-from axion.conformance.check import CHECKS
+from axion.conformance.behaviour import BEHAVIOURS, Observation
+from axion.conformance.check import CHECKS, Finding, honoured
+from axion.conformance.probe import Probe
 from axion.conformance.server import Server, UnreachableError
 from axion.conformance.suite import Suite
 from axion.conformance.tokens import Tokens
 from axion.openai.features import FEATURES
 from axion.router.registry import ModelRegistry
 from axion.settings import Settings
-from tests.conformance.lossy import LossyTransport
+from tests.conformance.lossy import LossyTransport, Record
 from tests.server.conftest import LiveServer
 from tests.tiny_model import save_tiny_model
 
@@ -81,10 +82,8 @@ async def suite_of(
     live: LiveServer,
     *,
     engine: str = "somebody's",
-    feature: str = "",
-    how: Literal["dropped", "refused"] = "dropped",
+    transport: LossyTransport | None = None,
 ) -> AsyncIterator[Suite]:
-    transport = LossyTransport(feature, how) if feature else None
     server = Server(live.url, "tested", transport=transport)
     try:
         suite = Suite(server, engine, Tokens(server))
@@ -102,6 +101,7 @@ async def found(suite: Suite, feature: str) -> Support | None:
 async def found_of_all(
     live: LiveServer,
     features: Collection[str],
+    record: Record,
     how: Literal["dropped", "refused"] | None = None,
     **options: Any,
 ) -> dict[str, Support | None]:
@@ -112,8 +112,8 @@ async def found_of_all(
     places = asyncio.Semaphore(ModelConfig(model_name="tested").max_num_seqs)
 
     async def one(feature: str) -> Support | None:
-        lossy: dict[str, Any] = {} if how is None else {"feature": feature, "how": how}
-        async with places, suite_of(live, **lossy, **options) as suite:
+        transport = LossyTransport(record, feature, how)
+        async with places, suite_of(live, transport=transport, **options) as suite:
             return await found(suite, feature)
 
     return dict(zip(features, await asyncio.gather(*map(one, features)), strict=True))
@@ -123,10 +123,27 @@ def test_every_feature_has_a_check():
     assert CHECKS.keys() == FEATURES
 
 
+async def test_everything_is_run_and_echo_last(live: LiveServer, monkeypatch: pytest.MonkeyPatch):
+    async def at_once(probe: Probe) -> Finding:
+        return honoured("")
+
+    async def nothing(name: str, probe: Probe) -> Observation:
+        return Observation("", "")
+
+    checks = {name: check._replace(run=at_once) for name, check in CHECKS.items()}
+    monkeypatch.setattr("axion.conformance.suite.CHECKS", checks)
+    monkeypatch.setattr("axion.conformance.suite.observe", nothing)
+    async with suite_of(live) as suite:
+        names = [row.name async for row in suite.run()]
+    assert sorted(names) == sorted([*FEATURES, *BEHAVIOURS])
+    assert names[-1] == "echo.logprobs"
+
+
 async def test_the_native_engine_drops_nothing(live: LiveServer):
     async with suite_of(live, engine="native") as suite:
-        rows = [row async for row in suite.run()]
-    assert {row.name for row in rows} == CHECKS.keys() | BEHAVIOURS.keys()
+        await asyncio.gather(*(found(suite, feature) for feature in FEATURES))
+        rows = [row async for row in suite.run(BEHAVIOURS.keys())]
+    assert {row.name for row in rows} == BEHAVIOURS.keys()
     others = {name: f for name, f in suite.findings.items() if f.support is not Support.HONOURED}
     # Every answer of best_of is given, and this model does not reason.
     assert others.keys() == {"best_of", "messages.reasoning_content"}
@@ -153,18 +170,17 @@ async def test_the_native_engine_drops_nothing(live: LiveServer):
 async def test_a_model_that_is_sure_of_itself_is_no_reason_to_call_a_field_dropped(
     demo: LiveServer,
 ):
-    supports = await found_of_all(demo, SHOWN_BY_THE_ANSWER, engine="native")
+    async with Record() as record:
+        supports = await found_of_all(demo, SHOWN_BY_THE_ANSWER, record, engine="native")
     assert supports == dict.fromkeys(SHOWN_BY_THE_ANSWER, Support.HONOURED)
 
 
-async def test_a_server_that_ignores_a_field_is_found_out(live: LiveServer):
-    supports = await found_of_all(live, FEATURES, "dropped")
-    assert supports == dict.fromkeys(FEATURES, Support.DROPPED)
-
-
-async def test_a_server_that_refuses_a_field_is_told_apart(live: LiveServer):
-    supports = await found_of_all(live, FEATURES, "refused")
-    assert supports == dict.fromkeys(FEATURES, Support.REFUSED)
+async def test_a_server_that_ignores_or_refuses_a_field_is_found_out(live: LiveServer):
+    async with Record() as record:
+        supports = await found_of_all(live, FEATURES, record, "dropped")
+        assert supports == dict.fromkeys(FEATURES, Support.DROPPED)
+        supports = await found_of_all(live, FEATURES, record, "refused")
+        assert supports == dict.fromkeys(FEATURES, Support.REFUSED)
 
 
 @pytest.mark.parametrize("feature", sorted(UNSEEN))

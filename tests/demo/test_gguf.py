@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Type
 from axion.backends.native.model import load_text
 from axion.demo import MODEL_DIR
 from axion.demo.evaluate import PASS_MARK, cases, engine_generate, evaluate
-from axion.engine.loader import eos_token_ids
+from axion.engine.eos_tokens import eos_token_ids
 from tests.gguf_files import write_demo_gguf
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from axion.models.hybrid import HybridForCausalLM
 from axion.models.registry import model_classes
 from axion.parity.reference import forget
 from axion.types import EngineConfig, FinishReason, SamplingParams, SequenceOutput
-from tests.parity.checkpoints import CASES, save_tiny
+from tests.parity.checkpoints import CASES, build_tiny, save_tiny
 
 NUM_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=5)
@@ -54,8 +55,23 @@ def transformers_model(path: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def reference(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """transformers' greedy tokens and the log-probabilities at each of them."""
+def references(
+    model: PreTrainedModel, prompt: list[int], answer: list[int]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """transformers' greedy tokens and the log-probabilities at each of them.
+
+    First of one pass over an answer: where its best is the answer's each time, it generates the
+    same. Then as it generates: some models have another rope for each length.
+    """
+    input_ids = torch.tensor([prompt + answer[:-1]])
+    logits = model(input_ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+    yield logits.argmax(-1).tolist(), logits.log_softmax(-1)
+    yield generate(model, prompt)
+
+
+@torch.inference_mode()
+def generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """The same, as transformers generates."""
     forget(model)
     result = model.generate(
         torch.tensor([prompt]),
@@ -76,6 +92,21 @@ def reference(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], tor
 def is_child(cls: type[CausalLM]) -> bool:
     """Whether an architecture is another with a difference."""
     return any("architectures" in vars(base) for base in cls.__mro__[1:] if base is not CausalLM)
+
+
+def equals(outputs: list[SequenceOutput], tokens: list[int], logprobs: torch.Tensor) -> bool:
+    """Whether these are the tokens, and their scores those of the best five at each."""
+    if tokens_of(outputs) != tokens:
+        return False
+    tops = [entry.top for output in outputs for entry in output.logprobs]
+    ids = torch.tensor([[token for token, _ in top] for top in tops])
+    scores = torch.tensor([[score for _, score in top] for top in tops])
+    return bool((logprobs.gather(-1, ids) - scores).abs().max() <= 1e-4)
+
+
+def is_greedy(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> bool:
+    assert len(answer) == NUM_TOKENS
+    return any(tokens == answer for tokens, _ in references(model, prompt, answer))
 
 
 # What a field changes within a model, and an architecture of another's, is compared in
@@ -102,21 +133,14 @@ def test_the_engine_equals_transformers(case: str, tmp_path: Path):
         str(n): torch.randint(1, core.info.vocab_size, (n,), generator=generator).tolist()
         for n in (1, 17, 100)
     }
-    model = transformers_model(path)
-    expected = {name: reference(model, prompt) for name, prompt in prompts.items()}
+    model = build_tiny(case)
     for temperature_of_cache in ("cold", "warm"):
         outputs = run(core, prompts)
-        for name, (tokens, logprobs) in expected.items():
-            assert tokens_of(outputs[name]) == tokens, (temperature_of_cache, name)
-            for position, output in enumerate(outputs[name]):
-                [entry] = output.logprobs
-                ids = [token for token, _ in entry.top]
-                torch.testing.assert_close(
-                    torch.tensor([logprob for _, logprob in entry.top]),
-                    logprobs[position, ids],
-                    atol=1e-4,
-                    rtol=0,
-                )
+        for name, prompt in prompts.items():
+            assert len(outputs[name]) == NUM_TOKENS
+            expected = references(model, prompt, tokens_of(outputs[name]))
+            found = any(equals(outputs[name], *answer) for answer in expected)
+            assert found, (temperature_of_cache, name)
     assert outputs["100"][0].num_cached_tokens == 96, "the second round finds what the first left"
 
 
@@ -129,7 +153,7 @@ def test_a_growing_conversation_equals_transformers(case: str, tmp_path: Path):
     core, model = make_core(path, block_size=8), transformers_model(path)
     prompt = list(range(1, 11))
     for _ in range(4):  # past the original length of 64 within the second answer
-        expected, _ = reference(model, prompt)
+        expected, _ = generate(model, prompt)
         [outputs] = run(core, {"turn": prompt}).values()
         assert tokens_of(outputs) == expected
         prompt = prompt + expected + [7, 8, 9]
@@ -159,17 +183,17 @@ def test_windows_save_memory_and_change_no_output(case: str, tmp_path: Path):
     assert num_bytes(specs) < num_bytes([spec._replace(window=None) for spec in specs])
     core = make_core(path, block_size=4, kv_cache_bytes=num_bytes(specs), **options)
     prompt = [(31 * i * i + 7 * i) % 199 for i in range(120)]
-    model = transformers_model(path)
-    expected, _ = reference(model, prompt)
-    assert tokens_of(run(core, {"first": prompt})["first"]) == expected
+    model = build_tiny(case)
+    expected = tokens_of(run(core, {"first": prompt})["first"])
+    assert is_greedy(model, prompt, expected)
 
     # Its early blocks have been overwritten by its late ones; what comes next goes on from these.
     [*_, narrowest] = core.scheduler.block_manager._cached
     assert len(narrowest) < (len(prompt) + NUM_TOKENS) // 4
     longer = [*prompt, *expected, 7, 8, 9]
-    expected_of_longer, _ = reference(model, longer)
     outputs = run(core, {"longer": longer})["longer"]
-    assert tokens_of(outputs) == expected_of_longer
+    expected_of_longer = tokens_of(outputs)
+    assert is_greedy(model, longer, expected_of_longer)
     assert outputs[0].num_cached_tokens == 148
 
     both = run(core, {"first": prompt, "longer": longer})
@@ -214,6 +238,18 @@ def test_preemption_does_not_change_the_output(path: Path):
     }
     assert tight.stats.num_preemptions > 0
     assert tight.stats.num_blocks_used == 0
+
+
+def test_decoding_reads_copies_within_the_caches_memory(path: Path):
+    core = make_core(path)
+    copies = [cache.contiguous for cache in core.runner.kv_caches]
+    run(core, {"a": [1, 2, 3], "b": [4, 5]})
+    assert {copy._number for copy in copies if copy is not None} == {NUM_TOKENS - 1}
+    num_bytes = sum(copy._k.nbytes + copy._v.nbytes for copy in copies if copy is not None)
+    assert 0 < num_bytes <= 2**24 - core.info.kv_cache_bytes
+    longest = core.info.max_model_len * core.info.kv_cache_bytes // core.info.num_blocks // 16
+    core = make_core(path, kv_cache_bytes=longest)
+    assert [cache.contiguous for cache in core.runner.kv_caches] == [None] * len(copies)
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(path: Path):
@@ -328,7 +364,7 @@ def test_a_request_that_finds_no_memory_alone_is_told_so_and_others_are_answered
 
 
 def test_logits_that_are_not_numbers_fail_only_their_own_request(path: Path):
-    core = make_core(path, max_model_len=64, block_size=16, kv_cache_bytes=6 * 16 * 512)
+    core = make_core(path, max_model_len=64, block_size=16, kv_cache_bytes=8 * 16 * 512)
     assert core.info.num_blocks == 6
     whole_cache = {"again": [1] * 40, "too": [2] * 40}
     expected = {name: tokens_of(outputs) for name, outputs in run(core, whole_cache).items()}
@@ -415,7 +451,7 @@ def test_prompt_logprobs_equal_transformers(path: Path, options: dict[str, Any],
     monkeypatch.setattr(model_runner, "_MAX_LOGITS", 5 * 320)  # logits in pieces of a few rows
     if options.pop("tight", False):
         roomy = make_core(path)
-        num_bytes = 7 * roomy.info.kv_cache_bytes // roomy.info.num_blocks
+        num_bytes = 8 * roomy.info.kv_cache_bytes // roomy.info.num_blocks
         options = {"kv_cache_bytes": num_bytes, "max_model_len": 64, "max_num_batched_tokens": 9}
     core = make_core(path, **options)
     generator = torch.Generator().manual_seed(3)

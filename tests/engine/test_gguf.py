@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from axion.engine import loader
-from axion.engine.loader import eos_token_ids, load_model
+from axion.engine.eos_tokens import eos_token_ids
+from axion.engine.loader import load_model
 from axion.errors import ModelLoadError
 from axion.models.base import CausalLM
 from axion.parity.harness import CPU, Harness, Run
@@ -22,6 +24,7 @@ from axion.quantization.gguf import BlockKernel
 from axion.quantization.gguf_blocks import dequantize
 from axion.quantization.integers import AtenInt4Kernel, AtenInt8Kernel
 from tests.gguf_files import CASES, METADATA, build, tensors, write_gguf, write_tiny_gguf
+from tests.parity.checkpoints import build_tiny
 
 PROMPT = [(31 * i * i + 7 * i) % 199 for i in range(80)]
 TOLERANCE = 1e-4
@@ -124,6 +127,7 @@ SCALES = {
     Type.IQ4_XS: (0,),
     Type.IQ4_NL: (0,),
     Type.Q4_0: (0,),
+    Type.NVFP4: (),
 }
 
 
@@ -141,8 +145,6 @@ def random_blocks(shape: tuple[int, ...], kind: Type, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A llama with rows long enough for the K types, each in places; and its plain version."""
-    from tests.parity.checkpoints import build_tiny
-
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
     model = build_tiny("llama", **sizes, tie_word_embeddings=True)
     kinds = {
@@ -306,14 +308,43 @@ def test_wrong_shapes_are_refused_before_anything_is_read(
         load(write_gguf(tmp_path / "m.gguf", metadata, stored))
 
 
+def test_a_weight_in_nvfp4_may_have_a_scale_beside_it(tmp_path: Path):
+    """Each expert one of its own."""
+    metadata = json.loads(METADATA.read_text())["mixtral"] | {"llama.feed_forward_length": 64}
+    model = build_tiny("mixtral", intermediate_size=64)
+    stored = dict(tensors(metadata, model))
+    rows = dict(stored)
+    for seed, name in enumerate(n for n in stored if re.search(r"(attn_[qv]|exps)\.weight", n)):
+        blocks = random_blocks(tuple(stored[name].shape), Type.NVFP4, seed)
+        blocks.reshape(-1, 36)[:, :4] = 8 + blocks.reshape(-1, 36)[:, :4] % 8
+        num_scales = len(stored[name]) if "exps" in name else 1
+        scales = torch.rand(num_scales, generator=torch.Generator().manual_seed(seed)) + 0.5
+        rows[name] = torch.from_numpy(blocks)
+        stem = name.removesuffix("weight")
+        rows |= {f"{stem}scale": scales, f"{stem}input_scale": torch.ones(num_scales)}
+        numbers = torch.from_numpy(gguf.quants.dequantize(blocks, Type.NVFP4))
+        stored[name] = numbers * scales.view(-1, *[1] * (numbers.dim() - 1))
+    plain = write_gguf(tmp_path / "plain.gguf", metadata, stored)
+    path = write_gguf(
+        tmp_path / "nvfp4.gguf",
+        metadata,
+        rows,
+        lambda name: Type.NVFP4 if rows[name].dtype == torch.uint8 else Type.F32,
+    )
+    found, expected = load(path), load(plain)
+    kinds = {k.kind.name for k in found.modules() if isinstance(k, BlockKernel)}
+    assert kinds == {"NVFP4"}
+    assert (logits(found) - logits(expected)).abs().max() <= TOLERANCE
+
+
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_tensor("token_embd.weight", np.zeros((4, 36), np.uint8), raw_dtype=Type.NVFP4)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 36), np.uint8), raw_dtype=Type.Q1_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as NVFP4"):
+    with pytest.raises(ModelLoadError, match=r"token_embd\.weight is stored as Q1_0"):
         load(tmp_path / "m.gguf")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import pickle
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.engine import loader
-from axion.engine.loader import eos_token_ids, load_embedding_model, load_model, resolve_dtype
+from axion.engine.loader import load_embedding_model, load_model
 from axion.errors import ModelLoadError
 from axion.layers import onednn
 from axion.models.base import CausalLM
@@ -342,60 +341,8 @@ def test_a_repository_s_own_code_is_not_run(folder: Path, tmp_path: Path) -> Non
     assert not executed.exists()
 
 
-@pytest.mark.parametrize(
-    ("config", "dtype"),
-    [
-        ({}, torch.float32),
-        ({"torch_dtype": "float32"}, torch.float32),
-        ({"dtype": "float64"}, torch.float32),
-    ],
-)
-def test_auto_dtype_without_a_half_precision_checkpoint_is_float32(
-    config: dict[str, Any], dtype: torch.dtype
-) -> None:
-    assert resolve_dtype("auto", config, CPU) == dtype
-
-
-@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_dtype_is_the_checkpoint_s_own_where_it_is_native(
-    field: str, native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("axion.engine.loader._is_native", lambda dtype, device: native)
-    expected = torch.bfloat16 if native else torch.float32
-    assert resolve_dtype("auto", {field: "bfloat16"}, CPU) == expected
-
-
 def test_a_named_dtype_is_taken_as_it_is(folder: Path) -> None:
     assert load_model(folder, device=CPU, dtype="bfloat16").dtype == torch.bfloat16
-
-
-def test_eos_is_the_union_of_all_that_name_one(tmp_path: Path) -> None:
-    def write(name: str, value: object) -> None:
-        (tmp_path / name).write_text(json.dumps(value))
-
-    assert eos_token_ids(tmp_path) == ()
-    write("config.json", {"eos_token_id": 5})
-    assert eos_token_ids(tmp_path) == (5,)
-    write("generation_config.json", {"eos_token_id": [5, 3]})
-    assert eos_token_ids(tmp_path) == (3, 5)
-    write("tokenizer_config.json", {"eos_token": {"content": "<end>"}})
-    write(
-        "tokenizer.json",
-        {"added_tokens": [{"id": 9, "content": "<end>"}, {"id": 8, "content": "<x>"}]},
-    )
-    assert eos_token_ids(tmp_path) == (3, 5, 9)
-    write("config.json", {"eos_token_id": None})
-    write("generation_config.json", {})
-    assert eos_token_ids(tmp_path) == (9,)
-    write("config.json", {"eos_token_id": 5, "text_config": {"eos_token_id": [6, 7]}})
-    assert eos_token_ids(tmp_path) == (5, 6, 7, 9)
-
-
-def test_a_tokenizer_of_another_format_names_the_end_too(tmp_path: Path) -> None:
-    ranks = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
-    (tmp_path / "qwen.tiktoken").write_text("".join(ranks))
-    assert eos_token_ids(tmp_path) == (256,)
 
 
 def test_loading_holds_one_copy_of_the_model_and_of_a_layer(tmp_path: Path) -> None:
@@ -423,7 +370,8 @@ _PEAK_MEMORY = """
 import json, pathlib, sys
 import torch
 from safetensors.torch import save_file
-from axion.engine.loader import _expected, load_model
+from axion.engine.expected_tensors import expected_tensors
+from axion.engine.loader import load_model
 from axion.layers import onednn
 from axion.models.config import DecoderConfig
 from axion.models.llama import LlamaForCausalLM
@@ -436,7 +384,7 @@ path = pathlib.Path(sys.argv[1])
 config = DecoderConfig.from_dict(json.loads((path / "config.json").read_text()))
 with torch.device("meta"):
     model = LlamaForCausalLM(config)
-tensors = {name: torch.zeros(x.shape) for name, x in _expected(model).items()}
+tensors = {name: torch.zeros(shape) for name, shape in expected_tensors(model).items()}
 save_file(tensors, path / "model.safetensors")
 del tensors
 start, between, during = anonymous(), [0], [0]

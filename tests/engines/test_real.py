@@ -18,7 +18,8 @@ import pytest
 
 from axion import LlamaCppBackend, MaxBackend, ModelConfig, NativeBackend, VllmBackend
 from axion.backends.spawned import SpawnedBackend
-from axion.openai.chat import ChatCompletionRequest, collect_chat
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import collect_chat
 from axion.router.registry import ModelRegistry
 from axion.router.route import Route
 from axion.types import BackendState

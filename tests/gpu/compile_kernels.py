@@ -70,7 +70,7 @@ def compile_all(capability: int) -> None:
     rms_norm(x, None, x[0], 1e-5, offset=1.0, rounds_first=False)
     gated("silu", x, x)
     gated("gelu_tanh", x, x)
-    cos = torch.zeros(4, 1, 32, dtype=torch.bfloat16)
+    cos = torch.zeros(4, 1, 64, dtype=torch.bfloat16)
     rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
     rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
     doubly_stochastic(torch.zeros(4, 4, 4), 1e-6, 20)

@@ -76,7 +76,8 @@ def test_rotary(
     x = torch.randn(3, 7 + num_heads * head_dim, device=device).to(dtype)
     x = x[:, 7:].unflatten(1, (num_heads, head_dim))
     angles = torch.randn(3, 1, num_pairs, device=device)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cos = angles.cos().to(dtype).repeat(1, 1, 2)
+    sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(dtype)
     compare(lambda: (rotate(x, cos, sin),), monkeypatch, dtype)
 
 

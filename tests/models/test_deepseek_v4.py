@@ -11,8 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from axion.engine.expected_tensors import expected_tensors
 from axion.engine.kv_cache import lay_out
-from axion.engine.loader import build_model, expected_tensors, load_model
+from axion.engine.loader import build_model, load_model
 from axion.errors import ModelLoadError
 from axion.models.deepseek_v4 import DeepseekV4Config, DeepseekV4ForCausalLM
 from tests.parity.checkpoints import save_tiny

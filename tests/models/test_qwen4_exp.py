@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextNGramEmbedding
 
-from axion.engine.loader import build_model, expected_tensors, load_model
+from axion.engine.expected_tensors import expected_tensors
+from axion.engine.loader import build_model, load_model
 from axion.errors import ModelLoadError
 from axion.models.qwen4_exp import Qwen4ExpConfig
 from axion.parity.tiny import random_prompts

@@ -76,7 +76,7 @@ def test_a_configuration_from_before_there_were_parts_is_read() -> None:
 
 
 def test_a_text_model_without_a_class_of_its_own_is_served_by_transformers() -> None:
-    text = {"model_type": "persimmon"}
+    text = {"model_type": "biogpt"}
     cls = load_model_class(LLAVA | {"text_config": text})
     assert issubclass(cls, TransformersCausalLM)
     with pytest.raises(ModelLoadError, match="no embeddings"):

@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
-from axion.openai.common import (
-    GenerationRequest,
-    sampling_params,
-)
+from axion.openai.common import GenerationRequest, sampling_params
 from axion.openai.completions import CompletionRequest
+from axion.openai.elsewhere import FIELDS_ELSEWHERE
 from axion.openai.parsing import parse_request
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi."}]}
@@ -52,6 +50,14 @@ def fault(model: type[GenerationRequest], data: bytes) -> InvalidRequestError:
     with pytest.raises(InvalidRequestError) as caught:
         parse_request(model, data)
     return caught.value
+
+
+def test_a_field_of_another_server_is_refused_with_what_to_send_here():
+    for name, advice in FIELDS_ELSEWHERE.items():
+        known = name in CompletionRequest.model_fields  # such as echo
+        model, base = (ChatCompletionRequest, CHAT) if known else (CompletionRequest, COMPLETION)
+        error = fault(model, json.dumps(base | {name: {"num_ctx": 1}}).encode())
+        assert (error.param, error.message) == (name, f"{name} is not a field here: {advice}.")
 
 
 @given(st.data())

@@ -10,12 +10,8 @@ from openai.types.responses import response_create_params
 
 from axion.errors import InvalidRequestError
 from axion.openai.parsing import parse_request
-from axion.openai.responses import (
-    ResponsesRequest,
-    dump_items,
-    list_items,
-    load_items,
-)
+from axion.openai.response_items import dump_items, list_items, load_items
+from axion.openai.responses import ResponsesRequest
 from tests.openai.test_parsing import json_values
 
 USER = {"role": "user", "content": "Hi."}

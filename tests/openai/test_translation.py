@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from axion.errors import InternalError
-from axion.openai.chat import (
+from axion.openai.chat_answer import (
     ChatCompletionChunk,
     ChoiceLogprobs,
     ChunkChoice,
@@ -27,13 +27,14 @@ from axion.openai.common import CompletionTokensDetails, PromptTokensDetails, Us
 from axion.openai.message_events import MessagesEvent, collect_message, message_events
 from axion.openai.parsing import parse_request
 from axion.openai.response_events import (
-    Response,
     ResponseEvent,
     ResponseStateEvent,
     ResponseStream,
     collect_response,
 )
-from axion.openai.responses import ResponsesRequest, load_items
+from axion.openai.response_items import load_items
+from axion.openai.response_object import Response
+from axion.openai.responses import ResponsesRequest
 
 OPENAI_EVENT: TypeAdapter[Any] = TypeAdapter(openai.types.responses.ResponseStreamEvent)
 ANTHROPIC_EVENT: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)

@@ -551,6 +551,15 @@ def _exaone_moe(neutral: dict[str, Any], **config: Any) -> Case:
 
 
 CASES: dict[str, Case] = {
+    "afmoe": Case(
+        "AfmoeForCausalLM",
+        {
+            **{**_EXPERTS, "num_shared_experts": 2, "num_dense_layers": 1, "head_dim": 24},
+            **{"global_attn_every_n_layers": 2, "sliding_window": WINDOW, "route_scale": 1.5},
+            **{"mup_enabled": True, "attention_bias": True},
+        },
+        {"mup_enabled": False},
+    ),
     "bailing-hybrid": Case("BailingHybridForCausalLM", _BAILING, {"kda_lower_bound": -1.0}),
     "bailing-hybrid-unbounded": Case(
         "BailingHybridForCausalLM",
@@ -594,6 +603,7 @@ CASES: dict[str, Case] = {
         "HyperCLOVAXForCausalLM", "attention_multiplier", 0.5, 0.25, use_post_norm=False
     ),
     "openai-gpt": _knob("OpenAIGPTLMHeadModel", "afn", "gelu", "relu", **_MHA),
+    "persimmon": _knob("PersimmonForCausalLM", "qk_layernorm", True, False, **_MHA),
     "phimoe": _phimoe({"router_jitter_noise": 0.0}, lm_head_bias=True, attention_bias=True),
     "phimoe-window": _phimoe({"sliding_window": None}, sliding_window=WINDOW),
     "phimoe-longrope": _phimoe(
@@ -1576,6 +1586,11 @@ CASES: dict[str, Case] = {
         {**_gemma4(num_kv_shared_layers=2).config, "pad_token_id": 0},
         {"sliding_window": WINDOW + 1},
         {"vision_config": None, "audio_config": None},
+    ),
+    "nanochat": Case(
+        "NanoChatForCausalLM",
+        {"final_logit_softcapping": 1.0},
+        {"final_logit_softcapping": 15.0},
     ),
 }
 

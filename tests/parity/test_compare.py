@@ -66,7 +66,7 @@ def test_a_prompt_reaches_beyond_the_window(tiny_model: Path, tmp_path: Path) ->
 def test_an_architecture_that_transformers_class_serves_is_compared(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    config = shrink(base_config("PersimmonForCausalLM"))
+    config = shrink(base_config("BioGptForCausalLM"))
     build(config).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text((tiny_model / "tokenizer.json").read_text())
     report = compare(request("m", tmp_path, prompts=("ab",), num_tokens=2))

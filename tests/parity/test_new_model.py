@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 
 from axion.errors import InvalidRequestError
+from axion.models.base import CausalLM
+from axion.models.config import DecoderConfig
 from axion.parity import new_model
 from axion.parity.messages import NewModelRequest
 from axion.parity.tiny import base_config, shrink
@@ -45,3 +47,14 @@ def test_relatives_tensors_and_fields_are_told() -> None:
     assert any(
         line.startswith("Qwen3Attention: LlamaAttention") for line in new_model._relatives(config)
     )
+
+
+def test_a_field_that_nobody_declares_hides_no_parameter() -> None:
+    class Undeclared(CausalLM):
+        config_cls = DecoderConfig
+
+    small = shrink(base_config("nanochat"))
+    moving = new_model._moving_fields(small, DecoderConfig)
+    assert moving["final_logit_softcapping"] == 15.0
+    lacking = new_model._tensors(small, Undeclared, moving)
+    assert "model.layers.*.mlp.fc1.weight" in lacking

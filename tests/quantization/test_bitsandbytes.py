@@ -180,9 +180,10 @@ def test_each_way_to_pack_is_read_as_it_was_meant(
     assert_same(model, load(plain))
 
 
-def test_a_router_that_is_quantized_is_dequantized_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["mixtral", "minimax-m2"])
+def test_a_router_that_is_quantized_is_dequantized_once(case: str, tmp_path: Path) -> None:
     pack = FourBit()
-    quantized, plain = save_pair("mixtral", tmp_path, pack, pack.config)
+    quantized, plain = save_pair(case, tmp_path, pack, pack.config)
     tensors, weights = (load_file(path / "model.safetensors") for path in (quantized, plain))
     for name in [name for name in weights if name.endswith(".gate.weight")]:
         packed = pack(name, tensors.pop(name))
@@ -193,7 +194,9 @@ def test_a_router_that_is_quantized_is_dequantized_once(tmp_path: Path) -> None:
     for path, stored in ((quantized, tensors), (plain, weights)):
         save_file({n: t.contiguous() for n, t in stored.items()}, path / "model.safetensors")
     model = load(quantized)
-    assert type(model.model.layers[0].mlp.gate) is Router
+    gate = model.model.layers[0].mlp.gate
+    assert isinstance(gate, Router)
+    assert gate.weight.dtype == torch.float32
     assert_same(model, load(plain))
 
 

@@ -36,7 +36,7 @@ ROWS, COLUMNS = 192, 512
 HALVES = {
     **{"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)},
     **{"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)},
-    **{"IQ1_M": (), "MXFP4": ()},
+    **{"IQ1_M": (), "MXFP4": (), "NVFP4": ()},
 }
 
 
@@ -46,6 +46,8 @@ def random_weight(kind: TensorType) -> torch.Tensor:
     blocks = random.integers(0, 256, size=shape, dtype=np.uint8)
     if kind.name == "MXFP4":
         blocks[..., 0] = 120 + blocks[..., 0] % 8
+    if kind.name == "NVFP4":
+        blocks[..., :4] = 40 + blocks[..., :4] % 16
     if kind.name == "IQ1_M":  # 2**-10, in the last bits of four words
         blocks[..., 49::2] &= 15
         blocks[..., 53] |= 0x40

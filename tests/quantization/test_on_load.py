@@ -30,14 +30,7 @@ from axion.quantization.layers import (
 from axion.quantization.method import QuantizationMethod
 from axion.quantization.registry import quantization_method
 from tests.parity.checkpoints import save_tiny
-from tests.quantization.pairs import (
-    CPU,
-    PROMPTS,
-    assert_same,
-    dequantized,
-    load,
-    weight_bytes,
-)
+from tests.quantization.pairs import CPU, PROMPTS, assert_same, dequantized, load, weight_bytes
 
 # Of a weight, relative to all of its matrix.
 ERRORS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1}

@@ -281,11 +281,11 @@ TAKEN: dict[str, tuple[dict[str, Any], Layer]] = {
         DEEPSEEK,
         Layer(*K_PROJ, e4m3(1024, 4096, "weight_scale_inv", "BF16", (8, 32)), "Float8Format"),
     ),
-    "Qwen/Qwen3-VL-30B-A3B-Instruct-FP8": (
+    "Qwen/Qwen3.5-35B-A3B-FP8": (
         DEEPSEEK | {"modules_to_not_convert": ["lm_head", "model.visual.blocks.0.attn.qkv"]},
         Layer(
-            *("model.language_model.layers.0.mlp.experts.down_proj", 768, 2048),
-            e4m3(2048, 768, "scale_inv", "BF16", (16, 6)),
+            *("model.language_model.layers.0.mlp.experts.0.down_proj", 512, 2048),
+            e4m3(2048, 512, "weight_scale_inv", "BF16", (16, 4)),
             "Float8Format",
         ),
     ),
@@ -381,6 +381,27 @@ TAKEN: dict[str, tuple[dict[str, Any], Layer]] = {
         },
         Layer(*K_PROJ, e4m3(1024, 4096, "weight_scale", "F32", (8, 1, 32, 1)), "Float8Format"),
     ),
+    "ModelOpt, a scale for each output": (
+        modelopt("FP8_PER_CHANNEL_PER_TOKEN"),
+        Layer(*K_PROJ, e4m3(1024, 4096, "weight_scale", "F32", (1024,)), "Float8Format"),
+    ),
+    "amd/Llama-3.1-8B-Instruct-FP8-KV": (
+        {"quant_method": "quark", "export": {"pack_method": "reorder"}, "exclude": ["lm_head"]},
+        Layer(
+            *K_PROJ,
+            e4m3(1024, 4096, "weight_scale", "F32", ())
+            | {"input_scale": ("F32", ()), "output_scale": ("F32", ())},
+            "Float8Format",
+        ),
+    ),
+    "amd/DeepSeek-R1-MXFP4-Preview": (
+        {"quant_method": "quark", "export": {"pack_method": "reorder"}, "exclude": ["lm_head"]},
+        Layer(
+            *EXPERT,
+            {"weight": ("U8", (7168, 1024)), "weight_scale": ("U8", (7168, 64))},
+            "Mxfp4PackedFormat",
+        ),
+    ),
     "Intel/Qwen2.5-7B-Instruct-int4-auto-round": (
         AUTO_ROUND | {"extra_config": {"model.layers.0.mlp.gate": {"bits": 16}}},
         Layer(*K_PROJ, GPTQ_STORED, "GptqFormat"),
@@ -409,10 +430,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "RedHatAI/Sparse-Llama-3.1-8B-2of4": (
         llm_compressor("marlin-24", group(INT4), sparsity_config={"format": "sparse-24-bitmask"}),
         "sparse weights",
-    ),
-    "amd/Llama-3.1-8B-Instruct-FP8-KV": (
-        {"quant_method": "quark", "export": {"pack_method": "reorder"}},
-        "quantized (quark), which is not supported. Supported: auto-round",
     ),
     "pytorch/Qwen3-8B-INT4": (
         {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}},

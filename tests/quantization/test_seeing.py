@@ -23,12 +23,9 @@ from tests.quantization.test_fp8 import BLOCK, DYNAMIC, by_block, by_tensor
 from tests.quantization.test_gptq import Gptq
 from tests.quantization.test_nvfp4 import MODELOPT, modelopt
 
-# As transformers saves this one, as it calls it in memory and saves others, and as others do.
-PREFIXES = SAVED, MODERN, OLD = (
-    "language_model.model.",
-    "model.language_model.",
-    "language_model.",
-)
+# As transformers saves this one, and as it calls it in memory and saves others.
+SAVED, MODERN = "language_model.model.", "model.language_model."
+PREFIXES = (SAVED, MODERN, "language_model.")
 DOWN = "layers.1.mlp.down_proj"
 
 
@@ -76,7 +73,7 @@ def named(place: str) -> dict[str, tuple[Pack, dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("stored", [SAVED, MODERN, OLD])
+@pytest.mark.parametrize("stored", [SAVED, MODERN])
 @pytest.mark.parametrize("method", ["gptq", "auto-round", "compressed-tensors"])
 def test_a_layer_is_found_whatever_the_config_has_before_it(
     method: str, stored: str, tmp_path: Path

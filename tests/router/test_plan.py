@@ -17,7 +17,7 @@ from axion.errors import ModelLoadError, ModelNotFoundError
 from axion.router import plan as plan_module
 from axion.router.decide import Reason
 from axion.router.plan import Begin, Plan, plan
-from axion.settings import Settings
+from axion.settings import Settings, SettingsError
 from tests.backends.engine_models import write_gguf, write_model, write_program
 
 MAX = """#!/bin/sh
@@ -157,8 +157,28 @@ async def test_a_draft_model_is_found_too_and_under_the_same_rule(folder: Path):
     model, draft = (str(write_model(folder.parent / name / "m")) for name in ("a", "b"))
     found = await made(model, draft_model=draft)
     assert [config.draft_model for _, config in found.backends] == [draft] * len(found.backends)
-    with pytest.raises(ModelNotFoundError, match="ALLOWED_MODEL_FOLDERS"):
+    with pytest.raises(SettingsError, match="ALLOWED_MODEL_FOLDERS"):
         await made(model, draft_model=draft, allowed_model_folders=f"{folder.parent}/a")
+    with pytest.raises(
+        SettingsError, match=r"^DRAFT_MODEL: The model folder /no does not exist\.$"
+    ):
+        await made(model, draft_model="/no")
+
+
+async def test_an_engine_that_there_is_not_stops_the_start(folder: Path):
+    with pytest.raises(
+        SettingsError, match=r"AXION_BACKENDS: there is no engine 'vlm'\. Known: .*vllm"
+    ):
+        await made(str(write_model(folder.parent / "m")), axion_backends="vlm,native")
+
+
+async def test_the_log_says_how_long_the_context_is_and_by_what(
+    folder: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "axion.router")
+    model = write_model(folder.parent / "m", max_position_embeddings=1024)
+    await made(str(model), axion_backends="native")
+    assert "is 1024 tokens: the model takes 1024, and MAX_SEQ_LEN is 4096" in caplog.text
 
 
 async def test_pickle_is_planned_for_only_where_it_is_allowed(folder: Path):
@@ -243,7 +263,6 @@ async def test_the_last_engine_is_begun_before_the_others_have_answered(
         # One that is asked has to answer first.
         ({"axion_backends": "native,max"}, True, False, []),
         ({"axion_backends": "max"}, True, False, []),
-        ({"axion_backends": "native,nonsense"}, True, False, ["native"]),
     ],
 )
 async def test_an_engine_is_begun_only_if_it_is_needed_in_any_case(

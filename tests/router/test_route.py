@@ -18,7 +18,8 @@ from axion.errors import (
     QueueFullError,
 )
 from axion.observability.metrics import Metrics
-from axion.openai.chat import ChatCompletionRequest, collect_chat
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import collect_chat
 from axion.openai.completions import CompletionRequest, collect_completion
 from axion.router.decide import Decision
 from axion.router.plan import Begin, Plan

@@ -16,13 +16,8 @@ import uvloop
 from axion.backends.base import ModelConfig, PreparedChat, Tokenization
 from axion.backends.capabilities import Capabilities
 from axion.errors import AxionError, CannotContinueError
-from axion.openai.chat import (
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    ChatFinishReason,
-    ChunkChoice,
-    Delta,
-)
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk, ChatFinishReason, ChunkChoice, Delta
 from axion.openai.common import PromptTokensDetails, Usage
 from axion.openai.completions import CompletionChunk, CompletionChunkChoice, CompletionRequest
 from axion.openai.delivered import Delivered

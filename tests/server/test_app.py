@@ -256,6 +256,48 @@ class TestMetrics:
             assert "/version" not in (await fresh.get("/metrics")).text
 
 
+class TestOtherOrigins:
+    PAGE = "https://chat.example.com"
+
+    async def ask(
+        self, settings: Settings, registry: ModelRegistry, allowed: str, origin: str = PAGE
+    ) -> list[httpx.Response]:
+        """What a browser asks before a chat of a page, the chat, and one that is refused."""
+        await registry.start()
+        allowing = settings.model_copy(update={"allowed_origins": allowed})
+        transport = httpx.ASGITransport(create_app(allowing, registry))
+        path, headers = "/v1/chat/completions", {"Origin": origin}
+        before = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return [
+                await client.options(path, headers=headers | before),
+                await client.post(path, headers=headers, json=CHAT),
+                await client.post(path, headers=headers, json={}),
+            ]
+
+    @pytest.mark.parametrize("allowed", ["*", "http://localhost:5173, https://chat.example.com"])
+    async def test_a_page_that_is_allowed_may_ask(
+        self, settings: Settings, registry: ModelRegistry, allowed: str
+    ):
+        responses = await self.ask(settings, registry, allowed)
+        assert [response.status_code for response in responses] == [200, 200, 400]
+        for response in responses:
+            assert response.headers["access-control-allow-origin"] in ("*", self.PAGE)
+            assert "x-request-id" in response.headers
+        assert "authorization" in responses[0].headers["access-control-allow-headers"].lower()
+        assert "Retry-After" in responses[1].headers["access-control-expose-headers"]
+
+    @pytest.mark.parametrize("allowed", ["", "https://chat.example.org"])
+    async def test_another_page_may_not(
+        self, settings: Settings, registry: ModelRegistry, allowed: str
+    ):
+        for response in await self.ask(settings, registry, allowed):
+            assert "access-control-allow-origin" not in response.headers
+
+
 class TestRouting:
     async def test_index_names_every_endpoint(self, client: httpx.AsyncClient):
         text = (await client.get("/")).text

@@ -212,6 +212,10 @@ print(process._process.pid, flush=True)
     assert not alive
 
 
-def test_the_sandbox_imports_no_torch() -> None:
-    script = "import sys, transformers.utils.chat_template_utils; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+def test_the_sandbox_imports_what_renders_and_no_more() -> None:
+    script = (
+        "import sys; from axion.text import template_worker; template_worker._begin()\n"
+        "print({'torch', 'httpx', 'jinja2'} & sys.modules.keys())"
+    )
+    imported = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert imported == "{'jinja2'}\n"

@@ -33,7 +33,8 @@ from axion.errors import EngineUnavailableError, ModelLoadError
 from axion.hub.gguf import TENSOR_TYPES
 from axion.hub.resolve import resolve
 from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered
 from axion.settings import Settings

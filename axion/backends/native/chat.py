@@ -17,9 +17,9 @@ from axion.backends.native.model import LoadedModel
 from axion.backends.native.prompt import chat_prompt
 from axion.backends.native.sampling import fitted_params, seeded
 from axion.backends.native.sequences import run_sequences, take_over
-from axion.openai.chat import (
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import (
     ChatCompletionChunk,
-    ChatCompletionRequest,
     ChatFinishReason,
     ChunkChoice,
     Delta,

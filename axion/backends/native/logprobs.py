@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from axion.backends.native.answer import Answer, ShownToken
-from axion.openai.chat import ChoiceLogprobs, TokenLogprob, TopLogprob
+from axion.openai.chat_answer import ChoiceLogprobs, TokenLogprob, TopLogprob
 from axion.openai.completions import Logprobs
 from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.tokenizer import Tokenizer

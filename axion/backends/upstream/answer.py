@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -15,7 +16,8 @@ from axion.backends.upstream.messages import NO_ERROR, Choice, Event
 from axion.backends.upstream.stop_cut import StopCut
 from axion.backends.upstream.usage import UsageCount
 from axion.errors import CannotContinueError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.common import stop_reason_field
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered, DeliveredChoice
@@ -28,7 +30,7 @@ RequestT = TypeVar("RequestT", ChatCompletionRequest, CompletionRequest)
 ChunkT = TypeVar("ChunkT", ChatCompletionChunk, CompletionChunk)
 
 
-class Answer(Generic[RequestT, ChunkT]):
+class Answer(ABC, Generic[RequestT, ChunkT]):
     """The events of a server to the chunks of a client, whose beginning it may have already.
 
     A subclass knows one endpoint.
@@ -36,7 +38,6 @@ class Answer(Generic[RequestT, ChunkT]):
     Args:
         served_name: what clients call the model.
         delivered: what the client has of the answer from another engine.
-        num_choices: of all prompts.
 
     Attributes:
         path: of the endpoint, behind `/v1`.
@@ -58,14 +59,11 @@ class Answer(Generic[RequestT, ChunkT]):
         request: RequestT,
         request_id: str,
         delivered: Delivered | None,
-        *,
-        num_choices: int,
     ) -> None:
         self._dialect = dialect
         self._faults = faults
         self._request: RequestT = request
         self._delivered = delivered
-        self._num_choices = num_choices
         self._shared: dict[str, Any] = {
             "id": f"{self.id_prefix}-{request_id}",
             "object": self.object,
@@ -76,7 +74,7 @@ class Answer(Generic[RequestT, ChunkT]):
         if request.include_usage and request.stream:
             self._shared["usage"] = None
         self._with_usage = request.usage_in_every_chunk
-        self._tells_usage = dialect.tells_usage and num_choices == 1
+        self._tells_usage = dialect.tells_usage and self._num_choices == 1
         self._usage = UsageCount(delivered, request.num_choices)
         stop = request.stop if dialect.cuts(request) else None
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
@@ -86,6 +84,11 @@ class Answer(Generic[RequestT, ChunkT]):
         self._exhausted = False  # all tokens are delivered, and nobody has said so
         self.is_done = False
         self.is_cut = False
+
+    @property
+    def _num_choices(self) -> int:
+        """Of all prompts."""
+        return self._request.num_choices
 
     def body(self) -> dict[str, Any] | None:
         """What to ask the server for; None where nothing is left to ask for.
@@ -135,13 +138,13 @@ class Answer(Generic[RequestT, ChunkT]):
             body.pop(self._dialect.name_of(name), None)
         return body | {self._dialect.name_of("max_tokens"): 1}
 
+    @abstractmethod
     def _go_on(self, body: dict[str, Any], choice: DeliveredChoice) -> None:
         """Make `body` ask for what follows the delivered text.
 
         Raises:
             CannotContinueError: this server cannot be asked for that.
         """
-        raise NotImplementedError
 
     def _cannot(self, what: str) -> CannotContinueError:
         return CannotContinueError(
@@ -196,22 +199,22 @@ class Answer(Generic[RequestT, ChunkT]):
         if self._request.include_usage:
             yield self._validate({**self._shared, "choices": [], "usage": self._usage_field()})
 
+    @abstractmethod
     def _decode(self, data: bytes) -> Event:
         """Raises:
         msgspec.DecodeError: it is not what the endpoint sends.
         """
-        raise NotImplementedError
 
-    def _validate(self, fields: dict[str, Any]) -> ChunkT:
-        raise NotImplementedError
+    @abstractmethod
+    def _validate(self, fields: dict[str, Any]) -> ChunkT: ...
 
+    @abstractmethod
     def _parts(self, choice: Any) -> Iterator[dict[str, Any]]:
         """What a server's choice adds, as choices of chunks without `index`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, index: int, reason: str) -> dict[str, Any]:
         """The choice of the chunk that ends one, without `index`."""
-        raise NotImplementedError
 
     def _usage_field(self) -> dict[str, Any]:
         return self._usage.as_field()

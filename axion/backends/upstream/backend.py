@@ -12,7 +12,8 @@ from axion.backends.capabilities import Capabilities
 from axion.backends.inference import LibraryBackend
 from axion.backends.upstream.client import Upstream
 from axion.errors import EngineUnavailableError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered
 

@@ -12,7 +12,8 @@ from axion.backends.upstream.answer import Answer
 from axion.backends.upstream.dialect import Dialect
 from axion.backends.upstream.faults import Faults
 from axion.backends.upstream.messages import Call, ChatChoice, ChatEvent, Event, TokenLogprob
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.delivered import Delivered, DeliveredChoice
 
 
@@ -30,15 +31,7 @@ class ChatAnswer(Answer[ChatCompletionRequest, ChatCompletionChunk]):
         request_id: str,
         delivered: Delivered | None,
     ) -> None:
-        super().__init__(
-            dialect,
-            faults,
-            served_name,
-            request,
-            request_id,
-            delivered,
-            num_choices=request.num_choices,
-        )
+        super().__init__(dialect, faults, served_name, request, request_id, delivered)
         self._calls: dict[int, set[int]] = {}
         self._num_reasoning_chunks = 0
 

@@ -25,7 +25,8 @@ from axion.backends.upstream.completions import TextAnswer
 from axion.backends.upstream.dialect import Dialect
 from axion.backends.upstream.faults import Faults
 from axion.backends.upstream.messages import Detokenized, ModelList, Tokenized
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered
 

@@ -29,16 +29,12 @@ class TextAnswer(Answer[CompletionRequest, CompletionChunk]):
         request_id: str,
         delivered: Delivered | None,
     ) -> None:
-        super().__init__(
-            dialect,
-            faults,
-            served_name,
-            request,
-            request_id,
-            delivered,
-            num_choices=request.num_choices * len(request.prompts),
-        )
+        super().__init__(dialect, faults, served_name, request, request_id, delivered)
         self._num_chars: dict[int, int] = {}
+
+    @property
+    def _num_choices(self) -> int:
+        return self._request.num_choices * len(self._request.prompts)
 
     def body(self) -> dict[str, Any] | None:
         body = super().body()

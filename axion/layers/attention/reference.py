@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.contiguous_kv import LENGTH_MULTIPLE, ContiguousStep
 from axion.layers.kv_format import SlotRun
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
@@ -28,13 +29,12 @@ _MIN_ROWS = 128
 MAX_SCORES = 2**24
 # Of a chunk in bfloat16 on a CPU: scores that fit in its caches, and rows that are worth a product.
 _BLOCK_SCORES = 2**21
-_BLOCK_ROWS = (16, 64)
-# Numbers of keys that its blocks see; oneDNN makes a kernel for each, and keeps only so many.
-_BLOCK_LENGTHS = 16
-# From so many sequences on, two products for all of them are faster than torch's own attention.
-_MIN_PRODUCTS = 4
-# Lengths are rounded up to this: oneDNN makes a kernel of its own for each.
-_LENGTH_MULTIPLE = 32
+_BLOCK_ROWS = (16, 128)
+# Numbers of keys that its blocks see: keys are copied for each, and oneDNN makes a kernel.
+_BLOCK_LENGTHS = 8
+# From so many keys of a head on, two products for all sequences are faster than torch's own
+# attention.
+_MIN_PRODUCTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Decode:
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
         slots: `[batch, length]`, where the tokens that they see lie in the KV cache; or
-            `[batch, num_kv_heads, length]`.
+            `[batch, num_kv_heads, length]`; or rows of contiguous copies of them.
         mask: `[batch, 1 or num_kv_heads, 1, length]`, additive.
         distances: `[batch, 1, 1, 1, length]`, from each token to those that it sees; at most 0.
         compressed: slots of compressed entries that they see as well, `[batch, num_entries]`; the
@@ -52,7 +52,7 @@ class Decode:
     """
 
     rows: Tensor | None
-    slots: Tensor | SlotRun
+    slots: Tensor | SlotRun | ContiguousStep
     mask: Tensor
     distances: Tensor
     compressed: Tensor | None = None
@@ -117,14 +117,31 @@ class _Caches(NamedTuple):
     own: KVCache
     compressed: KVCache | None
 
-    def gathers_heads(self, group: Decode) -> bool:
-        """Whether all heads have keys at the same slots of one cache."""
-        return (
-            group.compressed is None and isinstance(group.slots, Tensor) and group.slots.ndim == 2
-        )
+    def has_heads_apart(self, group: Decode) -> bool:
+        """Whether `by_head` gives what they see, which is not so of heads with slots of their own
+        and of two caches."""
+        if isinstance(group.slots, Tensor):
+            return group.slots.ndim == 2 and group.compressed is None
+        return isinstance(group.slots, ContiguousStep)
 
-    def gather(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
+    def by_head(self, group: Decode) -> tuple[Tensor, Tensor]:
+        """`[batch, num_kv_heads, length, head_dim]` of each, contiguous."""
+        keys, values = self.own.keys, self.own.values
+        if isinstance(group.slots, ContiguousStep):
+            assert self.own.contiguous is not None
+            return self.own.contiguous.read(keys, values, group.slots)
+        assert isinstance(group.slots, Tensor), "of a run nothing is gathered"
+        head_slots = group.head_slots(keys.num_heads)
+        k, v = (x.gather_heads(group.slots, head_slots) for x in (keys, values))
+        heads = (len(group.slots), keys.num_heads)
+        return k.unflatten(0, heads), v.unflatten(0, heads)
+
+    def by_token(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
         """`[..., length, num_kv_heads, head_dim]` of each, those of compressed entries last."""
+        if isinstance(group.slots, ContiguousStep):
+            assert isinstance(group, Decode)
+            k, v = self.by_head(group)
+            return k.transpose(1, 2), v.transpose(1, 2)
         own = self.own.keys, self.own.values
         if isinstance(group.slots, Tensor) and group.slots.ndim == 3:
             k, v = (entries.gather_by_head(group.slots) for entries in own)
@@ -199,8 +216,9 @@ def paged_attention(
         return _attend_chosen(q, caches, chosen, window, compressed, context, scores)
     max_scores = None if scores.is_plain else MAX_SCORES // q.shape[1]
     entries = None if compressed is None else (compressed.cache.group, compressed.cache.stride)
+    copied = cache.contiguous is not None and (window, chunk, compressed) == (None, None, None)
     groups = context.once(
-        (attention_groups, cache.group, window, chunk, max_scores, entries),
+        (attention_groups, cache.group, window, chunk, max_scores, entries, copied),
         partial(
             attention_groups,
             kv_group=cache.group,
@@ -208,6 +226,7 @@ def paged_attention(
             chunk=chunk,
             max_scores=max_scores,
             compressed=entries,
+            copied=copied,
         ),
     )
     out = q.new_empty(*q.shape[:2], cache.values.head_dim)
@@ -225,9 +244,10 @@ def _attend_decode(q: Tensor, caches: _Caches, group: Decode, scores: Scores) ->
     # The heads that share a kv head become rows of one query: no copies of keys and values.
     q = q.unflatten(1, (caches.own.keys.num_heads, -1))
     suits_products = scores.is_plain and _suits_blocks(q.device, q.dtype)
-    if suits_products and len(q) >= _MIN_PRODUCTS and caches.gathers_heads(group):
-        return _attend_rows(q, caches.own, group, scores.scale)
-    k, v = (x.transpose(1, 2) for x in caches.gather(group))
+    are_worth_it = q.shape[2] == 1 or len(q) * group.mask.shape[-1] >= _MIN_PRODUCTS
+    if suits_products and are_worth_it and caches.has_heads_apart(group):
+        return _attend_rows(q, *caches.by_head(group), group.mask, scores.scale)
+    k, v = (x.transpose(1, 2) for x in caches.by_token(group))
     if suits_products and q.shape[2] == 1:
         # Products with a single row are slow in bfloat16: three times, measured with AVX-512.
         q, k, v, mask = (x.float() for x in (q, k, v, group.mask))
@@ -241,20 +261,21 @@ def _attend_decode(q: Tensor, caches: _Caches, group: Decode, scores: Scores) ->
     return out.flatten(1, 2)
 
 
-def _attend_rows(q: Tensor, cache: KVCache, group: Decode, scale: float) -> Tensor:
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention of many sequences' single tokens, as two products.
 
     Args:
         q: `[batch, num_kv_heads, heads_per_kv_head, head_dim]`.
+        k: `[batch, num_kv_heads, length, head_dim]`, contiguous: or it would be copied.
+        v: `[batch, num_kv_heads, length, v_head_dim]`, contiguous.
+        mask: as in `Decode`.
 
     Returns:
         `[batch, num_heads, v_head_dim]`.
     """
-    slots, head_slots = group.slots, group.head_slots(q.shape[1])
-    assert isinstance(slots, Tensor)
-    k, v = (entries.gather_heads(slots, head_slots) for entries in (cache.keys, cache.values))
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
     x = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), k.transpose(1, 2), beta=0, alpha=scale)
-    x = x.unflatten(0, q.shape[:2]).add_(group.mask).softmax(-1)
+    x = x.unflatten(0, q.shape[:2]).add_(mask).softmax(-1)
     return torch.bmm(x.flatten(0, 1), v).view(len(q), -1, v.shape[-1])
 
 
@@ -285,7 +306,7 @@ def _attend_chosen(
         ends, is_hidden = _ends(entries, stride, positions, last)
         seen.append((compressed.cache, ends))
         hidden = torch.cat((hidden, is_hidden), dim=-1)
-    mask = q.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, :, None]
+    mask = _additive(hidden, q.dtype)[:, :, None]
     out = q.new_empty(*q.shape[:2], caches.own.values.head_dim)
     max_rows = max(1, MAX_SCORES // (hidden.shape[-1] * caches.own.k.shape[2] * q.shape[2]))
     for start in range(0, len(q), max_rows):
@@ -317,7 +338,7 @@ def _ends(
 
 def _attend_chunk(q: Tensor, caches: _Caches, chunk: Chunk, scores: Scores) -> Tensor:
     # kv heads as the batch, and the query heads of each as its heads: expand copies nothing.
-    k, v = (x.transpose(0, 1) for x in caches.gather(chunk))
+    k, v = (x.transpose(0, 1) for x in caches.by_token(chunk))
     q = q.transpose(0, 1).unflatten(0, (k.shape[0], -1))
     if scores.is_plain and chunk.compressed is None and _suits_blocks(q.device, q.dtype):
         return _attend_blocks(q, k, v, chunk.mask, scores.scale)
@@ -391,22 +412,23 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: 
     fewest, most = _BLOCK_ROWS
     step = min(max(_BLOCK_SCORES // (num_kv_heads * group * length), fewest), most)
     stride = step * -(-query_len // (step * _BLOCK_LENGTHS))
-    k, v = k.contiguous().transpose(1, 2), v.contiguous()
     hidden = torch.full((step, stride), float("-inf"), dtype=q.dtype).triu_(1)
     zero = torch.zeros(1, dtype=q.dtype)  # of which baddbmm takes nothing
     out = q.new_empty(query_len, num_kv_heads, group, v.shape[-1])
     for start in range(0, query_len, step):
         end = min(start + step, query_len)
         first = length - query_len + start
-        seen = min(length - query_len + -(-end // stride) * stride, length)
+        if start % stride == 0:
+            seen = min(first + stride, length)
+            keys, values = k[:, :seen].contiguous().transpose(1, 2), v[:, :seen].contiguous()
         rows = q[:, :, start:end].flatten(1, 2)
-        x = torch.baddbmm(zero, rows, k[..., :seen], beta=0, alpha=scale)
+        x = torch.baddbmm(zero, rows, keys, beta=0, alpha=scale)
         x = x.unflatten(1, (group, end - start))
         if mask is None:
             x[..., first:] += hidden[: end - start, : seen - first]
         else:
             x += mask[start:end, :seen]
-        x = torch.bmm(x.softmax(-1).flatten(1, 2), v[:, :seen])
+        x = torch.bmm(x.softmax(-1).flatten(1, 2), values)
         out[start:end] = x.unflatten(1, (group, end - start)).permute(2, 0, 1, 3)
     return out.flatten(1, 2)
 
@@ -420,6 +442,7 @@ def attention_groups(
     max_scores: int | None = None,
     stride: int = 1,
     compressed: tuple[int, int] | None = None,
+    copied: bool = False,
 ) -> list[Decode | Chunk]:
     """What attention to the tokens of a group needs, or to its entries of `stride` tokens each.
 
@@ -427,6 +450,7 @@ def attention_groups(
         window, chunk: as in `paged_attention`; not of entries.
         max_scores: of a piece, at most; None: pieces are as large as a window.
         compressed: group and stride of entries that are seen besides.
+        copied: sequences of one new token may be read from contiguous copies.
     """
     device = context.positions.device
     reach = window or chunk
@@ -463,9 +487,35 @@ def attention_groups(
                 )
         row += query_len
     if decodes:
-        rows = decode_rows if groups else None
-        groups.append(_joined([_decode(context, decodes, rows, *part) for part in seen]))
+        step = None
+        if copied and kv_group in context.contiguous_rows:
+            take = partial(_take_rows, kv_group=kv_group, seqs=decodes)
+            step = context.once((_take_rows, kv_group), take)
+        if step is not None:
+            row_of = dict(zip(decodes, decode_rows, strict=True))
+            groups.append(_decode_copies(context, [row_of[seq] for seq in step.order], step))
+        else:
+            rows = decode_rows if groups else None
+            groups.append(_joined([_decode(context, decodes, rows, *part) for part in seen]))
     return groups
+
+
+def _take_rows(context: ForwardContext, kv_group: int, seqs: list[int]) -> ContiguousStep | None:
+    return context.contiguous_rows[kv_group].take(
+        seqs, context.context_lens_list, context.block_tables[kv_group], context.block_size
+    )
+
+
+def _decode_copies(context: ForwardContext, rows: list[int], step: ContiguousStep) -> Decode:
+    """The sequences of copies, whose rows in the batch are these."""
+    distances = torch.arange(step.length) - (step.context_lens[:, None] - 1)
+    is_in_order = rows == list(range(len(context.positions)))
+    return Decode(
+        rows=None if is_in_order else torch.tensor(rows),
+        slots=step,
+        mask=_additive(distances > 0, _dtype(context))[:, None, None],
+        distances=distances[:, None, None, None],
+    )
 
 
 def _joined(parts: list[GroupT]) -> GroupT:
@@ -496,7 +546,7 @@ def _decode(
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
     if _suits_blocks(device, _dtype(context)):
-        longest = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        longest = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     if reach is None or reach >= longest:
         tokens = torch.arange(longest // stride, device=device) * stride + (stride - 1)
     else:
@@ -504,13 +554,11 @@ def _decode(
     hidden = tokens >= lengths
     if chunk is not None:
         hidden |= tokens < (lengths - 1) // chunk * chunk
-    mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
-    mask.masked_fill_(hidden, float("-inf"))
     slots = token_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)
     return Decode(
         rows=None if rows is None else torch.tensor(rows, device=device),
         slots=_run(slots) if stride == 1 else slots,
-        mask=mask[:, None, None],
+        mask=_additive(hidden, _dtype(context))[:, None, None],
         distances=(tokens - lengths + 1)[:, None, None, None],
     )
 
@@ -546,8 +594,7 @@ def _chunk(
             hidden |= tokens < positions // chunk * chunk
         elif reach is not None:
             hidden |= tokens <= positions - reach
-        mask = torch.zeros(hidden.shape, dtype=_dtype(context), device=device)
-        mask.masked_fill_(hidden, float("-inf"))
+        mask = _additive(hidden, _dtype(context))
     tables = context.block_tables[kv_group][seq : seq + 1]
     slots = token_slots(tables, tokens[None], context.block_size)[0]
     return Chunk(rows, _run(slots) if stride == 1 else slots, mask, positions, tokens)
@@ -576,6 +623,12 @@ def _run(slots: Tensor) -> Tensor | SlotRun:
     if is_run and bool((slots.diff() == 1).all()):
         return SlotRun(int(slots.flatten()[0]), slots.shape)
     return slots
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that hides what is true."""
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, float("-inf"))
 
 
 def _dtype(context: ForwardContext) -> torch.dtype:

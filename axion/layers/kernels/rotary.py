@@ -15,12 +15,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
-        cos, sin: `[num_tokens, 1, num_pairs]`.
+        cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
     """
     num_tokens, num_heads, head_dim = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = x.new_empty(x.shape)
-    num_pairs = cos.shape[-1]
+    num_pairs = cos.shape[-1] // 2
     rest = head_dim - 2 * num_pairs
     block = triton.next_power_of_2(max(num_pairs, rest))
     heads = max(1, min(_MAX_PAIRS // block, triton.next_power_of_2(num_heads)))
@@ -68,8 +68,10 @@ def _rotate(
     out += (token * num_heads + head) * (2 * NUM_PAIRS + REST)
     a = tl.load(x + i * STEP, mask=is_pair, other=0.0).to(tl.float32)
     b = tl.load(x + i * STEP + PARTNER, mask=is_pair, other=0.0).to(tl.float32)
-    c = tl.load(cos + token * NUM_PAIRS + i, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
-    s = tl.load(sin + token * NUM_PAIRS + i, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
+    # Of the second half, whose sines are not negated.
+    table = (2 * token + 1) * NUM_PAIRS + i
+    c = tl.load(cos + table, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
+    s = tl.load(sin + table, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
     tl.store(out + i * STEP, (a * c - b * s).to(out.dtype.element_ty), mask=is_pair)
     tl.store(out + i * STEP + PARTNER, (b * c + a * s).to(out.dtype.element_ty), mask=is_pair)
     if REST:

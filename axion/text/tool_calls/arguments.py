@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -105,11 +106,11 @@ class TaggedArguments(ToolCallParser):
     def _first_of_argument(self) -> str:
         return self.argument_begin.strip()
 
-    def argument_key(self) -> Steps[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def argument_key(self) -> Steps[str]: ...
 
-    def argument_value(self, types: frozenset[str]) -> Steps[None]:
-        raise NotImplementedError
+    @abstractmethod
+    def argument_value(self, types: frozenset[str]) -> Steps[None]: ...
 
     def value_until(self, types: frozenset[str], *ends: str) -> Steps[None]:
         """Tell a value that one of `ends` ends."""

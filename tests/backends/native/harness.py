@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.errors import AxionError, EngineUnavailableError
-from axion.openai.chat import ChatCompletionRequest, collect_chat
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import collect_chat
 from axion.openai.completions import CompletionRequest, collect_completion
 from axion.openai.parsing import parse_request
 from axion.types import SamplingParams, SequenceOutput

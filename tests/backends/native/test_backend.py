@@ -8,7 +8,7 @@ from axion.backends.base import ModelConfig
 from axion.backends.native.backend import NativeBackend
 from axion.engine.echo import EchoEngine
 from axion.errors import EngineUnavailableError, ModelLoadError
-from axion.openai.chat import collect_chat
+from axion.openai.chat_answer import collect_chat
 from axion.types import BackendState, EngineConfig
 from tests.backends.native.harness import (
     RecordingEngine,

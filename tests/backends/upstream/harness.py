@@ -11,7 +11,8 @@ from typing import Any
 from axion.backends.capabilities import Capabilities
 from axion.backends.upstream.client import Upstream
 from axion.errors import AxionError
-from axion.openai.chat import ChatCompletionChunk, ChatCompletionRequest
+from axion.openai.chat import ChatCompletionRequest
+from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
 from axion.openai.delivered import Delivered
 from tests.backends.fake_server import FakeServer

@@ -17,7 +17,7 @@ from axion.backends.upstream.client import Upstream
 from axion.backends.upstream.dialect import Dialect
 from axion.backends.upstream.faults import Faults
 from axion.errors import EngineUnavailableError
-from axion.openai.chat import collect_chat
+from axion.openai.chat_answer import collect_chat
 from axion.openai.completions import collect_completion
 from tests.backends.fake_server import text_of
 from tests.backends.upstream.harness import (

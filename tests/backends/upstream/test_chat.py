@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from axion.openai.chat import collect_chat
+from axion.openai.chat_answer import collect_chat
 from tests.backends.upstream.harness import TOOL, chat_request, dumped, take, text_request
 
 

@@ -1,0 +1,182 @@
+"""`POST /v1/chat/completions`: the answer and its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from pydantic import Field, SkipValidation
+from pydantic.json_schema import SkipJsonSchema
+
+from axion.errors import InternalError
+from axion.openai.common import Usage, UsageSoFar, stop_reason_field
+from axion.openai.fields import ResponseModel
+
+
+class TopLogprob(ResponseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(ResponseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(ResponseModel):
+    content: list[TokenLogprob] | None
+    refusal: None
+
+
+class DeltaFunction(ResponseModel):
+    name: str | None = None
+    arguments: str
+
+
+class FunctionCall(DeltaFunction):
+    name: str
+
+
+class MessageToolCall(ResponseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class DeltaToolCall(ResponseModel):
+    """A call, or with nothing but `index` and `arguments` what follows of one."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: DeltaFunction
+
+
+class Delta(ResponseModel):
+    role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
+    content: str | None = None
+    tool_calls: list[DeltaToolCall] | None = None
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChunkChoice(ResponseModel):
+    """Attributes:
+    stop_reason: the stop string, or the one of `stop_token_ids`, that ended the answer;
+        vLLM's extension, there only where one did.
+    """
+
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None
+    finish_reason: ChatFinishReason | None
+    stop_reason: int | str | None = None
+
+
+class ChatCompletionChunk(ResponseModel):
+    """Attributes:
+    usage_so_far: where the engine tells it; not sent to clients.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
+
+
+class AssistantAnswer(ResponseModel):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+
+
+class Choice(ResponseModel):
+    index: int
+    message: AssistantAnswer
+    logprobs: ChoiceLogprobs | None
+    finish_reason: ChatFinishReason
+    stop_reason: int | str | None = None
+
+
+class ChatCompletion(ResponseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str | None
+    choices: list[Choice]
+    usage: Usage
+
+
+async def collect_chat(
+    chunks: AsyncIterator[ChatCompletionChunk], *, with_logprobs: bool = False
+) -> ChatCompletion:
+    """One whole answer from the chunks of a request that does not stream.
+
+    Args:
+        with_logprobs: the request asks for them: an answer without tokens has empty lists.
+
+    Raises:
+        InternalError: the chunks ended before the answer did.
+    """
+    parts: dict[int, list[ChunkChoice]] = {}
+    chunk = usage = None
+    async for chunk in chunks:
+        for choice in chunk.choices:
+            parts.setdefault(choice.index, []).append(choice)
+        usage = chunk.usage or usage
+    if chunk is None or usage is None:
+        raise InternalError("The answer ended early.")
+    return ChatCompletion(
+        id=chunk.id,
+        object="chat.completion",
+        created=chunk.created,
+        model=chunk.model,
+        system_fingerprint=chunk.system_fingerprint,
+        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
+        usage=usage,
+    )
+
+
+def _collect_choice(index: int, parts: list[ChunkChoice], with_logprobs: bool) -> Choice:
+    finish_reason = parts[-1].finish_reason
+    if finish_reason is None:
+        raise InternalError("The answer ended early.")
+    content = "".join(part.delta.content or "" for part in parts)
+    reasoning = "".join(part.delta.reasoning_content or "" for part in parts)
+    calls: dict[int, MessageToolCall] = {}
+    for call in (call for part in parts for call in part.delta.tool_calls or ()):
+        if call.id is not None:
+            function = FunctionCall(name=call.function.name or "", arguments="")
+            calls[call.index] = MessageToolCall(id=call.id, type="function", function=function)
+        calls[call.index].function.arguments += call.function.arguments
+    message = AssistantAnswer(
+        role="assistant", content=content if content or not calls else None, refusal=None
+    )
+    if reasoning:
+        message.reasoning_content = reasoning
+    if calls:
+        message.tool_calls = list(calls.values())
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return Choice(
+        index=index,
+        message=message,
+        logprobs=ChoiceLogprobs(
+            content=[entry for part in logprobs for entry in part.content or ()], refusal=None
+        )
+        if logprobs or with_logprobs
+        else None,
+        finish_reason=finish_reason,
+        **stop_reason_field(parts[-1].stop_reason),
+    )

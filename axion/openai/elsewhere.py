@@ -1,0 +1,52 @@
+"""Fields by which other servers know something: what to send here in their place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_LOGIT_BIAS = "logit_bias moves tokens by their ids, structured_outputs holds to texts"
+_TOKEN_IDS = "logprobs has each token's bytes, and /tokenize the ids of a text"
+_ONE_GRAMMAR = "there is one implementation of structured outputs, and it has no options"
+_PREFIX_CACHE = "the prefix cache is automatic"
+_SAMPLING = "send temperature, top_p, top_k or min_p"
+_TEMPLATE = "the model's own chat template is used; chat_template_kwargs has its variables"
+
+FIELDS_ELSEWHERE: Final = {
+    # vLLM
+    "allowed_token_ids": _LOGIT_BIAS,
+    "bad_words": _LOGIT_BIAS,
+    "chat_template": _TEMPLATE,
+    "documents": "chat_template_kwargs.documents reaches a chat template that reads it",
+    "echo": "only text completions have it",
+    "guided_decoding_backend": _ONE_GRAMMAR,
+    "guided_whitespace_pattern": _ONE_GRAMMAR,
+    "include_reasoning": "reasoning is always told apart; reasoning_effort: none switches it off",
+    "length_penalty": "there is no beam search",
+    "mm_processor_kwargs": "this model takes text only",
+    "prompt_embeds": "send a text or token ids",
+    "request_id": "send the header X-Request-ID",
+    "return_token_ids": _TOKEN_IDS,
+    "return_tokens_as_token_ids": _TOKEN_IDS,
+    "spaces_between_special_tokens": "the tokenizer's own spaces are kept",
+    "thinking_token_budget": "reasoning_effort says how much the model is to think",
+    "truncate_prompt_tokens": "shorten the prompt; /tokenize counts its tokens",
+    "use_beam_search": "n with temperature gives several answers",
+    # llama.cpp
+    "cache_prompt": _PREFIX_CACHE,
+    "grammar": "send structured_outputs.grammar",
+    "id_slot": _PREFIX_CACHE,
+    "json_schema": "send structured_outputs.json",
+    "mirostat": _SAMPLING,
+    "n_predict": "send max_tokens",
+    "n_probs": "send logprobs",
+    "repeat_penalty": "send repetition_penalty",
+    "samplers": _SAMPLING,
+    "typical_p": _SAMPLING,
+    # Ollama
+    "format": "send response_format, or structured_outputs.json",
+    "keep_alive": "the model stays loaded while the server runs",
+    "num_ctx": "the server's setting MAX_SEQ_LEN is the context's length",
+    "num_predict": "send max_tokens",
+    "options": "send what is in it as fields of the request, and max_tokens for num_predict",
+    "think": "send reasoning_effort",
+}
