@@ -12,7 +12,7 @@ from axion.engine.assembly import load_engine
 from axion.engine.messages import AddRequest
 from axion.errors import InternalError, InvalidRequestError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE
+from axion.hub.snapshot import native_formats
 from axion.text.chat_template import load_chat_template
 from axion.text.detokenizer import IncrementalDetokenizer
 from axion.text.stop import StopStrings
@@ -63,9 +63,12 @@ class LLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
+        formats = native_formats(
+            allow_pickle=options.get("allow_pickle", False),
+            trust_remote_code=options.get("trust_remote_code", False),
+        )
         # In a thread, because a notebook's own thread has an event loop that runs already.
         with ThreadPoolExecutor(1) as thread:
-            formats = FORMATS_WITH_PICKLE if options.get("allow_pickle") else FORMATS
             path = thread.submit(asyncio.run, resolve(model, formats=formats)).result().path
         self.tokenizer = load_tokenizer(path)
         self.chat_template = load_chat_template(path, self.tokenizer)

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
         description="whether the native engine loads pytorch_model.bin where there are no"
         " safetensors; of pickles it takes tensors only",
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="whether Python code that comes with a model (auto_map) is downloaded and run,"
+        " with the server's rights, where neither Axion nor transformers has its architecture; vLLM"
+        " gets --trust-remote-code",
+    )
     allowed_model_folders: str = Field(
         "",
         description="folders that local models must lie in, with commas between; empty: anywhere",

@@ -204,6 +204,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
         async_scheduling: the next step is prepared while one is computed; None: on CUDA.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        trust_remote_code: Python that comes with the model may be run, where neither Axion nor
+            transformers has the architecture.
         speculative: what guesses tokens ahead: `auto`, the draft model if there is one; `ngram`,
             the sequence's own earlier tokens; or `off`.
         draft_model_path: folder of a small model of the same vocabulary; empty: there is none.
@@ -228,6 +230,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cuda_graphs: bool = True
     async_scheduling: bool | None = None
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     speculative: str = "auto"
     draft_model_path: str = ""
     deterministic: bool = False

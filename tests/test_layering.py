@@ -194,7 +194,7 @@ def test_one_architecture_imports_another_only_as_its_child():
         *("axion.models.hybrid", "axion.models.gated_delta_net", "axion.models.indexed"),
         *("axion.models.fallback_calls", "axion.models.fallback_config"),
         *("axion.models.fallback_head", "axion.models.fallback_layers"),
-        "axion.models.fallback_weights",
+        *("axion.models.fallback_weights", "axion.models.remote_code"),
         *("axion.models.mamba_mixer", "axion.models.mamba2_mixer"),
         *("axion.models.seeing", "axion.models.transformers_fallback"),
         *("axion.models.kimi_delta_attention", "axion.models.hyper_connections"),

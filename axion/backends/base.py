@@ -34,6 +34,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         tensor_parallel_size: GPUs that share each of the model's layers.
         cuda_graphs, async_scheduling: as in `EngineConfig`.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        trust_remote_code: as in `EngineConfig`; vLLM gets its own flag.
         deterministic: as in `EngineConfig`, by engines whose facts say that they can be.
     """
 
@@ -57,6 +58,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_scheduling: bool | None = None
     tensor_parallel_size: int = 1
     allow_pickle: bool = False
+    trust_remote_code: bool = False
     deterministic: bool = False
 
     @property

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 
 from axion.backends.installed import AskError, ask
-from axion.hub.config import load_config, quantization_config
+from axion.hub.config import brings_code, load_config, quantization_config
 from axion.hub.gguf import FLOAT_TYPES, GGUF, is_gguf, read_gguf
 from axion.hub.gguf_config import gguf_architecture
 from axion.hub.snapshot import FORMATS_WITH_PICKLE, has_only_pickle, weight_files
@@ -34,6 +34,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         head_dim: 0 where config.json does not tell.
         max_length: longest sequence that the model is meant for, in tokens; 0 where that is not
             told.
+        has_remote_code: its repository brings a class for it (see `brings_code`).
     """
 
     name: str
@@ -76,6 +77,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
         quantizations: the methods by which weights may be quantized; None if any.
         quantizes: what it can quantize plain weights to while it loads them.
         deterministic: a request can get the same bits in whatever batch.
+        remote_code: it can run a class that the model's repository brings.
         dtypes: those that it computes with on a device; any, where a device is not named.
         faults: by `architecture` or `architecture/device`: listed by the engine, and known to
             fail.
@@ -100,6 +102,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     quantizations: frozenset[str] | None = None
     quantizes: frozenset[str] = frozenset()
     deterministic: bool = False
+    remote_code: bool = False
     dtypes: Mapping[str, frozenset[str]] = {}
     faults: Mapping[str, str] = {}
     memory_factor: Mapping[str, float] = {}
@@ -138,7 +141,7 @@ def model_facts(name: str, path: Path, weight_bytes: int | None = None) -> Model
         num_embedding_weights=_product(text, "vocab_size", "hidden_size"),
         head_dim=_head_dim(text),
         max_length=_max_length(text),
-        has_remote_code=bool(config.get("auto_map")),
+        has_remote_code=brings_code(config),
     )
 
 

@@ -129,6 +129,8 @@ class VllmBackend(SpawnedBackend):
             if model.kv_cache_bytes is not None:
                 options["--kv-cache-memory-bytes"] = model.kv_cache_bytes
         flags = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+        if model.trust_remote_code:
+            flags.append("--trust-remote-code")
         parsers = parsers_of(Path(path), _PARSERS)
         if parsers.tools is not None:
             options["--tool-call-parser"] = parsers.tools

@@ -8,6 +8,7 @@ from functools import partial
 from axion.cli.loading import progress
 from axion.cli.options import LocalModel
 from axion.hub.resolve import resolve
+from axion.hub.snapshot import native_formats
 from axion.settings import load_settings, model_folders
 
 
@@ -22,6 +23,10 @@ def download(model: LocalModel = None) -> None:
             resolve(
                 settings.model_name,
                 on_progress=partial(show, "Downloading"),
+                formats=native_formats(
+                    allow_pickle=settings.allow_pickle,
+                    trust_remote_code=settings.trust_remote_code,
+                ),
                 folders=model_folders(settings),
             )
         )

@@ -49,6 +49,7 @@ def model_config(settings: Settings) -> ModelConfig:
         async_scheduling=None if settings.async_scheduling == "auto" else False,
         tensor_parallel_size=settings.tensor_parallel_size,
         allow_pickle=settings.allow_pickle,
+        trust_remote_code=settings.trust_remote_code,
         deterministic=settings.deterministic,
     )
 

@@ -23,7 +23,7 @@ from axion.backends.base import InferenceBackend
 from axion.cli.loading import create_backend, model_config, progress
 from axion.errors import EngineUnavailableError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, Snapshot
+from axion.hub.snapshot import Snapshot, native_formats
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
@@ -144,7 +144,10 @@ def local_model(name: str | None) -> Iterator[LocalModel]:
                 resolve(
                     name,
                     on_progress=partial(show, f"Downloading {name}"),
-                    formats=FORMATS_WITH_PICKLE if settings.allow_pickle else FORMATS,
+                    formats=native_formats(
+                        allow_pickle=settings.allow_pickle,
+                        trust_remote_code=settings.trust_remote_code,
+                    ),
                     folders=model_folders(settings),
                 )
             )

@@ -63,6 +63,7 @@ def load_engine(
         dtype=config.dtype,
         quantization=config.quantization,
         allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
         on_progress=on_progress,
     )
     draft_model = None

@@ -29,7 +29,7 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """The checkpoint at `path`. Nothing that a model's files hold is ever executed.
+    """The checkpoint at `path`. Nothing that these files hold is executed.
 
     Args:
         allow_pickle: weights in pytorch_model.bin may be loaded.

@@ -102,7 +102,13 @@ def load_draft_model(config: EngineConfig, model: CausalLM, device: torch.device
         ModelLoadError: it cannot be loaded, or does not fit the model.
     """
     path = Path(config.draft_model_path)
-    draft = load_model(path, device=device, dtype=model.dtype, allow_pickle=config.allow_pickle)
+    draft = load_model(
+        path,
+        device=device,
+        dtype=model.dtype,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    )
     for name, can_rewind in (("model", model.can_rewind), ("draft model", draft.can_rewind)):
         if not can_rewind:
             raise ModelLoadError(

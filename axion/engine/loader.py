@@ -54,6 +54,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     quantization: str = "none",
     allow_pickle: bool = False,
+    trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> CausalLM:
     """Load the model at `path`.
@@ -62,6 +63,8 @@ def load_model(
         dtype: to keep the weights and compute in; see `resolve_dtype`.
         quantization: what plain weights are quantized to; see `quantization_method`.
         allow_pickle: weights in pytorch_model.bin may be loaded.
+        trust_remote_code: Python that comes with the model may be run, where neither Axion nor
+            transformers has the architecture.
         on_progress: called with (bytes loaded, bytes in all).
 
     Raises:
@@ -70,7 +73,7 @@ def load_model(
     """
     checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     config = checkpoint.config
-    model_class = load_model_class(config)
+    model_class = load_model_class(config, path if trust_remote_code else None)
     method = quantization_method(config, quantization)
     if issubclass(model_class, TransformersCausalLM):
         computed = resolve_dtype(dtype, config, device)

@@ -16,6 +16,11 @@ QUANTIZATION_FILES = {
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
+# Why a model that brings its own class (see `brings_code`) is not served.
+CODE_IS_NOT_RUN = (
+    "The model brings its own Python code (auto_map), which is not run unless it is asked for: "
+    "TRUST_REMOTE_CODE=true runs its author's code on this machine, with this server's rights."
+)
 # A mixture of experts lists some 100,000 tensors here: about 10 MB.
 MAX_INDEX_BYTES = 64 * 2**20
 
@@ -46,6 +51,12 @@ def load_config(path: Path) -> dict[str, Any]:
                 config["quantization_config"] = {"quant_method": method, **quantization}
                 break
     return config
+
+
+def brings_code(config: dict[str, Any]) -> bool:
+    """Whether config.json names a class of the repository's own (`auto_map`) for writing text."""
+    auto_map = config.get("auto_map")
+    return isinstance(auto_map, dict) and bool(auto_map.get("AutoModelForCausalLM"))
 
 
 def quantization_config(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.messages import Downloaded, Failed, FromCache, Message, Progress
 from axion.hub.snapshot import (
     FORMATS,
+    PYTHON,
     SMALL_FILES,
     check_snapshot,
     choose_gguf,
@@ -185,7 +186,8 @@ def cached_snapshot(
     try:
         if "gguf" in formats and (path := _cached_gguf(repo_id, revision, tag)) is not None:
             return path
-        folder = _cached_folder(repo_id, revision, SMALL_FILES)
+        code = ["*.py"] if PYTHON in formats else []
+        folder = _cached_folder(repo_id, revision, [*SMALL_FILES, *code])
         check_snapshot(folder, formats)
     except (OSError, LocalEntryNotFoundError, IncompleteSnapshotError, ModelLoadError):
         return None

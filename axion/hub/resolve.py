@@ -47,7 +47,7 @@ async def resolve(
             `org/name` or `org/name@revision`; or a GGUF file: its path, or behind the id and a
             colon its quantization or name, `org/name:Q4_K_M`.
         on_progress: called with bytes downloaded and bytes to download.
-        formats: of weights that can be used.
+        formats: of weights that can be used; with `python` the repository's own code comes too.
         folders: that a local model must lie in, if there are any.
 
     Raises:

@@ -22,6 +22,8 @@ PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
 # Of weights, those that the native engine loads; and with what is loaded only if it is allowed.
 FORMATS = frozenset({"safetensors", "gguf"})
 FORMATS_WITH_PICKLE = FORMATS | {"pickle"}
+# Beside formats of weights: the repository's own code is wanted too.
+PYTHON = "python"
 # Of a repository's GGUF files, the one that is taken where none is named.
 _USUAL_GGUF = "Q4_K_M"
 
@@ -49,6 +51,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     revision: str | None
     source: Literal["demo", "local", "hub"]
+
+
+def native_formats(*, allow_pickle: bool, trust_remote_code: bool) -> frozenset[str]:
+    """What the native engine takes of a repository."""
+    formats = FORMATS_WITH_PICKLE if allow_pickle else FORMATS
+    return formats | {PYTHON} if trust_remote_code else formats
 
 
 def weight_files(path: Path, formats: Collection[str] = FORMATS) -> list[Path]:
@@ -113,8 +121,9 @@ def fingerprint(path: Path) -> str:
 def select_files(
     names: Collection[str], *, tag: str = "", formats: Collection[str] = FORMATS
 ) -> list[str]:
-    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights; or
-    GGUF files alone, if `tag` names one or there are no other weights.
+    """Those of a repository's files that serving needs: configs, tokenizer, templates, weights,
+    and Python if `formats` has it; or GGUF files alone, if `tag` names one or there are no other
+    weights.
 
     Raises:
         ModelLoadError: a name would leave the folder, or there are no weights of `formats`.
@@ -137,7 +146,8 @@ def select_files(
     ]
     modules = [name for name in names if _MODULE_CONFIG.fullmatch(name)]
     small = [name for name in top if name.endswith((".json", ".jinja", *_TOKENIZER_SUFFIXES))]
-    return sorted({*templates, *modules, *small, *weights})
+    code = [name for name in top if name.endswith(".py")] if PYTHON in formats else []
+    return sorted({*templates, *modules, *small, *weights, *code})
 
 
 def refuse_other_formats(names: Collection[str]) -> None:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import axion.models
 from axion.errors import ModelLoadError
+from axion.hub.config import CODE_IS_NOT_RUN, brings_code
 from axion.models.base import CausalLM
 from axion.models.encoder import Encoder
+from axion.models.remote_code import remote_class
 from axion.models.seeing import SeeingForConditionalGeneration, text_part
 from axion.models.transformers_fallback import TransformersCausalLM, fallback_class
 
@@ -47,28 +49,33 @@ def embedding_classes() -> dict[str, type[CausalLM] | type[Encoder]]:
     return headless | decoders | _classes(Encoder)
 
 
-def load_model_class(config: dict[str, Any]) -> type[CausalLM]:
+def load_model_class(config: dict[str, Any], code: Path | None = None) -> type[CausalLM]:
     """The class of the first architecture in config.json that writes text; where none has one of
-    Axion's own, transformers' class.
+    Axion's own, transformers' class; where that has none either, the repository's own (`auto_map`).
+
+    Args:
+        code: folder of the model, where Python in it may be run; None: nothing of it is.
 
     Raises:
         ModelLoadError: there is no class, and the message says where those are listed that there
-            are, and that Python in the repository (`auto_map`) is never run; or its file is
-            broken.
+            are, and how to ask for Python in the repository; or its file is broken.
     """
     if model_classes().keys().isdisjoint(config["architectures"]):
         for name in config["architectures"]:
             _refuse_broken(name)
             if (cls := fallback_class(name)) is not None:
                 return cls
-    return _first(config, model_classes(), "docs/models.md lists those that are.")
+        if code is not None and brings_code(config):
+            return remote_class(config, code)
+    return _first(config, model_classes(), "docs/models.md lists those that are.", CODE_IS_NOT_RUN)
 
 
 def load_embedding_class(config: dict[str, Any]) -> type[CausalLM] | type[Encoder]:
     """The same as `load_model_class`, for embeddings, which transformers' classes do not make."""
     encoders = ", ".join(sorted(_classes(Encoder)))
     supported = f"Encoders that are: {encoders}; and so is every decoder of docs/models.md."
-    cls = _first(config, embedding_classes(), supported)
+    code = "Python code that the model brings (auto_map) is not run for embeddings."
+    cls = _first(config, embedding_classes(), supported, code)
     if issubclass(cls, TransformersCausalLM):
         raise ModelLoadError(
             f"{cls.__name__[:80]} makes no embeddings with a text model that has no class of "
@@ -138,7 +145,7 @@ def _refuse_broken(architecture: str) -> None:
 
 
 def _first(
-    config: dict[str, Any], classes: dict[str, ClassT], supported: str
+    config: dict[str, Any], classes: dict[str, ClassT], supported: str, code: str
 ) -> ClassT | type[CausalLM]:
     architectures = config["architectures"]
     for name in architectures:
@@ -146,14 +153,10 @@ def _first(
             is_part = classes[name] is SeeingForConditionalGeneration
             return text_part(name, config, model_classes()) if is_part else classes[name]
         _refuse_broken(name)
-    reason = (
-        " The model brings its own Python code (auto_map), which Axion never runs."
-        if config.get("auto_map") is not None
-        else ""
-    )
-    reason += "".join(
+    reason = "".join(
         f" {module} cannot be imported ({why})." for module, why in scan().broken.items()
     )
     raise ModelLoadError(
         f"The architecture {', '.join(architectures)[:200]} is not supported.{reason} {supported}"
+        + (f" {code}" if brings_code(config) else "")
     )

@@ -72,9 +72,13 @@ class TransformersCausalLM(CausalLM):
 
     Attributes:
         transformers_cls: the class.
+        hf_config_cls: what it reads config.json by.
+        source: whose class it is, for people.
     """
 
     transformers_cls: ClassVar[type[PreTrainedModel]]
+    hf_config_cls: ClassVar[type[PreTrainedConfig]]
+    source: ClassVar[str] = "transformers' class"
     renamed_tensors = ()
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -88,7 +92,7 @@ class TransformersCausalLM(CausalLM):
         """
         nn.Module.__init__(self)
         register()
-        self.hf_config = read_config(self.transformers_cls.config_class, config)
+        self.hf_config = read_config(self.hf_config_cls, config)
         self.specs: list[KVCacheSpec] = []
         self.first_position = 0
         with self._refusing(), torch.device("meta"), torch.inference_mode():
@@ -122,12 +126,12 @@ class TransformersCausalLM(CausalLM):
         except Exception as error:  # of any of some two hundred classes
             logger.debug("%s cannot be built", self.name, exc_info=True)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if PROBING in reason:
+            if PROBING in reason or "argument 'attend'" in reason:
                 reason = "its attention does not go through transformers' interface"
         else:
             return
         raise ModelLoadError(
-            f"Axion serves {self.name[:80]} by transformers' class, which cannot be done: {reason}."
+            f"Axion serves {self.name[:80]} by {self.source}, which cannot be done: {reason}."
         )
 
     def _build(self) -> PreTrainedModel:
@@ -361,7 +365,8 @@ def fallback_class(architecture: str) -> type[TransformersCausalLM] | None:
     import transformers
 
     cls = getattr(transformers, architecture)
-    return type(architecture, (TransformersCausalLM,), {"transformers_cls": cls})
+    own = {"transformers_cls": cls, "hf_config_cls": cls.config_class}
+    return type(architecture, (TransformersCausalLM,), own)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts
+from axion.hub.config import CODE_IS_NOT_RUN
 
 _GIB = 2**30
 # Longer lists are not shown: a message is for reading.
@@ -80,6 +81,7 @@ def decide(
     quantization: str = "none",
     tensor_parallel_size: int = 1,
     deterministic: bool = False,
+    trust_remote_code: bool = False,
 ) -> Decision:
     """Judge each engine of `order`.
 
@@ -90,10 +92,19 @@ def decide(
         quantization: what plain weights are to be quantized to, or `none`.
         tensor_parallel_size: GPUs that are to share the model.
         deterministic: a request must get the same bits in whatever batch.
+        trust_remote_code: Python that comes with a model may be run.
     """
     verdicts = tuple(
         _judge(
-            name, engine, model, device, dtype, quantization, tensor_parallel_size, deterministic
+            name,
+            engine,
+            model,
+            device,
+            dtype,
+            quantization,
+            tensor_parallel_size,
+            deterministic,
+            trust_remote_code,
         )
         if (engine := engines.get(name)) is not None
         else _unknown(name, known or list(engines))
@@ -123,13 +134,14 @@ def _judge(
     quantization: str,
     tensor_parallel_size: int,
     deterministic: bool,
+    trust_remote_code: bool,
 ) -> Verdict:
     need = _memory_bytes(engine, model, device, dtype, quantization) // tensor_parallel_size
     for code, reason in (
         _installation(engine),
         _files(engine, model),
         _quantization(engine, model, quantization),
-        _architecture(engine, model, device),
+        _architecture(engine, model, device, trust_remote_code),
         _device(engine, model, device, dtype),
         _parallelism(engine, tensor_parallel_size),
         _determinism(engine, deterministic),
@@ -165,6 +177,8 @@ def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, nee
     listed = "lists" if engine.architectures is not None else "is not asked whether it has"
     if _is_fallback(engine, model):
         listed = "serves by its fallback (see docs/models.md)"
+    elif engine.architectures is not None and engine.architectures.isdisjoint(model.architectures):
+        listed = "runs the model's own Python code (TRUST_REMOTE_CODE) for"
     memory = f", and needs some {need / _GIB:.1f} GiB" if need >= _GIB / 10 else ""
     return f"It is there, runs on {device.kind} and {listed} {what}{memory}."
 
@@ -223,7 +237,9 @@ def _quantization(engine: EngineFacts, model: ModelFacts, quantization: str) -> 
     return _FINE
 
 
-def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -> _Finding:
+def _architecture(
+    engine: EngineFacts, model: ModelFacts, device: DeviceFacts, trust_remote_code: bool
+) -> _Finding:
     if engine.architectures is None:
         return _FINE
     for architecture in model.architectures:
@@ -238,11 +254,13 @@ def _architecture(engine: EngineFacts, model: ModelFacts, device: DeviceFacts) -
     whys = [engine.refusals[name] for name in model.architectures if name in engine.refusals]
     if whys:
         return Reason.UNSUPPORTED_ARCHITECTURE, f"It does not serve {shown}: {whys[0]}"
-    code = " The model brings its own Python code (auto_map), which is never run."
+    has_code = model.has_remote_code and engine.remote_code
+    if has_code and trust_remote_code:
+        return _FINE
     return (
         Reason.UNSUPPORTED_ARCHITECTURE,
         f"The architecture {shown} is not among the {len(listed)} that it lists{names}."
-        + (code if model.has_remote_code else ""),
+        + (f" {CODE_IS_NOT_RUN}" if has_code else ""),
     )
 
 

@@ -18,6 +18,7 @@ from axion.backends.facts import DeviceFacts, EngineFacts, ModelFacts, device_fa
 from axion.backends.spawned import SpawnedBackend
 from axion.errors import AxionError, ModelLoadError
 from axion.hub.resolve import DEMO_HINT, resolve
+from axion.hub.snapshot import PYTHON
 from axion.router.decide import Decision, decide, fit_together
 from axion.settings import Settings, SettingsError, listed, model_folders
 
@@ -102,10 +103,11 @@ async def _find(
     model: ModelConfig, facts: Mapping[str, EngineFacts], settings: Settings, show: Show
 ) -> tuple[ModelConfig, ModelFacts]:
     """The model with the place of its files, and what they say."""
+    formats = weight_formats(facts) | ({PYTHON} if settings.trust_remote_code else set())
     snapshot = await resolve(
         model.model_name,
         on_progress=partial(show, f"Downloading {model.model_name}"),
-        formats=weight_formats(facts),
+        formats=formats,
         folders=model_folders(settings),
     )
     draft_model = model.draft_model
@@ -114,7 +116,7 @@ async def _find(
             draft = await resolve(
                 draft_model,
                 on_progress=partial(show, f"Downloading {draft_model}"),
-                formats=weight_formats(facts),
+                formats=formats,
                 folders=model_folders(settings),
             )
         except AxionError as error:
@@ -216,6 +218,7 @@ def decide_for(
         quantization=settings.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
         deterministic=settings.deterministic,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

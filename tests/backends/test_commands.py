@@ -120,6 +120,8 @@ def test_vllm_on_a_gpu(model: Path):
     assert VllmBackend().environment(GPU, str(model), PORT) == {"VLLM_NO_USAGE_STATS": "1"}
     fixed = msgspec.structs.replace(GPU, kv_cache_bytes=5)
     assert options(VllmBackend(), fixed, model)["--kv-cache-memory-bytes"] == "5"
+    trusting = msgspec.structs.replace(GPU, trust_remote_code=True)
+    assert options(VllmBackend(), trusting, model)["--trust-remote-code"] == ""
 
 
 def test_vllm_on_a_cpu_gets_its_cores_and_its_cache(model: Path):

@@ -41,7 +41,8 @@ async def test_a_snapshot_tells_what_it_is():
         ),
         ({"vocab_size": 100, "hidden_size": 64}, {"num_embedding_weights": 6400}),
         ({"vocab_size": "many", "hidden_size": 64}, {"num_embedding_weights": 0}),
-        ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": True}),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, {"has_remote_code": True}),
+        ({"auto_map": {"AutoModel": "x.Y"}}, {"has_remote_code": False}),
         ({"torch_dtype": "float16"}, {"dtype": "float16"}),
         ({"max_position_embeddings": 2048}, {"max_length": 2048}),
         (

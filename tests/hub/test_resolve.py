@@ -12,7 +12,7 @@ import uvloop
 
 from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint, native_formats
 
 from .conftest import COMMIT, Hub, Repo
 
@@ -308,6 +308,27 @@ async def test_pickle_is_downloaded_only_where_it_is_allowed(hub: Hub) -> None:
     snapshot = await resolve(ID, formats=FORMATS_WITH_PICKLE)
     got = {file.name for file in snapshot.path.iterdir()}
     assert got == PICKLED.keys() - {"training_args.bin"}
+
+
+async def test_the_repository_s_python_is_downloaded_only_where_it_is_asked_for(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[ID] = Repo(files | {"modeling_own.py": b"raise SystemExit"})
+    without = await resolve(ID)
+    assert not list(without.path.glob("*.py"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    formats = native_formats(allow_pickle=False, trust_remote_code=True)
+    with pytest.raises(ModelLoadError, match="not in the local cache"):
+        await resolve(ID, formats=formats)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.requests.clear()
+    hub.pushed.append("f" * 40)
+    found = await resolve(ID, formats=formats)
+    assert hub.downloads() == ["modeling_own.py"]
+    assert found.revision == without.revision == found.path.name
+    assert (found.path / "modeling_own.py").read_bytes() == b"raise SystemExit"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert (await resolve(ID, formats=formats)).path == found.path
 
 
 async def test_safetensors_come_before_pickle(hub: Hub, files: dict[str, bytes]) -> None:

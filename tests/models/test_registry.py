@@ -65,11 +65,12 @@ def test_unknown_architecture_is_refused_in_a_sentence() -> None:
 
 def test_remote_code_is_named_as_what_is_missing() -> None:
     with pytest.raises(ModelLoadError, match="auto_map"):
-        model_class("FooForCausalLM", auto_map={})
+        model_class("FooForCausalLM", auto_map={"AutoModelForCausalLM": "foo.Foo"})
 
 
 def test_a_known_architecture_with_remote_code_is_served_by_axion_s_own_class() -> None:
-    assert model_class("LlamaForCausalLM", auto_map={}) is LlamaForCausalLM
+    auto_map = {"AutoModelForCausalLM": "foo.Foo"}
+    assert model_class("LlamaForCausalLM", auto_map=auto_map) is LlamaForCausalLM
 
 
 @pytest.mark.usefixtures("plugin")

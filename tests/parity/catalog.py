@@ -442,7 +442,10 @@ that its registry does not list. The router gives Axion's own engine what is ver
 - Latent attention (MLA) is cached expanded.
 - Layers that keep a recurrent state are native or not served. BERT and its kin need `is_decoder`
   in `config.json`.
-- Custom code in a repository (`auto_map`) is never run.
+- Custom code in a repository (`auto_map`) is run only with `TRUST_REMOTE_CODE=true`
+  ([docs/configuration.md](configuration.md#the-models-files)), and only for an architecture that is
+  neither here nor in transformers. The class is served as transformers' are: its attention must go
+  through transformers' interface. Nothing in these tables has been measured of such a class.
 
 ## Where a native class differs from transformers
 

@@ -31,6 +31,7 @@ ENGINE = EngineFacts(
 )
 
 _FALLBACK = {"by_fallback": frozenset({"LlamaForCausalLM"})}
+_OWN_CODE = {"architectures": ("OwnForCausalLM",), "has_remote_code": True}
 _QUANTIZES = {"quantizes": ("int8", "int4"), "memory_factor": {"cpu": 1}}
 
 
@@ -73,6 +74,39 @@ def judge(
             {"model": {"architectures": ("A",)}, "engine": {"refusals": {"A": "It is odd."}}},
             Reason.UNSUPPORTED_ARCHITECTURE,
             "does not serve A: It is odd.",
+        ),
+        (
+            {"model": _OWN_CODE, "engine": {"remote_code": True}},
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            "TRUST_REMOTE_CODE=true runs its author's code on this machine",
+        ),
+        (
+            {"model": _OWN_CODE, "engine": {"remote_code": True}, "trust_remote_code": True},
+            Reason.ACCEPTED,
+            "runs the model's own Python code (TRUST_REMOTE_CODE) for OwnForCausalLM",
+        ),
+        (
+            {"model": _OWN_CODE, "trust_remote_code": True},
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            "OwnForCausalLM is not among the 2 that it lists: LlamaForCausalLM, Qwen3ForCausalLM.",
+        ),
+        (
+            {
+                "model": _OWN_CODE,
+                "engine": {"remote_code": True, "refusals": {"OwnForCausalLM": "It is odd."}},
+                "trust_remote_code": True,
+            },
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            "It is odd.",
+        ),
+        (
+            {
+                "model": {"has_remote_code": True},
+                "engine": {"remote_code": True},
+                "trust_remote_code": True,
+            },
+            Reason.ACCEPTED,
+            "lists LlamaForCausalLM",
         ),
         ({"engine": _FALLBACK}, Reason.ACCEPTED, "by its fallback"),
         (

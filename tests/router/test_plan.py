@@ -111,10 +111,11 @@ async def test_a_model_that_no_engine_serves_has_the_reason_of_each(folder: Path
 
 async def test_python_that_comes_with_a_model_is_told(folder: Path):
     model = write_model(
-        folder.parent / "m", architectures=["Own"], auto_map={"AutoModel": "own.Own"}
+        folder.parent / "m", architectures=["Own"], auto_map={"AutoModelForCausalLM": "own.Own"}
     )
-    with pytest.raises(ModelLoadError, match=r"auto_map.*never run"):
+    with pytest.raises(ModelLoadError, match=r"auto_map.*TRUST_REMOTE_CODE=true"):
         await made(model, axion_backends="native")
+    assert engines(await made(model, axion_backends="native", trust_remote_code=True)) == ["native"]
 
 
 async def test_a_gguf_file_goes_to_the_engine_that_loads_it(folder: Path):

@@ -32,7 +32,7 @@ from axion.backends.native.sampling import check_vocabulary
 from axion.errors import EngineUnavailableError, ModelLoadError
 from axion.hub.gguf import TENSOR_TYPES
 from axion.hub.resolve import resolve
-from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint
+from axion.hub.snapshot import FORMATS, FORMATS_WITH_PICKLE, fingerprint, native_formats
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.chat_answer import ChatCompletionChunk
 from axion.openai.completions import CompletionChunk, CompletionRequest
@@ -84,6 +84,7 @@ class NativeBackend(LibraryBackend):
             | {kind.name for kind in TENSOR_TYPES.values()},
             quantizes=frozenset({"int8", "int4", "fp8"}),
             deterministic=True,
+            remote_code=True,
             memory_factor={"cpu": 1.0, "cuda": 1.05},
         )
 
@@ -99,7 +100,9 @@ class NativeBackend(LibraryBackend):
                 f"tensor_parallel_size is {model.tensor_parallel_size}; the native engine computes "
                 "on one device."
             )
-        formats = FORMATS_WITH_PICKLE if model.allow_pickle else FORMATS
+        formats = native_formats(
+            allow_pickle=model.allow_pickle, trust_remote_code=model.trust_remote_code
+        )
         path = (await resolve(model.model_name, formats=formats)).path
         draft_path = ""
         if model.draft_model:
@@ -212,5 +215,6 @@ def _engine_config(model: ModelConfig, path: Path, draft_path: str) -> EngineCon
         cuda_graphs=model.cuda_graphs,
         async_scheduling=model.async_scheduling,
         allow_pickle=model.allow_pickle,
+        trust_remote_code=model.trust_remote_code,
         deterministic=model.deterministic,
     )
