@@ -178,7 +178,7 @@ def _acceptance(engine: EngineFacts, model: ModelFacts, device: DeviceFacts, nee
     if _is_fallback(engine, model):
         listed = "serves by its fallback (see docs/models.md)"
     elif engine.architectures is not None and engine.architectures.isdisjoint(model.architectures):
-        listed = "runs the model's own Python code (TRUST_REMOTE_CODE) for"
+        listed = "serves by the model's own Python code (TRUST_REMOTE_CODE)"
     memory = f", and needs some {need / _GIB:.1f} GiB" if need >= _GIB / 10 else ""
     return f"It is there, runs on {device.kind} and {listed} {what}{memory}."
 

@@ -83,7 +83,7 @@ def judge(
         (
             {"model": _OWN_CODE, "engine": {"remote_code": True}, "trust_remote_code": True},
             Reason.ACCEPTED,
-            "runs the model's own Python code (TRUST_REMOTE_CODE) for OwnForCausalLM",
+            "serves by the model's own Python code (TRUST_REMOTE_CODE) OwnForCausalLM",
         ),
         (
             {"model": _OWN_CODE, "trust_remote_code": True},
