@@ -60,12 +60,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied": ("qwen3-tied", {}),
     "qwen3-moe": ("qwen3-moe", {"norm_topk_prob": True}),
+    "qwen3-next": ("qwen3-next", {"mlp_only_layers": [], "norm_topk_prob": True}),
+    "qwen3-5": ("qwen3-5", {}),
+    "qwen3-5-moe": ("qwen3-5-moe", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 24}),
     "gemma3": (
         "gemma3",
         {"num_hidden_layers": 6, "layer_types": _SLIDING, "query_pre_attn_scalar": 24},
     ),
+    "gemma4": ("gemma4-shared", {}),
+    "gemma4-keys-are-values": (
+        "gemma4-keys-are-values",
+        {"num_hidden_layers": 3, "layer_types": _SLIDING[3:], "hidden_size_per_layer_input": 0},
+    ),
+    "gemma4-experts": ("gemma4-experts", {"num_hidden_layers": 2, "layer_types": _SLIDING[4:]}),
     "glm": ("glm", {"rms_norm_eps": 1e-5}),
     "glm4": ("glm4", {}),
     "glm4-moe": ("glm4-moe-groups", {"use_qk_norm": True, "routed_scaling_factor": 2.5}),
@@ -96,7 +105,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _PAIRED = {"llama", "mistral3", "granite", "granitemoe", "smollm3", "olmo"}
-_SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron"}
+_SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
 
 
 def build(case: str) -> PreTrainedModel:
@@ -173,7 +182,7 @@ def tensors(metadata: Mapping[str, Any], model: PreTrainedModel) -> Iterator[tup
     yield from _rope_tensors(model)
     for name, tensor in state.items():
         for part, value in _parts(arch, model.config, name, tensor):
-            mapped = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            mapped = names.get_name(part, try_suffixes=(".weight", ".bias", ".scale"))
             assert mapped is not None, part
             yield mapped, value
 
@@ -185,6 +194,11 @@ def _rope_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         size = 2 * len(embedding.inv_freq)
         plain = rope["rope_theta"] ** -(torch.arange(0, size, 2) / size)
         yield "rope_freqs.weight", plain / embedding.inv_freq
+    if model.config.model_type == "gemma4_text":
+        full = rope["full_attention"]
+        size = model.get_decoder().layers[-1].self_attn.head_dim
+        turning = torch.arange(size // 2) < int(size * full["partial_rotary_factor"] / 2)
+        yield "rope_freqs.weight", torch.where(turning, 1.0, 1e30)
     if rope.get("rope_type") == "longrope":
         yield "rope_factors_long.weight", torch.tensor(rope["long_factor"])
         yield "rope_factors_short.weight", torch.tensor(rope["short_factor"])
@@ -192,10 +206,21 @@ def _rope_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     num_heads = config.num_attention_heads
-    num_groups = getattr(config, "num_key_value_heads", None) or num_heads
     if arch in _PAIRED and (match := re.search(r"([qk])_proj\.(weight|bias)$", name)):
+        num_groups = getattr(config, "num_key_value_heads", None) or num_heads
         heads = num_heads if match[1] == "q" else num_groups
         tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    elif ".linear_attn." in name:
+        yield from _delta_net_parts(arch, config, name, tensor)
+        return
+    elif name.endswith("layer_scalar"):
+        name += ".weight"
+    elif name.endswith("router.scale"):
+        name = name.replace("scale", "proj.scale")
+    elif name.endswith("router.per_expert_scale"):
+        name = name.replace("router.per_expert_scale", "experts.down_proj.scale")
+    elif arch == "gemma4" and ".experts." in name:
+        name += ".weight"
     elif arch in _SHIFTED and name.endswith("norm.weight"):
         tensor = tensor + 1
     elif name.endswith("e_score_correction_bias"):
@@ -224,6 +249,45 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
         tensor = torch.cat(
             [part.flatten(0, 2) for part in (qkv[:, :-2], qkv[:, -2:-1], qkv[:, -1:])]
         )
+    yield name, tensor
+
+
+def _delta_net_parts(
+    arch: str, config: Any, name: str, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """As `Qwen3NextModel` and `_LinearAttentionVReorderBase` of the converter."""
+    num_keys, num_values = config.linear_num_key_heads, config.linear_num_value_heads
+    k_dim, v_dim, ratio = (
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+        num_values // num_keys,
+    )
+    key_rows = 2 * num_keys * k_dim
+
+    def tiled(x: Tensor) -> Tensor:
+        if arch == "qwen3next":
+            return x
+        return x.unflatten(0, (num_keys, ratio, -1)).transpose(0, 1).flatten(0, 2)
+
+    part = name.partition(".linear_attn.")[2]
+    if part == "in_proj_qkvz.weight":
+        sizes = (k_dim, k_dim, ratio * v_dim, ratio * v_dim)
+        heads = tensor.unflatten(0, (num_keys, -1)).split(sizes, dim=1)
+        *qkv, z = (x.flatten(0, 1) for x in heads)
+        yield name.replace("qkvz", "qkv"), torch.cat(qkv)
+        yield name.replace("qkvz", "z"), z
+        return
+    if part == "A_log":
+        tensor = tiled(-tensor.exp())
+    elif part == "dt_bias":
+        name, tensor = name.replace("dt_bias", "dt_proj.bias"), tiled(tensor)
+    elif part in ("conv1d.weight", "in_proj_qkv.weight"):
+        x = tensor.squeeze(1)
+        tensor = torch.cat((x[:key_rows], tiled(x[key_rows:])))
+    elif part in ("in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight"):
+        tensor = tiled(tensor)
+    elif part == "out_proj.weight":
+        tensor = tiled(tensor.T).T
     yield name, tensor
 
 
@@ -347,6 +411,7 @@ def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     found = base.ModelBase.load_hparams(folder, False)
     cls = conversion.get_model_class(base.get_model_architecture(found, base.ModelType.TEXT))
+    cls.no_mtp = True  # there are no layers that guess further tokens
     converter = cls(folder, base.gguf.LlamaFileType.ALL_F32, folder / "model.gguf")
     for part in (converter, getattr(converter, "impl", converter)):
         part.hparams["rotary_pct"] = config["rotary_pct"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from axion.errors import ModelLoadError
-from axion.hub.gguf_metadata import Architecture, shortest
+from axion.hub.gguf_metadata import Architecture, rotary_factor, shortest
 
 _SIGMOID = 2  # of `expert_gating_func`
 
@@ -61,6 +61,45 @@ class _Qwen3Moe(_Qwen2Moe):
     constants: ClassVar[Mapping[str, Any]] = {"norm_topk_prob": True}
 
 
+class _Qwen35(Architecture):
+    architecture = "Qwen3_5ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+    }
+    tiled: ClassVar[bool] = True
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        interval = self.integer("full_attention_interval", 4)
+        num_layers = config["num_hidden_layers"]
+        recurrent = self.flags("attention.recurrent_layers") or [
+            bool((i + 1) % interval) for i in range(num_layers)
+        ]
+        return {
+            "linear_value_head_dim": self.integer("ssm.inner_size")
+            // self.integer("ssm.time_step_rank"),
+            "linear_value_heads_tiled": self.tiled,
+            "layer_types": [
+                "linear_attention" if flag else "full_attention" for flag in recurrent[:num_layers]
+            ],
+        }
+
+
+class _Qwen35Moe(_Qwen35):
+    architecture = "Qwen3_5MoeForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {**_Qwen35.keys, **_Qwen2Moe.keys}
+
+    def intermediate_size(self) -> int:
+        return self.integer("feed_forward_length", 1)  # of no layer
+
+
+class _Qwen3Next(_Qwen35Moe):
+    # Which it is when what belongs to a key head lies no longer together.
+    tiled = False
+
+
 class _Gemma(Architecture):
     architecture = "GemmaForCausalLM"
 
@@ -104,6 +143,81 @@ class _Gemma3(_Gemma2):
                 "sliding_attention": local,
             },
         }
+
+
+class _Gemma4(Architecture):
+    architecture = "Gemma4ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "attention.sliding_window": "sliding_window",
+        "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "attention.shared_kv_layers": "num_kv_shared_layers",
+        "final_logit_softcapping": "final_logit_softcapping",
+    }
+    constants: ClassVar[Mapping[str, Any]] = {"final_logit_softcapping": None}
+
+    def head_dim(self) -> int:
+        return self.integer("attention.key_length_swa", super().head_dim())
+
+    def num_key_value_heads(self) -> int:
+        return self._of_kind("attention.head_count_kv", is_sliding=True)
+
+    def intermediate_size(self) -> int:
+        return self.counts("feed_forward_length")[0]
+
+    def _is_sliding(self) -> list[bool]:
+        return self.flags("attention.sliding_window_pattern") or [False] * self.num_layers()
+
+    def _of_kind(self, key: str, *, is_sliding: bool) -> int:
+        """What the layers of a kind have of a count that differs between the two kinds."""
+        counts = self.counts(key)
+        kinds = zip(counts, self._is_sliding(), strict=False)
+        return next((count for count, kind in kinds if kind == is_sliding), counts[0])
+
+    def rope(self, head_dim: int) -> dict[str, Any]:
+        rotated = self.integer("rope.dimension_count_swa", head_dim)
+        theta = self.number("rope.freq_base", 10_000.0)
+        # What frequencies are divided by: so much that those behind the first stand still.
+        factors = self.factors("rope_freqs.weight")
+        num_turning = factors.count(1.0)
+        if not num_turning or any(factor < 1e29 for factor in factors[num_turning:]):
+            raise ModelLoadError("The GGUF file's rope_freqs.weight is not that of a Gemma 4.")
+        return {
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": theta,
+                "partial_rotary_factor": rotary_factor(num_turning, len(factors)),
+            },
+            "sliding_attention": {
+                "rope_theta": self.number("rope.freq_base_swa", theta),
+                "partial_rotary_factor": rotary_factor(rotated, head_dim),
+            },
+        }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        head_dim = config["head_dim"]
+        if self.integer("attention.value_length_swa", head_dim) != head_dim:
+            raise ModelLoadError("The GGUF file's keys and values must be equally long.")
+        is_sliding = self._is_sliding()
+        shared = self.get("attention.shared_kv_layers", 0)
+        with_keys = is_sliding[: len(is_sliding) - shared] if type(shared) is int else []
+        sizes = self.counts("feed_forward_length")
+        more: dict[str, Any] = {
+            "global_head_dim": super().head_dim(),
+            "num_global_key_value_heads": self._of_kind(
+                "attention.head_count_kv", is_sliding=False
+            ),
+            "layer_types": _layer_types(is_sliding),
+            "attention_k_eq_v": any(
+                not self.has(f"blk.{i}.attn_v.weight")
+                for i, sliding in enumerate(with_keys)
+                if not sliding
+            ),
+            "use_double_wide_mlp": sizes[-1] != sizes[0],
+            "enable_moe_block": bool(self.get("expert_count")),
+        }
+        if self.has("per_layer_token_embd.weight"):
+            more["vocab_size_per_layer_input"] = self.shape("per_layer_token_embd.weight")[0]
+        return more
 
 
 class _ChatGLM(Architecture):
@@ -358,9 +472,13 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "qwen2moe": _Qwen2Moe,
     "qwen3": _Qwen3,
     "qwen3moe": _Qwen3Moe,
+    "qwen35": _Qwen35,
+    "qwen35moe": _Qwen35Moe,
+    "qwen3next": _Qwen3Next,
     "gemma": _Gemma,
     "gemma2": _Gemma2,
     "gemma3": _Gemma3,
+    "gemma4": _Gemma4,
     "chatglm": _ChatGLM,
     "glm4": _Glm4,
     "glm4moe": _Glm4Moe,
