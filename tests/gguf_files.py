@@ -69,18 +69,33 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3",
         {"num_hidden_layers": 6, "layer_types": _SLIDING, "query_pre_attn_scalar": 24},
     ),
+    "gemma3n": (
+        "gemma3n",
+        {"vocab_size_per_layer_input": 199, "activation_sparsity_pattern": [0.5, 0.0, 0.9, 0.0]},
+    ),
     "gemma4": ("gemma4-shared", {}),
     "gemma4-keys-are-values": (
         "gemma4-keys-are-values",
         {"num_hidden_layers": 3, "layer_types": _SLIDING[3:], "hidden_size_per_layer_input": 0},
     ),
-    "gemma4-experts": ("gemma4-experts", {"num_hidden_layers": 2, "layer_types": _SLIDING[4:]}),
+    "gemma4-experts": (
+        "gemma4-experts",
+        {
+            **{"num_hidden_layers": 2, "layer_types": _SLIDING[4:]},
+            "final_logit_softcapping": 3.0,
+        },
+    ),
     "glm": ("glm", {"rms_norm_eps": 1e-5}),
     "glm4": ("glm4", {}),
     "glm4-moe": ("glm4-moe-groups", {"use_qk_norm": True, "routed_scaling_factor": 2.5}),
     "granite": ("granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}),
     "granite-moe": ("granite-moe", {"logits_scaling": 8.0}),
     "granite-moe-shared": ("granite-moe-shared", {}),
+    "granite-hybrid": ("granite-hybrid", {}),
+    "granite-hybrid-dense": (
+        "granite-hybrid-dense",
+        {"position_embedding_type": None, "shared_intermediate_size": 48},
+    ),
     "olmo": ("olmo-clip-qkv", {}),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3-yarn", {}),
@@ -104,7 +119,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-new": ("falcon-new", {}),
 }
 
-_PAIRED = {"llama", "mistral3", "granite", "granitemoe", "smollm3", "olmo"}
+_PAIRED = {"llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "olmo"}
 _SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
 
 
@@ -179,6 +194,9 @@ def tensors(metadata: Mapping[str, Any], model: PreTrainedModel) -> Iterator[tup
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
+    for stack in ("model.altup_projections", "model.altup_unembed_projections"):
+        if rows := [name for name in state if name.startswith(f"{stack}.")]:
+            state[f"{stack}.weight"] = torch.stack([state.pop(name) for name in rows])
     yield from _rope_tensors(model)
     for name, tensor in state.items():
         for part, value in _parts(arch, model.config, name, tensor):
@@ -213,7 +231,10 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
     elif ".linear_attn." in name:
         yield from _delta_net_parts(arch, config, name, tensor)
         return
-    elif name.endswith("layer_scalar"):
+    elif ".mamba." in name:
+        yield _mamba_part(config, name, tensor)
+        return
+    elif name.endswith(("layer_scalar", "correct_output_scale")):
         name += ".weight"
     elif name.endswith("router.scale"):
         name = name.replace("scale", "proj.scale")
@@ -228,7 +249,10 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
     elif name.endswith("sinks"):
         name += ".weight"
     elif match := re.fullmatch(r"(.*\.(?:experts|shared_mlp|block_sparse_moe)\.)(.*)", name):
-        yield from _expert_parts(arch, match[1], match[2], tensor)
+        parent = match[1]
+        if arch == "granitehybrid" and not config.num_local_experts:
+            parent = parent.replace("shared_mlp.", "mlp.")
+        yield from _expert_parts(arch, parent, match[2], tensor)
         return
     elif name.endswith("kv_b_proj.weight"):
         size = config.qk_nope_head_dim + config.v_head_dim
@@ -250,6 +274,22 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
             [part.flatten(0, 2) for part in (qkv[:, :-2], qkv[:, -2:-1], qkv[:, -1:])]
         )
     yield name, tensor
+
+
+def _mamba_part(config: Any, name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """As `Mamba2Model` of the converter."""
+    part = name.rpartition(".mamba.")[2]
+    if part == "A_log":
+        return name, -tensor.exp()[:, None]
+    if part == "D":
+        return name, tensor[:, None]
+    if part == "dt_bias":
+        return name.replace("dt_bias", "dt_proj.bias"), tensor
+    if part == "conv1d.weight":
+        return name, tensor.squeeze(1)
+    if part == "norm.weight":
+        return name, tensor.unflatten(0, (config.mamba_n_groups, -1))
+    return name, tensor
 
 
 def _delta_net_parts(
@@ -396,6 +436,13 @@ def record(sources: Path) -> None:
     METADATA.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
+# Names that architectures had when these were published, or that the converter has them under.
+_PUBLISHED = {
+    "PhimoeForCausalLM": "PhiMoEForCausalLM",
+    "Mistral4ForCausalLM": "Mistral3ForConditionalGeneration",
+}
+
+
 def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -405,6 +452,11 @@ def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -
     config.setdefault("n_ctx", config.get("n_positions"))
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         config["num_kv_heads"] = 1
+    [architecture] = config["architectures"]
+    config["architectures"] = [_PUBLISHED.get(architecture, architecture)]
+    if architecture == "GraniteMoeHybridForCausalLM":
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [names[kind] for kind in config["layer_types"]]
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = {str(id): id for id in range(config["vocab_size"])}
     tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}

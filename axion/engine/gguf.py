@@ -43,6 +43,7 @@ _OTHERS = {
     "sinks": ("sinks", ".weight"),
     "layer_scalar": ("layer_scalar", ".weight"),
     "scale": ("proj", ".scale"),
+    "correct_output_scale": ("correct_output_scale", ".weight"),
     "dt_bias": ("dt_proj", ".bias"),
     "A_log": ("A_log", ""),
     "D": ("D", ""),
@@ -202,7 +203,8 @@ class _Translation:
 
     def _plain(self, path: str, module: nn.Module, name: str) -> StoredTensor:
         own = f"{path}.{name}"
-        if match := re.fullmatch(r"(.+\.[qk]_layernorm)\.norms\.(\d+)", path):
+        stack = r"(.+\.[qk]_layernorm|model\.altup_\w+)(?:\.norms)?\.(\d+)"
+        if match := re.fullmatch(stack, path):
             return self._tensor(own, [self._name(match[1], name)], part=int(match[2]))
         stored = self._name(path, name)
         if path.endswith(".kv_b_proj") and stored not in self._gguf.tensors:
@@ -266,6 +268,8 @@ class _Translation:
             raise ModelLoadError(
                 f"GGUF files of the architecture {self._gguf.architecture} hold no {path}{suffix}."
             )
+        if self._gguf.architecture == "granitehybrid" and stored + suffix not in self._gguf.tensors:
+            stored = stored.removesuffix("_shexp")  # without others it is the layer's MLP
         if self._gguf.architecture == "falcon" and "blk.0.attn_norm_2.weight" in self._gguf.tensors:
             # Of the newer layers attention has the second norm.
             layer, _, last = stored.rpartition(".")

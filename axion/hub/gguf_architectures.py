@@ -6,6 +6,7 @@ What a file does not say, its runtime knows of the architecture, and so does the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 from axion.errors import ModelLoadError
@@ -151,9 +152,7 @@ class _Gemma4(Architecture):
         "attention.sliding_window": "sliding_window",
         "embedding_length_per_layer_input": "hidden_size_per_layer_input",
         "attention.shared_kv_layers": "num_kv_shared_layers",
-        "final_logit_softcapping": "final_logit_softcapping",
     }
-    constants: ClassVar[Mapping[str, Any]] = {"final_logit_softcapping": None}
 
     def head_dim(self) -> int:
         return self.integer("attention.key_length_swa", super().head_dim())
@@ -175,7 +174,6 @@ class _Gemma4(Architecture):
 
     def rope(self, head_dim: int) -> dict[str, Any]:
         rotated = self.integer("rope.dimension_count_swa", head_dim)
-        theta = self.number("rope.freq_base", 10_000.0)
         # What frequencies are divided by: so much that those behind the first stand still.
         factors = self.factors("rope_freqs.weight")
         num_turning = factors.count(1.0)
@@ -184,11 +182,11 @@ class _Gemma4(Architecture):
         return {
             "full_attention": {
                 "rope_type": "proportional",
-                "rope_theta": theta,
+                "rope_theta": self.number("rope.freq_base", 10_000.0),
                 "partial_rotary_factor": rotary_factor(num_turning, len(factors)),
             },
             "sliding_attention": {
-                "rope_theta": self.number("rope.freq_base_swa", theta),
+                "rope_theta": self.number("rope.freq_base_swa", 10_000.0),
                 "partial_rotary_factor": rotary_factor(rotated, head_dim),
             },
         }
@@ -212,12 +210,40 @@ class _Gemma4(Architecture):
                 for i, sliding in enumerate(with_keys)
                 if not sliding
             ),
+            "final_logit_softcapping": self.get("final_logit_softcapping"),
             "use_double_wide_mlp": sizes[-1] != sizes[0],
             "enable_moe_block": bool(self.get("expert_count")),
         }
         if self.has("per_layer_token_embd.weight"):
             more["vocab_size_per_layer_input"] = self.shape("per_layer_token_embd.weight")[0]
         return more
+
+
+class _Gemma3n(_Gemma4):
+    architecture = "Gemma3nForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        **_Gemma4.keys,
+        "altup.active_idx": "altup_active_idx",
+        "altup.num_inputs": "altup_num_inputs",
+    }
+
+    def rope(self, head_dim: int) -> dict[str, Any]:
+        return {
+            "full_attention": {"rope_theta": self.number("rope.freq_base", 10_000.0)},
+            "sliding_attention": {"rope_theta": self.number("rope.freq_base_swa", 10_000.0)},
+        }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        scales = self.numbers("activation_sparsity_scale")
+        return {
+            "intermediate_size": self.counts("feed_forward_length"),
+            "layer_types": _layer_types(self.flags("attention.sliding_window_pattern")),
+            "vocab_size_per_layer_input": self.shape("per_layer_token_embd.weight")[0],
+            "final_logit_softcapping": self.get("final_logit_softcapping"),
+            "laurel_rank": self.shape("blk.0.laurel_l.weight")[0],
+            "activation_sparsity_pattern": scales
+            and [shortest(NormalDist().cdf(scale)) for scale in scales],
+        }
 
 
 class _ChatGLM(Architecture):
@@ -315,6 +341,42 @@ class _GraniteMoe(_Granite):
     def name(self) -> str:
         shared = self.get("expert_shared_feed_forward_length")
         return "GraniteMoeSharedForCausalLM" if shared else "GraniteMoeForCausalLM"
+
+
+class _GraniteHybrid(_GraniteMoe):
+    architecture = "GraniteMoeHybridForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        **_GraniteMoe.keys,
+        "ssm.conv_kernel": "mamba_d_conv",
+        "ssm.state_size": "mamba_d_state",
+        "ssm.group_count": "mamba_n_groups",
+        "ssm.time_step_rank": "mamba_n_heads",
+    }
+
+    def name(self) -> str:
+        return self.architecture
+
+    def num_key_value_heads(self) -> int:
+        return max(self.counts("attention.head_count_kv"))
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        # A recurrent layer has no heads.
+        heads = self.counts("attention.head_count_kv")
+        attention = next((i for i, count in enumerate(heads) if count), 0)
+        mamba = next((i for i, count in enumerate(heads) if not count), 0)
+        has_experts = bool(self.get("expert_count"))
+        return super().more(config) | {
+            "num_experts": config["num_experts"] if has_experts else 0,
+            "num_experts_per_tok": self.get("expert_used_count") if has_experts else 0,
+            "layer_types": ["attention" if count else "mamba" for count in heads],
+            "attention_bias": self.has(f"blk.{attention}.attn_q.bias"),
+            "mamba_d_head": self.integer("ssm.inner_size") // self.integer("ssm.time_step_rank"),
+            "mamba_conv_bias": self.has(f"blk.{mamba}.ssm_conv1d.bias"),
+            "mamba_proj_bias": self.has(f"blk.{mamba}.ssm_in.bias"),
+            "position_embedding_type": "rope"
+            if self.get("rope.scaling.finetuned", True)
+            else "nope",
+        }
 
 
 class _Olmo(Architecture):
@@ -478,6 +540,7 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "gemma": _Gemma,
     "gemma2": _Gemma2,
     "gemma3": _Gemma3,
+    "gemma3n": _Gemma3n,
     "gemma4": _Gemma4,
     "chatglm": _ChatGLM,
     "glm4": _Glm4,
@@ -485,6 +548,7 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "deepseek2": _Deepseek2,
     "granite": _Granite,
     "granitemoe": _GraniteMoe,
+    "granitehybrid": _GraniteHybrid,
     "olmo": _Olmo,
     "olmo2": _Olmo2,
     "olmoe": _Olmoe,

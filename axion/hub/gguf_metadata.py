@@ -134,6 +134,17 @@ class Architecture:
         values = self.gguf.metadata.get(self._prefix + key)
         return [bool(value) for value in values] if isinstance(values, list) else None
 
+    def numbers(self, key: str) -> list[float] | None:
+        """One for each layer, infinities among them; None where there is no such list."""
+        self._read.add(key)
+        values = self.gguf.metadata.get(self._prefix + key)
+        if not isinstance(values, list):
+            return None
+        numbers = [float(value) for value in values if type(value) in (int, float)]
+        if len(numbers) != len(values) or any(map(math.isnan, numbers)):
+            raise ModelLoadError(f"The GGUF file's {self._prefix}{key} must be a list of numbers.")
+        return numbers
+
     def has(self, tensor: str) -> bool:
         return tensor in self.gguf.tensors
 

@@ -68,6 +68,8 @@ def test_a_converted_model_is_the_model(case: str, tmp_path: Path):
         ("gemma3", Type.F16),
         ("gemma4-experts", Type.Q8_0),
         ("qwen3-next", Type.Q8_0),
+        ("gemma3n", Type.Q8_0),
+        ("granite-hybrid-dense", Type.Q8_0),
     ],
 )
 def test_a_quantized_model_is_that_of_its_dequantized_weights(
