@@ -105,6 +105,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": ("phi3", {"rope_parameters": _LONGROPE}),
     "deepseek-v2": ("deepseek-v2-groups", {"attention_bias": False}),
     "deepseek-v3": ("deepseek-v3", {"rope_parameters": _YARN, "scoring_func": "sigmoid"}),
+    "glm-moe-dsa": (
+        "glm-moe-dsa",
+        {
+            **{"indexer_types": ["full", "shared", "full"], "routed_scaling_factor": 2.5},
+            **{"norm_topk_prob": True, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+        },
+    ),
+    "mistral4": (
+        "mistral4",
+        {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.0}},
+    ),
     "gpt-oss": ("gpt-oss", {}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4}),
     "cohere": ("cohere", {"use_qk_norm": True}),
@@ -121,6 +132,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 _PAIRED = {"llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "olmo"}
 _SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
+# Architectures whose gates and ups stay one.
+_STACKED = {"gemma4", "mistral4"}
 
 
 def build(case: str) -> PreTrainedModel:
@@ -240,7 +253,7 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
         name = name.replace("scale", "proj.scale")
     elif name.endswith("router.per_expert_scale"):
         name = name.replace("router.per_expert_scale", "experts.down_proj.scale")
-    elif arch == "gemma4" and ".experts." in name:
+    elif arch in _STACKED and ".experts." in name:
         name += ".weight"
     elif arch in _SHIFTED and name.endswith("norm.weight"):
         tensor = tensor + 1

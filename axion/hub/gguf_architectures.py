@@ -304,9 +304,10 @@ class _Deepseek2(_SharedMoE):
             rope |= {"mscale": mscale, "mscale_all_dim": mscale}
         if self.name() == "DeepseekV2ForCausalLM":
             more["topk_method"] = "group_limited_greedy" if more["n_group"] > 1 else "greedy"
-        elif config["num_experts"] == 256 and not self.get("expert_group_count"):
-            # Files from before the groups were written: DeepSeek-V3 and R1.
-            more |= {"n_group": 8, "topk_group": 4}
+        elif self.name() == "DeepseekV3ForCausalLM":
+            if config["num_experts"] == 256 and not self.get("expert_group_count"):
+                # Files from before the groups were written: DeepSeek-V3 and R1.
+                more |= {"n_group": 8, "topk_group": 4}
         return more | {
             "attention_bias": self.has("blk.0.attn_kv_a_mqa.bias"),
             "num_key_value_heads": config["num_attention_heads"],
@@ -317,6 +318,41 @@ class _Deepseek2(_SharedMoE):
             "v_head_dim": value_length,
             "rope_parameters": rope,
         }
+
+
+class _GlmDsa(_Deepseek2):
+    keys: ClassVar[Mapping[str, str]] = {
+        **_Deepseek2.keys,
+        "attention.indexer.head_count": "index_n_heads",
+        "attention.indexer.key_length": "index_head_dim",
+        "attention.indexer.top_k": "index_topk",
+    }
+
+    def name(self) -> str:
+        return "GlmMoeDsaForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        if self.get("expert_gating_func", _SIGMOID) != _SIGMOID:
+            raise ModelLoadError("The GGUF file's expert_gating_func must be that of GLM-5.")
+        layers = range(config["num_hidden_layers"])
+        chooses = self.flags("attention.indexer.types")
+        if chooses is None:
+            # Files from before this was written: of GLM-5.2, and of those before it, where all do.
+            is_new = config["max_position_embeddings"] >= 2**20
+            chooses = [not is_new or i < 2 or i % 4 == 2 for i in layers]
+        return super().more(config) | {
+            "indexer_types": ["full" if chooses[i] else "shared" for i in layers[: len(chooses)]]
+        }
+
+
+class _Mistral4(_Deepseek2):
+    def name(self) -> str:
+        return "Mistral4ForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        more = super().more(config)
+        beta = self.number("attention.temperature_scale", 0.0)
+        return more | {"rope_parameters": more["rope_parameters"] | {"llama_4_scaling_beta": beta}}
 
 
 class _Granite(Architecture):
@@ -546,6 +582,8 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "glm4": _Glm4,
     "glm4moe": _Glm4Moe,
     "deepseek2": _Deepseek2,
+    "glm-dsa": _GlmDsa,
+    "mistral4": _Mistral4,
     "granite": _Granite,
     "granitemoe": _GraniteMoe,
     "granitehybrid": _GraniteHybrid,
