@@ -53,6 +53,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-rope-llama3": ("llama-rope-llama3", {}),
     "llama-rope-linear": ("llama-rope-linear", {}),
     "llama-rope-yarn": ("llama-rope-yarn-attention-factor", {}),
+    "llama4": (
+        "llama4",
+        {
+            **{"num_hidden_layers": 4, "no_rope_layers": None, "attention_chunk_size": 8192},
+            **{"floor_scale": 8192, "rms_norm_eps": 1e-5},
+        },
+    ),
     "mixtral": ("mixtral", {}),
     "ministral3": ("ministral3", {}),
     "qwen2": ("qwen2", {}),
@@ -103,6 +110,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", {"intermediate_size": 256}),
     "phi3": ("phi3", {}),
     "phi3-longrope": ("phi3", {"rope_parameters": _LONGROPE}),
+    "phimoe": (
+        "phimoe",
+        {
+            "rope_parameters": _LONGROPE
+            | {
+                "original_max_position_embeddings": 256,
+                # What the converter writes is computed from the lengths.
+                **{"short_mscale": 1.125**0.5, "long_mscale": 1.125**0.5},
+            }
+        },
+    ),
     "deepseek-v2": ("deepseek-v2-groups", {"attention_bias": False}),
     "deepseek-v3": ("deepseek-v3", {"rope_parameters": _YARN, "scoring_func": "sigmoid"}),
     "glm-moe-dsa": (
@@ -259,6 +277,8 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
         tensor = tensor + 1
     elif name.endswith("e_score_correction_bias"):
         name = name.replace("_bias", ".bias")
+    elif name.endswith("mlp.router.weight") and arch == "phimoe":
+        name = name.replace("mlp.router", "block_sparse_moe.gate")
     elif name.endswith("sinks"):
         name += ".weight"
     elif match := re.fullmatch(r"(.*\.(?:experts|shared_mlp|block_sparse_moe)\.)(.*)", name):
@@ -348,6 +368,8 @@ def _expert_parts(
     arch: str, parent: str, name: str, tensor: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """Gate and up apart, all experts together."""
+    if arch == "llama4":
+        tensor = tensor.transpose(1, 2)
     if arch == "gpt-oss":
         suffix = "bias" if name.endswith("_bias") else "weight"
         if suffix == "weight":

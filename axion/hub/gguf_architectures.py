@@ -13,11 +13,32 @@ from axion.errors import ModelLoadError
 from axion.hub.gguf_metadata import Architecture, rotary_factor, shortest
 
 _SIGMOID = 2  # of `expert_gating_func`
+_NUM_EXPERTS_OF_MAVERICK = 128  # the Llama 4 without norms of queries and keys
 
 
 class _Llama(Architecture):
     def name(self) -> str:
         return "MixtralForCausalLM" if self.get("expert_count") else "LlamaForCausalLM"
+
+
+class _Llama4(Architecture):
+    architecture = "Llama4ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+        "expert_feed_forward_length": "intermediate_size",
+    }
+    constants: ClassVar[Mapping[str, Any]] = {
+        **{"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
+        "no_rope_layer_interval": 4,
+    }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        if not self.get("attention.sliding_window", 8192):
+            raise ModelLoadError("The GGUF file's model is no Llama 4: its layers are all alike.")
+        return {
+            "intermediate_size_mlp": self.intermediate_size(),
+            "use_qk_norm": self.get("expert_count") != _NUM_EXPERTS_OF_MAVERICK,
+        }
 
 
 class _Mistral3(Architecture):
@@ -304,10 +325,11 @@ class _Deepseek2(_SharedMoE):
             rope |= {"mscale": mscale, "mscale_all_dim": mscale}
         if self.name() == "DeepseekV2ForCausalLM":
             more["topk_method"] = "group_limited_greedy" if more["n_group"] > 1 else "greedy"
-        elif self.name() == "DeepseekV3ForCausalLM":
-            if config["num_experts"] == 256 and not self.get("expert_group_count"):
-                # Files from before the groups were written: DeepSeek-V3 and R1.
-                more |= {"n_group": 8, "topk_group": 4}
+        elif self.gguf.architecture == "deepseek2" and (
+            config["num_experts"] == 256 and not self.get("expert_group_count")
+        ):
+            # Files from before the groups were written: DeepSeek-V3 and R1.
+            more |= {"n_group": 8, "topk_group": 4}
         return more | {
             "attention_bias": self.has("blk.0.attn_kv_a_mqa.bias"),
             "num_key_value_heads": config["num_attention_heads"],
@@ -463,6 +485,13 @@ class _Phi3(Architecture):
         return {"sliding_window": self.get("attention.sliding_window") or None}
 
 
+class _PhiMoe(_Phi3):
+    architecture = "PhimoeForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        return super().more(config) | {"lm_head_bias": self.has("output.bias")}
+
+
 class _GptOss(Architecture):
     architecture = "GptOssForCausalLM"
     keys: ClassVar[Mapping[str, str]] = {"attention.sliding_window": "sliding_window"}
@@ -565,6 +594,7 @@ def _layer_types(is_sliding: list[bool] | None) -> list[str] | None:
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     "llama": _Llama,
+    "llama4": _Llama4,
     "mistral3": _Mistral3,
     "qwen2": _Qwen2,
     "qwen2moe": _Qwen2Moe,
@@ -592,6 +622,7 @@ ARCHITECTURES: dict[str, type[Architecture]] = {
     "olmoe": _Olmoe,
     "phi2": _Phi2,
     "phi3": _Phi3,
+    "phimoe": _PhiMoe,
     "gpt-oss": _GptOss,
     "smollm3": _SmolLM3,
     "command-r": _CommandR,

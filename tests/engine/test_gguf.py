@@ -69,6 +69,7 @@ def test_a_converted_model_is_the_model(case: str, tmp_path: Path):
         ("gemma4-experts", Type.Q8_0),
         ("qwen3-next", Type.Q8_0),
         ("gemma3n", Type.Q8_0),
+        ("llama4", Type.Q8_0),
         ("granite-hybrid-dense", Type.Q8_0),
     ],
 )
@@ -341,6 +342,38 @@ def test_a_weight_in_nvfp4_may_have_a_scale_beside_it(tmp_path: Path):
     rows["blk.1.ffn_up_exps.scale"] = torch.ones(2)
     with pytest.raises(ModelLoadError, match=r"ffn_up_exps.scale is \[2\] in F32, expected \[4\]"):
         load(write_gguf(tmp_path / "damaged.gguf", metadata, rows, kind))
+
+
+def test_factors_of_experts_in_nvfp4_are_in_their_scales(tmp_path: Path):
+    """The converter of Gemma 4 multiplies the two."""
+    metadata = json.loads(METADATA.read_text())["gemma4-experts"]
+    metadata["gemma4.expert_feed_forward_length"] = 64
+    row, changes = CASES["gemma4-experts"]
+    stored = dict(tensors(metadata, build_tiny(row, **changes, moe_intermediate_size=64)))
+    rows = dict(stored)
+    for seed, name in enumerate(n for n in stored if n.endswith("down_exps.weight")):
+        blocks = random_blocks(tuple(stored[name].shape), Type.NVFP4, seed)
+        blocks.reshape(-1, 36)[:, :4] = 8 + blocks.reshape(-1, 36)[:, :4] % 8
+        scale = f"{name.removesuffix('weight')}scale"
+        numbers = torch.from_numpy(gguf.quants.dequantize(blocks, Type.NVFP4))
+        rows |= {name: torch.from_numpy(blocks), scale: torch.rand(len(blocks)) + 0.5}
+        stored |= {name: numbers, scale: rows[scale]}
+    path = write_gguf(
+        tmp_path / "nvfp4.gguf",
+        metadata,
+        rows,
+        lambda name: Type.NVFP4 if rows[name].dtype == torch.uint8 else Type.F32,
+    )
+    expected = load(write_gguf(tmp_path / "plain.gguf", metadata, stored))
+    assert (logits(load(path)) - logits(expected)).abs().max() <= TOLERANCE
+
+
+def test_frequencies_that_are_not_gemma_4s_are_refused(tmp_path: Path):
+    metadata = json.loads(METADATA.read_text())["gemma4-experts"]
+    stored = dict(tensors(metadata, build("gemma4-experts")))
+    stored["rope_freqs.weight"] = torch.linspace(1, 8, len(stored["rope_freqs.weight"]))
+    with pytest.raises(ModelLoadError, match=r"rope_freqs\.weight is not that of a Gemma 4"):
+        load(write_gguf(tmp_path / "m.gguf", metadata, stored))
 
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):
