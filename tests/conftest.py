@@ -13,10 +13,17 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.onnx_models import save_cross_encoder, save_sentence_model
 from tests.tiny_model import save_tiny_model
+
+# How long an example takes is the machine's affair: others may hold its cores.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -139,10 +139,12 @@ def _by_whole_tiles(forward: _Experts, x: Tensor, groups: Groups) -> Tensor:
     ends = padded.cumsum(0, dtype=groups.ends.dtype)
     rows = torch.arange(len(x), device=x.device)
     rows += ((ends - padded) - (groups.ends - counts))[groups.experts]
-    experts = torch.arange(len(ends), device=x.device).repeat_interleave(padded)
-    wide = x.new_zeros(len(experts), x.shape[1])
+    # As many as there can be, for only the device knows how many there are.
+    num_rows = len(x) + min(len(x), len(ends)) * (_SIZES[0] - 1)
+    wide = x.new_zeros(num_rows, x.shape[1])
     wide[rows] = x
-    return forward(wide, Groups(experts, ends))[rows]
+    experts = torch.searchsorted(ends, torch.arange(num_rows, device=x.device), right=True)
+    return forward(wide, Groups(experts.clamp_(max=len(ends) - 1), ends))[rows]
 
 
 class _Probe:

@@ -30,6 +30,8 @@ _STEP_FAILED = "The engine could not compute this request. The server's log has 
 _NO_MATCH = "What was generated of this answer before does not match its grammar."
 
 _COMPILE_WAIT_S = 0.01
+# How it is said where torch's own error is not raised: by the C library, by CUDA, by cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 
 
 class EngineCore:
@@ -167,6 +169,7 @@ class EngineCore:
             launched = self._launch_within_memory(scheduled)
         except Exception:  # the engine outlives whatever a forward pass raises
             logger.exception("a step of %d sequences failed", len(scheduled))
+            self._check_device()
             outputs += self.scheduler.fail(scheduled, _STEP_FAILED)
             return None
         # Ahead of another step nothing gives way: when that is done, this one is tried again.
@@ -189,6 +192,15 @@ class EngineCore:
             torch.cuda.empty_cache()
         return None
 
+    def _check_device(self) -> None:
+        """
+        Raises:
+            RuntimeError: a kernel has failed on the device, which computes nothing more for this
+                process. In the next one the sequences go on.
+        """
+        if self.runner.device.type == "cuda":
+            torch.cuda.synchronize(self.runner.device)
+
     def _can_be_followed(self, launched: LaunchedStep) -> bool:
         """Whether the next step can be prepared before this one's tokens are known."""
         return self._schedules_ahead and not any(
@@ -206,6 +218,7 @@ class EngineCore:
             ]
         except Exception:  # as above
             logger.exception("a step of %d sequences failed", len(launched.scheduled))
+            self._check_device()
             return self.scheduler.fail(launched.scheduled, _STEP_FAILED)
         # The device began it when it was launched, or when it was done with the one before.
         now = time.perf_counter()
@@ -270,6 +283,5 @@ class EngineCore:
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED"))
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     )

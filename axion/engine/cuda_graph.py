@@ -45,8 +45,14 @@ class CudaGraph:
         self._pool = pool
 
     def capture(self, function: Callable[[], None]) -> None:
-        with torch.cuda.graph(self._graph, pool=self._pool):
-            function()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self._graph, pool=self._pool):
+                function()
+        except Exception as error:
+            # A capture that cannot be ended leaves torch on its stream, and hides what went wrong.
+            torch.cuda.set_stream(stream)
+            raise (error.__context__ or error) from None
 
     def replay(self) -> None:
         self._graph.replay()

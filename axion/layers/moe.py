@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
+from axion.layers import kernels
 from axion.layers.activation import Activation, apply_gate, clamp_gate
 
 # Rows of what grouped_mm multiplies must begin at multiples of 16 bytes.
@@ -175,7 +176,12 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """`[num_rows, in_features]` to `[num_rows, out_features]`, each row by its expert."""
-        out = F.grouped_mm(x, self.weight.transpose(1, 2), offs=groups.ends)
+        if kernels.run_on(x):
+            from axion.layers.kernels.grouped import grouped_product
+
+            out = grouped_product(x, self.weight, groups.ends)
+        else:
+            out = F.grouped_mm(x, self.weight.transpose(1, 2), offs=groups.ends)
         return out if self.bias is None else out + self.bias[groups.experts]
 
     def shard_views(self) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from axion.layers.context import ForwardContext, StateRun
+from axion.layers.transfer import to_device
 
 Cell = Callable[..., tuple[Tensor, Tensor]]
 """From states `[batch, ...]` and inputs `[batch, length, ...]` to outputs, `[batch, length, ...]`
@@ -72,7 +74,7 @@ def _groups(context: ForwardContext) -> list[_Group]:
 
 def _group(runs: list[StateRun], device: torch.device) -> _Group:
     def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, device=device)
+        return to_device(np.array(values), device)
 
     length = runs[0].num_rows
     rows: slice | Tensor

@@ -15,10 +15,11 @@ from axion.quantization.stored import FLOATS, StoredTensor
 
 def check_stored(tensors: Mapping[str, StoredTensor], model: nn.Module) -> None:
     """Raises: ModelLoadError: a tensor's number format is none that the model computes with."""
-    own = model.state_dict()
+    tables = [name for name, own in model.state_dict().items() if not own.is_floating_point()]
     for name, tensor in tensors.items():
-        # What is no number of a kind to compute with may be a table, and a quantized weight.
-        is_table = name in own and not own[name].is_floating_point()
+        # What is no number of a kind to compute with may be a table, and a quantized weight. Some
+        # checkpoints call the whole by no name.
+        is_table = any(f".{table}".endswith(f".{name}") for table in tables)
         if tensor.dtype not in FLOATS and not is_table:
             raise ModelLoadError(
                 f"{name[:200]!r} is stored as {tensor.dtype}, expected one of {', '.join(FLOATS)}."

@@ -61,12 +61,14 @@ def load_model_class(config: dict[str, Any]) -> type[CausalLM]:
             _refuse_broken(name)
             if (cls := fallback_class(name)) is not None:
                 return cls
-    return _first(config, model_classes())
+    return _first(config, model_classes(), "docs/models.md lists those that are.")
 
 
 def load_embedding_class(config: dict[str, Any]) -> type[CausalLM] | type[Encoder]:
     """The same as `load_model_class`, for embeddings, which transformers' classes do not make."""
-    cls = _first(config, embedding_classes())
+    encoders = ", ".join(sorted(_classes(Encoder)))
+    supported = f"Encoders that are: {encoders}; and so is every decoder of docs/models.md."
+    cls = _first(config, embedding_classes(), supported)
     if issubclass(cls, TransformersCausalLM):
         raise ModelLoadError(
             f"{cls.__name__[:80]} makes no embeddings with a text model that has no class of "
@@ -135,7 +137,9 @@ def _refuse_broken(architecture: str) -> None:
             )
 
 
-def _first(config: dict[str, Any], classes: dict[str, ClassT]) -> ClassT | type[CausalLM]:
+def _first(
+    config: dict[str, Any], classes: dict[str, ClassT], supported: str
+) -> ClassT | type[CausalLM]:
     architectures = config["architectures"]
     for name in architectures:
         if name in classes:
@@ -151,6 +155,5 @@ def _first(config: dict[str, Any], classes: dict[str, ClassT]) -> ClassT | type[
         f" {module} cannot be imported ({why})." for module, why in scan().broken.items()
     )
     raise ModelLoadError(
-        f"The architecture {', '.join(architectures)[:200]} is not supported.{reason} "
-        "docs/models.md lists those that are."
+        f"The architecture {', '.join(architectures)[:200]} is not supported.{reason} {supported}"
     )

@@ -15,7 +15,7 @@ from axion.layers.activation import apply_gate, get_activation
 from axion.layers.attention import paged_attention
 from axion.layers.context import NO_KV_CACHE, ForwardContext, KVCacheSpec
 from axion.layers.linear import FusedLinear, Linear
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import GroupRMSNorm, RMSNorm
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM, Decoder
 from axion.models.config import Epsilon, Size
@@ -171,6 +171,12 @@ class SharedBlock(nn.Module):
         return self.feed_forward(self.pre_ff_layernorm(out), place)
 
 
+class Zamba2Mixer(Mamba2Mixer):
+    def gated_norm(self, config: Mamba2Config) -> nn.Module:
+        """With an epsilon of its own, whatever `rms_norm_eps` says."""
+        return GroupRMSNorm(self.size, 1e-5, num_groups=config.mamba_n_groups)
+
+
 class Zamba2Layer(nn.Module):
     """Mamba-2, and a block before it or none.
 
@@ -184,7 +190,7 @@ class Zamba2Layer(nn.Module):
         super().__init__()
         self.layer_idx, self.place = layer_idx, place
         self.norm = config.norm()
-        self.self_attn = Mamba2Mixer(config, layer_idx)
+        self.self_attn = Zamba2Mixer(config, layer_idx)
         self.kv_cache_spec = NO_KV_CACHE if block is None else block.attention.kv_cache_spec
         self.block = block
         if block is not None:

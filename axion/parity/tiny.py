@@ -289,6 +289,8 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
                 scores = torch.rand(*parameter.shape[:1], 6, generator=generator)
                 parameter.copy_(scores.topk(parameter.shape[1]).indices)
                 continue
+            if not parameter.is_floating_point():
+                continue
             parameter.normal_(std=0.2, generator=generator)
             if name.endswith(("norm.weight", ".layer_scalar")):
                 parameter += 1.0

@@ -185,6 +185,7 @@ def has_chat_template(path: Path) -> bool:
 
 
 def _templates(path: Path) -> dict[str, str]:
+    """By name; one that is empty is none."""
     if is_gguf(path):
         return _gguf_templates(read_gguf(path).metadata)
     tokenizer = _config_templates(read_tokenizer_config(path), "tokenizer_config.json")
@@ -205,7 +206,7 @@ def _gguf_templates(metadata: dict[str, Any]) -> dict[str, str]:
     templates = {
         "default" if name == key else name.removeprefix(f"{key}."): template
         for name, template in metadata.items()
-        if name == key or name.startswith(f"{key}.")
+        if (name == key or name.startswith(f"{key}.")) and template != ""
     }
     if not all(isinstance(template, str) for template in templates.values()):
         raise ModelLoadError("A chat template of the GGUF file is not a text.")
@@ -216,14 +217,15 @@ def _template_files(path: Path) -> dict[str, str]:
     files = {"default": path / "chat_template.jinja"}
     files |= {file.stem: file for file in path.glob("additional_chat_templates/*.jinja")}
     try:
-        return {name: file.read_text() for name, file in files.items() if file.is_file()}
+        templates = {name: file.read_text() for name, file in files.items() if file.is_file()}
     except UnicodeDecodeError:
         raise ModelLoadError("A chat template of the model is not UTF-8 text.") from None
+    return {name: template for name, template in templates.items() if template}
 
 
 def _config_templates(config: dict[str, Any], file: str) -> dict[str, str]:
     templates = config.get("chat_template")
-    if templates is None:
+    if not templates:
         return {}
     if isinstance(templates, str):
         return {"default": templates}

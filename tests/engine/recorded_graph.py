@@ -20,9 +20,11 @@ aten = torch.ops.aten
 class RecordedGraph:
     """A `Graph` of recorded operations."""
 
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
     def capture(self, function: Callable[[], None]) -> None:
-        self._calls: list[tuple[Any, Any, Any, Any]] = []
-        with _Recording(self._calls):
+        with Recording(self):
             function()
 
     def replay(self) -> None:
@@ -31,7 +33,7 @@ class RecordedGraph:
         def now(tensor: Tensor) -> Tensor:
             return current.get(id(tensor), tensor)
 
-        for operation, args, kwargs, recorded in self._calls:
+        for operation, args, kwargs, recorded in self.calls:
             args, kwargs = tree_map_only(Tensor, now, (args, kwargs))
             result = operation(*args, **kwargs)
             for old, new in zip(tree_iter(recorded), tree_iter(result), strict=True):
@@ -39,10 +41,10 @@ class RecordedGraph:
                     current[id(old)] = new
 
 
-class _Recording(TorchDispatchMode):
-    def __init__(self, calls: list[tuple[Any, Any, Any, Any]]) -> None:
+class Recording(TorchDispatchMode):
+    def __init__(self, graph: RecordedGraph) -> None:
         super().__init__()
-        self._calls = calls
+        self._calls = graph.calls
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         is_mask = operation is aten.index.Tensor and any(

@@ -18,7 +18,7 @@ from axion.errors import ModelLoadError
 from axion.types import EngineConfig, SamplingParams, SequenceOutput
 from tests.parity.checkpoints import save_tiny
 
-PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=24, ignore_eos=True, logprobs=5)
+PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=12, ignore_eos=True, logprobs=5)
 
 
 def make_core(path: Path, **options: Any) -> EngineCore:

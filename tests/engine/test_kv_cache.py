@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.engine import kv_cache
@@ -163,7 +163,6 @@ def test_layers_of_other_shapes_have_groups_of_their_own(
     assert bytes_per_sequence(without, 2**17) >= factor * bytes_per_sequence(specs, 2**17)
 
 
-@settings(deadline=None)
 @given(
     specs=st.lists(
         st.builds(

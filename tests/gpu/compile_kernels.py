@@ -18,6 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from axion.layers.kernels import attention
 from axion.layers.kernels.activation import gated
+from axion.layers.kernels.grouped import grouped_product
 from axion.layers.kernels.low_bit import int4_product, int8_product
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
@@ -74,6 +75,12 @@ def compile_all(capability: int) -> None:
     rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
     rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
     doubly_stochastic(torch.zeros(4, 4, 4), 1e-6, 20)
+    experts, ends = (
+        torch.zeros(2, 64, 4096, dtype=torch.bfloat16),
+        torch.zeros(2, dtype=torch.int32),
+    )
+    for num_rows in (4, 256):
+        grouped_product(x.repeat(num_rows // 4, 1), experts, ends)
     bytes_ = torch.zeros(64, 4096, dtype=torch.uint8)
     int8_product(x, bytes_.view(torch.int8), torch.zeros(64))
     int4_product(x.view(2, 8192), bytes_, x.view(64, -1), bytes_[:, :256].contiguous())

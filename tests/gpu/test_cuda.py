@@ -62,6 +62,7 @@ def test_a_graph_is_replayed_for_other_lengths(device: torch.device) -> None:
         captured.cache.k[:num_blocks].copy_(step.cache.k)
         captured.cache.v[:num_blocks].copy_(step.cache.v)
         captured.context.positions.copy_(step.context.positions)
+        captured.context.context_lens.copy_(step.context.context_lens)
         captured.context.slot_mapping.copy_(step.context.slot_mapping)
         captured.context.block_tables.copy_(step.context.block_tables)
         graph.replay()

@@ -135,7 +135,7 @@ any_lengths = st.lists(
 any_heads = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=any_lengths, heads=any_heads, block_size=st.sampled_from([1, 4, 16]))
 def test_equals_plain_causal_attention(
     lengths: list[tuple[int, int]], heads: tuple[int, int], block_size: int
@@ -145,7 +145,7 @@ def test_equals_plain_causal_attention(
         torch.testing.assert_close(out.double(), sequences.expected(seq), rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     lengths=any_lengths,
     heads=any_heads,
@@ -175,7 +175,7 @@ def test_windows_soft_caps_and_sinks(
         torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=any_lengths,
     heads=any_heads,

@@ -104,7 +104,7 @@ def test_it_is_attention(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**32))
 def test_chunks_and_neighbours_change_no_bit(options: dict[str, Any], seed: int) -> None:
     random = Random(seed)

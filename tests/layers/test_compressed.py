@@ -112,7 +112,7 @@ class Model:
         return torch.einsum("hqk,kd->qhd", scores.softmax(-1)[..., :-1], kv)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     chunks=st.lists(
         st.lists(st.sampled_from([1, 1, 2, 5, 9, 14]), min_size=1, max_size=6),

@@ -39,7 +39,8 @@ def run(*command: str, **variables: str) -> str:
 @pytest.mark.timeout(400)
 def test_kernels_compute_what_torch_does() -> None:
     modules = [
-        f"tests/gpu/test_{name}.py" for name in ("attention", "elementwise", "low_bit", "model")
+        f"tests/gpu/test_{name}.py"
+        for name in ("attention", "elementwise", "grouped", "low_bit", "model")
     ]
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--confcutdir", "tests/gpu"]
     out = run("-m", "pytest", *options, *modules, TRITON_INTERPRET="1")
@@ -52,7 +53,7 @@ def test_kernels_compile_for_ampere_and_hopper(tmp_path: Path) -> None:
     out = run("-m", "tests.gpu.compile_kernels", "80", "90", TRITON_CACHE_DIR=str(tmp_path))
     lines = [line.split() for line in out.splitlines()]
     names = ["_attend", "_join", "_store", "_rms_norm", "_gated", "_rotate", "_int8", "_int4"]
-    names += ["_sinkhorn"]
+    names += ["_sinkhorn", "_grouped"]
     for name in names:
         assert {arch for kernel, arch, _ in lines if kernel == name} == {"80", "90"}
     assert max(int(shared) for _, _, shared in lines) <= MAX_SHARED_BYTES

@@ -146,8 +146,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Glm4vForConditionalGeneration": _sections(2, 3, 3),
     "Glm4vMoeForConditionalGeneration": _sections(2, 1, 1),
     "GlmOcrForConditionalGeneration": _sections(2, 3, 3),
+    "Inkling2ForConditionalGeneration": {"vision_config": {"text_hidden_size": 64}},
     "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},
+    "Molmo2ForConditionalGeneration": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "MuseSparkForConditionalGeneration": {
+        **{kind: {"out_hidden_size": 64} for kind in ("vision_config", "audio_config")}
+    },
     "Ovis2ForConditionalGeneration": {"visual_indicator_token_ids": [190, 191, 192, 193, 194]},
     "Step3p7ForConditionalGeneration": {"text_config": {**_IDS, "sliding_window": 16}},
     "GPTJForCausalLM": {"rotary_dim": 8},

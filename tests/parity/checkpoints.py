@@ -647,7 +647,7 @@ CASES: dict[str, Case] = {
             **{"layers_block_type": ["hybrid"] * 3, "num_mem_blocks": 2, "mamba_ngroups": 2},
             **{"num_attention_heads": 2},
             **{"use_shared_attention_adapter": True, "use_mem_rope": True},
-            **{"add_bias_linear": True},
+            **{"add_bias_linear": True, "rms_norm_eps": 1e-3},
         },
         {"use_mem_rope": False},
     ),

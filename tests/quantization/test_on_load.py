@@ -228,7 +228,8 @@ _PEAK_MEMORY = """
 import json, pathlib, sys
 import torch
 from safetensors.torch import save_file
-from axion.engine.loader import _expected, load_model
+from axion.engine.expected_tensors import expected_tensors
+from axion.engine.loader import load_model
 from axion.models.config import DecoderConfig
 from axion.models.llama import LlamaForCausalLM
 
@@ -244,7 +245,7 @@ config = {
 (path / "config.json").write_text(json.dumps(config))
 with torch.device("meta"):
     model = LlamaForCausalLM(DecoderConfig.from_dict(config))
-tensors = {name: torch.ones(x.shape) for name, x in _expected(model).items()}
+tensors = {name: torch.ones(shape) for name, shape in expected_tensors(model).items()}
 plain = sum(tensor.nbytes for tensor in tensors.values())
 save_file(tensors, path / "model.safetensors")
 del tensors

@@ -67,7 +67,6 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
         max_examples=NUM_CASES or (25 if method == "post" else 6),
         derandomize=not NUM_CASES,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(case=cases)

@@ -243,6 +243,11 @@ class TestLoading:
     def test_a_folder_without_a_template_has_none(self, model_folder: ModelFolder) -> None:
         assert self.load(model_folder) is None
 
+    def test_one_that_is_empty_is_none(self, model_folder: ModelFolder) -> None:
+        model_folder.write("tokenizer_config.json", {"chat_template": ""})
+        (model_folder.path / "chat_template.jinja").write_text("")
+        assert self.load(model_folder) is None
+
     def test_the_config_has_it_with_the_tokenizers_special_tokens(
         self, model_folder: ModelFolder
     ) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.text.json_scanner import MAX_DEPTH, JsonScanner, State
@@ -27,7 +27,6 @@ def scan(*chunks: str) -> tuple[State, str, str]:
     return scanner.state, read, text
 
 
-@settings(deadline=None)
 @given(values, st.booleans(), st.sampled_from([None, 1]))
 def test_json_is_read_as_it_is(value: Any, ascii_only: bool, indent: int | None):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
@@ -35,7 +34,6 @@ def test_json_is_read_as_it_is(value: Any, ascii_only: bool, indent: int | None)
         assert scan(*chunks) == (State.DONE, text, " x")
 
 
-@settings(deadline=None)
 @given(st.text('{}[],:"\\u0 1-.eEtrue\nN'), st.data())
 def test_what_is_read_is_json_and_does_not_depend_on_the_chunks(text: str, data: st.DataObject):
     state, read, rest = scan(text)

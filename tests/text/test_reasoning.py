@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.text.answer_format import answer_format
@@ -59,7 +59,6 @@ def test_reasoning_is_told_from_the_answer(
         assert read(ReasoningParser(tags, opened=opened), *chunks) == (reasoning, text)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([THINK, GRANITE, WRAPPED]),
     st.booleans(),

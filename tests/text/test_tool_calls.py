@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.text.events import (
@@ -401,7 +401,6 @@ def test_what_models_write_is_read(example: str):
     assert parse(format, *answer) == parsed
 
 
-@settings(deadline=None)
 @given(st.sampled_from([*EXAMPLES]), st.data())
 def test_every_chunking_of_an_answer_gives_the_same(example: str, data: st.DataObject):
     format, answer, text, calls = EXAMPLES[example]
@@ -451,7 +450,6 @@ PIECES = [
 ]
 
 
-@settings(deadline=None)
 @given(st.sampled_from([format for _, format in FORMATS]), st.data())
 def test_any_text_is_read_the_same_in_any_chunking_and_nothing_is_told_twice(
     format: type[ToolCallParser], data: st.DataObject
@@ -508,7 +506,6 @@ def write(format: type[ToolCallParser], calls: list[tuple[str, dict[str, Any]]])
     return format.calls_begin + format.call_separator.join(written) + format.calls_end
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([format for _, format in FORMATS if format.json_arguments]), calls, st.data()
 )
@@ -531,7 +528,6 @@ typed_values = {
 }
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([Qwen3Coder, SeedOss, Glm45]),
     st.lists(st.fixed_dictionaries({}, optional=typed_values), min_size=1, max_size=3),
@@ -545,7 +541,6 @@ def test_tagged_arguments_come_back_with_their_types(
     assert parsed.text == ""
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from([format for _, format in FORMATS]))
 def test_an_answer_without_a_call_is_its_own_text(answer: str, format: type[ToolCallParser]):
     assert parse(format, answer) == Parsed(text=answer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from axion.layers.attention.reference import Compressed, Scores
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.kv_format import KVEntries
+from axion.layers.transfer import to_device
 
 _TILE = 256
 # Libraries multiply fewer rows by other kernels.
@@ -159,11 +161,11 @@ def _groups(
         first = min(visible) // _TILE * _TILE
         end = -(-max(lengths) // _TILE) * _TILE
         tokens = torch.arange(first, end, device=device)[None]
-        ends = torch.tensor(lengths, device=device)[:, None]
+        ends = to_device(np.array(lengths), device)[:, None]
         # Blocks before the window are gone: what is hidden repeats a token that is there.
         there = torch.minimum(tokens, ends - 1)
-        there = torch.maximum(there, torch.tensor(visible, device=device)[:, None])
-        tables = context.block_tables[kv_group][seqs]
+        there = torch.maximum(there, to_device(np.array(visible), device)[:, None])
+        tables = context.block_tables[kv_group].index_select(0, to_device(np.array(seqs), device))
         blocks = tables.gather(1, there // context.block_size).long()
         positions = ends - query_len + torch.arange(query_len, device=device)
         distances = tokens[:, None] - positions[..., None]
@@ -172,7 +174,7 @@ def _groups(
             hidden |= distances <= -window
         if chunk is not None:
             hidden |= tokens[:, None] < (positions // chunk * chunk)[..., None]
-        rows = torch.tensor(first_rows, device=device)[:, None]
+        rows = to_device(np.array(first_rows), device)[:, None]
         groups.append(
             _Group(
                 rows=(rows + torch.arange(query_len, device=device)).flatten(),

@@ -10,11 +10,13 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from axion.layers.attention.reference import token_sequences, token_slots
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.transfer import to_device
 
 
 class EntryInputs(NamedTuple):
@@ -86,4 +88,4 @@ def _entry_rows(context: ForwardContext, *, stride: int) -> Tensor:
         last_rows += [*range(first, row - 1, stride), row - 1]
     if len(last_rows) == row:  # every sequence has one token
         return torch.arange(row, device=device)
-    return torch.tensor(last_rows, device=device)
+    return to_device(np.array(last_rows), device)

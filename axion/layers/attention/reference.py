@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.contiguous_kv import LENGTH_MULTIPLE, ContiguousStep
 from axion.layers.kv_format import SlotRun
+from axion.layers.transfer import to_device
 
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
@@ -541,7 +543,7 @@ def _decode(
     device = context.positions.device
     tables, context_lens = context.block_tables[kv_group], context.context_lens
     if rows is not None:
-        index = torch.tensor(seqs, device=device)
+        index = to_device(np.array(seqs), device)
         tables, context_lens = tables[index], context_lens[index]
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
@@ -556,7 +558,7 @@ def _decode(
         hidden |= tokens < (lengths - 1) // chunk * chunk
     slots = token_slots(tables, torch.minimum(tokens, lengths - 1), context.block_size)
     return Decode(
-        rows=None if rows is None else torch.tensor(rows, device=device),
+        rows=None if rows is None else to_device(np.array(rows), device),
         slots=_run(slots) if stride == 1 else slots,
         mask=_additive(hidden, _dtype(context))[:, None, None],
         distances=(tokens - lengths + 1)[:, None, None, None],
@@ -605,7 +607,7 @@ def token_sequences(context: ForwardContext) -> Tensor:
     device = context.positions.device
     if max(context.query_lens) == 1:
         return torch.arange(len(context.query_lens), device=device)
-    counts = torch.tensor(context.query_lens, device=device)
+    counts = to_device(np.array(context.query_lens), device)
     return torch.arange(len(counts), device=device).repeat_interleave(
         counts, output_size=sum(context.query_lens)
     )

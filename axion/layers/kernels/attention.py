@@ -99,6 +99,8 @@ def paged_attention(
     max_rows = min(max(_RESULT_SIZE // block_v, _MIN_ROWS), _MAX_ROWS)
     key_bytes = (head_dim + (0 if values_in_keys else block_v)) * q.element_size()
     num_keys = _floor(min(max(_LOAD_BYTES // key_bytes, 16), _MAX_KEYS))
+    if q.dtype == torch.float32:  # no tensor cores: what is multiplied must fit in registers
+        max_rows = num_keys = _MIN_ROWS
     heads = min(group, max_rows)  # of a program
 
     q = q if q.stride(-1) == 1 else q.contiguous()

@@ -24,6 +24,7 @@ from axion.text.tokenizer_formats.common import (
     merges_of,
     sentencepiece_decoder,
 )
+from axion.text.tokenizer_formats.tiktoken import KIMI
 
 # Of `tokenizer.ggml.token_type`.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
@@ -108,6 +109,7 @@ _CUTS: dict[str, _Cut] = {
     "falcon": _Cut((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "tekken": _Cut((_TEKKEN,), whole_words=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4"), _Cut((_GPT4O,))),
+    "kimi-k2": _Cut((KIMI,), whole_words=True),
     "deepseek-llm": _Cut(
         (r"[\r\n]", _DEEPSEEK_LETTERS, _DEEPSEEK_SIGNS, r"\s+$", _DEEPSEEK_CJK, r"\p{N}+")
     ),

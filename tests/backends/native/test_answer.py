@@ -24,7 +24,7 @@ from tests.echo_engine import EchoEngine
     text=st.text(min_size=1, max_size=60),
     stop=st.lists(st.text("abfox, ü狐", min_size=1), max_size=3),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_part_of_a_stop_string_is_ever_sent(start: Start, text: str, stop: list[str]):
     async def run() -> None:
         engine = EchoEngine()

@@ -65,7 +65,7 @@ async def test_a_prompt_that_fills_the_context_can_be_scored(start: Start):
 
 
 @given(text=st.text(min_size=1, max_size=30))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_log_probabilities_have_the_exact_bytes_of_the_answer(start: Start, text: str):
     async def run() -> None:
         backend = await start(EchoEngine(vocab_size=280))

@@ -123,6 +123,7 @@ def test_digits_are_cut_as_the_family_does(tiny_model: Path):
     assert words("gpt-2", "123 IT'S") == ["123", "ĠIT", "'", "S"]
     assert words("smollm", " 12 a") == ["Ġ", "1", "2", "Ġa"]
     assert words("tekken", "camelCase 12") == ["camel", "Case", "Ġ", "1", "2"]
+    assert words("kimi-k2", "Hi你好1234") == ["Hi", "ä½łå¥½", "123", "4"]
     assert words("deepseek-llm", "Ab12! 你好") == ["Ab", "12", "!", "Ġ", "ä½łå¥½"]
 
 

@@ -1,0 +1,99 @@
+"""Each row multiplied by its expert's weight. Only on a few GPUs can torch's own product do without
+waiting for the device, to learn where each expert's rows end."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Rows, outputs and bytes of inputs that a program multiplies at once: where each expert has few
+# rows the time is that of reading weights, elsewhere that of tensor cores.
+_FEW, _MANY = (16, 64, 256), (64, 128, 128)
+
+
+def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """`x @ weight[expert].T` for the rows of each expert, summed in float32.
+
+    Args:
+        x: `[num_rows, in_features]`, sorted by expert.
+        weight: `[num_experts, out_features, in_features]`.
+        ends: `[num_experts]` int32, where each expert's rows end.
+
+    Returns:
+        `[num_rows, out_features]`.
+    """
+    num_rows, in_features = x.shape
+    num_experts, out_features, _ = weight.shape
+    rows, outputs, num_bytes = _FEW if num_rows <= _MANY[0] * num_experts // 2 else _MANY
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    out = x.new_empty(num_rows, out_features)
+    # As many tiles as there can be: the last of each expert may be partly empty.
+    num_tiles = min(num_rows, num_rows // rows + num_experts)
+    _grouped[(num_tiles, triton.cdiv(out_features, outputs))](
+        out,
+        x,
+        weight,
+        ends,
+        num_experts,
+        in_features,
+        out_features,
+        x.stride(0),
+        *weight.stride()[:2],
+        EXPERTS=triton.next_power_of_2(num_experts),
+        ROWS=rows,
+        OUTPUTS=outputs,
+        INPUTS=num_bytes // x.element_size(),
+        num_stages=3,
+    )
+    return out
+
+
+@triton.jit
+def _grouped(
+    out,
+    x,
+    weight,
+    ends,
+    num_experts,
+    in_features,
+    out_features,
+    x_stride,
+    expert_stride,
+    output_stride,
+    EXPERTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    """Some outputs of a tile: of rows that follow each other and have one expert."""
+    tile = tl.program_id(0)
+    e = tl.arange(0, EXPERTS)
+    end = tl.load(ends + e, mask=e < num_experts, other=0)
+    begin = tl.load(ends + e - 1, mask=(e > 0) & (e < num_experts), other=0)
+    num_tiles = tl.cdiv(end - begin, ROWS)
+    last = tl.cumsum(num_tiles, 0)
+    expert = tl.sum((last <= tile).to(tl.int32), 0)
+    if expert >= num_experts:
+        return
+    is_own = e == expert
+    first_row = tl.sum(tl.where(is_own, begin + (tile - last + num_tiles) * ROWS, 0), 0)
+    row = first_row + tl.arange(0, ROWS)
+    is_row = row < tl.sum(tl.where(is_own, end, 0), 0)
+    n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = n < out_features
+    k = tl.arange(0, INPUTS)
+    x += row.to(tl.int64)[:, None] * x_stride + k[None, :]
+    weight += expert.to(tl.int64) * expert_stride + n[None, :] * output_stride + k[:, None]
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    for start in range(0, in_features, INPUTS):
+        is_input = start + k < in_features
+        left = tl.load(x + start, mask=is_row[:, None] & is_input[None, :], other=0.0)
+        right = tl.load(weight + start, mask=is_input[:, None] & is_output[None, :], other=0.0)
+        total = tl.dot(left, right, total, input_precision="ieee")
+    tl.store(
+        out + row.to(tl.int64)[:, None] * out_features + n[None, :],
+        total.to(out.dtype.element_ty),
+        mask=is_row[:, None] & is_output[None, :],
+    )
