@@ -24,7 +24,7 @@ from axion.layers.embedding import Embedding
 from axion.layers.linear import FusedLinear, Linear, PackedLinear, TransposedLinear
 from axion.layers.moe import ExpertLinear
 from axion.models.base import CausalLM
-from axion.models.gated_delta_net import GatedDeltaNet
+from axion.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from axion.models.mamba2_mixer import Mamba2Mixer
 from axion.models.registry import load_model_class
 from axion.quantization.gguf_blocks import dequantize
@@ -168,8 +168,8 @@ class _Translation:
             move: Move = _same
             if self._gguf.architecture in _PAIRED and shard in ("q_proj", "k_proj"):
                 move = _unpaired(size // self._config.head_dim)
-            if shard in ("in_proj_b", "in_proj_a") and stored.endswith("ssm_ba.weight"):
-                move = self._of_key_heads(("in_proj_b", "in_proj_a").index(shard))
+            if self._gguf.architecture == "qwen3next" and shard.startswith("in_proj"):
+                stored, move = self._of_key_heads(stored, shard)
             if stored not in self._gguf.tensors and shard in ("q_proj", "k_proj", "v_proj"):
                 stored = re.sub(r"attn_[qkv]\b", "attn_qkv", stored)
                 move = _rows(slice(start, start + size), move)
@@ -245,10 +245,28 @@ class _Translation:
 
         return move if self._gguf.architecture == "falcon" else _same
 
-    def _of_key_heads(self, half: int) -> Move:
-        """Of rows that lie together for each key head, one half."""
-        num_heads = getattr(self._config, "linear_num_key_heads", 1)
-        return lambda x: x.unflatten(0, (num_heads, 2, -1))[:, half].flatten(0, 1)
+    def _of_key_heads(self, stored: str, shard: str) -> tuple[str, Move]:
+        """Where a projection is whose rows may lie, with those of others, by key heads."""
+        config = self._config
+        assert isinstance(config, GatedDeltaNetConfig)
+        num_keys = config.linear_num_key_heads
+        num_values = config.linear_num_value_heads // num_keys
+        if stored.endswith("ssm_ba.weight"):
+            sizes = [num_values, num_values]
+            parts = [("in_proj_b", "in_proj_a").index(shard)]
+        elif stored not in self._gguf.tensors:  # of the first files
+            stored = re.sub(r"attn_(qkv|gate)", "ssm_in", stored)
+            value_size = num_values * config.linear_value_head_dim
+            sizes = [*[config.linear_key_head_dim] * 2, *[value_size] * 2]
+            parts = [3] if shard == "in_proj_z" else [0, 1, 2]
+        else:
+            return stored, _same
+
+        def move(x: Tensor) -> Tensor:
+            rows = x.unflatten(0, (num_keys, -1)).split(sizes, dim=1)
+            return torch.cat([rows[part].flatten(0, 1) for part in parts])
+
+        return stored, move
 
     def _is_in_scales(self, stored: str) -> bool:
         """Factors of experts in NVFP4 are in the scales that these have anyway."""

@@ -368,6 +368,18 @@ def test_factors_of_experts_in_nvfp4_are_in_their_scales(tmp_path: Path):
     assert (logits(load(path)) - logits(expected)).abs().max() <= TOLERANCE
 
 
+def test_the_first_files_of_qwen3_next_keep_what_belongs_to_a_key_head_together(tmp_path: Path):
+    reference = build("qwen3-next")
+    metadata = json.loads(METADATA.read_text())["qwen3-next"]
+    stored = dict(tensors(metadata, reference))
+    path = write_gguf(tmp_path / "new.gguf", metadata, stored)
+    del stored["blk.0.attn_qkv.weight"], stored["blk.0.attn_gate.weight"]
+    in_proj = reference.model.layers[0].linear_attn.in_proj_qkvz
+    stored["blk.0.ssm_in.weight"] = in_proj.weight
+    old = write_gguf(tmp_path / "old.gguf", metadata, stored)
+    assert torch.equal(logits(load(old)), logits(load(path)))
+
+
 def test_frequencies_that_are_not_gemma_4s_are_refused(tmp_path: Path):
     metadata = json.loads(METADATA.read_text())["gemma4-experts"]
     stored = dict(tensors(metadata, build("gemma4-experts")))
