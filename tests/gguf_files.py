@@ -498,7 +498,8 @@ def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     found = base.ModelBase.load_hparams(folder, False)
     cls = conversion.get_model_class(base.get_model_architecture(found, base.ModelType.TEXT))
-    cls.no_mtp = True  # there are no layers that guess further tokens
+    # There are no layers that guess further tokens, which it expects of these.
+    cls.no_mtp = hasattr(cls, "opt_num_mtp_layers")
     converter = cls(folder, base.gguf.LlamaFileType.ALL_F32, folder / "model.gguf")
     for part in (converter, getattr(converter, "impl", converter)):
         part.hparams["rotary_pct"] = config["rotary_pct"]

@@ -380,6 +380,19 @@ def test_the_first_files_of_qwen3_next_keep_what_belongs_to_a_key_head_together(
     assert torch.equal(logits(load(old)), logits(load(path)))
 
 
+def test_a_layer_that_guesses_further_tokens_is_left_out(tmp_path: Path):
+    metadata = json.loads(METADATA.read_text())["qwen3-5"]
+    stored = dict(tensors(metadata, build("qwen3-5")))
+    path = write_gguf(tmp_path / "without.gguf", metadata, stored)
+    metadata |= {
+        **{"qwen35.block_count": 3, "qwen35.nextn_predict_layers": 1},
+        "qwen35.attention.recurrent_layers": [True, False, False],
+    }
+    stored |= {"blk.2.attn_norm.weight": torch.ones(64), "blk.2.nextn.enorm.weight": torch.ones(64)}
+    guessing = write_gguf(tmp_path / "with.gguf", metadata, stored)
+    assert torch.equal(logits(load(guessing)), logits(load(path)))
+
+
 def test_frequencies_that_are_not_gemma_4s_are_refused(tmp_path: Path):
     metadata = json.loads(METADATA.read_text())["gemma4-experts"]
     stored = dict(tensors(metadata, build("gemma4-experts")))
