@@ -53,6 +53,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-rope-llama3": ("llama-rope-llama3", {}),
     "llama-rope-linear": ("llama-rope-linear", {}),
     "llama-rope-yarn": ("llama-rope-yarn-attention-factor", {}),
+    "llama4": (
+        "llama4",
+        {
+            **{"num_hidden_layers": 4, "no_rope_layers": None, "attention_chunk_size": 8192},
+            **{"floor_scale": 8192, "rms_norm_eps": 1e-5},
+        },
+    ),
     "mixtral": ("mixtral", {}),
     "ministral3": ("ministral3", {}),
     "qwen2": ("qwen2", {}),
@@ -60,11 +67,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3-tied": ("qwen3-tied", {}),
     "qwen3-moe": ("qwen3-moe", {"norm_topk_prob": True}),
+    "qwen3-next": ("qwen3-next", {"mlp_only_layers": [], "norm_topk_prob": True}),
+    "qwen3-5": ("qwen3-5", {}),
+    "qwen3-5-moe": ("qwen3-5-moe", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 24}),
     "gemma3": (
         "gemma3",
         {"num_hidden_layers": 6, "layer_types": _SLIDING, "query_pre_attn_scalar": 24},
+    ),
+    "gemma3n": (
+        "gemma3n",
+        {"vocab_size_per_layer_input": 199, "activation_sparsity_pattern": [0.5, 0.0, 0.9, 0.0]},
+    ),
+    "gemma4": ("gemma4-shared", {}),
+    "gemma4-keys-are-values": (
+        "gemma4-keys-are-values",
+        {"num_hidden_layers": 3, "layer_types": _SLIDING[3:], "hidden_size_per_layer_input": 0},
+    ),
+    "gemma4-experts": (
+        "gemma4-experts",
+        {
+            **{"num_hidden_layers": 2, "layer_types": _SLIDING[4:]},
+            "final_logit_softcapping": 3.0,
+        },
     ),
     "glm": ("glm", {"rms_norm_eps": 1e-5}),
     "glm4": ("glm4", {}),
@@ -72,6 +98,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22}),
     "granite-moe": ("granite-moe", {"logits_scaling": 8.0}),
     "granite-moe-shared": ("granite-moe-shared", {}),
+    "granite-hybrid": ("granite-hybrid", {}),
+    "granite-hybrid-dense": (
+        "granite-hybrid-dense",
+        {"position_embedding_type": None, "shared_intermediate_size": 48},
+    ),
     "olmo": ("olmo-clip-qkv", {}),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3-yarn", {}),
@@ -79,8 +110,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", {"intermediate_size": 256}),
     "phi3": ("phi3", {}),
     "phi3-longrope": ("phi3", {"rope_parameters": _LONGROPE}),
+    "phimoe": (
+        "phimoe",
+        {
+            "rope_parameters": _LONGROPE
+            | {
+                "original_max_position_embeddings": 256,
+                # What the converter writes is computed from the lengths.
+                **{"short_mscale": 1.125**0.5, "long_mscale": 1.125**0.5},
+            }
+        },
+    ),
     "deepseek-v2": ("deepseek-v2-groups", {"attention_bias": False}),
     "deepseek-v3": ("deepseek-v3", {"rope_parameters": _YARN, "scoring_func": "sigmoid"}),
+    "glm-moe-dsa": (
+        "glm-moe-dsa",
+        {
+            **{"indexer_types": ["full", "shared", "full"], "routed_scaling_factor": 2.5},
+            **{"norm_topk_prob": True, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+        },
+    ),
+    "mistral4": (
+        "mistral4",
+        {"rope_parameters": _YARN | {"llama_4_scaling_beta": 0.0}},
+    ),
     "gpt-oss": ("gpt-oss", {}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4, "no_rope_layer_interval": 4}),
     "cohere": ("cohere", {"use_qk_norm": True}),
@@ -95,8 +148,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-new": ("falcon-new", {}),
 }
 
-_PAIRED = {"llama", "mistral3", "granite", "granitemoe", "smollm3", "olmo"}
-_SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron"}
+_PAIRED = {"llama", "mistral3", "granite", "granitemoe", "granitehybrid", "smollm3", "olmo"}
+_SHIFTED = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
+# Architectures whose gates and ups stay one.
+_STACKED = {"gemma4", "mistral4"}
 
 
 def build(case: str) -> PreTrainedModel:
@@ -170,10 +225,13 @@ def tensors(metadata: Mapping[str, Any], model: PreTrainedModel) -> Iterator[tup
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
+    for stack in ("model.altup_projections", "model.altup_unembed_projections"):
+        if rows := [name for name in state if name.startswith(f"{stack}.")]:
+            state[f"{stack}.weight"] = torch.stack([state.pop(name) for name in rows])
     yield from _rope_tensors(model)
     for name, tensor in state.items():
         for part, value in _parts(arch, model.config, name, tensor):
-            mapped = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            mapped = names.get_name(part, try_suffixes=(".weight", ".bias", ".scale"))
             assert mapped is not None, part
             yield mapped, value
 
@@ -185,6 +243,11 @@ def _rope_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         size = 2 * len(embedding.inv_freq)
         plain = rope["rope_theta"] ** -(torch.arange(0, size, 2) / size)
         yield "rope_freqs.weight", plain / embedding.inv_freq
+    if model.config.model_type == "gemma4_text":
+        full = rope["full_attention"]
+        size = model.get_decoder().layers[-1].self_attn.head_dim
+        turning = torch.arange(size // 2) < int(size * full["partial_rotary_factor"] / 2)
+        yield "rope_freqs.weight", torch.where(turning, 1.0, 1e30)
     if rope.get("rope_type") == "longrope":
         yield "rope_factors_long.weight", torch.tensor(rope["long_factor"])
         yield "rope_factors_short.weight", torch.tensor(rope["short_factor"])
@@ -192,18 +255,37 @@ def _rope_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     num_heads = config.num_attention_heads
-    num_groups = getattr(config, "num_key_value_heads", None) or num_heads
     if arch in _PAIRED and (match := re.search(r"([qk])_proj\.(weight|bias)$", name)):
+        num_groups = getattr(config, "num_key_value_heads", None) or num_heads
         heads = num_heads if match[1] == "q" else num_groups
         tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    elif ".linear_attn." in name:
+        yield from _delta_net_parts(arch, config, name, tensor)
+        return
+    elif ".mamba." in name:
+        yield _mamba_part(config, name, tensor)
+        return
+    elif name.endswith(("layer_scalar", "correct_output_scale")):
+        name += ".weight"
+    elif name.endswith("router.scale"):
+        name = name.replace("scale", "proj.scale")
+    elif name.endswith("router.per_expert_scale"):
+        name = name.replace("router.per_expert_scale", "experts.down_proj.scale")
+    elif arch in _STACKED and ".experts." in name:
+        name += ".weight"
     elif arch in _SHIFTED and name.endswith("norm.weight"):
         tensor = tensor + 1
     elif name.endswith("e_score_correction_bias"):
         name = name.replace("_bias", ".bias")
+    elif name.endswith("mlp.router.weight") and arch == "phimoe":
+        name = name.replace("mlp.router", "block_sparse_moe.gate")
     elif name.endswith("sinks"):
         name += ".weight"
     elif match := re.fullmatch(r"(.*\.(?:experts|shared_mlp|block_sparse_moe)\.)(.*)", name):
-        yield from _expert_parts(arch, match[1], match[2], tensor)
+        parent = match[1]
+        if arch == "granitehybrid" and not config.num_local_experts:
+            parent = parent.replace("shared_mlp.", "mlp.")
+        yield from _expert_parts(arch, parent, match[2], tensor)
         return
     elif name.endswith("kv_b_proj.weight"):
         size = config.qk_nope_head_dim + config.v_head_dim
@@ -227,10 +309,67 @@ def _parts(arch: str, config: Any, name: str, tensor: Tensor) -> Iterator[tuple[
     yield name, tensor
 
 
+def _mamba_part(config: Any, name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """As `Mamba2Model` of the converter."""
+    part = name.rpartition(".mamba.")[2]
+    if part == "A_log":
+        return name, -tensor.exp()[:, None]
+    if part == "D":
+        return name, tensor[:, None]
+    if part == "dt_bias":
+        return name.replace("dt_bias", "dt_proj.bias"), tensor
+    if part == "conv1d.weight":
+        return name, tensor.squeeze(1)
+    if part == "norm.weight":
+        return name, tensor.unflatten(0, (config.mamba_n_groups, -1))
+    return name, tensor
+
+
+def _delta_net_parts(
+    arch: str, config: Any, name: str, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """As `Qwen3NextModel` and `_LinearAttentionVReorderBase` of the converter."""
+    num_keys, num_values = config.linear_num_key_heads, config.linear_num_value_heads
+    k_dim, v_dim, ratio = (
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+        num_values // num_keys,
+    )
+    key_rows = 2 * num_keys * k_dim
+
+    def tiled(x: Tensor) -> Tensor:
+        if arch == "qwen3next":
+            return x
+        return x.unflatten(0, (num_keys, ratio, -1)).transpose(0, 1).flatten(0, 2)
+
+    part = name.partition(".linear_attn.")[2]
+    if part == "in_proj_qkvz.weight":
+        sizes = (k_dim, k_dim, ratio * v_dim, ratio * v_dim)
+        heads = tensor.unflatten(0, (num_keys, -1)).split(sizes, dim=1)
+        *qkv, z = (x.flatten(0, 1) for x in heads)
+        yield name.replace("qkvz", "qkv"), torch.cat(qkv)
+        yield name.replace("qkvz", "z"), z
+        return
+    if part == "A_log":
+        tensor = tiled(-tensor.exp())
+    elif part == "dt_bias":
+        name, tensor = name.replace("dt_bias", "dt_proj.bias"), tiled(tensor)
+    elif part in ("conv1d.weight", "in_proj_qkv.weight"):
+        x = tensor.squeeze(1)
+        tensor = torch.cat((x[:key_rows], tiled(x[key_rows:])))
+    elif part in ("in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight"):
+        tensor = tiled(tensor)
+    elif part == "out_proj.weight":
+        tensor = tiled(tensor.T).T
+    yield name, tensor
+
+
 def _expert_parts(
     arch: str, parent: str, name: str, tensor: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
     """Gate and up apart, all experts together."""
+    if arch == "llama4":
+        tensor = tensor.transpose(1, 2)
     if arch == "gpt-oss":
         suffix = "bias" if name.endswith("_bias") else "weight"
         if suffix == "weight":
@@ -332,6 +471,13 @@ def record(sources: Path) -> None:
     METADATA.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
+# Names that architectures had when these were published, or that the converter has them under.
+_PUBLISHED = {
+    "PhimoeForCausalLM": "PhiMoEForCausalLM",
+    "Mistral4ForCausalLM": "Mistral3ForConditionalGeneration",
+}
+
+
 def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -341,12 +487,19 @@ def _convert(conversion: Any, base: Any, model: PreTrainedModel, folder: Path) -
     config.setdefault("n_ctx", config.get("n_positions"))
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         config["num_kv_heads"] = 1
+    [architecture] = config["architectures"]
+    config["architectures"] = [_PUBLISHED.get(architecture, architecture)]
+    if architecture == "GraniteMoeHybridForCausalLM":
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [names[kind] for kind in config["layer_types"]]
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = {str(id): id for id in range(config["vocab_size"])}
     tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     found = base.ModelBase.load_hparams(folder, False)
     cls = conversion.get_model_class(base.get_model_architecture(found, base.ModelType.TEXT))
+    # There are no layers that guess further tokens, which it expects of these.
+    cls.no_mtp = hasattr(cls, "opt_num_mtp_layers")
     converter = cls(folder, base.gguf.LlamaFileType.ALL_F32, folder / "model.gguf")
     for part in (converter, getattr(converter, "impl", converter)):
         part.hparams["rotary_pct"] = config["rotary_pct"]

@@ -19,18 +19,35 @@ from axion.errors import ModelLoadError
 from axion.hub.gguf import FLOAT_TYPES, GGUF, read_gguf
 from axion.hub.gguf import StoredTensor as FileTensor
 from axion.hub.gguf_config import gguf_config
+from axion.layers.conv import CausalConv1d
 from axion.layers.embedding import Embedding
 from axion.layers.linear import FusedLinear, Linear, PackedLinear, TransposedLinear
 from axion.layers.moe import ExpertLinear
 from axion.models.base import CausalLM
+from axion.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
+from axion.models.mamba2_mixer import Mamba2Mixer
 from axion.models.registry import load_model_class
 from axion.quantization.gguf_blocks import dequantize
 from axion.quantization.stored import StoredTensor, stored_part
 
 # Architectures whose queries and keys the converter reorders, for it rotates neighbours as pairs.
-_PAIRED = frozenset({"llama", "mistral3", "granite", "granitemoe", "olmo", "smollm3"})
+_PAIRED = frozenset(
+    {"llama", "mistral3", "granite", "granitemoe", "granitehybrid", "olmo", "smollm3"}
+)
 # Those to whose norms it adds the 1 that these models do.
-_SHIFTED = frozenset({"gemma", "gemma2", "gemma3", "nemotron"})
+_SHIFTED = frozenset({"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"})
+# Tensors that are neither a weight nor a bias: what the tables know them as, behind their module's
+# path, and the end of their name.
+_OTHERS = {
+    "e_score_correction_bias": ("e_score_correction", ".bias"),
+    "sinks": ("sinks", ".weight"),
+    "layer_scalar": ("layer_scalar", ".weight"),
+    "scale": ("proj", ".scale"),
+    "correct_output_scale": ("correct_output_scale", ".weight"),
+    "dt_bias": ("dt_proj", ".bias"),
+    "A_log": ("A_log", ""),
+    "D": ("D", ""),
+}
 _FALCON_NORMS = {"attn_norm": "attn_norm_2", "attn_norm_2": "attn_norm"}
 # Read already, to know the model's rotary embedding.
 _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
@@ -98,7 +115,7 @@ class _Translation:
         self._left = {
             name
             for name in gguf.tensors
-            if name not in _ROPE_TENSORS and not self._is_beyond(name)
+            if name not in _ROPE_TENSORS and not self._is_beyond(name) and not self._is_idle(name)
             # What the inputs of a weight in NVFP4 were multiplied by, which are not rounded here.
             if not name.endswith(".input_scale")
         }
@@ -109,6 +126,13 @@ class _Translation:
         layer = re.match(r"blk\.(\d{1,9})\.", name)
         announced = self._gguf.metadata.get(f"{self._gguf.architecture}.nextn_predict_layers")
         return bool(announced and layer) and int(layer[1]) >= self._config.num_hidden_layers
+
+    def _is_idle(self, name: str) -> bool:
+        """Keys and values of a layer that reads those of another."""
+        layer = re.match(r"blk\.(\d{1,9})\.attn_(k|v|k_norm)\.", name)
+        num_layers = self._config.num_hidden_layers
+        num_shared = getattr(self._config, "num_kv_shared_layers", 0)
+        return bool(layer) and num_layers - num_shared <= int(layer[1]) < num_layers
 
     def tensors(self) -> list[StoredTensor]:
         """Raises: ModelLoadError: one is missing, or is not the architecture's; names it."""
@@ -144,6 +168,8 @@ class _Translation:
             move: Move = _same
             if self._gguf.architecture in _PAIRED and shard in ("q_proj", "k_proj"):
                 move = _unpaired(size // self._config.head_dim)
+            if self._gguf.architecture == "qwen3next" and shard.startswith("in_proj"):
+                stored, move = self._of_key_heads(stored, shard)
             if stored not in self._gguf.tensors and shard in ("q_proj", "k_proj", "v_proj"):
                 stored = re.sub(r"attn_[qkv]\b", "attn_qkv", stored)
                 move = _rows(slice(start, start + size), move)
@@ -161,9 +187,13 @@ class _Translation:
                 stored = [self._name(f"{parent}.{half}", name) for half in halves]
                 move = _in_turns
             else:
-                stored = [self._name(f"{parent}.{shard}", name)]
-            if stored[0] not in self._gguf.tensors and shard in ("gate_proj", "up_proj"):
-                stored = [re.sub(r"ffn_(gate|up)_exps", "ffn_gate_up_exps", stored[0])]
+                path = f"{parent}.{shard}"
+                if shard != "down_proj" and self._names.get_name(path) is None:
+                    path = f"{parent}.gate_up_proj"
+                stored = [self._name(path, name)]
+            if stored[0] not in self._gguf.tensors:
+                stored[0] = re.sub(r"ffn_(gate|up)_exps", "ffn_gate_up_exps", stored[0])
+            if "ffn_gate_up_exps" in stored[0]:
                 move = _rows(slice(start, start + size), move)
             start += size
             for expert in range(linear.num_experts):
@@ -173,12 +203,21 @@ class _Translation:
 
     def _plain(self, path: str, module: nn.Module, name: str) -> StoredTensor:
         own = f"{path}.{name}"
-        if match := re.fullmatch(r"(.+\.[qk]_layernorm)\.norms\.(\d+)", path):
+        stack = r"(.+\.[qk]_layernorm|model\.altup_\w+)(?:\.norms)?\.(\d+)"
+        if match := re.fullmatch(stack, path):
             return self._tensor(own, [self._name(match[1], name)], part=int(match[2]))
         stored = self._name(path, name)
         if path.endswith(".kv_b_proj") and stored not in self._gguf.tensors:
             halves = [stored.replace("attn_kv_b", half) for half in ("attn_k_b", "attn_v_b")]
             return self._tensor(own, halves, _joined, keeps=False)
+        if name == "A_log":  # stored is what it stands for, -exp(A_log)
+            return self._tensor(own, [stored], lambda x: (-x).log().flatten(), keeps=False)
+        if name == "D" or path.endswith(".self_attn.norm"):
+            return self._tensor(own, [stored], Tensor.flatten, keeps=False)
+        if isinstance(module, CausalConv1d) and name == "weight":
+            return self._tensor(own, [stored], lambda x: x.unsqueeze(1), keeps=False)
+        if name == "per_expert_scale" and self._is_in_scales(stored):
+            return self._tensor(own, [stored], torch.ones_like, keeps=False)
         if self._gguf.architecture in _SHIFTED and own.endswith("norm.weight"):
             return self._tensor(own, [stored], lambda x: x - 1, keeps=False)
         if isinstance(module, TransposedLinear) and name == "weight":
@@ -206,22 +245,68 @@ class _Translation:
 
         return move if self._gguf.architecture == "falcon" else _same
 
+    def _of_key_heads(self, stored: str, shard: str) -> tuple[str, Move]:
+        """Where a projection is whose rows may lie, with those of others, by key heads."""
+        config = self._config
+        assert isinstance(config, GatedDeltaNetConfig)
+        num_keys = config.linear_num_key_heads
+        num_values = config.linear_num_value_heads // num_keys
+        if stored.endswith("ssm_ba.weight"):
+            sizes = [num_values, num_values]
+            parts = [("in_proj_b", "in_proj_a").index(shard)]
+        elif stored not in self._gguf.tensors:  # of the first files
+            stored = re.sub(r"attn_(qkv|gate)", "ssm_in", stored)
+            value_size = num_values * config.linear_value_head_dim
+            sizes = [*[config.linear_key_head_dim] * 2, *[value_size] * 2]
+            parts = [3] if shard == "in_proj_z" else [0, 1, 2]
+        else:
+            return stored, _same
+
+        def move(x: Tensor) -> Tensor:
+            rows = x.unflatten(0, (num_keys, -1)).split(sizes, dim=1)
+            return torch.cat([rows[part].flatten(0, 1) for part in parts])
+
+        return stored, move
+
+    def _is_in_scales(self, stored: str) -> bool:
+        """Factors of experts in NVFP4 are in the scales that these have anyway."""
+        weight = self._gguf.tensors.get(f"{stored.removesuffix('scale')}weight")
+        return weight is not None and weight.type_name == "NVFP4"
+
     def _name(self, path: str, name: str) -> str:
         """What the file calls a tensor of the model."""
-        if name == "e_score_correction_bias":
-            path, name = f"{path}.e_score_correction", "bias"
-        elif name == "sinks":
-            path, name = f"{path}.sinks", "weight"
-        stored = self._names.get_name(path)
+        suffix = f".{name}"
+        if name == "per_expert_scale":
+            path, suffix = path.replace(".router", ".experts.down_proj"), ".scale"
+        elif name in _OTHERS:
+            known, suffix = _OTHERS[name]
+            path = f"{path}.{known}"
+        stored = self._names.get_name(self._mixer(path))
         if stored is None:
             raise ModelLoadError(
-                f"GGUF files of the architecture {self._gguf.architecture} hold no {path}.{name}."
+                f"GGUF files of the architecture {self._gguf.architecture} hold no {path}{suffix}."
             )
+        if self._gguf.architecture == "granitehybrid" and stored + suffix not in self._gguf.tensors:
+            stored = stored.removesuffix("_shexp")  # without others it is the layer's MLP
         if self._gguf.architecture == "falcon" and "blk.0.attn_norm_2.weight" in self._gguf.tensors:
             # Of the newer layers attention has the second norm.
             layer, _, last = stored.rpartition(".")
             stored = f"{layer}.{_FALCON_NORMS.get(last, last)}" if layer else last
-        return f"{stored}.{name}"
+        return stored + suffix
+
+    def _mixer(self, path: str) -> str:
+        """A path in a recurrent layer, whose mixer the tables have under its own name."""
+        layer, attention, part = path.partition(".self_attn.")
+        if not attention:
+            return path
+        mixer = self._model.get_submodule(f"{layer}.self_attn")
+        if isinstance(mixer, Mamba2Mixer):
+            return f"{layer}.mamba.{part}"
+        if not isinstance(mixer, GatedDeltaNet):
+            return path
+        if self._gguf.architecture == "qwen3next" and part in ("in_proj_b", "in_proj_a"):
+            part = "in_proj_ba"
+        return f"{layer}.linear_attn.{'out_proj' if part == 'o_proj' else part}"
 
     def _stored(self, name: str) -> FileTensor:
         if name not in self._gguf.tensors:

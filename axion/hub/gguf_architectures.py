@@ -6,17 +6,39 @@ What a file does not say, its runtime knows of the architecture, and so does the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 from axion.errors import ModelLoadError
-from axion.hub.gguf_metadata import Architecture, shortest
+from axion.hub.gguf_metadata import Architecture, rotary_factor, shortest
 
 _SIGMOID = 2  # of `expert_gating_func`
+_NUM_EXPERTS_OF_MAVERICK = 128  # the Llama 4 without norms of queries and keys
 
 
 class _Llama(Architecture):
     def name(self) -> str:
         return "MixtralForCausalLM" if self.get("expert_count") else "LlamaForCausalLM"
+
+
+class _Llama4(Architecture):
+    architecture = "Llama4ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+        "expert_feed_forward_length": "intermediate_size",
+    }
+    constants: ClassVar[Mapping[str, Any]] = {
+        **{"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
+        "no_rope_layer_interval": 4,
+    }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        if not self.get("attention.sliding_window", 8192):
+            raise ModelLoadError("The GGUF file's model is no Llama 4: its layers are all alike.")
+        return {
+            "intermediate_size_mlp": self.intermediate_size(),
+            "use_qk_norm": self.get("expert_count") != _NUM_EXPERTS_OF_MAVERICK,
+        }
 
 
 class _Mistral3(Architecture):
@@ -61,6 +83,45 @@ class _Qwen3Moe(_Qwen2Moe):
     constants: ClassVar[Mapping[str, Any]] = {"norm_topk_prob": True}
 
 
+class _Qwen35(Architecture):
+    architecture = "Qwen3_5ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+    }
+    tiled: ClassVar[bool] = True
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        interval = self.integer("full_attention_interval", 4)
+        num_layers = config["num_hidden_layers"]
+        recurrent = self.flags("attention.recurrent_layers") or [
+            bool((i + 1) % interval) for i in range(num_layers)
+        ]
+        return {
+            "linear_value_head_dim": self.integer("ssm.inner_size")
+            // self.integer("ssm.time_step_rank"),
+            "linear_value_heads_tiled": self.tiled,
+            "layer_types": [
+                "linear_attention" if flag else "full_attention" for flag in recurrent[:num_layers]
+            ],
+        }
+
+
+class _Qwen35Moe(_Qwen35):
+    architecture = "Qwen3_5MoeForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {**_Qwen35.keys, **_Qwen2Moe.keys}
+
+    def intermediate_size(self) -> int:
+        return self.integer("feed_forward_length", 1)  # of no layer
+
+
+class _Qwen3Next(_Qwen35Moe):
+    # Which it is when what belongs to a key head lies no longer together.
+    tiled = False
+
+
 class _Gemma(Architecture):
     architecture = "GemmaForCausalLM"
 
@@ -103,6 +164,106 @@ class _Gemma3(_Gemma2):
                 "full_attention": config["rope_parameters"],
                 "sliding_attention": local,
             },
+        }
+
+
+class _Gemma4(Architecture):
+    architecture = "Gemma4ForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        "attention.sliding_window": "sliding_window",
+        "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "attention.shared_kv_layers": "num_kv_shared_layers",
+    }
+
+    def head_dim(self) -> int:
+        return self.integer("attention.key_length_swa", super().head_dim())
+
+    def num_key_value_heads(self) -> int:
+        return self._of_kind("attention.head_count_kv", is_sliding=True)
+
+    def intermediate_size(self) -> int:
+        return self.counts("feed_forward_length")[0]
+
+    def _is_sliding(self) -> list[bool]:
+        return self.flags("attention.sliding_window_pattern") or [False] * self.num_layers()
+
+    def _of_kind(self, key: str, *, is_sliding: bool) -> int:
+        """What the layers of a kind have of a count that differs between the two kinds."""
+        counts = self.counts(key)
+        kinds = zip(counts, self._is_sliding(), strict=False)
+        return next((count for count, kind in kinds if kind == is_sliding), counts[0])
+
+    def rope(self, head_dim: int) -> dict[str, Any]:
+        rotated = self.integer("rope.dimension_count_swa", head_dim)
+        # What frequencies are divided by: so much that those behind the first stand still.
+        factors = self.factors("rope_freqs.weight")
+        num_turning = factors.count(1.0)
+        if not num_turning or any(factor < 1e29 for factor in factors[num_turning:]):
+            raise ModelLoadError("The GGUF file's rope_freqs.weight is not that of a Gemma 4.")
+        return {
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": self.number("rope.freq_base", 10_000.0),
+                "partial_rotary_factor": rotary_factor(num_turning, len(factors)),
+            },
+            "sliding_attention": {
+                "rope_theta": self.number("rope.freq_base_swa", 10_000.0),
+                "partial_rotary_factor": rotary_factor(rotated, head_dim),
+            },
+        }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        head_dim = config["head_dim"]
+        if self.integer("attention.value_length_swa", head_dim) != head_dim:
+            raise ModelLoadError("The GGUF file's keys and values must be equally long.")
+        is_sliding = self._is_sliding()
+        shared = self.get("attention.shared_kv_layers", 0)
+        with_keys = is_sliding[: len(is_sliding) - shared] if type(shared) is int else []
+        sizes = self.counts("feed_forward_length")
+        more: dict[str, Any] = {
+            "global_head_dim": super().head_dim(),
+            "num_global_key_value_heads": self._of_kind(
+                "attention.head_count_kv", is_sliding=False
+            ),
+            "layer_types": _layer_types(is_sliding),
+            "attention_k_eq_v": any(
+                not self.has(f"blk.{i}.attn_v.weight")
+                for i, sliding in enumerate(with_keys)
+                if not sliding
+            ),
+            "final_logit_softcapping": self.get("final_logit_softcapping"),
+            "use_double_wide_mlp": sizes[-1] != sizes[0],
+            "enable_moe_block": bool(self.get("expert_count")),
+        }
+        if self.has("per_layer_token_embd.weight"):
+            more["vocab_size_per_layer_input"] = self.shape("per_layer_token_embd.weight")[0]
+        return more
+
+
+class _Gemma3n(_Gemma4):
+    architecture = "Gemma3nForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        **_Gemma4.keys,
+        "altup.active_idx": "altup_active_idx",
+        "altup.num_inputs": "altup_num_inputs",
+    }
+
+    def rope(self, head_dim: int) -> dict[str, Any]:
+        return {
+            "full_attention": {"rope_theta": self.number("rope.freq_base", 10_000.0)},
+            "sliding_attention": {"rope_theta": self.number("rope.freq_base_swa", 10_000.0)},
+        }
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        scales = self.numbers("activation_sparsity_scale")
+        return {
+            "intermediate_size": self.counts("feed_forward_length"),
+            "layer_types": _layer_types(self.flags("attention.sliding_window_pattern")),
+            "vocab_size_per_layer_input": self.shape("per_layer_token_embd.weight")[0],
+            "final_logit_softcapping": self.get("final_logit_softcapping"),
+            "laurel_rank": self.shape("blk.0.laurel_l.weight")[0],
+            "activation_sparsity_pattern": scales
+            and [shortest(NormalDist().cdf(scale)) for scale in scales],
         }
 
 
@@ -164,7 +325,9 @@ class _Deepseek2(_SharedMoE):
             rope |= {"mscale": mscale, "mscale_all_dim": mscale}
         if self.name() == "DeepseekV2ForCausalLM":
             more["topk_method"] = "group_limited_greedy" if more["n_group"] > 1 else "greedy"
-        elif config["num_experts"] == 256 and not self.get("expert_group_count"):
+        elif self.gguf.architecture == "deepseek2" and (
+            config["num_experts"] == 256 and not self.get("expert_group_count")
+        ):
             # Files from before the groups were written: DeepSeek-V3 and R1.
             more |= {"n_group": 8, "topk_group": 4}
         return more | {
@@ -177,6 +340,41 @@ class _Deepseek2(_SharedMoE):
             "v_head_dim": value_length,
             "rope_parameters": rope,
         }
+
+
+class _GlmDsa(_Deepseek2):
+    keys: ClassVar[Mapping[str, str]] = {
+        **_Deepseek2.keys,
+        "attention.indexer.head_count": "index_n_heads",
+        "attention.indexer.key_length": "index_head_dim",
+        "attention.indexer.top_k": "index_topk",
+    }
+
+    def name(self) -> str:
+        return "GlmMoeDsaForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        if self.get("expert_gating_func", _SIGMOID) != _SIGMOID:
+            raise ModelLoadError("The GGUF file's expert_gating_func must be that of GLM-5.")
+        layers = range(config["num_hidden_layers"])
+        chooses = self.flags("attention.indexer.types")
+        if chooses is None:
+            # Files from before this was written: of GLM-5.2, and of those before it, where all do.
+            is_new = config["max_position_embeddings"] >= 2**20
+            chooses = [not is_new or i < 2 or i % 4 == 2 for i in layers]
+        return super().more(config) | {
+            "indexer_types": ["full" if chooses[i] else "shared" for i in layers[: len(chooses)]]
+        }
+
+
+class _Mistral4(_Deepseek2):
+    def name(self) -> str:
+        return "Mistral4ForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        more = super().more(config)
+        beta = self.number("attention.temperature_scale", 0.0)
+        return more | {"rope_parameters": more["rope_parameters"] | {"llama_4_scaling_beta": beta}}
 
 
 class _Granite(Architecture):
@@ -201,6 +399,42 @@ class _GraniteMoe(_Granite):
     def name(self) -> str:
         shared = self.get("expert_shared_feed_forward_length")
         return "GraniteMoeSharedForCausalLM" if shared else "GraniteMoeForCausalLM"
+
+
+class _GraniteHybrid(_GraniteMoe):
+    architecture = "GraniteMoeHybridForCausalLM"
+    keys: ClassVar[Mapping[str, str]] = {
+        **_GraniteMoe.keys,
+        "ssm.conv_kernel": "mamba_d_conv",
+        "ssm.state_size": "mamba_d_state",
+        "ssm.group_count": "mamba_n_groups",
+        "ssm.time_step_rank": "mamba_n_heads",
+    }
+
+    def name(self) -> str:
+        return self.architecture
+
+    def num_key_value_heads(self) -> int:
+        return max(self.counts("attention.head_count_kv"))
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        # A recurrent layer has no heads.
+        heads = self.counts("attention.head_count_kv")
+        attention = next((i for i, count in enumerate(heads) if count), 0)
+        mamba = next((i for i, count in enumerate(heads) if not count), 0)
+        has_experts = bool(self.get("expert_count"))
+        return super().more(config) | {
+            "num_experts": config["num_experts"] if has_experts else 0,
+            "num_experts_per_tok": self.get("expert_used_count") if has_experts else 0,
+            "layer_types": ["attention" if count else "mamba" for count in heads],
+            "attention_bias": self.has(f"blk.{attention}.attn_q.bias"),
+            "mamba_d_head": self.integer("ssm.inner_size") // self.integer("ssm.time_step_rank"),
+            "mamba_conv_bias": self.has(f"blk.{mamba}.ssm_conv1d.bias"),
+            "mamba_proj_bias": self.has(f"blk.{mamba}.ssm_in.bias"),
+            "position_embedding_type": "rope"
+            if self.get("rope.scaling.finetuned", True)
+            else "nope",
+        }
 
 
 class _Olmo(Architecture):
@@ -249,6 +483,13 @@ class _Phi3(Architecture):
         self.get("rope.scaling.attn_factor")
         # With 0 a Phi-4 says that it has none.
         return {"sliding_window": self.get("attention.sliding_window") or None}
+
+
+class _PhiMoe(_Phi3):
+    architecture = "PhimoeForCausalLM"
+
+    def more(self, config: dict[str, Any]) -> dict[str, Any]:
+        return super().more(config) | {"lm_head_bias": self.has("output.bias")}
 
 
 class _GptOss(Architecture):
@@ -353,25 +594,35 @@ def _layer_types(is_sliding: list[bool] | None) -> list[str] | None:
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     "llama": _Llama,
+    "llama4": _Llama4,
     "mistral3": _Mistral3,
     "qwen2": _Qwen2,
     "qwen2moe": _Qwen2Moe,
     "qwen3": _Qwen3,
     "qwen3moe": _Qwen3Moe,
+    "qwen35": _Qwen35,
+    "qwen35moe": _Qwen35Moe,
+    "qwen3next": _Qwen3Next,
     "gemma": _Gemma,
     "gemma2": _Gemma2,
     "gemma3": _Gemma3,
+    "gemma3n": _Gemma3n,
+    "gemma4": _Gemma4,
     "chatglm": _ChatGLM,
     "glm4": _Glm4,
     "glm4moe": _Glm4Moe,
     "deepseek2": _Deepseek2,
+    "glm-dsa": _GlmDsa,
+    "mistral4": _Mistral4,
     "granite": _Granite,
     "granitemoe": _GraniteMoe,
+    "granitehybrid": _GraniteHybrid,
     "olmo": _Olmo,
     "olmo2": _Olmo2,
     "olmoe": _Olmoe,
     "phi2": _Phi2,
     "phi3": _Phi3,
+    "phimoe": _PhiMoe,
     "gpt-oss": _GptOss,
     "smollm3": _SmolLM3,
     "command-r": _CommandR,

@@ -14,7 +14,7 @@ _ENDS = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"),
         *("<|endoftext|>", "<|eom_id|>", "<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
-        "<｜end▁of▁sentence｜>",
+        *("<｜end▁of▁sentence｜>", "<turn|>", "<|tool_response>"),
     }
 )
 _SAMPLING = {

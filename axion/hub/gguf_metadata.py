@@ -22,6 +22,8 @@ _HARMLESS = frozenset(
         *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"),
         *("nextn_predict_layers", "attention.causal", "rope.dimension_count"),
         *("attention.key_length", "attention.value_length"),
+        # Of rotations by place and time, which for text are the same.
+        "rope.dimension_sections",
     }
 )
 _DTYPES = {"F32": "float32", "F16": "float16"}
@@ -58,11 +60,9 @@ class Architecture:
             "hidden_size": self.integer("embedding_length"),
             "num_hidden_layers": self.num_layers(),
             "num_attention_heads": self.integer("attention.head_count"),
-            "num_key_value_heads": self.integer(
-                "attention.head_count_kv", self.integer("attention.head_count")
-            ),
+            "num_key_value_heads": self.num_key_value_heads(),
             "head_dim": head_dim,
-            "intermediate_size": self.integer("feed_forward_length"),
+            "intermediate_size": self.intermediate_size(),
             "max_position_embeddings": self.integer("context_length"),
             "tie_word_embeddings": not self.has("output.weight"),
             "attention_bias": self.has("blk.0.attn_q.bias") or self.has("blk.0.attn_qkv.bias"),
@@ -113,11 +113,37 @@ class Architecture:
             )
         return float(value)
 
+    def counts(self, key: str) -> list[int]:
+        """A number for each layer; where there is only one, it is that of all."""
+        self._read.add(key)
+        value = self.gguf.metadata.get(self._prefix + key)
+        num_layers = self.num_layers()
+        # Layers that guess further tokens are the last.
+        values = value[:num_layers] if isinstance(value, list) else [value] * num_layers
+        counts = [count for count in values if type(count) is int and 0 <= count < _MAX_INTEGER]
+        if len(counts) != num_layers:
+            raise ModelLoadError(
+                f"The GGUF file's {self._prefix}{key} must be an integer, or one for each of "
+                f"{num_layers} layers, got {str(value)[:80]}."
+            )
+        return counts
+
     def flags(self, key: str) -> list[bool] | None:
         """One for each layer; None where there is no such list."""
         self._read.add(key)
         values = self.gguf.metadata.get(self._prefix + key)
         return [bool(value) for value in values] if isinstance(values, list) else None
+
+    def numbers(self, key: str) -> list[float] | None:
+        """One for each layer, infinities among them; None where there is no such list."""
+        self._read.add(key)
+        values = self.gguf.metadata.get(self._prefix + key)
+        if not isinstance(values, list):
+            return None
+        numbers = [float(value) for value in values if type(value) in (int, float)]
+        if len(numbers) != len(values) or any(map(math.isnan, numbers)):
+            raise ModelLoadError(f"The GGUF file's {self._prefix}{key} must be a list of numbers.")
+        return numbers
 
     def has(self, tensor: str) -> bool:
         return tensor in self.gguf.tensors
@@ -158,14 +184,17 @@ class Architecture:
             )
         return head_dim
 
+    def num_key_value_heads(self) -> int:
+        return self.integer("attention.head_count_kv", self.integer("attention.head_count"))
+
+    def intermediate_size(self) -> int:
+        return self.integer("feed_forward_length")
+
     def rope(self, head_dim: int) -> dict[str, Any]:
         """`rope_parameters`."""
         rope: dict[str, Any] = {"rope_theta": self.number("rope.freq_base", 10_000.0)}
         rotated = self.integer("rope.dimension_count", head_dim)
-        part = rotated / head_dim
-        if int(part * head_dim) != rotated:  # as it is read; rounding took it below
-            part = math.nextafter(part, 2)
-        rope["partial_rotary_factor"] = part
+        rope["partial_rotary_factor"] = rotary_factor(rotated, head_dim)
         return rope | self.scaling()
 
     def scaling(self) -> dict[str, Any]:
@@ -220,6 +249,14 @@ _KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
+
+
+def rotary_factor(rotated: int, head_dim: int) -> float:
+    """`partial_rotary_factor`."""
+    part = rotated / head_dim
+    if int(part * head_dim) != rotated:  # as it is read; rounding took it below
+        part = math.nextafter(part, 2)
+    return part
 
 
 def shortest(value: float) -> float:

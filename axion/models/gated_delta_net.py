@@ -23,13 +23,19 @@ from axion.models.hybrid import HybridConfig
 
 @dataclass(kw_only=True)
 class GatedDeltaNetConfig(HybridConfig):
-    """The fields of Gated DeltaNet layers; a query and a key are for several values each."""
+    """The fields of Gated DeltaNet layers; a query and a key are for several values each.
+
+    Attributes:
+        linear_value_heads_tiled: the value heads of a key head are not together, but each round of
+            them is for all key heads, as GGUF files have it.
+    """
 
     linear_conv_kernel_dim: Size = 4
     linear_key_head_dim: Size = 128
     linear_value_head_dim: Size = 128
     linear_num_key_heads: Size = 16
     linear_num_value_heads: Size = 32
+    linear_value_heads_tiled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +75,7 @@ class GatedDeltaNet(nn.Module, ABC):
         self.key_size = config.linear_num_key_heads * self.k_dim
         self.value_size = num_heads * self.v_dim
         self.values_per_key = num_heads // config.linear_num_key_heads
+        self.is_tiled = config.linear_value_heads_tiled
         self.conv1d = CausalConv1d(
             2 * self.key_size + self.value_size,
             config.linear_conv_kernel_dim,
@@ -89,10 +96,7 @@ class GatedDeltaNet(nn.Module, ABC):
         qkv, gate, beta, decay = self.project(hidden_states)
         qkv = self.conv1d(qkv, state["conv"], context)
         q, k, v = qkv.split((self.key_size, self.key_size, self.value_size), dim=-1)
-        q, k = (
-            normalized(x.unflatten(-1, (-1, self.k_dim))).repeat_interleave(self.values_per_key, 1)
-            for x in (q, k)
-        )
+        q, k = (self.for_values(normalized(x.unflatten(-1, (-1, self.k_dim)))) for x in (q, k))
         v = v.unflatten(-1, (-1, self.v_dim))
         out = scan(
             gated_delta_rule,
@@ -102,6 +106,12 @@ class GatedDeltaNet(nn.Module, ABC):
         )
         out = self.norm(out.to(hidden_states.dtype), gate.unflatten(-1, (-1, self.v_dim)))
         return self.o_proj(out.flatten(1))
+
+    def for_values(self, x: Tensor) -> Tensor:
+        """`[num_tokens, num_key_heads, k_dim]` to one for each value head."""
+        if self.is_tiled:
+            return x.repeat(1, self.values_per_key, 1)
+        return x.repeat_interleave(self.values_per_key, 1)
 
     def log_decay(self, decay: Tensor) -> Tensor:
         """How fast the state fades, as `gated_delta_rule` takes it."""

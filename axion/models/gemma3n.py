@@ -183,6 +183,7 @@ class Gemma3nDecoderLayer(Gemma4DecoderLayer):
 class Gemma3nDecoder(Gemma4Decoder):
     def __init__(self, config: Gemma3nTextConfig, layers: list[nn.Module]) -> None:
         super().__init__(config, layers)
+        self.num_known = config.vocab_size_per_layer_input
         self.altup_projections, self.altup_unembed_projections = (
             nn.ModuleList(
                 Linear(config.hidden_size, config.hidden_size)
@@ -207,7 +208,7 @@ class Gemma3nDecoder(Gemma4Decoder):
 
     def embed_for_layers(self, input_ids: Tensor, hidden_states: Tensor) -> list[Tensor | None]:
         # Ids of other things than text have no embedding of this kind.
-        known = input_ids < len(self.embed_tokens_per_layer.weight)
+        known = input_ids < self.num_known
         return super().embed_for_layers(torch.where(known, input_ids, 0), hidden_states)
 
 

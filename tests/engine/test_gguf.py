@@ -66,6 +66,11 @@ def test_a_converted_model_is_the_model(case: str, tmp_path: Path):
         ("deepseek-v2", Type.Q8_0),
         ("glm4", Type.BF16),
         ("gemma3", Type.F16),
+        ("gemma4-experts", Type.Q8_0),
+        ("qwen3-next", Type.Q8_0),
+        ("gemma3n", Type.Q8_0),
+        ("llama4", Type.Q8_0),
+        ("granite-hybrid-dense", Type.Q8_0),
     ],
 )
 def test_a_quantized_model_is_that_of_its_dequantized_weights(
@@ -337,6 +342,63 @@ def test_a_weight_in_nvfp4_may_have_a_scale_beside_it(tmp_path: Path):
     rows["blk.1.ffn_up_exps.scale"] = torch.ones(2)
     with pytest.raises(ModelLoadError, match=r"ffn_up_exps.scale is \[2\] in F32, expected \[4\]"):
         load(write_gguf(tmp_path / "damaged.gguf", metadata, rows, kind))
+
+
+def test_factors_of_experts_in_nvfp4_are_in_their_scales(tmp_path: Path):
+    """The converter of Gemma 4 multiplies the two."""
+    metadata = json.loads(METADATA.read_text())["gemma4-experts"]
+    metadata["gemma4.expert_feed_forward_length"] = 64
+    row, changes = CASES["gemma4-experts"]
+    stored = dict(tensors(metadata, build_tiny(row, **changes, moe_intermediate_size=64)))
+    rows = dict(stored)
+    for seed, name in enumerate(n for n in stored if n.endswith("down_exps.weight")):
+        blocks = random_blocks(tuple(stored[name].shape), Type.NVFP4, seed)
+        blocks.reshape(-1, 36)[:, :4] = 8 + blocks.reshape(-1, 36)[:, :4] % 8
+        scale = f"{name.removesuffix('weight')}scale"
+        numbers = torch.from_numpy(gguf.quants.dequantize(blocks, Type.NVFP4))
+        rows |= {name: torch.from_numpy(blocks), scale: torch.rand(len(blocks)) + 0.5}
+        stored |= {name: numbers, scale: rows[scale]}
+    path = write_gguf(
+        tmp_path / "nvfp4.gguf",
+        metadata,
+        rows,
+        lambda name: Type.NVFP4 if rows[name].dtype == torch.uint8 else Type.F32,
+    )
+    expected = load(write_gguf(tmp_path / "plain.gguf", metadata, stored))
+    assert (logits(load(path)) - logits(expected)).abs().max() <= TOLERANCE
+
+
+def test_the_first_files_of_qwen3_next_keep_what_belongs_to_a_key_head_together(tmp_path: Path):
+    reference = build("qwen3-next")
+    metadata = json.loads(METADATA.read_text())["qwen3-next"]
+    stored = dict(tensors(metadata, reference))
+    path = write_gguf(tmp_path / "new.gguf", metadata, stored)
+    del stored["blk.0.attn_qkv.weight"], stored["blk.0.attn_gate.weight"]
+    in_proj = reference.model.layers[0].linear_attn.in_proj_qkvz
+    stored["blk.0.ssm_in.weight"] = in_proj.weight
+    old = write_gguf(tmp_path / "old.gguf", metadata, stored)
+    assert torch.equal(logits(load(old)), logits(load(path)))
+
+
+def test_a_layer_that_guesses_further_tokens_is_left_out(tmp_path: Path):
+    metadata = json.loads(METADATA.read_text())["qwen3-5"]
+    stored = dict(tensors(metadata, build("qwen3-5")))
+    path = write_gguf(tmp_path / "without.gguf", metadata, stored)
+    metadata |= {
+        **{"qwen35.block_count": 3, "qwen35.nextn_predict_layers": 1},
+        "qwen35.attention.recurrent_layers": [True, False, False],
+    }
+    stored |= {"blk.2.attn_norm.weight": torch.ones(64), "blk.2.nextn.enorm.weight": torch.ones(64)}
+    guessing = write_gguf(tmp_path / "with.gguf", metadata, stored)
+    assert torch.equal(logits(load(guessing)), logits(load(path)))
+
+
+def test_frequencies_that_are_not_gemma_4s_are_refused(tmp_path: Path):
+    metadata = json.loads(METADATA.read_text())["gemma4-experts"]
+    stored = dict(tensors(metadata, build("gemma4-experts")))
+    stored["rope_freqs.weight"] = torch.linspace(1, 8, len(stored["rope_freqs.weight"]))
+    with pytest.raises(ModelLoadError, match=r"rope_freqs\.weight is not that of a Gemma 4"):
+        load(write_gguf(tmp_path / "m.gguf", metadata, stored))
 
 
 def test_a_type_that_is_not_loaded_is_named(tmp_path: Path):

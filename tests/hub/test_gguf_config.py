@@ -63,6 +63,21 @@ def test_a_text_is_no_number(key: str):
         gguf_config(gguf("deepseek-v2", **{f"deepseek2.{key}": "many"}))
 
 
+@pytest.mark.parametrize(
+    ("length", "kinds"),
+    [(202_752, ["full"] * 8), (2**20, [*["full"] * 3, *["shared"] * 3, "full", "shared"])],
+)
+def test_which_layers_choose_tokens_is_known_of_older_files_too(length: int, kinds: list[str]):
+    file = gguf("glm-moe-dsa", **{"glm-dsa.block_count": 8, "glm-dsa.context_length": length})
+    del file.metadata["glm-dsa.attention.indexer.types"]
+    assert gguf_config(file)["indexer_types"] == kinds
+
+
+def test_layers_without_experts_are_no_llama_4():
+    with pytest.raises(ModelLoadError, match="its layers are all alike"):
+        gguf_config(gguf("llama4", **{"llama4.attention.sliding_window": 0}))
+
+
 def test_sampling_defaults_and_ends_are_in_the_file():
     config = gguf_generation_config(gguf("llama"))
     # Where there are both of harmony's ends, <|end|> is only a message's.

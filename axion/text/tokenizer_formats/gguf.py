@@ -1,4 +1,5 @@
-"""The tokenizer in a GGUF file: byte-level pairs (`gpt2`) and sentencepiece's (`llama`).
+"""The tokenizer in a GGUF file: byte-level pairs (`gpt2`), sentencepiece's (`llama`), and pairs of
+characters (`gemma4`).
 
 A file names the way in which texts are cut into words, `tokenizer.ggml.pre`; what the names stand
 for is in llama.cpp (`llama-vocab.cpp`), and in the tokenizers that they were made from.
@@ -129,13 +130,13 @@ def convert(metadata: Mapping[str, Any]) -> Converted:
         ModelLoadError: there is none, it is damaged, or of a kind that is not supported.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in ("gpt2", "llama"):
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelLoadError(
             f"The GGUF file's tokenizer is of the kind {str(kind)[:80]!r}, which is not supported. "
-            "Supported: gpt2 and llama."
+            f"Supported: {', '.join(_KINDS)}."
         )
     vocabulary = _Vocabulary(metadata)
-    library, add_bos = (_byte_level if kind == "gpt2" else _sentencepiece)(vocabulary)
+    library, add_bos = _KINDS[kind](vocabulary)
     added = {
         id: AddedToken(token, normalized=SPACE in token, special=type == _CONTROL)
         for id, (token, type) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
@@ -147,7 +148,8 @@ def convert(metadata: Mapping[str, Any]) -> Converted:
         for name, key in _NAMED.items()
         if type(id := vocabulary.get(key)) is int and 0 <= id < len(vocabulary.tokens)
     }
-    adds_bos = vocabulary.get("add_bos_token", add_bos)
+    # The first files of Gemma 4 say that they have none.
+    adds_bos = kind == "gemma4" or vocabulary.get("add_bos_token", add_bos)
     add_around(
         library,
         before=special_tokens.get("bos_token") if adds_bos else None,
@@ -220,26 +222,40 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     if not vocabulary.scores:
         raise ModelLoadError("The GGUF file's tokenizer has no scores.")
-    types = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
     ranks = {
         token: -score
-        for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True)
-        if types[token] == _NORMAL
+        for token, score, type in zip(
+            vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True
+        )
+        if type == _NORMAL
     }
+    has_prefix = bool(vocabulary.get("add_space_prefix", True))
+    return _characters(vocabulary, merges_of(ranks), has_prefix=has_prefix), True
+
+
+def _character_pairs(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
+    return _characters(vocabulary, vocabulary.merges(), has_prefix=False), True
+
+
+def _characters(
+    vocabulary: _Vocabulary, merges: list[tuple[str, str]], *, has_prefix: bool
+) -> tokenizers.Tokenizer:
+    """Pairs of characters, spaces among them; what is no token is bytes."""
+    types = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
     unknown = next((token for token, type in types.items() if type == _UNKNOWN), None)
     has_bytes = _BYTE in types.values()
-    library = tokenizers.Tokenizer(
-        models.BPE(
-            vocabulary.ids(),
-            merges_of(ranks),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=has_bytes,
+    try:
+        model = models.BPE(
+            vocabulary.ids(), merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes
         )
-    )
-    has_prefix = bool(vocabulary.get("add_space_prefix", True))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelLoadError(f"The GGUF file's tokenizer is damaged: {error}") from None
+    library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.Sequence(
         [normalizers.Prepend(SPACE)] * has_prefix + [normalizers.Replace(" ", SPACE)]
     )
     library.decoder = sentencepiece_decoder(has_bytes=has_bytes, has_prefix=has_prefix)
-    return library, True
+    return library
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _character_pairs}

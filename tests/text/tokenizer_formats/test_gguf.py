@@ -13,6 +13,7 @@ from axion.demo import MODEL_DIR
 from axion.errors import ModelLoadError
 from axion.text.tokenizer import Tokenizer, load_tokenizer
 from axion.text.tokenizer_formats import gguf
+from axion.text.tokenizer_formats.common import merges_of
 from tests.gguf_files import tokenizer_metadata
 
 from .conftest import SENTENCES, corpus, plain_ids
@@ -79,6 +80,28 @@ def test_sentencepieces_are_sentencepieces(kind: str):
     assert with_bos.special_tokens["eos_token"] == "</s>"
     both = converted(metadata, add_eos_token=True)
     assert both.encode("a") == [oracle.bos_id(), *oracle.encode("a"), oracle.eos_id()]
+
+
+def test_pairs_of_characters_are_merged_as_the_file_says():
+    oracle, metadata = sentencepiece_metadata("gemma")
+    ranks = {
+        token: -score
+        for token, score, kind in zip(
+            metadata["tokenizer.ggml.tokens"],
+            metadata["tokenizer.ggml.scores"],
+            metadata["tokenizer.ggml.token_type"],
+            strict=True,
+        )
+        if kind == 1
+    }
+    merges = [" ".join(merge) for merge in merges_of(ranks)]
+    pairs = converted(metadata, model="gemma4", merges=merges, scores=[], add_bos_token=False)
+    for text in corpus():
+        assert plain_ids(pairs, text) == oracle.encode(text), text
+        assert pairs.decode(oracle.encode(text)) == text
+    assert pairs.encode("a") == [oracle.bos_id(), *oracle.encode("a")]
+    with pytest.raises(ModelLoadError, match="tokenizer is damaged"):
+        converted(metadata, model="gemma4", merges=["qqq zzz"])
 
 
 @pytest.mark.parametrize("name", gguf._CUTS)
