@@ -238,9 +238,12 @@ class Settings(BaseSettings):
     @classmethod
     def _origins_are_such(cls, origins: str) -> str:
         for origin in listed(origins) if origins else ():
-            if origin != "*" and re.fullmatch(r"https?://[^/\s]+", origin) is None:
-                raise ValueError("must be * or such as https://chat.example.com, without a path")
-        return origins
+            # Those of browsers' extensions and of desktop programs have schemes of their own.
+            if origin != "*" and re.fullmatch(r"[\w+.-]+://[^/\s*]+", origin) is None:
+                raise ValueError(
+                    "must be * or such as https://chat.example.com, without a path or wildcards"
+                )
+        return origins.lower()
 
     @field_validator("device")
     @classmethod

@@ -88,6 +88,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
         ("STANDBY", "sometimes"),
         ("ALLOWED_ORIGINS", "chat.example.com"),
         ("ALLOWED_ORIGINS", "https://a/b"),
+        ("ALLOWED_ORIGINS", "https://*.example.com"),
         ("ALLOWED_MODEL_FOLDERS", "models"),
         ("ALLOW_PICKLE", "perhaps"),
         ("BACKEND_WEIGHTS", "vllm"),
@@ -105,6 +106,12 @@ def test_a_wrong_value_is_named_with_what_was_given(monkeypatch, name: str, valu
         load_settings()
     assert name in error.value.message
     assert value in error.value.message
+
+
+def test_origins_are_written_as_browsers_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ALLOWED_ORIGINS", "https://Chat.example.com, moz-extension://0a-1b, *")
+    expected = "https://chat.example.com, moz-extension://0a-1b, *"
+    assert load_settings().allowed_origins == expected
 
 
 def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch):

@@ -32,7 +32,10 @@ def explain(
     """
     import msgspec
 
-    settings = load_settings(model_name=model, axion_backends=backends, device=device)
+    # Shares of the requests name engines that may not be asked about here.
+    settings = load_settings(
+        model_name=model, axion_backends=backends, device=device, backend_weights="", shadow=""
+    )
     decision, note = asyncio.run(_decide(settings))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(decision)).decode())

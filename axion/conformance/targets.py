@@ -41,6 +41,9 @@ class AxionServer(SpawnedBackend):
             "--device": model.device,
             "--dtype": model.dtype,
             "--axion-backends": "native",
+            # Whatever the environment shares among other engines.
+            "--backend-weights": "",
+            "--shadow": "",
         }
         return ["serve", path, *(str(word) for pair in options.items() for word in pair)]
 

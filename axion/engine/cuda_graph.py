@@ -46,13 +46,18 @@ class CudaGraph:
 
     def capture(self, function: Callable[[], None]) -> None:
         stream = torch.cuda.current_stream()
+        fault = None
         try:
             with torch.cuda.graph(self._graph, pool=self._pool):
-                function()
+                try:
+                    function()
+                except Exception as error:
+                    fault = error
+                    raise
         except Exception as error:
             # A capture that cannot be ended leaves torch on its stream, and hides what went wrong.
             torch.cuda.set_stream(stream)
-            raise (error.__context__ or error) from None
+            raise (fault or error) from None
 
     def replay(self) -> None:
         self._graph.replay()

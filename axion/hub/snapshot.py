@@ -62,35 +62,42 @@ def native_formats(*, allow_pickle: bool, trust_remote_code: bool) -> frozenset[
 def weight_files(path: Path, formats: Collection[str] = FORMATS) -> list[Path]:
     """The files with the weights of the snapshot folder `path`, in a stable order.
 
-    `model.safetensors` where it is there, as for transformers: an index beside it is of a version
-    that it has replaced. Else the index decides, or every safetensors file of the folder but
-    Mistral's `consolidated` copies of the same weights. Pickle files are taken where `formats` has
-    `pickle` and there are no others.
+    The index decides where there is one, unless there is a `model.safetensors` that it does not
+    name: that has replaced what it does, as for transformers. Without an index it is
+    `model.safetensors`, or every safetensors file of the folder but Mistral's `consolidated` copies
+    of the same weights. Pickle files are taken where `formats` has `pickle` and there are no
+    others.
 
     Raises:
         ModelLoadError: there are none, a file that the index names is missing, or the index
             names something outside the folder.
     """
-    if (path / INDEX_FILE).exists() and not (path / WEIGHTS_FILE).exists():
-        return _indexed_files(path, INDEX_FILE, ".safetensors")
+    if (path / INDEX_FILE).exists():
+        indexed, whole = _indexed_names(path, INDEX_FILE, ".safetensors"), path / WEIGHTS_FILE
+        is_replaced = whole.exists() and WEIGHTS_FILE not in indexed
+        return [whole] if is_replaced else _existing(path, indexed)
     names = {file.name for file in path.iterdir()}
     if "pickle" in formats and has_only_pickle(names):
         if PICKLE_INDEX_FILE in names:
-            return _indexed_files(path, PICKLE_INDEX_FILE, ".bin")
+            return _existing(path, _indexed_names(path, PICKLE_INDEX_FILE, ".bin"))
         return [path / name for name in sorted(filter(_PICKLE_FILE.fullmatch, names))]
     refuse_other_formats(names)
     return [path / name for name in sorted(_choose_weights(names))]
 
 
-def _indexed_files(path: Path, index: str, suffix: str) -> list[Path]:
+def _indexed_names(path: Path, index: str, suffix: str) -> list[str]:
     weight_map = load_json(path / index, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f'{index} has no "weight_map" from tensor names to files.')
-    files = []
-    for name in sorted({str(name) for name in weight_map.values()}):
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
         if not name.endswith(suffix) or not is_safe_name(name) or "/" in name:
             raise ModelLoadError(f"{index} names {name[:80]!r}, not a {suffix[1:]} file.")
-        files.append(path / name)
+    return names
+
+
+def _existing(path: Path, names: list[str]) -> list[Path]:
+    files = [path / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelLoadError(
@@ -227,11 +234,13 @@ def is_safe_name(name: str) -> bool:
 
 def _choose_weights(names: Collection[str]) -> list[str]:
     weights = [name for name in names if name.endswith(".safetensors")]
-    if WEIGHTS_FILE in weights:
+    if WEIGHTS_FILE in weights and INDEX_FILE not in names:
         return [WEIGHTS_FILE]
     weights = [name for name in weights if not name.startswith("consolidated")] or weights
     shards = {name for name in weights if _SHARD.fullmatch(name)}
-    own = {name for name in shards if name.startswith("model-")}
-    # Others beside them are of a variant (model.fp16-...). What is no shard may be in the index:
-    # of a model that was quantized, layers that were not.
-    return [name for name in weights if name in own or name not in shards] if own else weights
+    # Beside the weights there may be those of a variant (model.fp16-...), and what the index names
+    # too: of a model that was quantized, layers that were not.
+    others = [name for name in weights if not name.startswith("model.")]
+    if WEIGHTS_FILE in weights:
+        return [WEIGHTS_FILE, *(name for name in others if name not in shards)]
+    return others if any(name.startswith("model-") for name in shards) else weights

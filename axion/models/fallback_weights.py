@@ -13,7 +13,7 @@ from axion.errors import ModelLoadError
 from axion.quantization.stored import FLOATS, StoredTensor
 
 
-def check_stored(tensors: Mapping[str, StoredTensor], model: nn.Module) -> None:
+def check_dtypes(tensors: Mapping[str, StoredTensor], model: nn.Module) -> None:
     """Raises: ModelLoadError: a tensor's number format is none that the model computes with."""
     tables = [name for name, own in model.state_dict().items() if not own.is_floating_point()]
     for name, tensor in tensors.items():

@@ -17,8 +17,8 @@ from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Positive
 from axion.models.base import MLP, Attention
 from axion.models.config import Epsilon, Index, LocalRopeConfig, NumExperts, Size
+from axion.models.fallback_config import read_config
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
-from axion.models.transformers_fallback import read_config
 
 
 @dataclass(kw_only=True)
@@ -174,8 +174,6 @@ class Step3p5MoE(MoE):
             config.num_experts,
             config.num_experts_per_tok,
             norm_topk_prob=True,
-            num_groups=1,
-            top_k_groups=1,
             scaling_factor=config.moe_router_scaling_factor,
         )
 

@@ -44,7 +44,7 @@ from axion.models.fallback_calls import (
 from axion.models.fallback_config import max_length, read_config
 from axion.models.fallback_head import without_decoder
 from axion.models.fallback_layers import OwnLayers, own_layers, remove
-from axion.models.fallback_weights import check_report, check_stored, readers
+from axion.models.fallback_weights import check_dtypes, check_report, readers
 from axion.quantization.method import QuantizationMethod
 from axion.quantization.stored import StoredTensor
 
@@ -223,7 +223,7 @@ class TransformersCausalLM(CausalLM):
             logger.warning(
                 "%s has not been compared with transformers: its answers may be wrong", self.name
             )
-        check_stored(tensors, self.whole)
+        check_dtypes(tensors, self.whole)
         with self._refusing(), torch.inference_mode():
             self.whole, report = self._class_without_own().from_pretrained(
                 None,

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 from pydantic_core import from_json
 
 from axion.errors import InvalidRequestError
+from axion.openai.elsewhere import CHAT_FIELDS_ELSEWHERE
 from axion.openai.fields import (
     FAIL_FAST,
     NonEmptyText,
@@ -210,6 +211,8 @@ ToolChoice = Annotated[
 
 
 class ChatCompletionRequest(StructuredRequest):
+    advice = CHAT_FIELDS_ELSEWHERE
+
     messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST, at_most(MAX_MESSAGES)]
     max_completion_tokens: TokenCount | None = Field(
         None, description="most tokens to generate; OpenAI's newer name of max_tokens"

@@ -9,18 +9,13 @@ _TOKEN_IDS = "logprobs has each token's bytes, and /tokenize the ids of a text"
 _ONE_GRAMMAR = "there is one implementation of structured outputs, and it has no options"
 _PREFIX_CACHE = "the prefix cache is automatic"
 _SAMPLING = "send temperature, top_p, top_k or min_p"
-_TEMPLATE = "the model's own chat template is used; chat_template_kwargs has its variables"
 
 FIELDS_ELSEWHERE: Final = {
     # vLLM
     "allowed_token_ids": _LOGIT_BIAS,
     "bad_words": _LOGIT_BIAS,
-    "chat_template": _TEMPLATE,
-    "documents": "chat_template_kwargs.documents reaches a chat template that reads it",
-    "echo": "only text completions have it",
     "guided_decoding_backend": _ONE_GRAMMAR,
     "guided_whitespace_pattern": _ONE_GRAMMAR,
-    "include_reasoning": "reasoning is always told apart; reasoning_effort: none switches it off",
     "length_penalty": "there is no beam search",
     "mm_processor_kwargs": "this model takes text only",
     "prompt_embeds": "send a text or token ids",
@@ -28,7 +23,6 @@ FIELDS_ELSEWHERE: Final = {
     "return_token_ids": _TOKEN_IDS,
     "return_tokens_as_token_ids": _TOKEN_IDS,
     "spaces_between_special_tokens": "the tokenizer's own spaces are kept",
-    "thinking_token_budget": "reasoning_effort says how much the model is to think",
     "truncate_prompt_tokens": "shorten the prompt; /tokenize counts its tokens",
     "use_beam_search": "n with temperature gives several answers",
     # llama.cpp
@@ -48,5 +42,15 @@ FIELDS_ELSEWHERE: Final = {
     "num_ctx": "the server's setting MAX_SEQ_LEN is the context's length",
     "num_predict": "send max_tokens",
     "options": "send what is in it as fields of the request, and max_tokens for num_predict",
+}
+
+CHAT_FIELDS_ELSEWHERE: Final = FIELDS_ELSEWHERE | {
+    # vLLM
+    "chat_template": "the model's own is used; chat_template_kwargs has its variables",
+    "documents": "chat_template_kwargs.documents reaches a chat template that reads it",
+    "echo": "only text completions have it",
+    "include_reasoning": "reasoning is always told apart; reasoning_effort: none switches it off",
+    "thinking_token_budget": "reasoning_effort says how much the model is to think",
+    # Ollama
     "think": "send reasoning_effort",
 }

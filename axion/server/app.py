@@ -98,6 +98,7 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
             allow_origins=listed(settings.allowed_origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["Retry-After", "X-Request-ID", "X-Axion-Backend", "X-Axion-Cache"],
         )
     ]

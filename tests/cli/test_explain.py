@@ -49,7 +49,8 @@ def test_a_model_that_none_serves_exits_one(tmp_path: Path, capfd: pytest.Captur
     assert "No engine can serve it." in capfd.readouterr().out
 
 
-def test_the_decision_is_json(capfd: pytest.CaptureFixture[str]):
+def test_the_decision_is_json(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BACKEND_WEIGHTS", "max=0.9")  # which is not among those that are judged
     found = decision(capfd, "axion/demo", "--backends", "native,vlm", "--device", "cpu")
     assert (found["model"], found["device"]) == ("axion/demo", "cpu")
     assert [(v["engine"], v["accepted"], v["code"]) for v in found["verdicts"]] == [

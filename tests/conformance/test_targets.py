@@ -12,7 +12,8 @@ import pytest
 from axion.backends.base import ModelConfig
 from axion.backends.spawned import SpawnedBackend
 from axion.conformance import targets
-from axion.conformance.targets import SpawnedServer, unattended
+from axion.conformance.targets import AxionServer, SpawnedServer, unattended
+from axion.settings import load_settings
 from tests.backends import fake_server
 
 
@@ -61,3 +62,16 @@ async def test_a_server_that_does_not_end(monkeypatch: pytest.MonkeyPatch):
         seen = await server.sigterm_in_stream()
     assert seen.result == "hangs"
     assert "the stream does not end" in seen.evidence
+
+
+def test_axion_itself_starts_whatever_is_shared_among_other_engines(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("BACKEND_WEIGHTS", "max=0.5")
+    monkeypatch.setenv("SHADOW", "max=0.5")
+    _, _, *words = AxionServer().arguments(ModelConfig(model_name="axion/demo"), "m", 1)
+    flags = {
+        flag.removeprefix("--").replace("-", "_"): value
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert load_settings(**flags).axion_backends == "native"

@@ -40,6 +40,20 @@ def test_a_model_in_one_file_has_replaced_what_an_index_names(tmp_path: Path) ->
     assert select_files(["model.safetensors", *left]) == ["model.safetensors", INDEX_FILE]
 
 
+def test_an_index_may_name_more_beside_a_model_in_one_file(tmp_path: Path) -> None:
+    both = ["model.safetensors", "model_extra_tensors.safetensors"]
+    index = {"weight_map": {"x": both[0], "y": both[1]}}
+    path = folder(tmp_path, *both, "model.fp16.safetensors", index=index)
+    assert names(weight_files(path)) == both
+    chosen = select_files([*both, "model.fp16.safetensors", INDEX_FILE])
+    assert chosen == sorted([*both, INDEX_FILE])
+
+
+def test_shards_of_other_names_may_be_in_the_index() -> None:
+    shards = ["model-00001-of-00001.safetensors", "mtp-00001-of-00001.safetensors"]
+    assert select_files([*shards, "model.fp16-00001-of-00001.safetensors"]) == shards
+
+
 def test_without_an_index_duplicates_of_the_weights_are_left_out(tmp_path: Path) -> None:
     path = folder(tmp_path, "model.safetensors", "model.fp16.safetensors")
     assert names(weight_files(path)) == ["model.safetensors"]

@@ -11,7 +11,7 @@ from axion.errors import InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.common import GenerationRequest, sampling_params
 from axion.openai.completions import CompletionRequest
-from axion.openai.elsewhere import FIELDS_ELSEWHERE
+from axion.openai.elsewhere import CHAT_FIELDS_ELSEWHERE, FIELDS_ELSEWHERE
 from axion.openai.parsing import parse_request
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi."}]}
@@ -53,11 +53,19 @@ def fault(model: type[GenerationRequest], data: bytes) -> InvalidRequestError:
 
 
 def test_a_field_of_another_server_is_refused_with_what_to_send_here():
-    for name, advice in FIELDS_ELSEWHERE.items():
-        known = name in CompletionRequest.model_fields  # such as echo
-        model, base = (ChatCompletionRequest, CHAT) if known else (CompletionRequest, COMPLETION)
-        error = fault(model, json.dumps(base | {name: {"num_ctx": 1}}).encode())
-        assert (error.param, error.message) == (name, f"{name} is not a field here: {advice}.")
+    for model, base, fields in (
+        (ChatCompletionRequest, CHAT, CHAT_FIELDS_ELSEWHERE),
+        (CompletionRequest, COMPLETION, FIELDS_ELSEWHERE),
+    ):
+        for name, advice in fields.items():
+            error = fault(model, json.dumps(base | {name: {"num_ctx": 1}}).encode())
+            assert (error.param, error.message) == (name, f"{name} is not a field here: {advice}.")
+
+
+def test_nothing_is_advised_that_only_chats_have():
+    for name in CHAT_FIELDS_ELSEWHERE.keys() - FIELDS_ELSEWHERE.keys() - {"echo"}:
+        message = fault(CompletionRequest, json.dumps(COMPLETION | {name: 1}).encode()).message
+        assert "is not a known field" in message
 
 
 @given(st.data())

@@ -270,6 +270,8 @@ class TestOtherOrigins:
         before = {
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization, content-type",
+            # What some browsers say where a page of the internet asks a server beside them.
+            "Access-Control-Request-Private-Network": "true",
         }
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return [
@@ -288,6 +290,7 @@ class TestOtherOrigins:
             assert response.headers["access-control-allow-origin"] in ("*", self.PAGE)
             assert "x-request-id" in response.headers
         assert "authorization" in responses[0].headers["access-control-allow-headers"].lower()
+        assert responses[0].headers["access-control-allow-private-network"] == "true"
         assert "Retry-After" in responses[1].headers["access-control-expose-headers"]
 
     @pytest.mark.parametrize("allowed", ["", "https://chat.example.org"])
