@@ -88,7 +88,8 @@ class TransformersCausalLM(CausalLM):
         """
         nn.Module.__init__(self)
         register()
-        self.hf_config = read_config(self.transformers_cls.config_class, config)
+        with self._refusing():
+            self.hf_config = read_config(self.transformers_cls.config_class, config)
         self.specs: list[KVCacheSpec] = []
         self.first_position = 0
         with self._refusing(), torch.device("meta"), torch.inference_mode():
