@@ -172,7 +172,8 @@ def test_a_second_signal_ends_it_at_once(start: Start):
         httpx.Client(base_url=server.url) as client,
         client.stream("POST", "/v1/completions", json=completion(4000)) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: with it the stream would end
+        next(lines)
         server.signal(signal.SIGTERM)
         server._readline("shutting down")
         server.signal(signal.SIGTERM)
