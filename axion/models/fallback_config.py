@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from axion.errors import ModelLoadError
+from axion.models.fallback_calls import UnsupportedError
 
 if TYPE_CHECKING:  # it takes seconds to import
     from transformers import PreTrainedConfig
@@ -29,13 +30,16 @@ def read_config(cls: type[PreTrainedConfig], config: dict[str, Any]) -> PreTrain
 
     Raises:
         ModelLoadError: config.json is not what the class takes.
+        UnsupportedError: it describes several decoders in one.
     """
     try:
         known = cls.from_dict(_the_models_own(config))
-        num_layers = known.get_text_config().num_hidden_layers
+        num_layers = getattr(known.get_text_config(), "num_hidden_layers", None)
     except Exception as error:  # of any of some two hundred classes
         reason = " ".join(str(error).split())[:300]
         raise ModelLoadError(f"config.json does not suit {cls.__name__}: {reason}.") from None
+    if num_layers is None:
+        raise UnsupportedError("its layers are not one stack over the tokens, but several")
     if not 0 < num_layers <= _MAX_LAYERS:
         raise ModelLoadError(
             f"config.json: {num_layers} layers, expected at least 1 and at most {_MAX_LAYERS}."

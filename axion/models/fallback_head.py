@@ -21,7 +21,9 @@ def without_decoder(model: nn.Module, path: str) -> nn.Module:
         if name is not None:
             module._modules[name] = copy.copy(module._modules[name])
             module = module._modules[name]
-    module._modules[last] = _Given()
+    decoder = module._modules[last]
+    assert decoder is not None
+    module._modules[last] = _Given(decoder)
     return head
 
 
@@ -37,7 +39,14 @@ class _HiddenStates(tuple[Tensor]):
 
 
 class _Given(nn.Module):
-    """In the decoder's place: hidden states in, and out."""
+    """In the decoder's place: hidden states in, and out. What else is read is the decoder's."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self._decoder = (decoder,)  # in a tuple, for it is not a part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder[0], name)
 
     def forward(
         self,

@@ -92,7 +92,8 @@ class TransformersCausalLM(CausalLM):
         """
         nn.Module.__init__(self)
         register()
-        self.hf_config = read_config(self.hf_config_cls, config)
+        with self._refusing():
+            self.hf_config = read_config(self.hf_config_cls, config)
         self.specs: list[KVCacheSpec] = []
         self.first_position = 0
         with self._refusing(), torch.device("meta"), torch.inference_mode():

@@ -54,7 +54,7 @@ class ChatTemplate:
     """A model's chat template, rendered as transformers' `apply_chat_template` does.
 
     Args:
-        templates: by name; `default` must be there, `tool_use` is taken for requests with tools.
+        templates: by name; `default` is taken, and for requests with tools `tool_use`, if there.
         special_tokens: variables such as `bos_token`.
         process: where it is rendered; closed with the template.
 
@@ -98,7 +98,7 @@ class ChatTemplate:
 
         Raises:
             InvalidRequestError: the template refuses the conversation, or is stopped for what it
-                does; an argument is not allowed or malformed.
+                does; an argument is not allowed or malformed; no template is for such requests.
         """
         if not messages:
             raise InvalidRequestError("messages must not be empty.", param="messages")
@@ -131,16 +131,27 @@ class ChatTemplate:
         )
 
     def source(self, *, with_tools: bool = False) -> str:
-        """The template that conversations with or without tools are rendered by."""
+        """The template that conversations with or without tools are rendered by.
+
+        Raises:
+            InvalidRequestError: none is for them.
+        """
         return self._for(with_tools).source
 
     def variables(self, *, with_tools: bool = False) -> frozenset[str]:
-        """The variables that this template reads."""
+        """The variables that this template reads; raises as `source`."""
         return self._for(with_tools).variables
 
     def _for(self, with_tools: bool) -> _Template:
         use_tools = with_tools and "tool_use" in self._templates
-        return self._templates["tool_use" if use_tools else "default"]
+        template = self._templates.get("tool_use" if use_tools else "default")
+        if template is None:
+            raise InvalidRequestError(
+                f"This model's chat templates are named {', '.join(sorted(self._templates))}, and "
+                f"none is for requests {'with' if with_tools else 'without'} tools, which needs "
+                "the name default. Use /v1/completions with a prompt."
+            )
+        return template
 
     def close(self) -> None:
         """End the process that renders; it also ends with this one."""
@@ -160,16 +171,11 @@ def load_chat_template(
         timeout_s: most time for one conversation, in seconds.
 
     Raises:
-        ModelLoadError: a template has a syntax error, or there are several and no default.
+        ModelLoadError: a template has a syntax error.
     """
     templates = _templates(path)
     if not templates:
         return None
-    if "default" not in templates:
-        raise ModelLoadError(
-            f"The model has chat templates named {', '.join(sorted(templates))}; "
-            "one of them must be named default."
-        )
     return ChatTemplate(templates, tokenizer.special_tokens, TemplateProcess(timeout_s))
 
 
@@ -180,8 +186,8 @@ def template_source(path: Path) -> str:
 
 
 def has_chat_template(path: Path) -> bool:
-    """Whether the model in a folder or GGUF file takes conversations."""
-    return bool(_templates(path))
+    """Whether the model in a folder or GGUF file takes conversations without tools."""
+    return "default" in _templates(path)
 
 
 def _templates(path: Path) -> dict[str, str]:

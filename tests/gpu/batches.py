@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 
 
@@ -25,7 +26,7 @@ class Batch:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The arguments of attention that have no names."""
+        """The arguments of attention before its options."""
         return self.q, self.k, self.v, self.cache, self.context
 
     def run(self, attention: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +35,8 @@ class Batch:
         if self.cache.v.data_ptr() == self.cache.k.data_ptr():
             v_cache = k_cache[..., : v_cache.shape[-1]]
         cache = KVCache(k_cache, v_cache, self.cache.group)
-        out = attention(self.q, self.k, self.v, cache, self.context, **{"scale": 0.3, **options})
+        options = {"scale": 0.3, **options}
+        out = attention(self.q, self.k, self.v, cache, self.context, AttentionOptions(**options))
         return out, k_cache, v_cache
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from axion.layers.attention import reference
+from axion.layers.attention.options import AttentionOptions
 from axion.layers.kv_format import KV_FORMATS, KVEntries
 from tests.gpu.batches import make_batch
 from tests.gpu.conftest import IS_INTERPRETED
@@ -48,11 +49,13 @@ def test_a_graph_is_replayed_for_other_lengths(device: torch.device) -> None:
     # All of one cache: in the first step the sequences are long, in the second others are.
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "max_blocks": 4096}
     captured = make_batch([(1, 900), (1, 17), (1, 0)], **options)
-    kernels.paged_attention(*captured.inputs, scale=0.3)  # compiled before it is captured
+    kernels.paged_attention(
+        *captured.inputs, AttentionOptions(0.3)
+    )  # compiled before it is captured
     captured.context._derived.clear()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = kernels.paged_attention(*captured.inputs, scale=0.3)
+        out = kernels.paged_attention(*captured.inputs, AttentionOptions(0.3))
     for lengths in [(1, 900), (1, 17), (1, 0)], [(1, 5), (1, 100), (1, 500)]:
         step = make_batch(lengths, **options)
         num_blocks = len(step.cache.k)
@@ -66,17 +69,17 @@ def test_a_graph_is_replayed_for_other_lengths(device: torch.device) -> None:
         captured.context.slot_mapping.copy_(step.context.slot_mapping)
         captured.context.block_tables.copy_(step.context.block_tables)
         graph.replay()
-        expected = reference.paged_attention(*step.inputs, scale=0.3)
+        expected = reference.paged_attention(*step.inputs, AttentionOptions(0.3))
         torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
 
 
 def test_nothing_waits_for_the_device(device: torch.device) -> None:
     batch = make_batch([(1, 900), (40, 17), (1, 0)], device=device, dtype=torch.bfloat16)
-    kernels.paged_attention(*batch.inputs, scale=0.3)
+    kernels.paged_attention(*batch.inputs, AttentionOptions(0.3))
     batch.context._derived.clear()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        kernels.paged_attention(*batch.inputs, scale=0.3)
+        kernels.paged_attention(*batch.inputs, AttentionOptions(0.3))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from axion.layers import kv_format
-from axion.layers.attention import paged_attention, reference
+from axion.layers.attention import chosen as chosen_attention
+from axion.layers.attention import paged_attention, products, reference, step_groups
 from axion.layers.context import ForwardContext, KVCache
 
 HEAD_DIM, V_HEAD_DIM = 8, 6
@@ -167,7 +168,7 @@ def test_windows_soft_caps_and_sinks(
     options = {"window": window, "softcap": softcap, "sinks": sinks}
     with pytest.MonkeyPatch.context() as patch:
         # Chunks of a few tokens are cut as long ones are.
-        patch.setattr(reference, "_MIN_ROWS", max_rows)
+        patch.setattr(step_groups, "_MIN_ROWS", max_rows)
         patch.setattr(reference, "MAX_SCORES", max_rows * heads[0] * 10)
         outputs = sequences.attend(**options)
     for seq, out in enumerate(outputs):
@@ -194,7 +195,7 @@ def test_chunks_and_slopes(
     slopes = torch.linspace(0.1, 0.8, heads[0]) if has_slopes else None
     options = {"chunk": chunk, "alibi_slopes": slopes}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "_MIN_ROWS", max_rows)
+        patch.setattr(step_groups, "_MIN_ROWS", max_rows)
         patch.setattr(reference, "MAX_SCORES", max_rows * heads[0] * 10)
         outputs = sequences.attend(**options)
     for seq, out in enumerate(outputs):
@@ -206,7 +207,7 @@ def test_chunks_and_slopes(
 def test_each_token_attends_to_what_is_chosen_for_it(
     has_sinks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "MAX_SCORES", 3 * 5 * HEAD_DIM)  # three tokens at a time
+    monkeypatch.setattr(chosen_attention, "MAX_SCORES", 3 * 5 * HEAD_DIM)  # three tokens at a time
     sequences = Sequences([(1, 2), (1, 30), (4, 0), (7, 9)], 4, 2, 4)
     sinks = torch.linspace(-2, 2, 4) if has_sinks else None
     generator = torch.Generator().manual_seed(2)
@@ -263,7 +264,7 @@ def test_tokens_of_many_sequences_in_bfloat16(
 def test_long_chunks_in_bfloat16_are_attended_block_by_block(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "_BLOCK_ROWS", (5, 16))
+    monkeypatch.setattr(products, "_BLOCK_ROWS", (5, 16))
     sequences = Sequences([(90, 0), (1, 3), (70, 61), (130, 1)], 6, 2, 4, torch.bfloat16)
     for seq, out in enumerate(sequences.attend(window=window)):
         expected = sequences.expected(seq, window)

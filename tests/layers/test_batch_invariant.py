@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from axion.layers.attention import batch_invariant, reference
+from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 
 BLOCK, HEAD_DIM, V_HEAD_DIM = 16, 32, 24
@@ -69,7 +70,9 @@ class Model:
             torch.cat([x[seq][start:end] for seq, start, end in spans])
             for x in (self.q, self.k, self.v)
         )
-        out = attention.paged_attention(q, k, v, self.cache, context, scale=0.2, **options)
+        out = attention.paged_attention(
+            q, k, v, self.cache, context, AttentionOptions(0.2, **options)
+        )
         return list(out.split(context.query_lens))
 
 

@@ -1,6 +1,7 @@
 """`axion serve` as users run it, with the echo engine: `python -m tests.server.echo_server ARGS`.
 
-`ECHO_TOKEN_DELAY_S` is the time of one step; `ECHO_LOAD_S` is how long the model takes to load.
+`ECHO_TOKEN_DELAY_S` is the time of one step; `ECHO_LOAD_S` is how long the model takes to load;
+`ECHO_FLUSH_S` is how long the server waits, at its end, for what holds it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from axion.backends.base import InferenceBackend
 from axion.backends.native.backend import NativeBackend
 from axion.cli import main
+from axion.server import runner
 from axion.types import EngineConfig
 from tests.echo_engine import EchoEngine
 
@@ -32,4 +34,5 @@ def from_settings(settings: Any, on_progress: Any) -> InferenceBackend:
 if __name__ == "__main__":
     os.environ.setdefault("AXION_BACKENDS", "native")
     setattr(NativeBackend, "from_settings", staticmethod(from_settings))  # noqa: B010
+    runner.FLUSH_TIMEOUT_S = int(os.environ.get("ECHO_FLUSH_S", runner.FLUSH_TIMEOUT_S))
     main.main(["serve", *sys.argv[1:]])

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from axion.server import protocol
-from axion.server.body import MAX_LARGE_BODIES
+from axion.server.body import BODY_TIMEOUT_S, MAX_LARGE_BODIES
 from axion.server.protocol import MAX_BODY_CHUNKS, MAX_HEADER_BYTES, MAX_HEADERS
 from tests.server.conftest import MODEL, LiveServer, ScriptedBackend, read_all
 
@@ -123,16 +123,15 @@ class TestHeaders:
 
 
 class TestBody:
-    def test_row_5_64_mib_are_413_within_a_second_and_memory_stays_flat(self, server: LiveServer):
+    def test_row_5_64_mib_are_413_before_they_are_sent_and_memory_stays_flat(
+        self, server: LiveServer
+    ):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         head = REQUEST_LINE + b"Content-Length: %d\r\n\r\n" % (64 * 2**20)
-        started = time.monotonic()
-        with server.connect() as connection:
+        with server.connect(timeout=BODY_TIMEOUT_S / 2) as connection:
             connection.sendall(head)
-            answer = connection.recv(65536)
-            assert time.monotonic() - started < 1
-            assert status_of(answer) == 413
-            # A client that sends it all before it looks gets the answer too.
+            assert status_of(connection.recv(65536)) == 413
+        # A client that sends it all before it looks gets the answer too.
         with server.connect() as connection:
             connection.sendall(head)
             part = b" " * 2**20

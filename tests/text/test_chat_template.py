@@ -9,7 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from axion.errors import InvalidRequestError, ModelLoadError
 from axion.text import chat_template
-from axion.text.chat_template import ChatTemplate, load_chat_template
+from axion.text.chat_template import ChatTemplate, has_chat_template, load_chat_template
 from axion.text.template_process import TemplateProcess
 from axion.text.tokenizer import load_tokenizer
 
@@ -272,6 +272,16 @@ class TestLoading:
         assert self.prompt(model_folder, tools=[]) == "default"
         assert self.prompt(model_folder, tools=[TOOL]) == "tools"
 
+    def test_without_a_default_there_is_chat_for_requests_with_tools_alone(
+        self, model_folder: ModelFolder
+    ) -> None:
+        named = [{"name": "tool_use", "template": "tools"}, {"name": "rag", "template": "rag"}]
+        model_folder.write("tokenizer_config.json", {"chat_template": named})
+        assert self.prompt(model_folder, tools=[TOOL]) == "tools"
+        with pytest.raises(InvalidRequestError, match=r"named rag, tool_use, .* without tools"):
+            self.prompt(model_folder)
+        assert not has_chat_template(model_folder.path)
+
     def test_named_templates_come_from_a_folder_too(self, model_folder: ModelFolder) -> None:
         model_folder.write("chat_template.jinja", "default")
         model_folder.write("additional_chat_templates/tool_use.jinja", "tools")
@@ -295,7 +305,6 @@ class TestLoading:
         ("chat_template", "message"),
         [
             ("{% if %}", "syntax error in line 1"),
-            ([{"name": "rag", "template": "x"}], "named rag"),
             ([{"name": "default"}], "name and template"),
             (3, "must be a string"),
         ],

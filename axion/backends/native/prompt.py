@@ -95,7 +95,8 @@ def too_long(model: LoadedModel, num_tokens: str, param: str) -> ContextLengthEx
 
 
 def _check_template(request: ChatCompletionRequest, source: str, variables: frozenset[str]) -> None:
-    """Refuses what the model's chat template would drop.
+    """Refuses what the model's chat template would drop, but for names of messages, which clients
+    send to any model.
 
     Raises:
         InvalidRequestError: it does not read a field of the request.
@@ -114,9 +115,6 @@ def _check_template(request: ChatCompletionRequest, source: str, variables: froz
         if name not in variables:
             raise refuse(f"chat_template_kwargs.{name[:60]}")
     for i, message in enumerate(request.messages):
-        # The name in an answer of a tool says again what its tool_call_id says.
-        if message.name is not None and message.role != "tool" and not _reads(source, "name"):
-            raise refuse(f"messages[{i}].name")
         if message.role != "assistant":
             continue
         if message.tool_calls and not written.tool_calls.reads_calls(source):

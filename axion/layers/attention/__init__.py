@@ -7,8 +7,8 @@ from axion.layers.attention.compressed import entry_inputs, entry_rows
 from axion.layers.attention.full import full_attention
 from axion.layers.attention.groups import pool_groups, tokens_of_groups
 from axion.layers.attention.indexer import choose_blocks, choose_tokens
+from axion.layers.attention.options import Compressed
 from axion.layers.attention.paged import paged_attention
-from axion.layers.attention.reference import Compressed
 
 __all__ = [
     "Compressed",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axion.layers.attention.reference import Compressed, Scores
+from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.kv_format import KVEntries
 from axion.layers.transfer import to_device
@@ -54,39 +54,30 @@ def paged_attention(
     v: Tensor | None,
     cache: KVCache,
     context: ForwardContext,
-    *,
-    scale: float,
-    window: int | None = None,
-    chunk: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    alibi_slopes: Tensor | None = None,
-    chosen: Tensor | None = None,
-    compressed: Compressed | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
-    """As `axion.layers.attention.reference.paged_attention`, but `q` may have more rows than there
-    are tokens, which get the result of the last.
+    """As `axion.layers.attention.paged_attention`, but `q` may have more rows than there are
+    tokens, which get the result of the last.
 
     Raises:
         NotImplementedError: tokens are chosen; which they are depends on the batch. Or there are
             compressed entries, whose sums are made in no order of their own.
     """
-    if chosen is not None or compressed is not None:
+    if options.chosen is not None or options.compressed is not None:
         raise NotImplementedError("batch-invariant attention to chosen tokens")
     if k is not None and v is not None:
         cache.store(context.slot_mapping[cache.group], k, v)
     keys, values = cache.keys, cache.values
     groups = context.once(
-        (_groups, cache.group, window, chunk),
-        partial(_groups, kv_group=cache.group, window=window, chunk=chunk),
+        (_groups, cache.group, options.window, options.chunk),
+        partial(_groups, kv_group=cache.group, window=options.window, chunk=options.chunk),
     )
-    scores = Scores(scale, softcap, sinks, alibi_slopes)
     out = q.new_empty(*q.shape[:2], values.head_dim)
     for group in groups:
         # [batch, num_kv_heads, query_len * heads_per_kv_head, head_dim]
         of_group = q[group.rows].unflatten(0, (-1, group.query_len))
         of_heads = of_group.unflatten(2, (keys.num_heads, -1)).permute(0, 2, 1, 3, 4)
-        result = _attend(of_heads, keys, values, group, scores)
+        result = _attend(of_heads, keys, values, group, options)
         out[group.rows] = result.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).to(q.dtype)
     # Padding is the last token once more, and writes to its place in the cache what it does.
     num_tokens = sum(context.query_lens)
@@ -95,7 +86,7 @@ def paged_attention(
 
 
 def _attend(
-    q: Tensor, keys: KVEntries, values: KVEntries, group: _Group, options: Scores
+    q: Tensor, keys: KVEntries, values: KVEntries, group: _Group, options: AttentionOptions
 ) -> Tensor:
     """`[batch, num_kv_heads, query_len, heads_per_kv_head, head_dim]` to the same with
     `v_head_dim`, float32."""

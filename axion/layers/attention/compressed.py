@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axion.layers.attention.reference import token_sequences, token_slots
+from axion.layers.attention.slots import token_sequences, token_slots
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.transfer import to_device
 

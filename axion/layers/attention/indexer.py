@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from axion.layers.attention.reference import MAX_SCORES, Chunk, attention_groups
+from axion.layers.attention.step_groups import MAX_SCORES, Chunk, attention_groups
 from axion.layers.context import ForwardContext, KVCache
 
 

@@ -15,7 +15,6 @@ captured in a CUDA graph and replayed for sequences of any length that the table
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.transfer import to_device
 
@@ -42,7 +42,6 @@ _MAX_SPLITS = 64
 _LOG2E = tl.constexpr(math.log2(math.e))
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MAX_HEAD_DIM = 1024
-_OPTIONS = {"scale", "window", "chunk", "softcap", "sinks", "alibi_slopes"}
 
 
 class _Tiles(NamedTuple):
@@ -57,10 +56,11 @@ class _Tiles(NamedTuple):
     block_q: int
 
 
-def supports(q: Tensor, cache: KVCache, options: Collection[str]) -> bool:
-    """Whether `paged_attention` computes with such heads and numbers, and knows the options."""
+def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
+    """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
     return (
-        _OPTIONS.issuperset(options)
+        options.chosen is None
+        and options.compressed is None
         and q.dtype == cache.k.dtype == cache.v.dtype
         and q.dtype in _DTYPES
         and q.shape[-1] <= _MAX_HEAD_DIM
@@ -73,19 +73,14 @@ def paged_attention(
     v: Tensor | None,
     cache: KVCache,
     context: ForwardContext,
-    *,
-    scale: float,
-    window: int | None = None,
-    chunk: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    alibi_slopes: Tensor | None = None,
+    options: AttentionOptions,
 ) -> Tensor:
-    """See `axion.layers.attention.reference.paged_attention`.
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows.
 
     Products are of the inputs' precision, sums in float32. Entries whose slot is negative are not
     stored.
     """
+    scale, window, chunk, softcap, sinks, alibi_slopes, _, _ = options
     if k is not None and v is not None:
         store(k, v, cache, context.slot_mapping[cache.group])
     num_tokens, num_heads, head_dim = q.shape

@@ -41,6 +41,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "effort": save_model(root / "effort", EFFORT_TEMPLATE),
         "json": save_model(root / "json", JSON_TEMPLATE),
         "dated": save_model(root / "dated", "{{ strftime_now('%Y') }}" + PLAIN_TEMPLATE),
+        "names": save_model(
+            root / "names", "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
+        ),
+        "named": save_model(root / "named", {"rag": PLAIN_TEMPLATE, "tool_use": TOOL_TEMPLATE}),
         "none": save_model(root / "none", None, temperature=0.25, top_k=7),
     }
 

@@ -64,9 +64,16 @@ EOS = 0
 
 
 def save_model(
-    folder: Path, chat_template: str | None, special_tokens: tuple[str, ...] = (), **generation: Any
+    folder: Path,
+    chat_template: str | dict[str, str] | None,
+    special_tokens: tuple[str, ...] = (),
+    **generation: Any,
 ) -> Path:
-    """A model folder without weights: byte tokens, and a few longer ones."""
+    """A model folder without weights: byte tokens, and a few longer ones.
+
+    Args:
+        chat_template: one, or several by name.
+    """
     folder.mkdir()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -79,11 +86,15 @@ def save_model(
     )
     tokenizer.train_from_iterator(["the quick brown fox, the quick brown fox"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    config: dict[str, Any] = {"eos_token": "<|end|>"}
+    if isinstance(chat_template, dict):
+        named = [{"name": name, "template": source} for name, source in chat_template.items()]
+        config["chat_template"] = named
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text("{}")
     (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "model.safetensors").touch()
-    if chat_template is not None:
+    if isinstance(chat_template, str):
         (folder / "chat_template.jinja").write_text(chat_template)
     return folder
 

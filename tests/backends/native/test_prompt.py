@@ -96,7 +96,6 @@ async def test_template_variables_reach_the_template(start: Start):
     [
         ({"tools": TOOLS}, "tools"),
         ({"chat_template_kwargs": {"shout": True}}, "chat_template_kwargs.shout"),
-        ({"content": [{"role": "user", "content": "x", "name": "ann"}]}, "messages[0].name"),
         (
             {
                 "content": [
@@ -123,6 +122,24 @@ async def test_what_the_template_would_drop_is_refused_by_name(
     error = await fault(backend.chat(chat_request(**fields), "r"))
     assert isinstance(error, InvalidRequestError)
     assert error.param == param
+
+
+async def test_a_name_reaches_a_template_that_reads_it_and_is_left_out_by_others(start: Start):
+    messages = [{"role": "user", "content": "x", "name": "ann"}]
+    answer = await chat(await start(EchoEngine(), "names"), messages)
+    assert answer.choices[0].message.content == "ann: x"
+    answer = await chat(await start(EchoEngine()), messages)
+    assert answer.choices[0].message.content == "x"
+
+
+async def test_templates_without_a_default_are_named_and_the_model_completes(start: Start):
+    backend = await start(EchoEngine(), "named")
+    error = await fault(backend.chat(chat_request(), "r"))
+    assert error.status == 400
+    assert "named rag, tool_use" in error.message
+    assert (await complete(backend)).choices[0].text == "Hello, fox."
+    answer = await chat(backend, "hey", tools=TOOLS)
+    assert answer.choices[0].message.content == "hey"
 
 
 @pytest.mark.parametrize(
