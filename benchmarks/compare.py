@@ -227,7 +227,8 @@ async def compare(
     """The values of each peer in each row, one a round; a peer that fails is left out."""
     threads = arguments.threads
     streams = max(row.streams for row in rows)
-    length = max(row.prompt_len + row.output_len for row in rows) + 128  # the chat template's
+    # With room for the chat template, and at least for what `Target.prepare` asks.
+    length = max(384, *(row.prompt_len + row.output_len for row in rows)) + 128
     values: Values = {peer.name: {row.title: [] for row in rows} for peer in peers}
     servers: dict[str, Server] = {}
     slow: set[tuple[str, Row]] = set()
