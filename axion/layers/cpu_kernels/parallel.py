@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -54,10 +55,8 @@ class ParallelKernel:
     def __init__(self, function: Callable[[Any], None], integers: int, floats: int) -> None:
         self._function = function
         self._types = types.Tuple([types.int64] * integers + [types.float64] * floats)
-        kinds = [ctypes.c_int64] * integers + [ctypes.c_double] * floats
-        fields = [(f"_{i}", kind) for i, kind in enumerate(kinds)]
-        self._arguments = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
-        self._address: ctypes.c_void_p | None = None
+        self._pack = Struct(f"{integers}q{floats}d").pack
+        self._compiled: Callable[[bytes], None] | None = None
 
     def __call__(self, *arguments: float) -> None:
         """Compute on as many threads as torch does.
@@ -65,19 +64,22 @@ class ParallelKernel:
         Args:
             arguments: integers (some are addresses), then floats.
         """
-        address = self._address or self.compile()
-        _openmp().GOMP_parallel(
-            address, ctypes.byref(self._arguments(*arguments)), torch.get_num_threads(), 0
-        )
+        function, numbers = self._compiled or self.compile(), self._pack(*arguments)
+        _openmp().GOMP_parallel(function, numbers, torch.get_num_threads(), 0)
 
-    def compile(self) -> ctypes.c_void_p:
-        """Its address. Raises whatever numba, LLVM or the loader of libraries does."""
+    def alone(self, *arguments: float) -> None:
+        """Compute in this thread, which has little work done before another has begun."""
+        function = self._compiled or self.compile()
+        function(self._pack(*arguments))
+
+    def compile(self) -> Callable[[bytes], None]:
+        """As ctypes calls it. Raises whatever numba, LLVM or the loader of libraries does."""
         _openmp()
         signature = types.void(types.CPointer(self._types))
         # Kept, because it owns the code.
-        self._compiled = numba.cfunc(signature, cache=True)(self._function)
-        self._address = ctypes.c_void_p(self._compiled.address)
-        return self._address
+        self._owner = numba.cfunc(signature, cache=True)(self._function)
+        self._compiled = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._owner.address)
+        return self._compiled
 
 
 def parallel(*, integers: int, floats: int = 0) -> Callable[[Callable[[Any], None]], ParallelKernel]:
