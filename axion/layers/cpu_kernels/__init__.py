@@ -1,6 +1,7 @@
-"""Kernels for the CPU: Python that numba compiles, computed by the threads that torch computes with.
+"""Kernels for the CPU: Python that numba compiles, computed by the threads that torch has.
 
-Layers ask `run_on` and fall back to torch; numba is not imported before that says yes.
+Layers ask `axion.layers.kernels.of` and fall back to torch; numba is not imported before that is
+asked.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from torch import Tensor
 
 logger = logging.getLogger("axion.engine")
 
+LANES = 16
+"""Numbers of a vector, of which a kernel's sizes are multiples."""
+
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute in the number format of `x`, where `x` is."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and work()
+    return x.dtype == torch.bfloat16 and x.is_cpu and work()
 
 
 @cache

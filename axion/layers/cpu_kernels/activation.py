@@ -23,6 +23,8 @@ def gated(name: str, gate: Tensor, up: Tensor) -> Tensor:
         gate, up: `[..., size]`, whose rows may be parts of longer ones.
     """
     size = gate.shape[-1]
+    assert up.shape == gate.shape
+    assert up.dtype == gate.dtype
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
     gate, up = _rows(gate), _rows(up)
     num_rows = len(gate)

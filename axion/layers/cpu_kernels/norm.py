@@ -14,6 +14,7 @@ from axion.layers.cpu_kernels.simd import (
     LANES,
     fma,
     load_bf16,
+    load_f32,
     round_bf16,
     spread,
     store_bf16,
@@ -36,11 +37,17 @@ def rms_norm(
 
     Args:
         x, residual: `[..., size]`; without a residual the first result is `x`.
-        weight: `[size]`.
+        weight: `[size]`, bfloat16 or float32.
     """
     size = x.shape[-1]
+    assert len(weight) == size
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    added = x if residual is None else torch.empty_like(out)
+    added, residual_address = x, 0
+    if residual is not None:
+        assert residual.shape == x.shape
+        assert residual.dtype == x.dtype
+        added, residual = torch.empty_like(out), residual.contiguous()
+        residual_address = residual.data_ptr()
     # Heads of a token lie side by side, and tokens further apart.
     rows = x if x.ndim == 3 else x.reshape(-1, 1, size)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
@@ -50,9 +57,10 @@ def rms_norm(
     compute(
         out.data_ptr(),
         rows.data_ptr(),
-        0 if residual is None else residual.contiguous().data_ptr(),
+        residual_address,
         added.data_ptr(),
         weight.data_ptr(),
+        weight.dtype == torch.float32,
         num_tokens,
         num_heads,
         size,
@@ -65,7 +73,7 @@ def rms_norm(
     return added, out
 
 
-@parallel(integers=11, floats=2)
+@parallel(integers=12, floats=2)
 def _rms_norm(arguments: Any) -> None:
     (
         out,
@@ -73,6 +81,7 @@ def _rms_norm(arguments: Any) -> None:
         residual,
         added,
         weight,
+        is_weight_float32,
         num_tokens,
         num_heads,
         size,
@@ -98,11 +107,10 @@ def _rms_norm(arguments: Any) -> None:
         if residual:
             values = added + of_row
         mean = total(squares) / float32(size)
-        factor = spread(float32(1.0) / math.sqrt(mean + float32(eps)))
+        scale = spread(float32(1.0) / math.sqrt(mean + float32(eps)))
         for i in range(0, size, LANES):
-            value = load_bf16(values, i) * factor
+            value = load_bf16(values, i) * scale
             if rounds_first:
                 value = round_bf16(value)
-            store_bf16(
-                out + of_row, i, value * (load_bf16(weight, i) + spread(float32(offset)))
-            )
+            factor = load_f32(weight, i) if is_weight_float32 else load_bf16(weight, i)
+            store_bf16(out + of_row, i, value * (factor + spread(float32(offset))))

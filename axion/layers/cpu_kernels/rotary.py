@@ -30,6 +30,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
     """
     num_tokens, num_heads, head_dim = x.shape
+    assert len(cos) == len(sin) == num_tokens
+    assert cos.dtype == sin.dtype == x.dtype
+    cos, sin = cos.contiguous(), sin.contiguous()
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     token_stride, head_stride, _ = x.stride()

@@ -16,7 +16,7 @@ from numba import float32, njit, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
-LANES = 16
+from axion.layers.cpu_kernels import LANES
 
 
 class _BFloat(ir.Type):
