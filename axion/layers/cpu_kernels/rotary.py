@@ -1,45 +1,50 @@
-"""Rotary position embedding in one pass."""
+"""Rotary position embedding in one pass, with the norm before it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from axion.layers.cpu_kernels.parallel import parallel, share
-from axion.layers.cpu_kernels.simd import (
-    LANES,
-    first,
-    load_bf16,
-    load_pairs,
-    round_bf16,
-    second,
-    store_bf16,
-    store_pairs,
-)
+from axion.layers.cpu_kernels.parallel import parallel
 
 _FEW = 16384  # numbers that one thread has computed before another has begun
+_rotate = parallel(".compiled.rotary:rotate", integers=14, floats=2)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+def rotate(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool,
+    weight: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    rounds_first: bool = False,
+) -> Tensor:
     """`axion.layers.rotary.apply_rotary`, or `apply_rotary_interleaved`, rounded as they round.
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
+        weight: of a norm of each head before; None: there is none.
+        eps, offset, rounds_first: as of `rms_norm`.
     """
     num_tokens, num_heads, head_dim = x.shape
     assert len(cos) == len(sin) == num_tokens
     assert cos.dtype == sin.dtype == x.dtype
-    cos, sin = cos.contiguous(), sin.contiguous()
+    assert weight is None or len(weight) == head_dim
     x = x if x.stride(-1) == 1 else x.contiguous()
+    cos, sin = cos.contiguous(), sin.contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     token_stride, head_stride, _ = x.stride()
-    compute = _rotate if num_tokens * num_heads * head_dim > _FEW else _rotate.alone
+    kernel = _rotate()
+    compute = kernel if num_tokens * num_heads * head_dim > _FEW else kernel.alone
     compute(
         out.data_ptr(),
         x.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        weight is not None and weight.dtype == torch.float32,
         cos.data_ptr(),
         sin.data_ptr(),
         num_tokens,
@@ -49,45 +54,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
         token_stride,
         head_stride,
         interleaved,
+        rounds_first,
+        eps,
+        offset,
     )
     return out
-
-
-@parallel(integers=11)
-def _rotate(arguments: Any) -> None:
-    (
-        out,
-        x,
-        cos,
-        sin,
-        num_tokens,
-        num_heads,
-        head_dim,
-        num_pairs,
-        token_stride,
-        head_stride,
-        interleaved,
-    ) = arguments[0]
-    start, end = share(num_tokens * num_heads)
-    for row in range(start, end):
-        token, head = row // num_heads, row % num_heads
-        values = x + 2 * (token * token_stride + head * head_stride)
-        rotated = out + 2 * row * head_dim
-        # Of the second half, whose sines are not negated.
-        table = (2 * token + 1) * num_pairs
-        for i in range(0, num_pairs, LANES):
-            if interleaved:
-                pairs = load_pairs(values, 2 * i)
-                a, b = first(pairs), second(pairs)
-            else:
-                a, b = load_bf16(values, i), load_bf16(values, num_pairs + i)
-            c, s = load_bf16(cos, table + i), load_bf16(sin, table + i)
-            new_a = round_bf16(a * c) - round_bf16(b * s)
-            new_b = round_bf16(b * c) + round_bf16(a * s)
-            if interleaved:
-                store_pairs(rotated, 2 * i, new_a, new_b)
-            else:
-                store_bf16(rotated, i, new_a)
-                store_bf16(rotated, num_pairs + i, new_b)
-        for i in range(2 * num_pairs, head_dim, LANES):
-            store_bf16(rotated, i, load_bf16(values, i))

@@ -239,8 +239,12 @@ def _binary(name: str) -> Any:
     return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
 
-_OPERATORS = {operator.add: _binary("fadd"), operator.sub: _binary("fsub"),
-              operator.mul: _binary("fmul"), operator.truediv: _binary("fdiv")}
+_OPERATORS = {
+    operator.add: _binary("fadd"),
+    operator.sub: _binary("fsub"),
+    operator.mul: _binary("fmul"),
+    operator.truediv: _binary("fdiv"),
+}
 
 
 def _define(of_python: Callable[..., Any], operation: Any) -> None:
