@@ -49,7 +49,9 @@ def rotate() -> Callable[[Any], None]:
             values = x + 2 * (token * token_stride + head * head_stride)
             rotated = out + 2 * row * head_dim
             if weight:
-                normalize(rotated, values, weight, is_weight_float32, head_dim, eps, offset, rounds_first)
+                normalize(
+                    rotated, values, weight, is_weight_float32, head_dim, eps, offset, rounds_first
+                )
                 values = rotated
             else:
                 for i in range(2 * num_pairs, head_dim, LANES):
