@@ -235,6 +235,18 @@ def total(builder: Any, vector: Any) -> Any:
     return call(builder, name, ir.FloatType(), [zero, vector], fastmath=("reassoc",))
 
 
+@_operation(F32)
+def lanes(builder: Any) -> Any:
+    """The number of each lane."""
+    return ir.Constant(F32.of_llvm, [float(lane) for lane in range(LANES)])
+
+
+@_operation(F32, F32, F32, F32, F32)
+def where_less(builder: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """`then` in lanes where `a` is less than `b`."""
+    return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
+
+
 def _binary(name: str) -> Any:
     return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
