@@ -95,6 +95,7 @@ def test_settings(options: dict[str, Any], kernel: str, tiny_model: Path) -> Non
 def test_a_draft_model(tiny_model: Path) -> None:
     with stand_in():
         core = make_core(tiny_model, draft_model_path=str(tiny_model))
+        assert core.proposer._runner.graphs is not None
         compute_without_waiting(core)
         assert core.stats.num_draft_tokens > 0
 

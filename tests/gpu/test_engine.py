@@ -97,6 +97,13 @@ def test_decode_steps_are_replayed(device: torch.device) -> None:
     assert core.runner.graphs is not None, "the log says why not"
 
 
+def test_a_draft_model_changes_no_token(device: torch.device) -> None:
+    core = make_core(DEMO, device, draft_model_path=str(DEMO))
+    assert core.proposer._runner.graphs is not None, "the log says why not"
+    assert answers(core) == answers(make_core(DEMO, device))
+    assert core.stats.num_draft_tokens > 0
+
+
 @contextmanager
 def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
