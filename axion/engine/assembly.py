@@ -29,7 +29,7 @@ from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
 from axion.layers.context import KVCache, State
 from axion.models.base import CausalLM
-from axion.quantization.layers import num_parameters
+from axion.quantization.layers import num_parameters, unknown_formats
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
 from axion.types import EngineConfig, EngineInfo
@@ -78,6 +78,7 @@ def load_engine(
         config, model, draft_model, device, max_model_len=max_model_len, max_chunk=max_unbooked
     )
     models = [model] if draft_model is None else [model, draft_model]
+    _warn_of_waiting(models, device)
     caches, draft_caches, graphs = _fill_memory(config, models, plan, device, max_model_len)
     computing: CausalLM | BatchInvariantModel = model
     if config.deterministic:
@@ -145,6 +146,20 @@ def _can_schedule_ahead(
         return False
     is_wanted = config.async_scheduling
     return device.type == "cuda" if is_wanted is None else is_wanted
+
+
+def _warn_of_waiting(models: list[CausalLM], device: torch.device) -> None:
+    """Say where a step waits for the device, and why there are no graphs of it."""
+    if not cuda_graph.has_graphs(device):
+        return
+    for model in models:
+        if unknown := unknown_formats(model):
+            logger.warning(
+                "%s has experts in a format that Axion has no kernel for on CUDA (%s): each of "
+                "their layers waits for the GPU, and decode steps are not captured in CUDA graphs",
+                type(model).__name__,
+                ", ".join(unknown),
+            )
 
 
 def _fill_memory(

@@ -23,6 +23,7 @@ from torch import Tensor
 from axion.layers import kernels
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
+from axion.quantization.layers import unknown_formats
 
 logger = logging.getLogger("axion.engine")
 
@@ -72,9 +73,15 @@ def can_capture(model: CausalLM, device: torch.device, max_model_len: int) -> bo
     """Whether decode steps are to be captured.
 
     Not where torch computes attention: it would treat every sequence as if it were as long as the
-    longest may become. And not where layers keep states: the host says in which slots.
+    longest may become. Not where layers keep states: the host says in which slots. And not where
+    it has to know which rows each expert has.
     """
-    return has_graphs(device) and not model.state_specs() and model.attends_to_all_of(max_model_len)
+    return (
+        has_graphs(device)
+        and not model.state_specs()
+        and model.attends_to_all_of(max_model_len)
+        and not unknown_formats(model)
+    )
 
 
 def graph_pool() -> Callable[[], Graph]:
