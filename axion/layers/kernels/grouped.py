@@ -13,6 +13,9 @@ from axion.layers.kernels.weights import LowBitExperts
 # Rows, outputs and bytes of inputs that a program multiplies at once: where each expert has few
 # rows the time is that of reading weights, elsewhere that of tensor cores.
 _FEW, _MANY = (16, 64, 256), (64, 128, 128)
+# So many tiles of weights are under way at once. Few rows wait for the memory's latency, and those
+# of a few bits are small.
+_STAGES, _LOW_BIT_STAGES = 3, 5
 
 
 def grouped_product(x: Tensor, weight: Tensor | LowBitExperts, ends: Tensor) -> Tensor:
@@ -29,7 +32,8 @@ def grouped_product(x: Tensor, weight: Tensor | LowBitExperts, ends: Tensor) -> 
     """
     num_rows, in_features = x.shape
     num_experts = len(ends)
-    rows, outputs, num_bytes = _FEW if num_rows <= _MANY[0] * num_experts // 2 else _MANY
+    has_few = num_rows <= _MANY[0] * num_experts // 2
+    rows, outputs, num_bytes = _FEW if has_few else _MANY
     x = x if x.stride(-1) == 1 else x.contiguous()
     if isinstance(weight, LowBitExperts):
         kind, codes, scales, zeros, block = weight.first
@@ -62,7 +66,7 @@ def grouped_product(x: Tensor, weight: Tensor | LowBitExperts, ends: Tensor) -> 
         ROWS=rows,
         OUTPUTS=outputs,
         INPUTS=num_bytes // x.element_size(),
-        num_stages=3,
+        num_stages=_LOW_BIT_STAGES if has_few and kind != "plain" else _STAGES,
     )
     return out
 
