@@ -175,10 +175,16 @@ def _fill_memory(
     Args:
         models: the model and, perhaps, the draft model.
     """
-    captured = []
-    # What has a format of its own Triton's attention does not read.
-    if config.cuda_graphs and not config.deterministic and plan.format is None:
-        captured = [m for m in models if cuda_graph.can_capture(m, device, max_model_len)]
+    may_capture = (
+        config.cuda_graphs
+        and not config.deterministic
+        and plan.format is None  # which Triton's attention does not read
+    )
+    captured = [
+        model
+        for model in models
+        if may_capture and cuda_graph.can_capture(model, device, max_model_len)
+    ]
 
     def new_graphs(caches: tuple[list[KVCache], ...]) -> dict[CausalLM, CudaGraphRunner]:
         return {

@@ -137,8 +137,8 @@ class QuantizedExpertLinear(nn.Module):
 
     @cached_property
     def low_bit(self) -> list[LowBitExperts] | None:
-        """The weights as Triton's kernels read them, once they are loaded; None: they do not know
-        the format, or it differs from expert to expert."""
+        """The weights as Triton's kernels read them where they lie, once they are loaded; None:
+        their format is not known, or differs from expert to expert."""
         if len({len(expert.kernels) for expert in self.experts}) > 1:
             return None
         by_part = zip(*(expert.kernels for expert in self.experts), strict=True)
@@ -167,9 +167,14 @@ def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> Quanti
 def unknown_formats(model: nn.Module) -> list[str]:
     """The kernels of those experts that are computed one by one on CUDA, too, after the host has
     waited for the device to learn which rows each of them has."""
-    layers = (m for m in model.modules() if isinstance(m, QuantizedExpertLinear))
-    kernels_ = (m for layer in layers if layer.low_bit is None for m in layer.experts.modules())
-    return sorted({type(m).__name__ for m in kernels_ if isinstance(m, Kernel)})
+    names = {
+        type(module).__name__
+        for layer in model.modules()
+        if isinstance(layer, QuantizedExpertLinear) and layer.low_bit is None
+        for module in layer.experts.modules()
+        if isinstance(module, Kernel)
+    }
+    return sorted(names)
 
 
 def num_parameters(model: nn.Module) -> int:
