@@ -253,6 +253,24 @@ def total(builder: Any, vector: Any) -> Any:
     return call(builder, name, ir.FloatType(), [zero, vector], fastmath=("reassoc",))
 
 
+@_operation(types.float32, F32)
+def largest(builder: Any, vector: Any) -> Any:
+    """The largest lane."""
+    name = "llvm.vector.reduce.fmax.v16f32"
+    return call(builder, name, ir.FloatType(), [vector])
+
+
+@_operation(types.void, types.int64, types.int64, types.int64)
+def store_int64(builder: Any, address: Any, index: Any, number: Any) -> None:
+    builder.store(number, _at(builder, address, index, number.type, 8))
+
+
+@_operation(types.void, types.int64, types.int64, types.boolean)
+def store_bool(builder: Any, address: Any, index: Any, flag: Any) -> None:
+    byte = builder.zext(flag, ir.IntType(8))
+    builder.store(byte, _at(builder, address, index, byte.type, 1))
+
+
 @_operation(F32)
 def lanes(builder: Any) -> Any:
     """The number of each lane."""
