@@ -23,8 +23,8 @@ from axion.layers.kernels.low_bit import int4_product, int8_product
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
 from axion.layers.kernels.sinkhorn import doubly_stochastic
-from axion.layers.norm import RMSNorm
 from axion.layers.kernels.weights import LowBitWeight, low_bit_experts
+from axion.layers.norm import RMSNorm
 from tests.gpu.batches import make_batch
 
 
