@@ -22,6 +22,7 @@ from numba import types
 
 _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 _num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+_barrier = types.ExternalFunction("GOMP_barrier", types.void())
 
 
 @cache
@@ -33,7 +34,7 @@ def _openmp() -> Any:
     """
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     # A folder for each state of this package: numba itself looks only at the file that a kernel is
     # in, and not at those that it calls.
@@ -90,3 +91,21 @@ def share(count: int) -> tuple[int, int]:
     """This thread's part of `range(count)`: its start and its end."""
     thread, num_threads = _thread(), _num_threads()
     return count * thread // num_threads, count * (thread + 1) // num_threads
+
+
+@numba.njit
+def thread() -> int:
+    """This thread's number."""
+    return _thread()
+
+
+@numba.njit
+def num_threads() -> int:
+    """How many compute the kernel."""
+    return _num_threads()
+
+
+@numba.njit
+def barrier() -> None:
+    """Wait for all threads to come here."""
+    _barrier()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import float32, njit, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
@@ -145,6 +145,40 @@ def store_bf16(builder: Any, address: Any, index: Any, vector: Any) -> Any:
     store(builder, builder.fptrunc(vector, BF16), address, index, 2)
 
 
+@_operation(I32, types.int64, types.int64)
+def load_pairs(builder: Any, address: Any, index: Any) -> Any:
+    """`2 * LANES` of bfloat16, two in a lane."""
+    return load(builder, address, index, I32.of_llvm, 2)
+
+
+@_operation(F32, I32)
+def first(builder: Any, pairs: Any) -> Any:
+    """Of each pair of bfloat16."""
+    return _low(builder, pairs)
+
+
+@_operation(F32, I32)
+def second(builder: Any, pairs: Any) -> Any:
+    """Of each pair of bfloat16."""
+    return _high(builder, pairs)
+
+
+@_operation(types.void, types.int64, types.int64, F32, F32)
+def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
+    """The lanes of both by turns, rounded as `store_bf16` does."""
+    bits = ir.VectorType(ir.IntType(16), LANES)
+    a, b = (builder.bitcast(builder.fptrunc(x, BF16), bits) for x in (a, b))
+    a, b = (builder.zext(x, I32.of_llvm) for x in (a, b))
+    pairs = builder.or_(a, builder.shl(b, ir.Constant(I32.of_llvm, [16] * LANES)))
+    store(builder, pairs, address, index, 2)
+
+
+@_operation(F32, F32)
+def round_bf16(builder: Any, vector: Any) -> Any:
+    """To the nearest numbers that bfloat16 has, ties to even."""
+    return builder.fpext(builder.fptrunc(vector, BF16), F32.of_llvm)
+
+
 @_operation(F32, types.int64, types.int64)
 def load_f32(builder: Any, address: Any, index: Any) -> Any:
     return load(builder, address, index, F32.of_llvm, 4)
@@ -172,12 +206,83 @@ def maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
+@_operation(F32, F32, F32)
+def minimum(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@_operation(F32, F32, F32)
+def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
+    """`vector * 2**exponent`, where the exponents are whole and from -126 to 127."""
+    # Where this number's last bit is worth 1, adding it leaves a whole number in the last bits.
+    whole = builder.fadd(exponent, ir.Constant(F32.of_llvm, [1.5 * 2**23 + 127] * LANES))
+    bits = builder.bitcast(whole, I32.of_llvm)
+    bits = builder.shl(bits, ir.Constant(I32.of_llvm, [23] * LANES))
+    return builder.fmul(vector, builder.bitcast(bits, F32.of_llvm))
+
+
+@_operation(F32, F32)
+def nearest(builder: Any, vector: Any) -> Any:
+    """The nearest whole numbers."""
+    return call(builder, "llvm.rint.v16f32", F32.of_llvm, [vector])
+
+
 @_operation(types.float32, F32)
 def total(builder: Any, vector: Any) -> Any:
     """The sum of the lanes."""
     zero = ir.Constant(ir.FloatType(), 0.0)
     name = "llvm.vector.reduce.fadd.v16f32"
     return call(builder, name, ir.FloatType(), [zero, vector], fastmath=("reassoc",))
+
+
+@_operation(types.float32, F32)
+def largest(builder: Any, vector: Any) -> Any:
+    """The largest lane."""
+    name = "llvm.vector.reduce.fmax.v16f32"
+    return call(builder, name, ir.FloatType(), [vector])
+
+
+@_operation(F32)
+def lanes(builder: Any) -> Any:
+    """The number of each lane."""
+    return ir.Constant(F32.of_llvm, [float(lane) for lane in range(LANES)])
+
+
+@_operation(F32, F32, F32, F32, F32)
+def where_less(builder: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """`then` in lanes where `a` is less than `b`."""
+    return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
+
+
+@_operation(types.int64, types.int64, types.int64)
+def load_int(builder: Any, address: Any, index: Any) -> Any:
+    """A number of 64 bits."""
+    return builder.load(_at(builder, address, index, ir.IntType(64), 8))
+
+
+@_operation(types.float32, types.int64, types.int64)
+def load_float(builder: Any, address: Any, index: Any) -> Any:
+    """A number of 32 bits."""
+    return builder.load(_at(builder, address, index, ir.FloatType(), 4))
+
+
+@_operation(types.void, types.int64, types.int64, types.int64)
+def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
+    """What is at one address to another that does not overlap with it."""
+    byte = ir.IntType(8).as_pointer()
+    target, source = (builder.inttoptr(address, byte) for address in (target, source))
+    function = builder.module.declare_intrinsic("llvm.memcpy", [byte, byte, num_bytes.type])
+    builder.call(function, [target, source, num_bytes, ir.Constant(ir.IntType(1), 0)])
+
+
+def prefetch_(builder: Any, address: Any) -> Any:
+    """Have the line of memory at this address come."""
+    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
+    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
+    builder.call(function, [line, *options])
 
 
 def _binary(name: str) -> Any:
@@ -198,3 +303,23 @@ def _define(of_python: Callable[..., Any], operation: Any) -> None:
 
 for _of_python, _of_llvm in _OPERATORS.items():
     _define(_of_python, _of_llvm)
+
+
+@njit
+def exp(x: Any) -> Any:
+    """e to the power of each lane, to a few units in the last place; of what is beyond the range of
+    float32, that of its ends. NaN stays NaN."""
+    x = minimum(spread(float32(88.0)), maximum(spread(float32(-87.0)), x))
+    exponent = nearest(x * spread(float32(1.4426950408889634)))
+    # The logarithm of 2 in two parts, of which the first has no last bits to lose.
+    rest = fma(exponent, spread(float32(-0.693359375)), x)
+    rest = fma(exponent, spread(float32(2.12194440e-4)), rest)
+    # Cephes' polynomial, within half a power of 2.
+    power = spread(float32(1.9875691500e-4))
+    power = fma(power, rest, spread(float32(1.3981999507e-3)))
+    power = fma(power, rest, spread(float32(8.3334519073e-3)))
+    power = fma(power, rest, spread(float32(4.1665795894e-2)))
+    power = fma(power, rest, spread(float32(1.6666665459e-1)))
+    power = fma(power, rest, spread(float32(5.0000001201e-1)))
+    power = fma(power * rest, rest, rest) + spread(float32(1.0))
+    return times_power(power, exponent)
