@@ -300,14 +300,10 @@ def _kernel(head_dim: int, v_dim: int, group: int) -> ParallelKernel:
                 slot = block * block_size + token % block_size
                 first_key = max(start - token, 0)
                 last_key = min(end - token, LANES)
-                next_token = token + LANES
-                if next_token >= end and part + 1 < num_parts:
-                    next_token = simd.load_int(of_part, 10)
-                    table = tables + 8 * simd.load_int(of_part, 8) * table_stride
                 next_slot = slot
-                if next_token < end or part + 1 < num_parts:
-                    block = simd.load_int(table, next_token // block_size)
-                    next_slot = block * block_size + next_token // LANES * LANES % block_size
+                if token + LANES < end:
+                    block = simd.load_int(table, (token + LANES) // block_size)
+                    next_slot = block * block_size + (token + LANES) % block_size
                 for kv_head in range(first_head, last_head):
                     next_keys = k_cache + 2 * (next_slot * k_cache_stride + kv_head * head_dim)
                     next_values = v_cache + 2 * (next_slot * v_cache_stride + kv_head * v_dim)
