@@ -16,7 +16,7 @@ from numba import float32, njit, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
-LANES = 16
+from axion.layers.cpu_kernels import LANES
 
 
 class _BFloat(ir.Type):
@@ -88,6 +88,16 @@ def call(builder: Any, name: str, result: ir.Type, values: list[Any], **options:
     of_type = ir.FunctionType(result, [value.type for value in values])
     function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
     return builder.call(function, values, **options)
+
+
+def prefetch(builder: Any, address: Any) -> Any:
+    """Have the line of memory at this address come."""
+    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
+    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
+    builder.call(function, [line, *options])
 
 
 def has(context: Any, feature: str) -> bool:
@@ -275,22 +285,16 @@ def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     builder.call(function, [target, source, num_bytes, ir.Constant(ir.IntType(1), 0)])
 
 
-def prefetch_(builder: Any, address: Any) -> Any:
-    """Have the line of memory at this address come."""
-    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
-    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
-    builder.call(function, [line, *options])
-
-
 def _binary(name: str) -> Any:
     return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
 
-_OPERATORS = {operator.add: _binary("fadd"), operator.sub: _binary("fsub"),
-              operator.mul: _binary("fmul"), operator.truediv: _binary("fdiv")}
+_OPERATORS = {
+    operator.add: _binary("fadd"),
+    operator.sub: _binary("fsub"),
+    operator.mul: _binary("fmul"),
+    operator.truediv: _binary("fdiv"),
+}
 
 
 def _define(of_python: Callable[..., Any], operation: Any) -> None:
@@ -323,3 +327,9 @@ def exp(x: Any) -> Any:
     power = fma(power, rest, spread(float32(5.0000001201e-1)))
     power = fma(power * rest, rest, rest) + spread(float32(1.0))
     return times_power(power, exponent)
+
+
+@njit
+def tanh(x: Any) -> Any:
+    one = spread(float32(1))
+    return one - spread(float32(2)) / (exp(x + x) + one)
