@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -148,8 +149,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`, as `RotaryEmbedding` gives them.
     """
-    if kernels.run_on(x):
-        return _fused(x, cos, sin, interleaved=False)
+    if kernel := _kernel(x, cos):
+        return kernel.rotate(x, cos, sin, interleaved=False)
     size = cos.shape[-1]
     rotated, rest = x.tensor_split((size,), dim=-1)
     rotated = rotated.roll(size // 2, -1).mul_(sin).add_(rotated * cos)
@@ -158,8 +159,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same with neighbours as pairs (GPT-J style)."""
-    if kernels.run_on(x):
-        return _fused(x, cos, sin, interleaved=True)
+    if kernel := _kernel(x, cos):
+        return kernel.rotate(x, cos, sin, interleaved=True)
     size = cos.shape[-1]
     rotated, rest = x.tensor_split((size,), dim=-1)
     a, b = rotated.unflatten(-1, (size // 2, 2)).unbind(-1)
@@ -168,10 +169,9 @@ def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((rotated, rest), dim=-1)
 
 
-def _fused(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    from axion.layers.kernels.rotary import rotate
-
-    return rotate(x, cos, sin, interleaved=interleaved)
+def _kernel(x: Tensor, cos: Tensor) -> ModuleType | None:
+    # Of each head some pairs are rotated, and the rest is copied.
+    return kernels.of("rotary", x, math.gcd(cos.shape[-1] // 2, x.shape[-1]))
 
 
 class RotaryEmbedding(nn.Module):

@@ -6,9 +6,9 @@ arXiv:2307.08691), in float32.
 
 Threads divide the heads of keys, each of them in all sequences, and so have equally much to do
 whatever the lengths are. A long sequence is computed in parts, and what these found is joined
-(Flash-Decoding, pytorch.org/blog/flash-decoding), so that there is work for more threads than heads.
-Parts begin at multiples of `_PART`, and keys are summed up block by block: a token's bits depend on
-its own sequence alone.
+(Flash-Decoding, pytorch.org/blog/flash-decoding), so that there is work for more threads than
+heads. Parts begin at multiples of `_PART`, and keys are summed up block by block: a token's bits
+depend on its own sequence alone.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class _Plan(NamedTuple):
     scratch: Tensor
 
 
-def supports(q: Tensor, cache: KVCache, context: ForwardContext, options: AttentionOptions) -> bool:
+def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
     """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
-    sizes = (q.shape[-1], cache.v.shape[-1], context.block_size)
+    sizes = (q.shape[-1], cache.v.shape[-1], cache.v.shape[1])
     return (
         options.chosen is None
         and options.compressed is None

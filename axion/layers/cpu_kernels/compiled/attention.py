@@ -24,8 +24,8 @@ def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
     """For `paged_attention`, with `group` heads of queries to each of keys.
 
     A head has a row of scratch memory: the sum of weighted values, `[v_dim]` float32, and behind it
-    vectors of `LANES`: sums of weights (to be added up), the highest score so far, what earlier sums
-    are to be multiplied by, and the weights of the newest keys.
+    vectors of `LANES`: sums of weights (to be added up), the highest score so far, what the sums
+    before the newest keys are multiplied by, and the weights of these.
     """
     row_bytes = 4 * _row_size(v_dim)
     totals, highests, shrinks, all_weights = (v_dim + LANES * i for i in range(4))
