@@ -90,6 +90,16 @@ def call(builder: Any, name: str, result: ir.Type, values: list[Any], **options:
     return builder.call(function, values, **options)
 
 
+def prefetch(builder: Any, address: Any) -> Any:
+    """Have the line of memory at this address come."""
+    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
+    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
+    builder.call(function, [line, *options])
+
+
 def has(context: Any, feature: str) -> bool:
     """Whether code is compiled for a processor with one of LLVM's features."""
     return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
@@ -294,27 +304,6 @@ def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     builder.call(function, [target, source, num_bytes, ir.Constant(ir.IntType(1), 0)])
 
 
-def prefetch_(builder: Any, address: Any) -> Any:
-    """Have the line of memory at this address come."""
-    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
-    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
-    builder.call(function, [line, *options])
-
-
-@_operation(types.void, types.int64)
-def prefetch(builder: Any, address: Any) -> Any:
-    """Have the line of memory at this address come."""
-    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, option) for option in (0, 3, 1)]  # read, to keep, data
-    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
-    builder.call(function, [line, *options])
-
-
 def _binary(name: str) -> Any:
     return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
@@ -357,3 +346,9 @@ def exp(x: Any) -> Any:
     power = fma(power, rest, spread(float32(5.0000001201e-1)))
     power = fma(power * rest, rest, rest) + spread(float32(1.0))
     return times_power(power, exponent)
+
+
+@njit
+def tanh(x: Any) -> Any:
+    one = spread(float32(1))
+    return one - spread(float32(2)) / (exp(x + x) + one)
