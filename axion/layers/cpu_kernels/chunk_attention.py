@@ -15,8 +15,8 @@ alone, and not on how that was cut into chunks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
-from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.parallel import parallel
 
 STRIP_ROWS = 64
@@ -32,83 +31,65 @@ STRIP_ROWS = 64
 KEYS = 128
 """Of a block."""
 
-# Of a tile, the most that gives all threads enough to do: keys are read anew for each tile.
+# Rows of a tile, for each of which keys are read anew: the most of which every thread still has so
+# many heads of tiles to compute.
 _TILE_ROWS = (1024, 256, STRIP_ROWS)
+_UNITS = 4
 
 _attend = parallel(".compiled.chunk_attention:attend", integers=21, floats=2)
 
 
 class _Plan(NamedTuple):
-    """What a step's layers with such heads compute.
+    """What the kernel computes for a step's layers of one kind.
 
     Attributes:
-        tiles: `[num_tiles, 4]` int64, of each its first row in the batch, how many tokens it has,
-            their sequence, and the first one's position. Those with most keys come first.
-        tables: `[num_seqs, max_blocks]` int64.
+        tiles: `[num_tiles, 4]` int64. Of each: its first token's row in the batch, how many tokens
+            it has, their sequence, and the first one's position. Those with most keys come first.
         max_rows: of a tile.
-        scratch: `[num_threads, num_bytes]`; of a thread: queries, sums and what there is for each
-            row, scores, keys and values.
-        next_unit: `[1]` int64, what is not begun of the tiles' heads.
+        block_tables: `[num_seqs, max_blocks]` int64.
+        scratch: bytes, a row for each thread; see `compiled.chunk_attention`.
+        next_unit: `[1]` int64. Units are heads of tiles, and threads take one after the other.
     """
 
     tiles: Tensor
     max_rows: int
-    tables: Tensor
+    block_tables: Tensor
     scratch: Tensor
     next_unit: Tensor
 
 
-def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
-    """Whether `attend_chunks` computes with such heads and numbers, and what the options ask."""
-    return (
-        options.chosen is None
-        and options.compressed is None
-        and cache.k.dtype == cache.v.dtype == q.dtype == torch.bfloat16
-        and cache.stride == cache.num_pieces == 1
-        and q.shape[-1] % (2 * LANES) == cache.v.shape[-1] % LANES == 0
-        and q.shape[1] // cache.k.shape[2] <= STRIP_ROWS
-    )
-
-
 def attend_chunks(
-    out: Tensor,
     q: Tensor,
     cache: KVCache,
     context: ForwardContext,
     options: AttentionOptions,
+    out: Tensor,
     *,
-    min_query_len: int = 2,
+    longer_than: int,
 ) -> None:
-    """Attend from tokens of sequences that have at least so many in the step.
+    """Attend to what is stored, of what `attention.supports` allows.
 
     Args:
-        out: `[num_tokens, num_heads, v_head_dim]`, contiguous; their rows are written.
-        q: `[num_tokens, num_heads, head_dim]`.
-        cache: has the step's keys and values.
+        q: `[num_tokens, num_heads, head_dim]`, each token's numbers side by side.
+        out: `[num_tokens, num_heads, v_head_dim]`, contiguous; the rows of sequences with more than
+            `longer_than` new tokens are written.
     """
     _, num_heads, head_dim = q.shape
     _, block_size, num_kv_heads, v_dim = cache.v.shape
-    group = num_heads // num_kv_heads
+    scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
-        (_plan, cache.group, num_kv_heads, group, head_dim, v_dim),
+        (_plan, cache.group, num_heads, num_kv_heads, head_dim, v_dim),
         partial(
             _plan,
             kv_group=cache.group,
-            num_kv_heads=num_kv_heads,
-            group=group,
+            heads=(num_heads, num_kv_heads),
             head_dims=(head_dim, v_dim),
-            min_query_len=min_query_len,
+            longer_than=longer_than,
         ),
     )
-    if not len(plan.tiles):
-        return
-    q = q if q.stride()[1:] == (head_dim, 1) else q.contiguous()
-    softcap = options.softcap or 0.0
-    sinks, slopes = (
-        None if x is None else x.float() for x in (options.sinks, options.alibi_slopes)
-    )
+    sinks, slopes = (None if x is None else x.float() for x in (sinks, slopes))
     plan.next_unit.zero_()
-    _attend(head_dim, v_dim, group)(
+    _attend(head_dim, v_dim, num_heads // num_kv_heads)(
         out.data_ptr(),
         q.data_ptr(),
         q.stride(0),
@@ -117,21 +98,21 @@ def attend_chunks(
         cache.k.stride(1),
         cache.v.data_ptr(),
         cache.v.stride(1),
-        plan.tables.data_ptr(),
-        plan.tables.shape[1],
+        plan.block_tables.data_ptr(),
+        plan.block_tables.shape[1],
         block_size,
         plan.tiles.data_ptr(),
         len(plan.tiles),
         plan.max_rows,
         plan.next_unit.data_ptr(),
-        options.window or 0,
-        options.chunk or 0,
+        window or 0,
+        chunk or 0,
         0 if sinks is None else sinks.data_ptr(),
         0 if slopes is None else slopes.data_ptr(),
         plan.scratch.data_ptr(),
         plan.scratch.stride(0),
-        options.scale,
-        softcap,
+        scale / (softcap or 1),
+        softcap or 0,
     )
 
 
@@ -139,22 +120,22 @@ def _plan(
     context: ForwardContext,
     *,
     kv_group: int,
-    num_kv_heads: int,
-    group: int,
+    heads: tuple[int, int],
     head_dims: tuple[int, int],
-    min_query_len: int,
+    longer_than: int,
 ) -> _Plan:
-    num_threads = torch.get_num_threads()
-    for max_rows in _TILE_ROWS:
-        tiles = _tiles(context, max_rows // group, min_query_len)
-        if len(tiles) * num_kv_heads >= 4 * num_threads:
+    (num_heads, num_kv_heads), (head_dim, v_dim) = heads, head_dims
+    group, num_threads = num_heads // num_kv_heads, torch.get_num_threads()
+    for max_tokens in (max(1, num_rows // group) for num_rows in _TILE_ROWS):
+        tiles = list(_tiles(context, max_tokens, longer_than))
+        if len(tiles) * num_kv_heads >= _UNITS * num_threads:
             break
-    tiles.sort(key=lambda tile: -tile[3])
-    head_dim, v_dim = head_dims
-    num_bytes = max_rows * (2 * head_dim + 4 * v_dim + 2 * 8 + 6 * 4)
-    num_bytes += KEYS * (4 * STRIP_ROWS + 2 * head_dim + 2 * v_dim)
+    tiles.sort(key=lambda tile: -tile[-1])
+    max_rows = -(-max_tokens * group // STRIP_ROWS) * STRIP_ROWS
+    num_bytes = KEYS * (2 * head_dim + 2 * v_dim + 4 * STRIP_ROWS)
+    num_bytes += max_rows * (2 * head_dim + 4 * v_dim + 2 * 8 + 7 * 4)
     return _Plan(
-        torch.tensor(tiles, dtype=torch.int64).view(-1, 4),
+        torch.tensor(tiles, dtype=torch.int64),
         max_rows,
         context.block_tables[kv_group].long().contiguous(),
         torch.empty((num_threads, num_bytes), dtype=torch.uint8),
@@ -163,15 +144,13 @@ def _plan(
 
 
 def _tiles(
-    context: ForwardContext, max_tokens: int, min_query_len: int
-) -> list[tuple[int, int, int, int]]:
-    tiles: list[tuple[int, int, int, int]] = []
+    context: ForwardContext, max_tokens: int, longer_than: int
+) -> Iterator[tuple[int, int, int, int]]:
     row = 0
     for seq, query_len in enumerate(context.query_lens):
-        if query_len >= min_query_len:
-            position = context.context_lens_list[seq] - query_len
+        if query_len > longer_than:
+            first = context.context_lens_list[seq] - query_len
             for start in range(0, query_len, max_tokens):
                 num_tokens = min(max_tokens, query_len - start)
-                tiles.append((row + start, num_tokens, seq, position + start))
+                yield row + start, num_tokens, seq, first + start
         row += query_len
-    return tiles

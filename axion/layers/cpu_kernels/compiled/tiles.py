@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -29,8 +30,7 @@ def add_products(
     """`out[i, j] = out[i, j] * shrink[j] + sum(a[i, k] * b[k, j])` for `k` in `range(count)`.
 
     Elements of `a` and `b` are pairs of bfloat16, whose products are added up; those of `out` and
-    `shrinks` are float32. `b` and `out` have contiguous rows of `num_vectors * LANES`. A sum has one
-    order, whatever the other rows and lanes are.
+    `shrinks` are float32. `b` and `out` have contiguous rows of `num_vectors * LANES`.
 
     Args:
         shrinks: address of `[num_vectors * LANES]`; literal 0: what `out` holds does not count.
@@ -98,33 +98,41 @@ def add_products(
     return types.void(num_rows, num_vectors, of_shrinks, *(6 * [types.int64])), generate
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def gather_columns(
     typing_context: Any,
+    num_words: types.IntegerLiteral,
     out: types.Integer,
     out_row_bytes: types.Integer,
     rows: types.Integer,
     offset: types.Integer,
 ) -> Any:
-    """`LANES` words of each of `LANES` rows, transposed: a row of `out` for each word.
+    """So many words, at most `LANES`, of each of `LANES` rows, transposed: a row of `out` for each.
 
     Args:
         rows: where the rows' addresses are.
         offset: of the first word in a row, in bytes.
     """
+    width = num_words.literal_value
+    words = ir.VectorType(ir.IntType(32), width)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        out, out_row_bytes, rows, offset = values
-        vectors = [
-            simd.load(builder, builder.add(row, offset), ir.Constant(row.type, 0), I32.of_llvm, 4)
-            for row in _addresses(builder, rows)
-        ]
-        for i, vector in enumerate(_transposed(builder, vectors)):
+        out, out_row_bytes, rows, offset = values[1:]
+        first = ir.Constant(out.type, 0)
+        nothing, mask = (
+            ir.Constant(words, ir.Undefined),
+            _indices(lane % width for lane in range(LANES)),
+        )
+        vectors = []
+        for row in _addresses(builder, rows):
+            loaded = simd.load(builder, builder.add(row, offset), first, words, 2)
+            vectors.append(builder.shuffle_vector(loaded, nothing, mask))
+        for i, vector in enumerate(_transposed(builder, vectors)[:width]):
             place = builder.add(out, builder.mul(out_row_bytes, ir.Constant(out.type, i)))
-            simd.store(builder, vector, place, ir.Constant(out.type, 0), 4)
+            simd.store(builder, vector, place, first, 4)
         return context.get_dummy_value()
 
-    return types.void(*(4 * [types.int64])), generate
+    return types.void(num_words, *(4 * [types.int64])), generate
 
 
 @intrinsic
@@ -162,6 +170,10 @@ def scatter_columns(
     return types.void(*(5 * [types.int64])), generate
 
 
+def _indices(lanes: Iterable[int]) -> Any:
+    return ir.Constant(I32.of_llvm, list(lanes))
+
+
 def _addresses(builder: Any, place: Any) -> list[Any]:
     vector = ir.VectorType(place.type, LANES)
     loaded = simd.load(builder, place, ir.Constant(place.type, 0), vector, 8)
@@ -179,7 +191,7 @@ def _transposed(builder: Any, vectors: list[Any]) -> list[Any]:
             for start in range(0, LANES, 2 * size):
                 lanes += range(start + half, start + half + size)
                 lanes += range(LANES + start + half, LANES + start + half + size)
-            masks.append(ir.Constant(I32.of_llvm, lanes))
+            masks.append(_indices(lanes))
         for i in range(LANES):
             if not i & size:
                 both = vectors[i], vectors[i + size]
