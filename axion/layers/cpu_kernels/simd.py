@@ -198,3 +198,81 @@ def _define(of_python: Callable[..., Any], operation: Any) -> None:
 
 for _of_python, _of_llvm in _OPERATORS.items():
     _define(_of_python, _of_llvm)
+
+
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
+_QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
+_WORDS = ir.VectorType(ir.IntType(16), 2 * LANES)
+
+
+def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
+    """`sums` and in each lane the product of four uint8 and four int8, exactly."""
+    if has(context, "avx512vnni"):
+        a, b = (builder.bitcast(x, _QUADS) for x in (a, b))
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32.of_llvm, [sums, a, b])
+    # Every second byte as 16 bits, of which there are instructions for pairs.
+    eight = ir.Constant(_WORDS, [8] * 2 * LANES)
+    a, b = (builder.bitcast(x, _WORDS) for x in (a, b))
+    odd = builder.lshr(a, eight), builder.ashr(b, eight)
+    mask = ir.Constant(_WORDS, [255] * 2 * LANES)
+    even = builder.and_(a, mask), builder.ashr(builder.shl(b, eight), eight)
+    for pair in (even, odd):
+        for place in range(2):
+            indices = ir.Constant(I32.of_llvm, list(range(place, 2 * LANES, 2)))
+            factors = (
+                builder.sext(builder.shuffle_vector(x, ir.Constant(_WORDS, ir.Undefined), indices),
+                             I32.of_llvm)
+                for x in pair
+            )
+            sums = builder.add(sums, builder.mul(*factors))
+    return sums
+
+
+@_operation(F32, F32, F32)
+def larger_magnitude(builder: Any, a: Any, b: Any) -> Any:
+    """Of two numbers that are not negative and any; what is no number is larger than all others."""
+    mask = ir.Constant(I32.of_llvm, [2**31 - 1] * LANES)
+    a, b = (builder.and_(builder.bitcast(x, I32.of_llvm), mask) for x in (a, b))
+    return builder.bitcast(builder.select(builder.icmp_signed(">", a, b), a, b), F32.of_llvm)
+
+
+@_operation(types.float32, F32)
+def largest(builder: Any, vector: Any) -> Any:
+    """Of lanes that are not negative; what is no number is larger than all others."""
+    bits = builder.bitcast(vector, I32.of_llvm)
+    found = call(builder, "llvm.vector.reduce.smax.v16i32", _INT, [bits])
+    return builder.bitcast(found, ir.FloatType())
+
+
+@_operation(F32, F32)
+def rounded(builder: Any, vector: Any) -> Any:
+    """To the nearest integer, ties to even."""
+    return call(builder, "llvm.rint.v16f32", F32.of_llvm, [vector])
+
+
+@_operation(types.void, types.int64, types.int64, F32)
+def store_int8(builder: Any, address: Any, index: Any, vector: Any) -> None:
+    """Integers; what int8 does not hold becomes the nearest that it does, what is no number 0."""
+    codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", _BYTES, [vector])
+    store(builder, codes, address, index, 1)
+
+
+@_operation(types.void, types.int64, types.int64, types.float32)
+def store_float(builder: Any, address: Any, index: Any, number: Any) -> None:
+    builder.store(number, _at(builder, address, index, number.type, 4))
+
+
+@_operation(types.void, types.int64, types.int64, types.int32)
+def store_int(builder: Any, address: Any, index: Any, number: Any) -> None:
+    builder.store(number, _at(builder, address, index, number.type, 4))
+
+
+def load_f16(builder: Any, address: Any, index: Any) -> Any:
+    """As float32."""
+    return builder.fpext(load(builder, address, index, _HALVES, 2), F32.of_llvm)
+
+
+def load_i8(builder: Any, address: Any, index: Any) -> Any:
+    """As float32."""
+    return builder.sitofp(load(builder, address, index, _BYTES, 1), F32.of_llvm)
