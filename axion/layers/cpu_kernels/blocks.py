@@ -28,6 +28,8 @@ from axion.layers.cpu_kernels.simd import F32, I32, LANES
 MAX_ROWS = 64
 """Rows that are multiplied at once: rounded, they stay in the processor's caches."""
 
+import os
+_AHEAD = int(os.environ.get("AHEAD","2048"))
 _TILES = (1, 4, 8)
 # Of 32 rounded inputs: the codes, their scale, and what is known of their sums.
 _CODES, _STEP, _SUMS, _RECORD = 0, 32, 36, 48
@@ -259,6 +261,8 @@ def _unpack(builder: Any, address: Any, planes: tuple[int, ...]) -> list[Any]:
             at, shift = index % num_vectors, index // num_vectors * bits - done
             place = ir.Constant(address.type, LANES * (line + at))
             vector = simd.load(builder, address, place, I32.of_llvm, 4)
+            if at == index:
+                simd.prefetch(builder, address, ir.Constant(address.type, 64 * (line + at) + _AHEAD))
             if shift > 0:
                 vector = builder.lshr(vector, constant(shift))
             elif shift < 0:

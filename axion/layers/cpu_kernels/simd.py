@@ -276,3 +276,10 @@ def load_f16(builder: Any, address: Any, index: Any) -> Any:
 def load_i8(builder: Any, address: Any, index: Any) -> Any:
     """As float32."""
     return builder.sitofp(load(builder, address, index, _BYTES, 1), F32.of_llvm)
+
+
+def prefetch(builder: Any, address: Any, index: Any) -> None:
+    """The line of memory with this byte."""
+    pointer = builder.inttoptr(builder.add(address, index), ir.IntType(8).as_pointer())
+    options = [ir.Constant(_INT, value) for value in (0, 3, 1)]
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *options])
