@@ -1,15 +1,14 @@
 """The number formats of GGUF files (ggml's `ggml-quants.c`, gguf's `quants.py`), in torch.
 
 A row of numbers is stored as blocks, each of some bytes: `axion.hub.gguf.TENSOR_TYPES` has the
-sizes. A function here takes blocks `[n, num_bytes]`, uint8, to their parts, or writes numbers
-`[n, block_size]`, float32: the same to the last bit as gguf's own in NumPy.
+sizes. A function here takes blocks `[n, num_bytes]`, uint8, to their parts, which are the numbers
+that gguf's own functions in NumPy have, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,45 +17,13 @@ from axion.hub.gguf import TensorType
 from axion.layers.cpu_kernels.layouts import LAYOUTS
 from axion.quantization import gguf_grids
 from axion.quantization.float8 import widen
-from axion.quantization.gguf_bits import half, nibbles, shifted
+from axion.quantization.gguf_bits import Parts, half, nibbles, of_numbers, shifted
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Of E2M1, doubled.
 _MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
-
-class Parts(NamedTuple):
-    """Blocks, as integers of a few bits and what makes numbers of them:
-    `(code - zero) * scale * factor + offset * offset_factor`, where `LAYOUTS` has the zero.
-
-    Attributes:
-        codes: `[n, block_size]`, uint8.
-        scale, offset: `[n, 1]`, float32 that are float16.
-        factors, offset_factors: `[n, num_groups]`, int8; none where a block has one group.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    offset: Tensor | None = None
-    factors: Tensor | None = None
-    offset_factors: Tensor | None = None
-
-    def numbers(self, zero: int, out: Tensor) -> None:
-        """
-        Args:
-            out: `[n, block_size]`, float32.
-        """
-        scale, offset = self.scale, self.offset
-        if self.factors is not None:
-            scale = scale * self.factors.float()
-        if offset is not None and self.offset_factors is not None:
-            offset = offset * self.offset_factors.float()
-        groups = out.copy_(self.codes).view(*scale.shape, -1)
-        if zero:
-            groups.sub_(zero)
-        groups.mul_(scale[..., None])
-        if offset is not None:
-            groups.add_(offset[..., None])
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def dequantize(stored: Tensor, kind: TensorType, out: Tensor | None = None) -> Tensor:
@@ -65,32 +32,24 @@ def dequantize(stored: Tensor, kind: TensorType, out: Tensor | None = None) -> T
     Args:
         out: a buffer for the numbers, `[n]`: fresh memory costs more than all of the arithmetic.
     """
+    if kind.name in _FLOATS:
+        return stored.contiguous().view(_FLOATS[kind.name]).float()
     blocks = stored.reshape(-1, kind.num_bytes)
     if out is None:
         out = torch.empty(len(blocks) * kind.block_size, device=stored.device)
     out = out[: len(blocks) * kind.block_size].view(-1, kind.block_size)
-    if kind.name in PARTS:
-        PARTS[kind.name](blocks).numbers(LAYOUTS[kind.name].zero, out)
-    else:
-        _FUNCTIONS[kind.name](blocks, out)
+    parts(blocks, kind).weights(LAYOUTS[kind.name], out)
     return out.view(*stored.shape[:-1], -1)
+
+
+def parts(blocks: Tensor, kind: TensorType) -> Parts:
+    """Of `[n, num_bytes]`, uint8."""
+    return _FUNCTIONS[kind.name](blocks)
 
 
 def _fifth_bits(packed: Tensor) -> Tensor:
     """`[n, 4]` to `[n, 32]`: each bit as 16 or 0."""
     return shifted(packed, range(8), 1, to=4).transpose(-1, -2).flatten(-2)
-
-
-def _f32(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float32))
-
-
-def _f16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float16))
-
-
-def _bf16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.bfloat16))
 
 
 def _q4_0(blocks: Tensor) -> Parts:
@@ -173,37 +132,37 @@ def _values(values: tuple[int, ...], packed: Tensor) -> Tensor:
     return found.view(torch.int8).view(*packed.shape[:-1], -1)
 
 
-def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(_values(_IQ4_VALUES, blocks[:, 2:])).mul_(half(blocks, 0))
+def _iq4_nl(blocks: Tensor) -> Parts:
+    return Parts(of_numbers(_values(_IQ4_VALUES, blocks[:, 2:])), half(blocks, 0))
 
 
-def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
+def _iq4_xs(blocks: Tensor) -> Parts:
     by = torch.tensor((0, 4), dtype=torch.uint8, device=blocks.device)
     low = ((blocks[:, 4:8].unsqueeze(-1) >> by) & 0x0F).flatten(-2)
     by = torch.tensor((0, 2, 4, 6), dtype=torch.uint8, device=blocks.device)
     high = ((blocks[:, 2:4].unsqueeze(-1) >> by) & 3).flatten(-2)
-    scale = half(blocks, 0) * ((low | (high << 4)).float() - 32)
-    numbers = _values(_IQ4_VALUES, blocks[:, 8:].unflatten(1, (8, 16)))
-    out.view(-1, 8, 32).copy_(numbers).mul_(scale[..., None])
+    numbers = _values(_IQ4_VALUES, blocks[:, 8:].unflatten(1, (8, 16))).flatten(1)
+    factors = (low | high << 4).view(torch.int8) - 32
+    return Parts(of_numbers(numbers), half(blocks, 0), factors=factors)
 
 
-def _mxfp4(blocks: Tensor, out: Tensor) -> None:
+def _mxfp4(blocks: Tensor) -> Parts:
     exponent = blocks[:, :1].int()
     # Half of 2^(exponent - 127), as bits; below 2 it is too small for an ordinary float32.
     bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
-    out.copy_(_values(_MXFP4_VALUES, blocks[:, 1:])).mul_(bits.view(torch.float32))
+    return Parts(of_numbers(_values(_MXFP4_VALUES, blocks[:, 1:])), bits.view(torch.float32))
 
 
-def _nvfp4(blocks: Tensor, out: Tensor) -> None:
+def _nvfp4(blocks: Tensor) -> Parts:
     # Halves of E4M3 without a sign, whose code for no number is 0.
     codes = blocks[:, :4] & 0x7F
     is_none = blocks[:, :4] == 0x7F
     scale = widen(codes.view(torch.float8_e4m3fn), torch.float32).masked_fill_(is_none, 0) * 0.5
-    numbers = _values(_MXFP4_VALUES, blocks[:, 4:].unflatten(1, (4, 8)))
-    out.view(-1, 4, 16).copy_(numbers).mul_(scale[..., None])
+    numbers = _values(_MXFP4_VALUES, blocks[:, 4:].unflatten(1, (4, 8))).flatten(1)
+    return Parts(of_numbers(numbers), scale)
 
 
-PARTS: dict[str, Callable[[Tensor], Parts]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Parts]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
@@ -214,13 +173,6 @@ PARTS: dict[str, Callable[[Tensor], Parts]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
-}
-"""Of the types that `LAYOUTS` has."""
-
-_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
-    "F32": _f32,
-    "F16": _f16,
-    "BF16": _bf16,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
     "MXFP4": _mxfp4,

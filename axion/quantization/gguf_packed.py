@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from axion.hub.gguf import TensorType
 from axion.layers import cpu_kernels
 from axion.layers.cpu_kernels.layouts import GROUP, LANES, LAYOUTS, Layout
-from axion.quantization.gguf_blocks import PARTS, Parts
+from axion.quantization.gguf_bits import Parts
+from axion.quantization.gguf_blocks import parts
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import MAX_PIECE, RowKernel
 
@@ -29,7 +30,7 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
         self.name = kind.name
         pieces = weight.split(max(MAX_PIECE // in_features // LANES, 1) * LANES)
         packed = [_pack(piece, kind) for piece in pieces]
-        codes, scales = (torch.cat(parts) for parts in zip(*packed, strict=True))
+        codes, scales = (torch.cat(tensors) for tensors in zip(*packed, strict=True))
         self.codes = nn.Parameter(codes, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
 
@@ -48,9 +49,14 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         layout = LAYOUTS[self.name]
         tiles, lanes = input_ids // LANES, input_ids % LANES
-        parts = _unpack(self.codes[tiles, :, :, lanes], _of_columns(self.scales, tiles, lanes, layout), layout)
-        out = torch.empty(len(parts.codes), layout.block_size)
-        parts.numbers(layout.zero, out)
+        # 16 bits of scales, and 8 of factors, of which the columns lie beside each other.
+        size = 2 * LANES * layout.num_halves * (1 + layout.has_offset)
+        halves = self.scales[..., :size].view(torch.int16).unflatten(-1, (-1, LANES))
+        factors = self.scales[..., size:].unflatten(-1, (layout.num_factors * (1 + layout.has_offset), LANES))
+        codes, halves, factors = (x[tiles, :, :, lanes] for x in (self.codes, halves, factors))
+        unpacked = _unpack(codes, halves.flatten(0, 1), factors.flatten(0, 1), layout)
+        out = torch.empty(len(unpacked.codes), layout.span)
+        unpacked.weights(layout, out)
         return out.view(len(input_ids), -1).to(dtype)
 
 
@@ -67,74 +73,79 @@ def suits(kind: TensorType, out_features: int, dtype: torch.dtype) -> bool:
 def num_bytes(kind: TensorType, in_features: int, out_features: int) -> int:
     """Bytes that `PackedBlockKernel` keeps."""
     layout = LAYOUTS[kind.name]
-    of_scales = in_features // layout.block_size * layout.block_bytes
+    of_scales = in_features // layout.span * layout.span_bytes
     return out_features * (in_features // GROUP * layout.group_bytes + of_scales)
 
 
 def _pack(weight: Tensor, kind: TensorType) -> tuple[Tensor, Tensor]:
     """Codes and scales, as `axion.layers.cpu_kernels.blocks.product` takes them."""
     layout = LAYOUTS[kind.name]
-    parts = PARTS[kind.name](weight.reshape(-1, kind.num_bytes))
-    words = parts.codes.view(torch.int32).view(len(weight), -1, _QUADS)
-    lines = []
+    codes, *scales = parts(weight.reshape(-1, kind.num_bytes), kind)
+    if layout.numbers:
+        codes = _ranks(layout)[codes.int()]
+    words = codes.view(torch.int32).view(len(weight), -1, _QUADS)
+    planes = []
     done = 0
     for bits in layout.planes:
-        of_plane = (words >> done & _mask(bits)).unflatten(-1, (-1, bits))
-        line = of_plane[..., 0, :].clone()
-        for place in range(1, 8 // bits):
-            line |= of_plane[..., place, :] << place * bits
-        lines.append(line)
+        pieces = (words >> done & _mask(bits)).split(bits, dim=-1)
+        plane = pieces[0]
+        for place, piece in enumerate(pieces[1:], 1):
+            plane |= piece << place * bits
+        planes.append(plane)
         done += bits
-    codes = torch.cat(lines, dim=-1).unflatten(0, (-1, LANES)).permute(0, 2, 3, 1)
-    halves = [parts.scale] if parts.offset is None else [parts.scale, parts.offset]
-    factors = [x for x in (parts.factors, parts.offset_factors) if x is not None]
-    of_blocks = [
-        x.view(-1, LANES, weight.shape[1] // kind.num_bytes, x.shape[1]).permute(0, 2, 3, 1)
-        for x in (*(x.half() for x in halves), *factors)
+    dtype = torch.bfloat16 if layout.is_bfloat16 else torch.float16
+    num_spans = words.shape[1] * GROUP // layout.span
+    of_spans = [
+        _beside(x.to(dtype) if x.is_floating_point() else x, len(weight), num_spans)
+        for x in scales
+        if x is not None
     ]
-    scales = [x.contiguous().view(torch.uint8).flatten(2) for x in of_blocks]
-    return codes.contiguous(), torch.cat(scales, dim=-1)
+    of_codes = _beside(torch.cat(planes, dim=-1), len(weight), words.shape[1])
+    return of_codes, torch.cat([x.view(torch.uint8).flatten(2) for x in of_spans], dim=-1)
+
+
+def _beside(numbers: Tensor, num_rows: int, num_parts: int) -> Tensor:
+    """`num_parts` of so many rows, to `[num_rows / 16, num_parts, size of a part, 16]`."""
+    return numbers.view(-1, LANES, num_parts, numbers.numel() // num_rows // num_parts).permute(
+        0, 2, 3, 1
+    ).contiguous()
+
+
+def _ranks(layout: Layout) -> Tensor:
+    """What the kernel's code of each number is."""
+    ranks = torch.zeros(256, dtype=torch.uint8)
+    ranks[torch.tensor(layout.numbers) + layout.bias] = torch.arange(len(layout.numbers)).byte()
+    return ranks
+
+
+def _unpack(codes: Tensor, halves: Tensor, factors: Tensor, layout: Layout) -> Parts:
+    """What `_pack` makes of some spans of inputs.
+
+    Args:
+        codes: `[n, span / 32, group_bytes / 4]`, int32.
+        halves: `[n, number of scales and offsets in 16 bits]`, int16.
+        factors: `[n, number of factors]`, uint8.
+    """
+    quads = []
+    done = 0
+    for plane, bits in zip(codes.split(layout.planes, dim=-1), layout.planes, strict=True):
+        pieces = [plane >> place * bits & _mask(bits) for place in range(8 // bits)]
+        quads.append(torch.cat(pieces, dim=-1) << done)
+        done += bits
+    whole = sum(quads[1:], quads[0]).view(torch.uint8)
+    if layout.numbers:
+        whole = (torch.tensor(layout.numbers) + layout.bias).byte()[whole.int()]
+    dtype = torch.bfloat16 if layout.is_bfloat16 else torch.float16
+    scale, *offset = halves.view(dtype).float().split(layout.num_halves, dim=1)
+    all_factors = factors.view(torch.int8).split(layout.num_factors, dim=1) if layout.num_factors else []
+    return Parts(
+        whole.view(len(halves), -1),
+        scale,
+        *(offset or [None]),
+        *all_factors,
+    )
 
 
 def _mask(bits: int) -> int:
     """The lowest bits of four bytes."""
     return 0x01010101 * (2**bits - 1) if bits < 8 else -1
-
-
-def _of_columns(scales: Tensor, tiles: Tensor, lanes: Tensor, layout: Layout) -> Tensor:
-    """Those of some columns, `[n, num_blocks, block_bytes]`."""
-    num_halves = 1 + layout.has_offset
-    size = 2 * num_halves * LANES
-    halves = scales[..., :size].view(torch.int16).unflatten(-1, (-1, LANES))[tiles, :, :, lanes]
-    factors = scales[..., size:].unflatten(-1, (-1, LANES))[tiles, :, :, lanes]
-    return torch.cat([halves.contiguous().view(torch.uint8), factors], dim=-1)
-
-
-def _unpack(codes: Tensor, scales: Tensor, layout: Layout) -> Parts:
-    """What `_pack` was given, of some rows.
-
-    Args:
-        codes: `[n, in_features / 32, group_bytes / 4]`, int32.
-        scales: `[n, num_blocks, block_bytes]`, uint8, those of a column.
-    """
-    words: Tensor | int = 0
-    line, done = 0, 0
-    for bits in layout.planes:
-        plane = codes[..., line : line + bits]
-        parts = [plane >> place * bits & _mask(bits) for place in range(8 // bits)]
-        words = words | torch.cat(parts, dim=-1) << done
-        line += bits
-        done += bits
-    assert isinstance(words, Tensor)
-    num_halves = 1 + layout.has_offset
-    blocks = scales.flatten(0, 1)
-    halves = blocks[:, : 2 * num_halves].contiguous().view(torch.float16).float()
-    factors = blocks[:, 2 * num_halves :].view(torch.int8).chunk(num_halves, dim=1)
-    has_factors = layout.block_size > GROUP
-    return Parts(
-        words.view(torch.uint8).view(-1, layout.block_size),
-        halves[:, :1],
-        halves[:, 1:] if layout.has_offset else None,
-        factors[0] if has_factors else None,
-        factors[1] if has_factors and layout.has_offset else None,
-    )

@@ -1,6 +1,8 @@
-"""Kernels for the CPU: Python that numba compiles, computed by the threads that torch computes with.
+"""Kernels for the CPU: Python that numba compiles, computed by the threads of torch.
 
-Layers ask `run_on` and fall back to torch; numba is not imported before that says yes.
+Layers ask `run_on` and fall back to torch; nothing here is imported before that says yes. A kernel
+is two files: how it is called is here, and what is compiled in `compiled`, which a process of its
+own imports (`object_files`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from torch import Tensor
 
 logger = logging.getLogger("axion.engine")
 
+LANES = 16
+"""Numbers of a vector, of which a kernel's sizes are multiples."""
+
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute in the number format of `x`, where `x` is."""
@@ -24,13 +29,16 @@ def run_on(x: Tensor) -> bool:
 def work() -> bool:
     """Whether they do here. Tried out, not looked up: they need torch to compute with OpenMP, and
     numba to know the processor."""
-    if find_spec("numba") is None:
+    if find_spec("numba") is None or find_spec("llvmlite") is None:
         return False
     try:
-        from axion.layers.cpu_kernels.activation import gated
+        from axion.layers.cpu_kernels.linear import linear
 
-        ones = torch.ones(1, 16, dtype=torch.bfloat16)
-        gated("silu", ones, ones)
+        # As packed as not, since all are equal.
+        ones = torch.ones(64, 16, dtype=torch.bfloat16)
+        out = linear(ones[:1], ones.data_ptr(), 64)
+        if not torch.equal(out, torch.full_like(out, 16)):
+            raise ArithmeticError("a product is wrong")
     except Exception as error:  # whatever a compiler or a linker raises
         logger.warning(
             "The CPU's own kernels do not work here, so plain torch computes, more slowly: %s: %s",

@@ -1,4 +1,4 @@
-"""Functions that numba compiles, computed by all threads of torch's own OpenMP pool.
+"""Kernels that all threads of torch's own OpenMP pool compute.
 
 Threads of another pool would wait for cores on which torch's threads spin, so a kernel borrows
 those: it is entered through the `GOMP_parallel` of the OpenMP library that torch itself has loaded
@@ -8,7 +8,6 @@ those: it is entered through the `GOMP_parallel` of the OpenMP library that torc
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable
 from functools import cache
@@ -16,14 +15,53 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 import torch
-from numba import types
 
-_thread = types.ExternalFunction("omp_get_thread_num", types.int32())
-_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
-barrier = types.ExternalFunction("GOMP_barrier", types.void())
-"""Waits for the other threads of the kernel."""
+from axion.layers.cpu_kernels import object_files
+from axion.layers.cpu_kernels.object_files import ENTRY, Wanted
+
+
+class ParallelKernel:
+    """A compiled function of the arguments' address, in which each thread computes its share.
+
+    Compiled when it is first called, or read from the cache of an earlier process.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        kinds = [ctypes.c_int64] * wanted.integers + [ctypes.c_double] * wanted.floats
+        fields = [(f"_{i}", kind) for i, kind in enumerate(kinds)]
+        self._arguments = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+        self._address: ctypes.c_void_p | None = None
+
+    def __call__(self, *arguments: float) -> None:
+        """Compute on as many threads as torch does.
+
+        Args:
+            arguments: integers (some are addresses), then floats.
+        """
+        address = self._address or self._load()
+        _openmp().GOMP_parallel(
+            address, ctypes.byref(self._arguments(*arguments)), torch.get_num_threads(), 0
+        )
+
+    def _load(self) -> ctypes.c_void_p:
+        """Its address. Raises what `object_files.get` does, and what a linker does."""
+        _openmp()
+        # Kept, because it owns the code.
+        self._engine = _link(object_files.get(self._wanted))
+        self._address = ctypes.c_void_p(self._engine.get_function_address(ENTRY))
+        return self._address
+
+
+def parallel(name: str, *, integers: int, floats: int = 0) -> Callable[..., ParallelKernel]:
+    """Kernels made by a function of this `module:name`, for what the function is given.
+
+    The function is called in the process that compiles. It returns another, whose `arguments[0]` is
+    a tuple of so many integers and floats; this one is compiled. It must not raise, for the threads
+    of OpenMP have nobody to tell.
+    """
+    return cache(lambda *given: ParallelKernel(Wanted(name, given, integers, floats)))
 
 
 @cache
@@ -37,58 +75,14 @@ def _openmp() -> Any:
     library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
-    # A folder for each state of this package: numba itself looks only at the file that a kernel is
-    # in, and not at those that it calls.
-    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = root / "axion" / "kernels" / hashlib.sha256(sources).hexdigest()[:16]
-    numba.config.CACHE_DIR = str(folder)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     return library
 
 
-class ParallelKernel:
-    """A function of the arguments' address, in which each thread computes its share.
-
-    It is compiled when it is first called, or found in the cache of an earlier process. It must not
-    raise: the threads of OpenMP have nobody to tell.
-    """
-
-    def __init__(self, function: Callable[[Any], None], integers: int, floats: int) -> None:
-        self._function = function
-        self._types = types.Tuple([types.int64] * integers + [types.float64] * floats)
-        kinds = [ctypes.c_int64] * integers + [ctypes.c_double] * floats
-        fields = [(f"_{i}", kind) for i, kind in enumerate(kinds)]
-        self._arguments = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
-        self._address: ctypes.c_void_p | None = None
-
-    def __call__(self, *arguments: float) -> None:
-        """Compute on as many threads as torch does.
-
-        Args:
-            arguments: integers (some are addresses), then floats.
-        """
-        address = self._address or self.compile()
-        _openmp().GOMP_parallel(
-            address, ctypes.byref(self._arguments(*arguments)), torch.get_num_threads(), 0
-        )
-
-    def compile(self) -> ctypes.c_void_p:
-        """Its address. Raises whatever numba, LLVM or the loader of libraries does."""
-        _openmp()
-        signature = types.void(types.CPointer(self._types))
-        # Kept, because it owns the code.
-        self._compiled = numba.cfunc(signature, cache=True)(self._function)
-        self._address = ctypes.c_void_p(self._compiled.address)
-        return self._address
-
-
-def parallel(*, integers: int, floats: int = 0) -> Callable[[Callable[[Any], None]], ParallelKernel]:
-    """Make a kernel of a function whose `arguments[0]` is a tuple of so many numbers."""
-    return lambda function: ParallelKernel(function, integers, floats)
-
-
-@numba.njit
-def share(count: int) -> tuple[int, int]:
-    """This thread's part of `range(count)`: its start and its end."""
-    thread, num_threads = _thread(), _num_threads()
-    return count * thread // num_threads, count * (thread + 1) // num_threads
+def _link(code: bytes) -> Any:
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine

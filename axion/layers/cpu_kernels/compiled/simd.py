@@ -16,7 +16,7 @@ from numba import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, overload, register_model
 
-LANES = 16
+from axion.layers.cpu_kernels import LANES
 
 
 class _BFloat(ir.Type):
@@ -184,8 +184,12 @@ def _binary(name: str) -> Any:
     return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
 
-_OPERATORS = {operator.add: _binary("fadd"), operator.sub: _binary("fsub"),
-              operator.mul: _binary("fmul"), operator.truediv: _binary("fdiv")}
+_OPERATORS = {
+    operator.add: _binary("fadd"),
+    operator.sub: _binary("fsub"),
+    operator.mul: _binary("fmul"),
+    operator.truediv: _binary("fdiv"),
+}
 
 
 def _define(of_python: Callable[..., Any], operation: Any) -> None:
@@ -273,13 +277,35 @@ def load_f16(builder: Any, address: Any, index: Any) -> Any:
     return builder.fpext(load(builder, address, index, _HALVES, 2), F32.of_llvm)
 
 
-def load_i8(builder: Any, address: Any, index: Any) -> Any:
+def load_bf16_as_f32(builder: Any, address: Any, index: Any) -> Any:
+    return builder.fpext(load(builder, address, index, BF16, 2), F32.of_llvm)
+
+
+def load_int8(builder: Any, address: Any, index: Any) -> Any:
     """As float32."""
     return builder.sitofp(load(builder, address, index, _BYTES, 1), F32.of_llvm)
 
 
-def prefetch(builder: Any, address: Any, index: Any) -> None:
-    """The line of memory with this byte."""
-    pointer = builder.inttoptr(builder.add(address, index), ir.IntType(8).as_pointer())
+def look_up(context: Any, builder: Any, table: tuple[int, ...], indices: Any) -> Any:
+    """What each of the four bytes in a lane, below the table's size of at most 16, stands for."""
+    quads = builder.bitcast(indices, _QUADS)
+    table += table[:1] * (16 - len(table))
+    if has(context, "avx512bw"):
+        of_lanes = ir.Constant(_QUADS, list(4 * table))
+        found = call(builder, "llvm.x86.avx512.pshuf.b.512", _QUADS, [of_lanes, quads])
+        return builder.bitcast(found, I32.of_llvm)
+    # By each bit one half of what is left.
+    chosen = [ir.Constant(_QUADS, [value] * 4 * LANES) for value in table]
+    for bit in range(4):
+        mask = ir.Constant(_QUADS, [1 << bit] * 4 * LANES)
+        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(_QUADS, None))
+        pairs = zip(chosen[::2], chosen[1::2], strict=True)
+        chosen = [builder.select(is_set, odd, even) for even, odd in pairs]
+    return builder.bitcast(chosen[0], I32.of_llvm)
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """The line of memory at the address."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     options = [ir.Constant(_INT, value) for value in (0, 3, 1)]
     call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *options])
