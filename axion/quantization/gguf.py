@@ -1,5 +1,5 @@
-"""Weights as GGUF files have them: laid out for the CPU's kernels, or kept as stored, and dequantized
-in pieces when they are used."""
+"""Weights as GGUF files have them: laid out for the kernels of the CPU; or kept as stored, and
+dequantized in pieces when they are used."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.hub.gguf import FLOAT_TYPES, TENSOR_TYPES, TensorType
-from axion.quantization.format import WeightFormat
 from axion.quantization import gguf_packed
+from axion.quantization.format import WeightFormat
 from axion.quantization.gguf_blocks import dequantize
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.method import StoredQuantized

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from axion.hub.gguf import TensorType
 from axion.layers import cpu_kernels
-from axion.layers.cpu_kernels.layouts import GROUP, LANES, LAYOUTS, Layout
+from axion.layers.cpu_kernels import LANES
+from axion.layers.cpu_kernels.layouts import GROUP, LAYOUTS, Layout
 from axion.quantization.gguf_bits import Parts
 from axion.quantization.gguf_blocks import parts
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import MAX_PIECE, RowKernel
 
-_QUADS = GROUP // 4  # words of four codes
+_QUADS = GROUP // 4  # words, of four codes each
 
 
 class PackedBlockKernel(RowKernel, EmbeddingKernel):
@@ -27,7 +30,7 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
     def __init__(self, weight: Tensor, kind: TensorType) -> None:
         in_features = weight.shape[1] // kind.num_bytes * kind.block_size
         super().__init__(in_features, len(weight))
-        self.name = kind.name
+        self.kind = kind
         pieces = weight.split(max(MAX_PIECE // in_features // LANES, 1) * LANES)
         packed = [_pack(piece, kind) for piece in pieces]
         codes, scales = (torch.cat(tensors) for tensors in zip(*packed, strict=True))
@@ -40,24 +43,18 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
         from axion.layers.cpu_kernels.blocks import product
 
         rows = x.reshape(-1, self.in_features).contiguous()
-        out = product(rows, self.codes, self.scales, self.name)
+        out = product(rows, self.codes, self.scales, self.kind.name)
         return out.view(*x.shape[:-1], self.out_features)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return self.embed(torch.arange(start, end), dtype)
 
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        layout = LAYOUTS[self.name]
-        tiles, lanes = input_ids // LANES, input_ids % LANES
-        # 16 bits of scales, and 8 of factors, of which the columns lie beside each other.
-        size = 2 * LANES * layout.num_halves * (1 + layout.has_offset)
-        halves = self.scales[..., :size].view(torch.int16).unflatten(-1, (-1, LANES))
-        factors = self.scales[..., size:].unflatten(-1, (layout.num_factors * (1 + layout.has_offset), LANES))
-        codes, halves, factors = (x[tiles, :, :, lanes] for x in (self.codes, halves, factors))
-        unpacked = _unpack(codes, halves.flatten(0, 1), factors.flatten(0, 1), layout)
-        out = torch.empty(len(unpacked.codes), layout.span)
-        unpacked.weights(layout, out)
-        return out.view(len(input_ids), -1).to(dtype)
+        layout = LAYOUTS[self.kind.name]
+        spans = _unpack(self.codes, self.scales, input_ids, layout)
+        out = torch.empty(len(spans.codes), layout.span)
+        spans.weights(layout, out)
+        return out.view(len(input_ids), self.in_features).to(dtype)
 
 
 def suits(kind: TensorType, out_features: int, dtype: torch.dtype) -> bool:
@@ -73,8 +70,8 @@ def suits(kind: TensorType, out_features: int, dtype: torch.dtype) -> bool:
 def num_bytes(kind: TensorType, in_features: int, out_features: int) -> int:
     """Bytes that `PackedBlockKernel` keeps."""
     layout = LAYOUTS[kind.name]
-    of_scales = in_features // layout.span * layout.span_bytes
-    return out_features * (in_features // GROUP * layout.group_bytes + of_scales)
+    of_codes = in_features // GROUP * layout.group_bytes
+    return out_features * (of_codes + in_features // layout.span * layout.span_bytes)
 
 
 def _pack(weight: Tensor, kind: TensorType) -> tuple[Tensor, Tensor]:
@@ -82,68 +79,65 @@ def _pack(weight: Tensor, kind: TensorType) -> tuple[Tensor, Tensor]:
     layout = LAYOUTS[kind.name]
     codes, *scales = parts(weight.reshape(-1, kind.num_bytes), kind)
     if layout.numbers:
-        codes = _ranks(layout)[codes.int()]
+        ranks = torch.zeros(256, dtype=torch.uint8)
+        ranks[_table(layout).int()] = torch.arange(len(layout.numbers), dtype=torch.uint8)
+        codes = ranks[codes.int()]
     words = codes.view(torch.int32).view(len(weight), -1, _QUADS)
     planes = []
-    done = 0
+    first_bit = 0
     for bits in layout.planes:
-        pieces = (words >> done & _mask(bits)).split(bits, dim=-1)
-        plane = pieces[0]
-        for place, piece in enumerate(pieces[1:], 1):
-            plane |= piece << place * bits
-        planes.append(plane)
-        done += bits
-    dtype = torch.bfloat16 if layout.is_bfloat16 else torch.float16
+        pieces = (words >> first_bit & _mask(bits)).split(bits, dim=-1)
+        planes.append(sum(piece << bits * place for place, piece in enumerate(pieces)))
+        first_bit += bits
     num_spans = words.shape[1] * GROUP // layout.span
+    of_16_bits = torch.bfloat16 if layout.is_bfloat16 else torch.float16
     of_spans = [
-        _beside(x.to(dtype) if x.is_floating_point() else x, len(weight), num_spans)
+        _beside(x.to(of_16_bits) if x.is_floating_point() else x, len(weight), num_spans)
         for x in scales
         if x is not None
     ]
-    of_codes = _beside(torch.cat(planes, dim=-1), len(weight), words.shape[1])
-    return of_codes, torch.cat([x.view(torch.uint8).flatten(2) for x in of_spans], dim=-1)
+    return (
+        _beside(torch.cat(planes, dim=-1), len(weight), words.shape[1]),
+        torch.cat([x.view(torch.uint8).flatten(2) for x in of_spans], dim=-1),
+    )
 
 
 def _beside(numbers: Tensor, num_rows: int, num_parts: int) -> Tensor:
-    """`num_parts` of so many rows, to `[num_rows / 16, num_parts, size of a part, 16]`."""
-    return numbers.view(-1, LANES, num_parts, numbers.numel() // num_rows // num_parts).permute(
-        0, 2, 3, 1
-    ).contiguous()
+    """Rows of equal parts, to `[num_rows / 16, num_parts, size of a part, 16]`."""
+    size = numbers.numel() // num_rows // num_parts
+    return numbers.view(-1, LANES, num_parts, size).permute(0, 2, 3, 1).contiguous()
 
 
-def _ranks(layout: Layout) -> Tensor:
-    """What the kernel's code of each number is."""
-    ranks = torch.zeros(256, dtype=torch.uint8)
-    ranks[torch.tensor(layout.numbers) + layout.bias] = torch.arange(len(layout.numbers)).byte()
-    return ranks
-
-
-def _unpack(codes: Tensor, halves: Tensor, factors: Tensor, layout: Layout) -> Parts:
-    """What `_pack` makes of some spans of inputs.
-
-    Args:
-        codes: `[n, span / 32, group_bytes / 4]`, int32.
-        halves: `[n, number of scales and offsets in 16 bits]`, int16.
-        factors: `[n, number of factors]`, uint8.
-    """
-    quads = []
-    done = 0
-    for plane, bits in zip(codes.split(layout.planes, dim=-1), layout.planes, strict=True):
-        pieces = [plane >> place * bits & _mask(bits) for place in range(8 // bits)]
-        quads.append(torch.cat(pieces, dim=-1) << done)
-        done += bits
-    whole = sum(quads[1:], quads[0]).view(torch.uint8)
+def _unpack(codes: Tensor, scales: Tensor, rows: Tensor, layout: Layout) -> Parts:
+    """What `_pack` was given of some rows, in spans."""
+    tiles, lanes = rows // LANES, rows % LANES
+    lines = codes[tiles, :, :, lanes].split(layout.planes, dim=-1)
+    words = []
+    first_bit = 0
+    for bits, plane in zip(layout.planes, lines, strict=True):
+        pieces = [plane >> bits * place & _mask(bits) for place in range(8 // bits)]
+        words.append(torch.cat(pieces, dim=-1) << first_bit)
+        first_bit += bits
+    whole = sum(words[1:], words[0]).view(torch.uint8)
     if layout.numbers:
-        whole = (torch.tensor(layout.numbers) + layout.bias).byte()[whole.int()]
-    dtype = torch.bfloat16 if layout.is_bfloat16 else torch.float16
-    scale, *offset = halves.view(dtype).float().split(layout.num_halves, dim=1)
-    all_factors = factors.view(torch.int8).split(layout.num_factors, dim=1) if layout.num_factors else []
-    return Parts(
-        whole.view(len(halves), -1),
-        scale,
-        *(offset or [None]),
-        *all_factors,
-    )
+        whole = _table(layout)[whole.int()]
+
+    num_kinds = 1 + layout.has_offset
+    num_halves, num_factors = layout.num_halves * num_kinds, layout.num_factors * num_kinds
+    halves, factors = scales.split((2 * LANES * num_halves, LANES * num_factors), dim=-1)
+    of_16_bits = torch.bfloat16 if layout.is_bfloat16 else torch.float16
+    halves = halves.view(of_16_bits).unflatten(-1, (num_halves, LANES))[tiles, :, :, lanes]
+    scale, *offset = halves.flatten(0, 1).float().split(layout.num_halves, dim=-1)
+    of_groups: Iterable[Tensor] = ()
+    if num_factors:
+        factors = factors.view(torch.int8).unflatten(-1, (num_factors, LANES))[tiles, :, :, lanes]
+        of_groups = factors.flatten(0, 1).split(layout.num_factors, dim=-1)
+    return Parts(whole.view(len(scale), -1), scale, *(offset or [None]), *of_groups)
+
+
+def _table(layout: Layout) -> Tensor:
+    """What each code of the kernel stands for, as those in `Parts`."""
+    return (torch.tensor(layout.numbers) + layout.bias).to(torch.uint8)
 
 
 def _mask(bits: int) -> int:

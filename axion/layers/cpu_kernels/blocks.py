@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axion.layers.cpu_kernels.layouts import GROUP, LANES
+from axion.layers.cpu_kernels import LANES
+from axion.layers.cpu_kernels.layouts import GROUP
 from axion.layers.cpu_kernels.parallel import parallel
 
 _TILES = (1, 4, 8)

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from axion.layers.cpu_kernels import LANES
-
 GROUP = 32
 """Inputs whose codes do."""
 

@@ -11,11 +11,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.blocks import RECORD
 from axion.layers.cpu_kernels.compiled import simd
 from axion.layers.cpu_kernels.compiled.simd import F32, I32
 from axion.layers.cpu_kernels.compiled.threads import barrier, share
-from axion.layers.cpu_kernels.layouts import GROUP, LANES, LAYOUTS, Layout
+from axion.layers.cpu_kernels.layouts import GROUP, LAYOUTS, Layout
 
 # Where a record has what else it has than codes.
 _SCALE, _SUMS = 32, 36

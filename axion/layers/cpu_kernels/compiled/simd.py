@@ -225,8 +225,10 @@ def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
         for place in range(2):
             indices = ir.Constant(I32.of_llvm, list(range(place, 2 * LANES, 2)))
             factors = (
-                builder.sext(builder.shuffle_vector(x, ir.Constant(_WORDS, ir.Undefined), indices),
-                             I32.of_llvm)
+                builder.sext(
+                    builder.shuffle_vector(x, ir.Constant(_WORDS, ir.Undefined), indices),
+                    I32.of_llvm,
+                )
                 for x in pair
             )
             sums = builder.add(sums, builder.mul(*factors))
