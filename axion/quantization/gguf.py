@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.hub.gguf import FLOAT_TYPES, TENSOR_TYPES, TensorType
+from axion.layers import cpu_kernels
 from axion.quantization import gguf_packed
 from axion.quantization.format import WeightFormat
 from axion.quantization.gguf_blocks import dequantize
@@ -72,7 +73,7 @@ class BlockFormat(WeightFormat):
 
     def kernel(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> EmbeddingKernel:
         weight = tensors["weight"]
-        if weight.device.type == "cpu" and self._packs(len(weight), dtype):
+        if weight.device.type == "cpu" and self._packs(dtype):
             return gguf_packed.PackedBlockKernel(weight, self.kind)
         return BlockKernel(weight.clone(), self.kind)
 
@@ -80,12 +81,12 @@ class BlockFormat(WeightFormat):
         return self.kernel(tensors, dtype)
 
     def num_bytes(self, in_features: int, out_features: int, dtype: torch.dtype) -> int:
-        if self._packs(out_features, dtype):
+        if self._packs(dtype):
             return gguf_packed.num_bytes(self.kind, in_features, out_features)
         return out_features * in_features // self.kind.block_size * self.kind.num_bytes
 
-    def _packs(self, out_features: int, dtype: torch.dtype) -> bool:
-        return self.is_packed and gguf_packed.suits(self.kind, out_features, dtype)
+    def _packs(self, dtype: torch.dtype) -> bool:
+        return self.is_packed and dtype == torch.bfloat16 and cpu_kernels.work()
 
 
 class GGUFMethod(StoredQuantized):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.hub.gguf import TensorType
@@ -31,6 +32,7 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
         in_features = weight.shape[1] // kind.num_bytes * kind.block_size
         super().__init__(in_features, len(weight))
         self.kind = kind
+        weight = F.pad(weight, (0, 0, 0, -len(weight) % LANES))
         pieces = weight.split(max(MAX_PIECE // in_features // LANES, 1) * LANES)
         packed = [_pack(piece, kind) for piece in pieces]
         codes, scales = (torch.cat(tensors) for tensors in zip(*packed, strict=True))
@@ -44,7 +46,7 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
 
         rows = x.reshape(-1, self.in_features).contiguous()
         out = product(rows, self.codes, self.scales, self.kind.name)
-        return out.view(*x.shape[:-1], self.out_features)
+        return out[:, : self.out_features].unflatten(0, x.shape[:-1])
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return self.embed(torch.arange(start, end), dtype)
@@ -57,21 +59,12 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
         return out.view(len(input_ids), self.in_features).to(dtype)
 
 
-def suits(kind: TensorType, out_features: int, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for such a weight on the CPU."""
-    return (
-        kind.name in LAYOUTS
-        and dtype == torch.bfloat16
-        and out_features % LANES == 0
-        and cpu_kernels.work()
-    )
-
-
 def num_bytes(kind: TensorType, in_features: int, out_features: int) -> int:
     """Bytes that `PackedBlockKernel` keeps."""
     layout = LAYOUTS[kind.name]
     of_codes = in_features // GROUP * layout.group_bytes
-    return out_features * (of_codes + in_features // layout.span * layout.span_bytes)
+    of_scales = in_features // layout.span * layout.span_bytes
+    return -(-out_features // LANES) * LANES * (of_codes + of_scales)
 
 
 def _pack(weight: Tensor, kind: TensorType) -> tuple[Tensor, Tensor]:

@@ -61,3 +61,16 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
+def test_where_no_kernel_takes_it_a_weight_stays_as_it_is_in_the_file():
+    kind = BLOCK_TYPES["Q6_K"]
+    weight, format = random_weight(kind), BlockFormat(kind)
+    kernel = format.kernel({"weight": weight}, torch.float32)
+    assert isinstance(kernel, BlockKernel)
+    assert weight.nbytes == format.num_bytes(COLUMNS, ROWS, torch.float32)
+
+
+@pytest.mark.parametrize("is_head", [True, False])
+def test_an_embedding_is_laid_out_if_it_is_a_head(is_head: bool):
+    stored = StoredTensor("embed_tokens.weight", "m.gguf", (192, 512), "Q6_K", torch.empty)
+    format = GGUFMethod({"quant_method": "gguf"}).embedding_format(stored, is_head)
+    assert format == BlockFormat(BLOCK_TYPES["Q6_K"], is_packed=is_head)
