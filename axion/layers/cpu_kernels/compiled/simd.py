@@ -53,21 +53,21 @@ _PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 _INT = ir.IntType(32)
 
 
-def _at(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
+def pointer_to(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
     offset = builder.mul(index, ir.Constant(index.type, size))
     return builder.inttoptr(builder.add(address, offset), vector.as_pointer())
 
 
 def load(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
     """The vector whose first element, of `size` bytes, has this index."""
-    loaded = builder.load(_at(builder, address, index, vector, size))
+    loaded = builder.load(pointer_to(builder, address, index, vector, size))
     loaded.align = size
     return loaded
 
 
 def store(builder: Any, value: Any, address: Any, index: Any, size: int) -> None:
     """Where its first element, of `size` bytes, has this index."""
-    builder.store(value, _at(builder, address, index, value.type, size)).align = size
+    builder.store(value, pointer_to(builder, address, index, value.type, size)).align = size
 
 
 def broadcast(builder: Any, address: Any, vector: ir.VectorType) -> Any:
@@ -127,7 +127,7 @@ def _high(builder: Any, pairs: Any) -> Any:
     return builder.bitcast(builder.and_(pairs, mask), F32.of_llvm)
 
 
-def _operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[..., Any]], Any]:
+def operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[..., Any]], Any]:
     """An operation of kernels on these types, of the function that builds it from LLVM's values."""
 
     def decorate(build: Callable[..., Any]) -> Any:
@@ -144,36 +144,36 @@ def _operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[
     return decorate
 
 
-@_operation(F32, types.int64, types.int64)
+@operation(F32, types.int64, types.int64)
 def load_bf16(builder: Any, address: Any, index: Any) -> Any:
     return builder.fpext(load(builder, address, index, BF16, 2), F32.of_llvm)
 
 
-@_operation(types.void, types.int64, types.int64, F32)
+@operation(types.void, types.int64, types.int64, F32)
 def store_bf16(builder: Any, address: Any, index: Any, vector: Any) -> Any:
     """Rounded to the nearest, ties to even."""
     store(builder, builder.fptrunc(vector, BF16), address, index, 2)
 
 
-@_operation(I32, types.int64, types.int64)
+@operation(I32, types.int64, types.int64)
 def load_pairs(builder: Any, address: Any, index: Any) -> Any:
     """`2 * LANES` of bfloat16, two in a lane."""
     return load(builder, address, index, I32.of_llvm, 2)
 
 
-@_operation(F32, I32)
+@operation(F32, I32)
 def first(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
     return _low(builder, pairs)
 
 
-@_operation(F32, I32)
+@operation(F32, I32)
 def second(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
     return _high(builder, pairs)
 
 
-@_operation(types.void, types.int64, types.int64, F32, F32)
+@operation(types.void, types.int64, types.int64, F32, F32)
 def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
     """The lanes of both by turns, rounded as `store_bf16` does."""
     bits = ir.VectorType(ir.IntType(16), LANES)
@@ -183,45 +183,45 @@ def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
     store(builder, pairs, address, index, 2)
 
 
-@_operation(F32, F32)
+@operation(F32, F32)
 def round_bf16(builder: Any, vector: Any) -> Any:
     """To the nearest numbers that bfloat16 has, ties to even."""
     return builder.fpext(builder.fptrunc(vector, BF16), F32.of_llvm)
 
 
-@_operation(F32, types.int64, types.int64)
+@operation(F32, types.int64, types.int64)
 def load_f32(builder: Any, address: Any, index: Any) -> Any:
     return load(builder, address, index, F32.of_llvm, 4)
 
 
-@_operation(types.void, types.int64, types.int64, F32)
+@operation(types.void, types.int64, types.int64, F32)
 def store_f32(builder: Any, address: Any, index: Any, vector: Any) -> Any:
     store(builder, vector, address, index, 4)
 
 
-@_operation(F32, types.float32)
+@operation(F32, types.float32)
 def spread(builder: Any, number: Any) -> Any:
     """The number in all lanes."""
     return _spread(builder, number, F32.of_llvm)
 
 
-@_operation(F32, F32, F32, F32)
+@operation(F32, F32, F32, F32)
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """`a * b + c`, rounded once."""
     return call(builder, "llvm.fma.v16f32", F32.of_llvm, [a, b, c])
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def minimum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
     """`vector * 2**exponent`, where the exponents are whole and from -126 to 127."""
     # Where this number's last bit is worth 1, adding it leaves a whole number in the last bits.
@@ -231,13 +231,13 @@ def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
     return builder.fmul(vector, builder.bitcast(bits, F32.of_llvm))
 
 
-@_operation(F32, F32)
+@operation(F32, F32)
 def nearest(builder: Any, vector: Any) -> Any:
     """The nearest whole numbers."""
     return call(builder, "llvm.rint.v16f32", F32.of_llvm, [vector])
 
 
-@_operation(types.float32, F32)
+@operation(types.float32, F32)
 def total(builder: Any, vector: Any) -> Any:
     """The sum of the lanes."""
     zero = ir.Constant(ir.FloatType(), 0.0)
@@ -245,57 +245,57 @@ def total(builder: Any, vector: Any) -> Any:
     return call(builder, name, ir.FloatType(), [zero, vector], fastmath=("reassoc",))
 
 
-@_operation(types.float32, F32)
+@operation(types.float32, F32)
 def largest(builder: Any, vector: Any) -> Any:
     """The largest lane."""
     name = "llvm.vector.reduce.fmax.v16f32"
     return call(builder, name, ir.FloatType(), [vector])
 
 
-@_operation(F32)
+@operation(F32)
 def lanes(builder: Any) -> Any:
     """The number of each lane."""
     return ir.Constant(F32.of_llvm, [float(lane) for lane in range(LANES)])
 
 
-@_operation(F32, F32, F32, F32, F32)
+@operation(F32, F32, F32, F32, F32)
 def where_less(builder: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     """`then` in lanes where `a` is less than `b`."""
     return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
 
 
-@_operation(types.int64, types.int64, types.int64)
+@operation(types.int64, types.int64, types.int64)
 def load_int(builder: Any, address: Any, index: Any) -> Any:
     """A number of 64 bits."""
-    return builder.load(_at(builder, address, index, ir.IntType(64), 8))
+    return builder.load(pointer_to(builder, address, index, ir.IntType(64), 8))
 
 
-@_operation(types.float32, types.int64, types.int64)
+@operation(types.float32, types.int64, types.int64)
 def load_float(builder: Any, address: Any, index: Any) -> Any:
     """A number of 32 bits."""
-    return builder.load(_at(builder, address, index, ir.FloatType(), 4))
+    return builder.load(pointer_to(builder, address, index, ir.FloatType(), 4))
 
 
-@_operation(types.void, types.int64, types.int64, types.int64)
+@operation(types.void, types.int64, types.int64, types.int64)
 def store_int(builder: Any, address: Any, index: Any, number: Any) -> Any:
     """A number of 64 bits."""
-    builder.store(number, _at(builder, address, index, ir.IntType(64), 8))
+    builder.store(number, pointer_to(builder, address, index, ir.IntType(64), 8))
 
 
-@_operation(types.void, types.int64, types.int64, types.float32)
+@operation(types.void, types.int64, types.int64, types.float32)
 def store_float(builder: Any, address: Any, index: Any, number: Any) -> Any:
     """A number of 32 bits."""
-    builder.store(number, _at(builder, address, index, ir.FloatType(), 4))
+    builder.store(number, pointer_to(builder, address, index, ir.FloatType(), 4))
 
 
-@_operation(types.int64, types.int64)
+@operation(types.int64, types.int64)
 def next_int(builder: Any, address: Any) -> Any:
     """The number of 64 bits that is there. The next thread that asks gets the number after it."""
     place = builder.inttoptr(address, ir.IntType(64).as_pointer())
     return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
 
-@_operation(types.void, types.int64, types.int64, types.int64)
+@operation(types.void, types.int64, types.int64, types.int64)
 def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     """What is at one address to another that does not overlap with it."""
     byte = ir.IntType(8).as_pointer()
@@ -305,7 +305,7 @@ def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
 
 
 def _binary(name: str) -> Any:
-    return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
+    return operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
 
 _OPERATORS = {
@@ -352,112 +352,3 @@ def exp(x: Any) -> Any:
 def tanh(x: Any) -> Any:
     one = spread(float32(1))
     return one - spread(float32(2)) / (exp(x + x) + one)
-
-
-_BYTES = ir.VectorType(ir.IntType(8), LANES)
-_HALVES = ir.VectorType(ir.HalfType(), LANES)
-_QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
-_WORDS = ir.VectorType(ir.IntType(16), 2 * LANES)
-
-
-def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
-    """`sums` and in each lane the product of four uint8 and four int8, exactly."""
-    if has(context, "avx512vnni"):
-        a, b = (builder.bitcast(x, _QUADS) for x in (a, b))
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32.of_llvm, [sums, a, b])
-    # Every second byte as 16 bits, of which there are instructions for pairs.
-    eight = ir.Constant(_WORDS, [8] * 2 * LANES)
-    a, b = (builder.bitcast(x, _WORDS) for x in (a, b))
-    odd = builder.lshr(a, eight), builder.ashr(b, eight)
-    mask = ir.Constant(_WORDS, [255] * 2 * LANES)
-    even = builder.and_(a, mask), builder.ashr(builder.shl(b, eight), eight)
-    for pair in (even, odd):
-        for place in range(2):
-            indices = ir.Constant(I32.of_llvm, list(range(place, 2 * LANES, 2)))
-            factors = (
-                builder.sext(
-                    builder.shuffle_vector(x, ir.Constant(_WORDS, ir.Undefined), indices),
-                    I32.of_llvm,
-                )
-                for x in pair
-            )
-            sums = builder.add(sums, builder.mul(*factors))
-    return sums
-
-
-@_operation(F32, F32, F32)
-def larger_magnitude(builder: Any, a: Any, b: Any) -> Any:
-    """Of two numbers that are not negative and any; what is no number is larger than all others."""
-    mask = ir.Constant(I32.of_llvm, [2**31 - 1] * LANES)
-    a, b = (builder.and_(builder.bitcast(x, I32.of_llvm), mask) for x in (a, b))
-    return builder.bitcast(builder.select(builder.icmp_signed(">", a, b), a, b), F32.of_llvm)
-
-
-@_operation(types.float32, F32)
-def largest(builder: Any, vector: Any) -> Any:
-    """Of lanes that are not negative; what is no number is larger than all others."""
-    bits = builder.bitcast(vector, I32.of_llvm)
-    found = call(builder, "llvm.vector.reduce.smax.v16i32", _INT, [bits])
-    return builder.bitcast(found, ir.FloatType())
-
-
-@_operation(F32, F32)
-def rounded(builder: Any, vector: Any) -> Any:
-    """To the nearest integer, ties to even."""
-    return call(builder, "llvm.rint.v16f32", F32.of_llvm, [vector])
-
-
-@_operation(types.void, types.int64, types.int64, F32)
-def store_int8(builder: Any, address: Any, index: Any, vector: Any) -> None:
-    """Integers; what int8 does not hold becomes the nearest that it does, what is no number 0."""
-    codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", _BYTES, [vector])
-    store(builder, codes, address, index, 1)
-
-
-@_operation(types.void, types.int64, types.int64, types.float32)
-def store_float(builder: Any, address: Any, index: Any, number: Any) -> None:
-    builder.store(number, _at(builder, address, index, number.type, 4))
-
-
-@_operation(types.void, types.int64, types.int64, types.int32)
-def store_int(builder: Any, address: Any, index: Any, number: Any) -> None:
-    builder.store(number, _at(builder, address, index, number.type, 4))
-
-
-def load_f16(builder: Any, address: Any, index: Any) -> Any:
-    """As float32."""
-    return builder.fpext(load(builder, address, index, _HALVES, 2), F32.of_llvm)
-
-
-def load_bf16_as_f32(builder: Any, address: Any, index: Any) -> Any:
-    return builder.fpext(load(builder, address, index, BF16, 2), F32.of_llvm)
-
-
-def load_int8(builder: Any, address: Any, index: Any) -> Any:
-    """As float32."""
-    return builder.sitofp(load(builder, address, index, _BYTES, 1), F32.of_llvm)
-
-
-def look_up(context: Any, builder: Any, table: tuple[int, ...], indices: Any) -> Any:
-    """What each of the four bytes in a lane, below the table's size of at most 16, stands for."""
-    quads = builder.bitcast(indices, _QUADS)
-    table += table[:1] * (16 - len(table))
-    if has(context, "avx512bw"):
-        of_lanes = ir.Constant(_QUADS, list(4 * table))
-        found = call(builder, "llvm.x86.avx512.pshuf.b.512", _QUADS, [of_lanes, quads])
-        return builder.bitcast(found, I32.of_llvm)
-    # By each bit one half of what is left.
-    chosen = [ir.Constant(_QUADS, [value] * 4 * LANES) for value in table]
-    for bit in range(4):
-        mask = ir.Constant(_QUADS, [1 << bit] * 4 * LANES)
-        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(_QUADS, None))
-        pairs = zip(chosen[::2], chosen[1::2], strict=True)
-        chosen = [builder.select(is_set, odd, even) for even, odd in pairs]
-    return builder.bitcast(chosen[0], I32.of_llvm)
-
-
-def prefetch(builder: Any, address: Any) -> None:
-    """The line of memory at the address."""
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, value) for value in (0, 3, 1)]
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *options])
