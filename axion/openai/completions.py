@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, SkipValidation, Tag, model_validator
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from axion.errors import InternalError, InvalidRequestError
-from axion.openai.common import MAX_CHOICES, Usage, UsageSoFar, stop_reason_field
+from axion.errors import InvalidRequestError
+from axion.openai.answer import Answer, Chunk, Part, collect, joined
+from axion.openai.common import MAX_CHOICES
 from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
@@ -120,27 +120,14 @@ class Logprobs(ResponseModel):
 CompletionFinishReason = Literal["stop", "length"]
 
 
-class CompletionChunkChoice(ResponseModel):
-    index: int
+class CompletionChunkChoice(Part):
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
-    stop_reason: int | str | None = None
 
 
-class CompletionChunk(ResponseModel):
-    """Attributes:
-    usage_so_far: where the engine tells it; not sent to clients.
-    """
-
-    id: str
+class CompletionChunk(Chunk[CompletionChunkChoice]):
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
-    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
 
 
 class CompletionChoice(ResponseModel):
@@ -151,14 +138,8 @@ class CompletionChoice(ResponseModel):
     stop_reason: int | str | None = None
 
 
-class Completion(ResponseModel):
-    id: str
+class Completion(Answer[CompletionChoice]):
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[CompletionChoice]
-    usage: Usage
 
 
 async def collect_completion(
@@ -172,34 +153,17 @@ async def collect_completion(
     Raises:
         InternalError: the chunks ended before the answer did.
     """
-    parts: dict[int, list[CompletionChunkChoice]] = {}
-    chunk = usage = None
-    async for chunk in chunks:
-        for choice in chunk.choices:
-            parts.setdefault(choice.index, []).append(choice)
-        usage = chunk.usage or usage
-    if chunk is None or usage is None:
-        raise InternalError("The answer ended early.")
+    fields, choices = await collect(chunks)
     return Completion(
-        id=chunk.id,
         object="text_completion",
-        created=chunk.created,
-        model=chunk.model,
-        system_fingerprint=chunk.system_fingerprint,
-        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
-        usage=usage,
+        choices=[_collect_choice(parts, with_logprobs) for parts in choices],
+        **fields,
     )
 
 
-def _collect_choice(
-    index: int, parts: list[CompletionChunkChoice], with_logprobs: bool
-) -> CompletionChoice:
-    finish_reason = parts[-1].finish_reason
-    if finish_reason is None:
-        raise InternalError("The answer ended early.")
+def _collect_choice(parts: list[CompletionChunkChoice], with_logprobs: bool) -> CompletionChoice:
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     return CompletionChoice(
-        index=index,
         text="".join(part.text for part in parts),
         logprobs=Logprobs(
             tokens=[token for part in logprobs for token in part.tokens],
@@ -209,6 +173,5 @@ def _collect_choice(
         )
         if logprobs or with_logprobs
         else None,
-        finish_reason=finish_reason,
-        **stop_reason_field(parts[-1].stop_reason),
+        **joined(parts),
     )
