@@ -23,7 +23,7 @@ from axion.openai.fields import (
     problem,
     text_or_list,
 )
-from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest
+from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 MAX_MESSAGES = 10_000
@@ -226,7 +226,6 @@ class ChatCompletionRequest(StructuredRequest):
         None, description="which functions the model may or must call"
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
-    response_format: ResponseFormat | None = None
 
     # No effect on the answer, by OpenAI's own definition.
     metadata: Annotated[dict[str, str], at_most(16)] | None = None
@@ -346,10 +345,6 @@ class ChatCompletionRequest(StructuredRequest):
     @property
     def max_one_call(self) -> bool:
         return self.parallel_tool_calls is False or isinstance(self.tool_choice, ChosenTool)
-
-    def _constraints(self) -> list[Constraint]:
-        own = self.response_format.constraint if self.response_format is not None else None
-        return ([own] if own is not None else []) + super()._constraints()
 
     @property
     def uses_tools(self) -> bool:

@@ -35,7 +35,8 @@ FEATURES = (
     seed seed.0 best_of echo.logprobs prompt.token_ids prompt.list
     stream_options.continuous_usage_stats messages.name messages.reasoning_content
     tools tools.strict tool_choice.none tool_choice.required tool_choice.named
-    tool_choice.allowed_tools response_format.json_object response_format.json_schema
+    tool_choice.allowed_tools
+    response_format.json_object response_format.json_schema response_format.completions
     structured_outputs.json structured_outputs.json_object structured_outputs.regex
     structured_outputs.choice structured_outputs.grammar
     """.split()  # noqa: SIM905
@@ -97,7 +98,7 @@ def _features(request: GenerationRequest) -> Iterator[str]:
         yield "stream_options.continuous_usage_stats"
     if isinstance(request, StructuredRequest) and request.constraint is not None:
         param = request.constraint.param
-        if isinstance(request, ChatCompletionRequest) and param == "response_format":
+        if param == "response_format":
             assert request.response_format is not None
             yield f"response_format.{request.response_format.type}"
         else:
@@ -138,3 +139,7 @@ def _of_completion(request: CompletionRequest) -> Iterator[str]:
         yield "best_of"
     if request.echo and request.logprobs is not None:
         yield "echo.logprobs"
+    # Where an engine has no other field for JSON, it is asked for by this one, which some have for
+    # chats alone.
+    if request.constraint is not None and request.constraint.grammar.kind == "json_schema":
+        yield "response_format.completions"

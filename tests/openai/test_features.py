@@ -102,6 +102,15 @@ def test_every_field_of_a_chat_has_a_feature_or_none_on_purpose():
         ({"prompt": "a", "logprobs": 0}, {"logprobs"}),
         ({"prompt": "a", "echo": True}, {"echo"}),
         ({"prompt": "a", "echo": True, "logprobs": 1}, {"echo", "logprobs", "echo.logprobs"}),
+        (
+            {"prompt": "a", "response_format": {"type": "json_object"}},
+            {"response_format.json_object", "response_format.completions"},
+        ),
+        (
+            {"prompt": "a", "guided_json": {}},
+            {"structured_outputs.json", "response_format.completions"},
+        ),
+        ({"prompt": "a", "guided_regex": "a"}, {"structured_outputs.regex"}),
     ],
     ids=_id,
 )
