@@ -171,7 +171,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         logprob: of the chosen token.
         top: the most likely `(token_id, logprob)` pairs, best first.
-        rank: of a prompt's token among all, from 1 for the likeliest; None of generated ones.
+        rank: of a prompt's token: how many are as likely as it or likelier; None of generated ones.
     """
 
     logprob: float

@@ -87,7 +87,7 @@ class LogprobTensors:
     Args:
         logits: [n, vocab_size] float32.
         token_ids: [n] int64.
-        ranked: also tell how many tokens are likelier than each of them.
+        ranked: also tell how many tokens are as likely as each of them, or likelier.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LogprobTensors:
         chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
         # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
         values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
-        ranks = [(logprobs > chosen).sum(-1) + 1] if ranked else []
+        ranks = [(logprobs >= chosen).sum(-1)] if ranked else []
         self._readback = Readback(chosen.squeeze(-1), ids, values, *ranks)
 
     def read(self) -> list[TokenLogprobs]:

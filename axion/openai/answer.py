@@ -13,17 +13,36 @@ from axion.openai.common import Usage, UsageSoFar, stop_reason_field
 from axion.openai.fields import ResponseModel
 
 
+class PromptLogprob(ResponseModel):
+    """A token that may stand at a place of the prompt, in vLLM's shape.
+
+    Attributes:
+        rank: how many tokens are as likely as it or likelier, or its place among the alternatives.
+    """
+
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+# For each token of the prompt what may stand there, by token id as text, the prompt's own token
+# first; null for the first one.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class Part(ResponseModel):
     """What a chunk has of a choice.
 
     Attributes:
         stop_reason: the stop string, or the one of `stop_token_ids`, that ended the answer;
             vLLM's extension, there only where one did.
+        token_ids: what was generated since the part before it, with `return_token_ids`.
     """
 
     index: int
     finish_reason: str | None
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -82,5 +101,7 @@ async def collect(chunks: AsyncIterator[Chunk[PartT]]) -> tuple[dict[str, Any], 
 def joined(parts: Sequence[Part]) -> dict[str, Any]:
     """The fields of a whole choice that are the same for chat and for text."""
     last = parts[-1]
-    fields = {"index": last.index, "finish_reason": last.finish_reason}
+    fields: dict[str, Any] = {"index": last.index, "finish_reason": last.finish_reason}
+    if last.token_ids is not None:
+        fields["token_ids"] = [id for part in parts for id in part.token_ids or ()]
     return fields | stop_reason_field(last.stop_reason)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Literal
 
-from axion.openai.answer import Answer, Chunk, Part, collect, joined
+from pydantic.json_schema import SkipJsonSchema
+
+from axion.openai.answer import Answer, Chunk, Part, PromptLogprobs, collect, joined
 from axion.openai.fields import ResponseModel
 
 
@@ -68,7 +70,14 @@ class ChunkChoice(Part):
 
 
 class ChatCompletionChunk(Chunk[ChunkChoice]):
+    """Attributes:
+    prompt_token_ids: in the first chunk, with `return_token_ids`.
+    prompt_logprobs: in the last one of an answer that is not streamed to the client.
+    """
+
     object: Literal["chat.completion.chunk"]
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: SkipJsonSchema[PromptLogprobs | None] = None
 
 
 class AssistantAnswer(ResponseModel):
@@ -85,10 +94,13 @@ class Choice(ResponseModel):
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(Answer[Choice]):
     object: Literal["chat.completion"]
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 async def collect_chat(

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from axion.errors import InvalidRequestError
-from axion.openai.answer import Answer, Chunk, Part, collect, joined
+from axion.openai.answer import Answer, Chunk, Part, PromptLogprobs, collect, joined
 from axion.openai.common import MAX_CHOICES
 from axion.openai.fields import (
     FAIL_FAST,
@@ -101,7 +102,9 @@ class CompletionRequest(StructuredRequest):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        return self.logprobs if self.echo else None
+        """The most that any of the fields asks for."""
+        echoed = self.logprobs if self.echo else None
+        return max((n for n in (self.prompt_logprobs, echoed) if n is not None), default=None)
 
 
 class Logprobs(ResponseModel):
@@ -121,9 +124,16 @@ CompletionFinishReason = Literal["stop", "length"]
 
 
 class CompletionChunkChoice(Part):
+    """Attributes:
+    prompt_token_ids: in the first chunk of a choice, with `return_token_ids`.
+    prompt_logprobs: in the last one of a choice that is not streamed to the client.
+    """
+
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: SkipJsonSchema[PromptLogprobs | None] = None
 
 
 class CompletionChunk(Chunk[CompletionChunkChoice]):
@@ -136,6 +146,9 @@ class CompletionChoice(ResponseModel):
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(Answer[CompletionChoice]):
@@ -163,6 +176,11 @@ async def collect_completion(
 
 def _collect_choice(parts: list[CompletionChunkChoice], with_logprobs: bool) -> CompletionChoice:
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    of_prompt: dict[str, Any] = {}
+    if parts[0].prompt_token_ids is not None:
+        of_prompt["prompt_token_ids"] = parts[0].prompt_token_ids
+    if parts[-1].prompt_logprobs is not None:
+        of_prompt["prompt_logprobs"] = parts[-1].prompt_logprobs
     return CompletionChoice(
         text="".join(part.text for part in parts),
         logprobs=Logprobs(
@@ -174,4 +192,5 @@ def _collect_choice(parts: list[CompletionChunkChoice], with_logprobs: bool) -> 
         if logprobs or with_logprobs
         else None,
         **joined(parts),
+        **of_prompt,
     )

@@ -15,7 +15,7 @@ WITHOUT_FEATURE = frozenset(
     """
     model messages prompt stream stream_options user metadata safety_identifier prompt_cache_key
     prompt_cache_retention service_tier store modalities audio functions function_call moderation
-    prediction prompt_cache_options verbosity web_search_options suffix best_of prompt_logprobs
+    prediction prompt_cache_options verbosity web_search_options suffix best_of
     """.split()  # noqa: SIM905
 )
 # What a field asks for that is not simply set.
@@ -50,6 +50,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ([],),
     "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "return_token_ids": (False,),
     "min_tokens": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),

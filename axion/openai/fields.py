@@ -200,6 +200,8 @@ Stop = Annotated[
 CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
 Priority = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
+# How much of a prompt is kept; -1: what the model takes.
+TruncatePromptTokens = Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
 Object = Annotated[dict[str, Any], AfterValidator(check_numbers)]

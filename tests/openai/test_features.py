@@ -34,6 +34,11 @@ CHAT: list[tuple[dict[str, Any], set[str]]] = [
     ({"repetition_penalty": 2}, {"repetition_penalty"}),
     ({"logit_bias": {"1": 1}}, {"logit_bias"}),
     ({"ignore_eos": True}, {"ignore_eos"}),
+    ({"truncate_prompt_tokens": 9}, {"truncate_prompt_tokens"}),
+    ({"allowed_token_ids": [1]}, {"allowed_token_ids"}),
+    ({"bad_words": ["a"]}, {"bad_words"}),
+    ({"prompt_logprobs": 0}, {"prompt_logprobs"}),
+    ({"return_token_ids": True}, {"return_token_ids"}),
     ({"include_stop_str_in_output": True}, {"include_stop_str_in_output"}),
     ({"skip_special_tokens": False}, {"skip_special_tokens"}),
     ({"priority": 1}, {"priority"}),
@@ -64,6 +69,7 @@ NEUTRAL: dict[str, Any] = {
     **{"n": 1, "top_p": 1, "top_k": -1, "min_p": 0, "presence_penalty": 0, "logit_bias": {}},
     **{"frequency_penalty": 0, "repetition_penalty": 1, "min_tokens": 0, "ignore_eos": False},
     **{"stop": [], "logprobs": False, "user": "x", "response_format": {"type": "text"}},
+    **{"bad_words": [], "return_token_ids": False, "truncate_prompt_tokens": None},
     **{"tools": [], "tool_choice": "auto", "stream": True, "seed": None},
 }
 
