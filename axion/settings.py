@@ -204,7 +204,7 @@ class Settings(BaseSettings):
     memory_fraction: float = Field(
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )
-    cpu_threads: Annotated[int, Field(ge=1)] | None = Field(
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="threads of the native engine on CPU; unset: one a core, in threads"
     )
     cuda_graphs: Literal["auto", "off"] = Field(
