@@ -103,7 +103,10 @@ class Settings(BaseSettings):
         64 * 2**20, ge=0, description="most memory that the cached answers take, in bytes"
     )
     cache_policy: Literal["all", "deterministic", "off"] = Field(
-        "all", description="which answers are cached; deterministic: temperature 0 or a seed"
+        "all",
+        description="which whole chat answers are kept for the same request; all: sampled ones too,"
+        " so that it gets the same answer again; deterministic: those with temperature 0 or a seed,"
+        " others are drawn anew, as by vLLM",
     )
     axion_backends: str = Field(
         "max,vllm,native",
