@@ -15,13 +15,13 @@ from axion.openai.fields import (
     Object,
     Refused,
     RequestModel,
+    TextOrParts,
     TokenCount,
     at_most,
     check_numbers,
     field_error,
     only_types,
     problem,
-    text_or_list,
 )
 from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
@@ -38,20 +38,7 @@ class TextPart(RequestModel):
     prompt_cache_breakpoint: Annotated[None, Refused("the prefix cache is automatic")] = None
 
 
-Content = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[
-        list[Annotated[TextPart, only_types(("text",), "this model takes text only")]],
-        Field(min_length=1),
-        FAIL_FAST,
-        Tag("list"),
-    ],
-    Discriminator(
-        text_or_list,
-        custom_error_type="expected",
-        custom_error_message="a string or a list of text parts",
-    ),
-]
+Content = TextOrParts[Annotated[TextPart, only_types(("text",), "this model takes text only")]]
 
 
 class SystemMessage(RequestModel):

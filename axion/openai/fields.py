@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -195,6 +195,17 @@ Stop = Annotated[
         text_or_list,
         custom_error_type="expected",
         custom_error_message="a string or a list of strings",
+    ),
+]
+PartT = TypeVar("PartT")
+# The content of a message.
+TextOrParts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[PartT], Field(min_length=1), FAIL_FAST, Tag("list")],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of text parts",
     ),
 ]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
