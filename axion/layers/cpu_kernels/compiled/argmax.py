@@ -16,7 +16,7 @@ from axion.layers.cpu_kernels.compiled.simd import (
     spread,
     store_bool,
     store_f32,
-    store_int64,
+    store_int,
     total,
     where_less,
 )
@@ -63,7 +63,7 @@ def argmax(part: int) -> Callable[[Any], None]:
             # The first of those lanes that are not less.
             place = where_less(best, spread(of_all), infinity, place)
             first = -largest(spread(float32(0.0)) - place)
-            store_int64(places, row, int(first))
+            store_int(places, row, int(first))
             is_usable = total(fault) == float32(0.0) and of_all > float32(-float("inf"))
             store_bool(are_usable, row, is_usable)
 
