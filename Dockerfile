@@ -29,7 +29,8 @@ ENV PATH=/opt/axion/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/data/hf \
-    TRITON_CACHE_DIR=/data/triton
+    TRITON_CACHE_DIR=/data/triton \
+    XDG_CACHE_HOME=/data/cache
 # Numeric, so that Kubernetes can see that it is not root.
 USER 10001:10001
 # A settings file mounted as /app/axion.toml is read.

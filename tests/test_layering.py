@@ -87,6 +87,8 @@ TORCH_ROOMS = {
     "axion.parity.tiny",
     "axion.pooling.native",
 }
+# Only these import numba, in the process that compiles: it takes a model's process 130 MB.
+NUMBA_ROOMS = {"axion.layers.cpu_kernels.compiled", "axion.layers.cpu_kernels.compiler"}
 API_PROCESS = ["axion.cli.main", "axion.cli.serve", "axion.server.app",
                "axion.backends.native.backend", "axion.backends.worker", "axion.backends.spawned",
                "axion.router.registry", "axion.router.plan", "axion.backends.engines",
@@ -181,9 +183,13 @@ def test_imports_have_no_cycle():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_torch_stays_where_it_belongs(name: str):
-    imports_torch = any(i == "torch" or i.startswith("torch.") for i in imports_of(name))
-    assert not imports_torch or any(in_room(name, room) for room in TORCH_ROOMS)
+def test_torch_and_numba_stay_where_they_belong(name: str):
+    imported = imports_of(name)
+    for library, rooms in (("torch", TORCH_ROOMS), ("numba", NUMBA_ROOMS)):
+        imports_it = any(in_room(i, library) for i in imported)
+        assert not imports_it or any(in_room(name, room) for room in rooms)
+    imports_kernels = any(in_room(i, room) for i in imported for room in NUMBA_ROOMS)
+    assert not imports_kernels or any(in_room(name, room) for room in NUMBA_ROOMS)
 
 
 def test_one_architecture_imports_another_only_as_its_child():

@@ -1,0 +1,1 @@
+"""What numba compiles. Only the process that compiles imports this room (`compiler`)."""

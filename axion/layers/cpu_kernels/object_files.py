@@ -1,0 +1,144 @@
+"""Object files of kernels: from the cache of an earlier process, or else from one that compiles.
+
+numba and what it needs take 130 MB and two thirds of a second, and LLVM ends the process when a
+processor is strange to it. So a process of its own compiles (`compiler`), as long as some kernel is
+missing, and a process with a model only links.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+
+logger = logging.getLogger("axion.engine")
+
+ENTRY = "kernel"
+"""The name of a kernel's function in its object file."""
+
+
+class Wanted(NamedTuple):
+    """A kernel that `parallel` was asked for.
+
+    Attributes:
+        name: `module:function` of what makes it; modules may be relative to this package.
+        given: what that is given.
+        integers, floats: how many numbers the kernel takes.
+    """
+
+    name: str
+    given: tuple[int | str, ...]
+    integers: int
+    floats: int
+
+
+def get(wanted: Wanted) -> bytes:
+    """The kernel's object file.
+
+    Raises:
+        RuntimeError: it could not be compiled; says why.
+        OSError: no process could be started for that.
+    """
+    file = None if (folder := _folder()) is None else folder / _file_name(wanted)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            return file.read_bytes()
+    compiled = compiler.compile(wanted)
+    if file is not None:
+        with contextlib.suppress(OSError):  # the next process compiles it again, then
+            _write(file, compiled)
+    return compiled
+
+
+def _file_name(wanted: Wanted) -> str:
+    return f"{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.o"
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole at once: other processes may read and write the same file."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            os.replace(temporary.name, file)
+        except OSError:
+            os.unlink(temporary.name)
+            raise
+
+
+@cache
+def _folder() -> Path | None:
+    """Where this state of this package on this processor keeps what it has compiled."""
+    state = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        state.update(source.read_bytes())
+    about = (
+        *(version(name) for name in ("numba", "llvmlite")),
+        *(llvm.get_default_triple(), llvm.get_host_cpu_name()),
+        llvm.get_host_cpu_features().flatten(),
+    )
+    state.update(json.dumps(about).encode())
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # nobody knows a home
+        return None
+    return root / "axion" / "kernels" / state.hexdigest()[:16]
+
+
+class _Compiler:
+    """The process that compiles, while there is one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def compile(self, wanted: Wanted) -> bytes:
+        if self._process is not None and self._process.poll() is not None:
+            self.end()
+        if self._process is None:
+            logger.info("compiling kernels for this processor")
+            self._process = self._start()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps(wanted), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        if not answer:
+            self.end()
+            raise RuntimeError(f"the compiler ended with status {process.returncode}")
+        result = json.loads(answer)
+        if "error" in result:
+            raise RuntimeError(result["error"])
+        return base64.b64decode(result["object"])
+
+    def end(self) -> None:
+        """Its memory is wanted for other things."""
+        if self._process is not None:
+            self._process.communicate()  # closes its input, at which it ends
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "axion.layers.cpu_kernels.compiler"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+
+
+compiler = _Compiler()
+atexit.register(compiler.end)

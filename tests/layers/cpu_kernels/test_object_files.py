@@ -1,0 +1,113 @@
+"""Kernels are compiled once for each machine, and models are served where that is impossible."""
+
+from __future__ import annotations
+
+import logging
+import pwd
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from axion.layers import cpu_kernels
+
+if not cpu_kernels.work():
+    pytest.skip("kernels do not work on this machine", allow_module_level=True)
+
+from axion.layers.cpu_kernels import object_files
+from axion.layers.cpu_kernels.object_files import Wanted
+
+MAKERS = "tests.layers.cpu_kernels.makers"
+WANTED = Wanted(f"{MAKERS}:fill", (3,), 2, 1)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch):
+    """What has been compiled, without compiling it."""
+    names: list[str] = []
+    monkeypatch.setattr(
+        object_files.compiler,
+        "compile",
+        lambda wanted: names.append(wanted.name) or wanted.name.encode() * 10_000,
+    )
+    object_files._folder.cache_clear()
+    yield names
+    object_files._folder.cache_clear()
+
+
+def test_what_one_process_compiled_others_read(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = object_files.get(WANTED)
+    assert object_files.get(WANTED) == first
+    assert object_files.get(WANTED._replace(given=(4,))) == first
+    assert len(compiled) == 2
+    assert len([*tmp_path.glob("axion/kernels/*/*")]) == 2
+
+
+def test_processes_that_write_at_once_do_not_disturb_each_other(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "kernels" / "one.o"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: object_files._write(file, bytes([i]) * 100_000), range(40)))
+    assert len(set(file.read_bytes())) == 1
+    assert [*file.parent.iterdir()] == [file]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert object_files.get(WANTED)
+    assert object_files.get(WANTED)
+    assert len(compiled) == 2
+
+
+def test_a_user_without_a_home_has_kernels(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert object_files.get(WANTED)
+    assert len(compiled) == 1
+
+
+def test_what_cannot_be_compiled_says_why_and_the_next_is_compiled() -> None:
+    with pytest.raises(RuntimeError, match="nothing_like_this"):
+        object_files.compiler.compile(Wanted(f"{MAKERS}:wrong", (), 1, 0))
+    assert object_files.compiler.compile(WANTED).startswith(b"\x7fELF")
+    object_files.compiler.end()
+
+
+def test_a_compiler_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/true")
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        object_files.compiler.compile(WANTED)
+    object_files.compiler.end()
+
+
+def test_torch_computes_where_kernels_do_not_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such processor")
+
+    monkeypatch.setattr("axion.layers.cpu_kernels.linear.linear", fail)
+    cpu_kernels.work.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            x = torch.ones(1, 16, dtype=torch.bfloat16)
+            assert not cpu_kernels.run_on(x)
+            assert not cpu_kernels.run_on(x)
+        assert len(caplog.records) == 1
+        assert "no such processor" in caplog.text
+    finally:
+        cpu_kernels.work.cache_clear()
