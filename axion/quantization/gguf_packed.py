@@ -44,9 +44,11 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
             return super().forward(x)
         from axion.layers.cpu_kernels.blocks import product
 
-        rows = x.reshape(-1, self.in_features).contiguous()
-        out = product(rows, self.codes, self.scales, self.kind.name)
-        return out[:, : self.out_features].unflatten(0, x.shape[:-1])
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        out = product(rows.contiguous(), self.codes, self.scales, self.kind.name)
+        if self.out_features % LANES:
+            out = out[:, : self.out_features]
+        return out if x.ndim == 2 else out.unflatten(0, x.shape[:-1])
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return self.embed(torch.arange(start, end), dtype)
