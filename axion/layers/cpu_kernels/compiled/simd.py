@@ -224,14 +224,14 @@ for _of_python, _of_llvm in _OPERATORS.items():
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
-_QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
+QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
 _WORDS = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 
 def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """`sums` and in each lane the product of four uint8 and four int8, exactly."""
     if has(context, "avx512vnni"):
-        a, b = (builder.bitcast(x, _QUADS) for x in (a, b))
+        a, b = (builder.bitcast(x, QUADS) for x in (a, b))
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32.of_llvm, [sums, a, b])
     # Every second byte as 16 bits, of which there are instructions for pairs.
     eight = ir.Constant(_WORDS, [8] * 2 * LANES)
@@ -277,9 +277,12 @@ def rounded(builder: Any, vector: Any) -> Any:
 
 @_operation(types.void, types.int64, types.int64, F32)
 def store_int8(builder: Any, address: Any, index: Any, vector: Any) -> None:
-    """Integers; what int8 does not hold becomes the nearest that it does, what is no number 0."""
-    codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", _BYTES, [vector])
-    store(builder, codes, address, index, 1)
+    """Integers from -128 to 127; what is no number becomes 0."""
+    # Functions of LLVM's that know what is no number work lane by lane.
+    zero = ir.Constant(F32.of_llvm, None)
+    vector = builder.select(builder.fcmp_ordered("ord", vector, vector), vector, zero)
+    integers = builder.fptosi(vector, I32.of_llvm)
+    store(builder, builder.trunc(integers, _BYTES), address, index, 1)
 
 
 @_operation(types.void, types.int64, types.int64, types.float32)
@@ -308,24 +311,17 @@ def load_int8(builder: Any, address: Any, index: Any) -> Any:
 
 def look_up(context: Any, builder: Any, table: tuple[int, ...], indices: Any) -> Any:
     """What each of the four bytes in a lane, below the table's size of at most 16, stands for."""
-    quads = builder.bitcast(indices, _QUADS)
+    quads = builder.bitcast(indices, QUADS)
     table += table[:1] * (16 - len(table))
     if has(context, "avx512bw"):
-        of_lanes = ir.Constant(_QUADS, list(4 * table))
-        found = call(builder, "llvm.x86.avx512.pshuf.b.512", _QUADS, [of_lanes, quads])
+        of_lanes = ir.Constant(QUADS, list(4 * table))
+        found = call(builder, "llvm.x86.avx512.pshuf.b.512", QUADS, [of_lanes, quads])
         return builder.bitcast(found, I32.of_llvm)
     # By each bit one half of what is left.
-    chosen = [ir.Constant(_QUADS, [value] * 4 * LANES) for value in table]
+    chosen = [ir.Constant(QUADS, [value] * 4 * LANES) for value in table]
     for bit in range(4):
-        mask = ir.Constant(_QUADS, [1 << bit] * 4 * LANES)
-        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(_QUADS, None))
+        mask = ir.Constant(QUADS, [1 << bit] * 4 * LANES)
+        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(QUADS, None))
         pairs = zip(chosen[::2], chosen[1::2], strict=True)
         chosen = [builder.select(is_set, odd, even) for even, odd in pairs]
     return builder.bitcast(chosen[0], I32.of_llvm)
-
-
-def prefetch(builder: Any, address: Any) -> None:
-    """The line of memory at the address."""
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, value) for value in (0, 3, 1)]
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *options])
