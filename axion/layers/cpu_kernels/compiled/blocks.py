@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.blocks import RECORD
-from axion.layers.cpu_kernels.compiled import simd
+from axion.layers.cpu_kernels.compiled import integers, simd
 from axion.layers.cpu_kernels.compiled.simd import F32, I32
 from axion.layers.cpu_kernels.compiled.threads import barrier, share
 from axion.layers.cpu_kernels.layouts import GROUP, LAYOUTS, Layout
@@ -78,13 +78,13 @@ def _round(x: int, record: int, zero: int, has_offset: bool, is_halved: bool) ->
     both halves; as float32 where offsets are multiplied by it, else times what is taken from codes
     of the weight."""
     a, b = simd.load_bf16(x, 0), simd.load_bf16(x, LANES)
-    peak = simd.larger_magnitude(simd.spread(numba.float32(0.0)), a)
-    largest = simd.largest(simd.larger_magnitude(peak, b))
+    peak = integers.larger_magnitude(simd.spread(numba.float32(0.0)), a)
+    largest = integers.largest_magnitude(integers.larger_magnitude(peak, b))
     # What is no number, or infinite, makes the scale so, and all results with it.
     steps = numba.float32(127.0) / largest if largest > _TINY else numba.float32(0.0)
-    a, b = simd.rounded(a * simd.spread(steps)), simd.rounded(b * simd.spread(steps))
-    simd.store_int8(record, 0, a)
-    simd.store_int8(record, LANES, b)
+    a, b = simd.nearest(a * simd.spread(steps)), simd.nearest(b * simd.spread(steps))
+    integers.store_int8(record, 0, a)
+    integers.store_int8(record, LANES, b)
     simd.store_float(record + _SCALE, 0, largest * numba.float32(1 / 127))
     first, second = simd.total(a), simd.total(b)
     if not is_halved:
@@ -93,8 +93,8 @@ def _round(x: int, record: int, zero: int, has_offset: bool, is_halved: bool) ->
         simd.store_float(record + _SUMS, 0, first)
         simd.store_float(record + _SUMS, 1, second)
     else:
-        simd.store_int(record + _SUMS, 0, numba.int32(-zero * numba.int32(first)))
-        simd.store_int(record + _SUMS, 1, numba.int32(-zero * numba.int32(second)))
+        integers.store_int32(record + _SUMS, 0, numba.int32(-zero * numba.int32(first)))
+        integers.store_int32(record + _SUMS, 1, numba.int32(-zero * numba.int32(second)))
 
 
 @intrinsic(prefer_literal=True)
@@ -148,7 +148,7 @@ def _add_group(
         quads = _unpack(builder, layout.planes, codes)
         if layout.numbers:
             table = tuple(number + layout.bias for number in layout.numbers)
-            quads = [simd.look_up(context, builder, table, quad) for quad in quads]
+            quads = [integers.look_up(context, builder, table, quad) for quad in quads]
         added = []
         for row, total in enumerate(cgutils.unpack_tuple(builder, sums)):
 
@@ -164,7 +164,7 @@ def _add_group(
                 dot = spread(at, I32.of_llvm) if layout.bias else zero
                 for quad in range(half * size, (half + 1) * size):
                     inputs = spread(4 * quad, I32.of_llvm)
-                    dot = simd.dot_int8(context, builder, dot, quads[quad], inputs)
+                    dot = integers.dot_int8(context, builder, dot, quads[quad], inputs)
                 dot = builder.sitofp(dot, F32.of_llvm)
                 if product is None:
                     product = builder.fmul(dot, scale)
@@ -194,7 +194,7 @@ def _scales(builder: Any, layout: Layout, scales: Any, group: Any) -> tuple[list
     for kind, vectors in enumerate(found[: 1 + layout.has_offset]):
         for half in range(count):
             place = layout.num_halves * kind + half % layout.num_halves
-            load = simd.load_bf16_as_f32 if layout.is_bfloat16 else simd.load_f16
+            load = integers.load_bf16_as_f32 if layout.is_bfloat16 else integers.load_f16
             vector = load(builder, scales, number(LANES * place))
             if layout.unit != 1:
                 vector = builder.fmul(vector, ir.Constant(F32.of_llvm, [layout.unit] * LANES))
@@ -202,7 +202,7 @@ def _scales(builder: Any, layout: Layout, scales: Any, group: Any) -> tuple[list
                 of_group = builder.mul(group, number(LANES * count))
                 place = first_factor + layout.num_factors * kind + half
                 place = builder.add(of_group, number(LANES * place))
-                vector = builder.fmul(vector, simd.load_int8(builder, scales, place))
+                vector = builder.fmul(vector, integers.load_int8(builder, scales, place))
             vectors.append(vector)
     return found
 
