@@ -78,12 +78,14 @@ def test_what_is_no_number_stays_in_its_row(name: str):
 
 def test_other_processors_get_the_same(monkeypatch: pytest.MonkeyPatch):
     compiler = pytest.importorskip("axion.layers.cpu_kernels.compiler")
-    from axion.layers.cpu_kernels.compiled import simd
+    from axion.layers.cpu_kernels.compiled import integers
 
     x = whole_inputs(1)
     expected = multiply(x, "IQ2_XS")
-    monkeypatch.setattr(simd, "has", lambda context, feature: False)
+    asked: list[str] = []
+    monkeypatch.setattr(integers, "has", lambda context, feature: asked.append(feature))
     monkeypatch.setattr(object_files, "get", compiler.compile_kernel)
     fresh = parallel.parallel(".compiled.blocks:multiply", integers=8)
     monkeypatch.setattr(blocks, "_multiply", fresh)
     assert torch.equal(multiply(x, "IQ2_XS"), expected)
+    assert asked
