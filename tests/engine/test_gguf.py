@@ -206,7 +206,13 @@ def test_weights_take_the_memory_that_they_have_in_the_file(mixed: tuple[Path, P
 
 
 @pytest.mark.skipif(not cpu_kernels.work(), reason="kernels do not work on this machine")
-def test_in_bfloat16_weights_are_multiplied_by_the_cpu_s_kernels(mixed: tuple[Path, Path]):
+def test_in_bfloat16_weights_are_multiplied_by_the_cpu_s_kernels(
+    mixed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    from axion.layers.cpu_kernels import blocks
+
+    monkeypatch.setattr(blocks, "_kernels", lambda name: {8: blocks._multiply(name, 8)})
+    monkeypatch.setattr(blocks, "_TILES", (8,))
     counted: list[int] = []
     found = load_model(
         mixed[0], device=CPU, dtype="bfloat16", on_progress=lambda _, total: counted.append(total)
