@@ -9,17 +9,12 @@ import torch
 
 from axion.engine import kv_cache, state_cache
 from axion.engine.host_pool import HostPool
-from axion.layers.context import KVCache, KVCacheSpec, State
-from axion.layers.contiguous_kv import LENGTH_MULTIPLE, ContiguousKV
+from axion.layers.context import KVCache, State
 from axion.layers.kv_format import KV_FORMATS
 from axion.models.base import CausalLM
 from axion.types import EngineConfig
 
 logger = logging.getLogger("axion.engine")
-
-# Of the memory, for copies that decoding reads: of one set of running sequences, beside the blocks
-# of up to four.
-_COPIED_SHARE = 1 / 5
 
 
 class CachePlan:
@@ -34,8 +29,6 @@ class CachePlan:
         layout: how layers share blocks.
         num_blocks, num_slots: none before `fill`. Slots are for states, the first for nobody's;
             0 for a model without.
-        num_copied_tokens: that layers without a window have copies of; see
-            `axion.layers.contiguous_kv`.
     """
 
     def __init__(
@@ -48,7 +41,7 @@ class CachePlan:
         max_model_len: int,
         max_chunk: int,
     ) -> None:
-        self.num_blocks = self.num_slots = self.num_copied_tokens = 0
+        self.num_blocks = self.num_slots = 0
         self._config = config
         self._device = device
         self._max_model_len = max_model_len
@@ -59,15 +52,6 @@ class CachePlan:
         self._num_own = len(self._specs)
         if draft_model is not None:
             self._specs += draft_model.kv_cache_specs()
-        may_copy = device.type == "cpu" and not config.deterministic
-        self._copied_specs = [
-            spec if may_copy and _is_copied(spec) else None for spec in self._specs
-        ]
-        self._bytes_per_copied_token = self._dtype.itemsize * sum(
-            spec.num_kv_heads * (spec.k_head_dim + spec.v_head_dim)
-            for spec in self._copied_specs
-            if spec is not None
-        )
         self._specs = [spec.in_pieces(config.block_size) for spec in self._specs]
         self.format = None
         if config.kv_cache_dtype != "auto":
@@ -109,20 +93,6 @@ class CachePlan:
                 self._bytes_per_slot / 2**20,
             )
         num_bytes -= self.num_slots * self._bytes_per_slot
-        if self._bytes_per_copied_token:
-            num_spare = num_bytes - layout.num_blocks_per_sequence * layout.bytes_per_block
-            num_copied = max(0, min(int(num_bytes * _COPIED_SHARE), num_spare))
-            longest = -(-self._max_model_len // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-            self.num_copied_tokens = min(
-                num_copied // self._bytes_per_copied_token, config.max_num_seqs * longest
-            )
-            num_copied = self.num_copied_tokens * self._bytes_per_copied_token
-            num_bytes -= num_copied
-            logger.info(
-                "copies of keys and values for decoding: at most %d tokens, %.2f GiB",
-                self.num_copied_tokens,
-                num_copied / 2**30,
-            )
         self.num_blocks = kv_cache.num_blocks_that_fit(
             self._lay_out,
             max_model_len=self._max_model_len,
@@ -141,39 +111,20 @@ class CachePlan:
     def allocate_blocks(self, num_blocks: int) -> tuple[list[KVCache], list[KVCache]]:
         """The layers' caches of so many blocks: the model's, and the draft model's."""
         caches = [
-            cache._replace(format=self.format, contiguous=self._allocate_copies(spec))
-            for spec, cache in zip(
-                self._copied_specs,
-                kv_cache.allocate(
-                    self._specs,
-                    self.layout.groups,
-                    num_blocks,
-                    self._config.block_size,
-                    dtype=self._stored_dtype,
-                    device=self._device,
-                ),
-                strict=True,
+            cache._replace(format=self.format)
+            for cache in kv_cache.allocate(
+                self._specs,
+                self.layout.groups,
+                num_blocks,
+                self._config.block_size,
+                dtype=self._stored_dtype,
+                device=self._device,
             )
         ]
         return caches[: self._num_own], caches[self._num_own :]
-
-    def _allocate_copies(self, spec: KVCacheSpec | None) -> ContiguousKV | None:
-        if spec is None or not self.num_copied_tokens:
-            return None
-        return ContiguousKV(
-            self.num_copied_tokens,
-            (spec.num_kv_heads, spec.k_head_dim),
-            (spec.num_kv_heads, spec.v_head_dim),
-            self._dtype,
-        )
 
     def allocate_slots(self) -> list[State]:
         """The layers' states."""
         return state_cache.allocate(
             self._state_specs, self.num_slots, dtype=self._dtype, device=self._device
         )
-
-
-def _is_copied(spec: KVCacheSpec) -> bool:
-    """Whether a layer's tokens may attend to all before them, one by one."""
-    return bool(spec.window is None and spec.stride == 1 and spec.num_kv_heads and spec.v_head_dim)

@@ -21,7 +21,6 @@ from axion.engine.sequence import Sequence, SequenceState
 from axion.engine.step import SampledToken, ScheduledSequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache, State
-from axion.layers.contiguous_kv import ContiguousRows
 from axion.layers.transfer import Readback, pack_to_device, to_device
 from axion.models.base import CausalLM
 from axion.types import SamplingParams
@@ -127,11 +126,6 @@ class ModelRunner:
         self.block_size = block_size
         self.device = device
         self.sampler = Sampler(device, model.config.vocab_size)
-        self._contiguous_rows = {
-            cache.group: ContiguousRows(cache.contiguous.max_tokens)
-            for cache in kv_caches
-            if cache.contiguous is not None
-        }
         self._samples: Samples | None = None  # of the last step
 
     @torch.inference_mode()
@@ -231,6 +225,7 @@ class ModelRunner:
                         logits.float(),
                         to_device(targets, self.device),
                         sequence.params.prompt_logprobs,
+                        ranked=True,
                     )
                     scored.append((sequence, logprobs))
             first_row += num_scheduled_tokens + len(drafts)
@@ -279,8 +274,6 @@ class ModelRunner:
             ],
             self.device,
         )
-        for contiguous_rows in self._contiguous_rows.values():
-            contiguous_rows.begin([chunk.sequence.arrival for chunk in chunks], starts)
         context = ForwardContext(
             positions=positions,
             rope_lengths=rope_lengths,
@@ -300,7 +293,6 @@ class ModelRunner:
                 if chunk.sequence.state is not None
                 for run in state_cache.runs(chunk.sequence.state, row, start, end)
             ],
-            contiguous_rows=self._contiguous_rows,
         )
         if min(token_ids) < 0:
             assert self._samples is not None

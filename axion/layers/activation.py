@@ -36,10 +36,8 @@ _FUSED = {F.silu: "silu", _gelu_tanh: "gelu_tanh"}
 
 def apply_gate(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     """`activation(gate) * up`, all `[..., size]`."""
-    if activation in _FUSED and kernels.run_on(gate):
-        from axion.layers.kernels.activation import gated
-
-        return gated(_FUSED[activation], gate, up)
+    if activation in _FUSED and (kernel := kernels.of("activation", gate)):
+        return kernel.gated(_FUSED[activation], gate, up)
     return activation(gate) * up
 
 

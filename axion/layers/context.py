@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from axion.layers.contiguous_kv import ContiguousKV, ContiguousRows
 from axion.layers.kv_format import KVEntries, KVFormat
 
 T = TypeVar("T")
@@ -114,7 +113,6 @@ class KVCache(NamedTuple):
             their last dimension is the format's width.
         stride, num_pieces: as in `KVCacheSpec`. Entry i is found by the slot of its last token,
             `stride * (i + 1) - 1`.
-        contiguous: copies that decoding may read; None: there are none.
     """
 
     k: Tensor
@@ -123,7 +121,6 @@ class KVCache(NamedTuple):
     format: KVFormat | None = None
     stride: int = 1
     num_pieces: int = 1
-    contiguous: ContiguousKV | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,7 +174,6 @@ class ForwardContext:
             behind those of all sequences are padding.
         states: one per layer, of a model that has any.
         state_runs: all rows, cut where a layer that keeps a state writes it.
-        contiguous_rows: of groups whose layers' caches have copies, and that may use them.
     """
 
     positions: Tensor
@@ -192,7 +188,6 @@ class ForwardContext:
     batch_invariant: bool = False
     states: list[State] = field(default_factory=list)
     state_runs: list[StateRun] = field(default_factory=list)
-    contiguous_rows: dict[int, ContiguousRows] = field(default_factory=dict)
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -32,17 +33,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., size]` to `[..., size]`."""
-        if kernels.run_on(x):
-            return self._fused(x, None)[1]
+        if kernel := kernels.of("norm", x):
+            return self._fused(kernel, x, None)[1]
         if self.rounds_first:
             return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
         x32 = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
         return ((self.weight.float() + self.offset) * x32).to(x.dtype)
 
-    def _fused(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        from axion.layers.kernels.norm import rms_norm
-
-        return rms_norm(
+    def _fused(
+        self, kernel: ModuleType, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return kernel.rms_norm(
             x, residual, self.weight, self.eps, offset=self.offset, rounds_first=self.rounds_first
         )
 
@@ -102,7 +103,7 @@ class GroupRMSNorm(RMSNorm):
 
 def add_and_norm(x: Tensor, residual: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """`x + residual`, and what `norm` makes of it."""
-    if isinstance(norm, RMSNorm) and kernels.run_on(x):
-        return norm._fused(x, residual)
+    if isinstance(norm, RMSNorm) and (kernel := kernels.of("norm", x)):
+        return norm._fused(kernel, x, residual)
     total = x + residual
     return total, norm(total)

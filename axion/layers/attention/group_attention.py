@@ -18,7 +18,6 @@ from axion.layers.attention.products import (
 )
 from axion.layers.attention.step_groups import Chunk, Decode
 from axion.layers.context import KVCache
-from axion.layers.contiguous_kv import ContiguousStep
 
 # From so many keys of a head on, two products for all sequences are faster than torch's own
 # attention.
@@ -34,16 +33,12 @@ class Caches(NamedTuple):
     def has_heads_apart(self, group: Decode) -> bool:
         """Whether `by_head` gives what they see, which is not so of heads with slots of their own
         and of two caches."""
-        if isinstance(group.slots, Tensor):
-            return group.slots.ndim == 2 and group.compressed is None
-        return isinstance(group.slots, ContiguousStep)
+        is_gathered = isinstance(group.slots, Tensor) and group.slots.ndim == 2
+        return is_gathered and group.compressed is None
 
     def by_head(self, group: Decode) -> tuple[Tensor, Tensor]:
         """`[batch, num_kv_heads, length, head_dim]` of each, contiguous."""
         keys, values = self.own.keys, self.own.values
-        if isinstance(group.slots, ContiguousStep):
-            assert self.own.contiguous is not None
-            return self.own.contiguous.read(keys, values, group.slots)
         assert isinstance(group.slots, Tensor), "of a run nothing is gathered"
         head_slots = group.head_slots(keys.num_heads)
         k, v = (x.gather_heads(group.slots, head_slots) for x in (keys, values))
@@ -52,10 +47,6 @@ class Caches(NamedTuple):
 
     def by_token(self, group: Decode | Chunk) -> tuple[Tensor, Tensor]:
         """`[..., length, num_kv_heads, head_dim]` of each, those of compressed entries last."""
-        if isinstance(group.slots, ContiguousStep):
-            assert isinstance(group, Decode)
-            k, v = self.by_head(group)
-            return k.transpose(1, 2), v.transpose(1, 2)
         own = self.own.keys, self.own.values
         if isinstance(group.slots, Tensor) and group.slots.ndim == 3:
             k, v = (entries.gather_by_head(group.slots) for entries in own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
 from axion.layers import kernels
@@ -28,8 +30,8 @@ def paged_attention(
 ) -> Tensor:
     """Store the step's keys and values, then attend causally over each sequence's blocks.
 
-    In a form of its own where the step is to be batch-invariant; else by Triton's kernel where
-    there is a GPU and the kernel knows what is asked; else by torch.
+    In a form of its own where the step is to be batch-invariant; else by the kernel for the device
+    where that knows what is asked; else by torch.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`.
@@ -58,9 +60,7 @@ def paged_attention(
     )
     if context.batch_invariant:
         return batch_invariant.paged_attention(q, k, v, cache, context, options)
-    if kernels.run_on(q):
-        from axion.layers.kernels import attention
-
-        if attention.supports(q, cache, options):
-            return attention.paged_attention(q, k, v, cache, context, options)
+    kernel = kernels.of("attention", q)
+    if kernel is not None and kernel.supports(q, cache, options):
+        return cast(Tensor, kernel.paged_attention(q, k, v, cache, context, options))
     return reference.paged_attention(q, k, v, cache, context, options)

@@ -24,15 +24,34 @@ def paged_attention(
     """As `axion.layers.attention.paged_attention`."""
     if k is not None and v is not None:
         cache.store(context.slot_mapping[cache.group], k, v)
-    window, chunk, compressed = options.window, options.chunk, options.compressed
-    caches = Caches(cache, None if compressed is None else compressed.cache)
     if options.chooses:
-        return attend_chosen(q, caches, context, options)
+        return attend_chosen(q, _caches(cache, options), context, options)
+    out = q.new_empty(*q.shape[:2], cache.values.head_dim)
+    attend(q, cache, context, options, out)
+    return out
+
+
+def attend(
+    q: Tensor,
+    cache: KVCache,
+    context: ForwardContext,
+    options: AttentionOptions,
+    out: Tensor,
+    *,
+    longer_than: int = 0,
+) -> None:
+    """Attend to what is stored, where nothing is chosen.
+
+    Args:
+        out: `[num_tokens, num_heads, v_head_dim]`; the rows of sequences with more than
+            `longer_than` new tokens are written.
+    """
+    window, chunk, compressed = options.window, options.chunk, options.compressed
+    caches = _caches(cache, options)
     max_scores = None if options.is_plain else MAX_SCORES // q.shape[1]
     entries = None if compressed is None else (compressed.cache.group, compressed.cache.stride)
-    copied = cache.contiguous is not None and (window, chunk, compressed) == (None, None, None)
     groups = context.once(
-        (attention_groups, cache.group, window, chunk, max_scores, entries, copied),
+        (attention_groups, cache.group, window, chunk, max_scores, entries, longer_than),
         partial(
             attention_groups,
             kv_group=cache.group,
@@ -40,15 +59,17 @@ def paged_attention(
             chunk=chunk,
             max_scores=max_scores,
             compressed=entries,
-            copied=copied,
+            longer_than=longer_than,
         ),
     )
-    out = q.new_empty(*q.shape[:2], cache.values.head_dim)
     for group in groups:
         if isinstance(group, Chunk):
             out[group.rows] = attend_chunk(q[group.rows], caches, group, options)
         elif group.rows is None:
-            return attend_decode(q, caches, group, options)
+            out[:] = attend_decode(q, caches, group, options)
         else:
             out[group.rows] = attend_decode(q[group.rows], caches, group, options)
-    return out
+
+
+def _caches(cache: KVCache, options: AttentionOptions) -> Caches:
+    return Caches(cache, None if options.compressed is None else options.compressed.cache)

@@ -10,7 +10,6 @@ stays there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,12 +19,14 @@ from torch import Tensor
 from axion.layers.attention.products import products_are_faster
 from axion.layers.attention.slots import as_run, token_slots
 from axion.layers.context import ForwardContext
-from axion.layers.contiguous_kv import LENGTH_MULTIPLE, ContiguousStep
 from axion.layers.kv_format import SlotRun
 from axion.layers.transfer import to_device
 
 # What torch's own attention does not compute is cut to so many scores a piece (64 MiB).
 MAX_SCORES = 2**24
+# Where products compute, keys of sequences that decode are padded to a multiple of so many: oneDNN
+# makes a kernel of its own for each length.
+_LENGTH_MULTIPLE = 32
 # A chunk under a window is cut into pieces of the window's size, so that each reads few keys, but
 # not into smaller ones.
 _MIN_ROWS = 128
@@ -38,7 +39,7 @@ class Decode:
     Attributes:
         rows: their rows in the flat batch; None means all rows in order.
         slots: `[batch, length]`, where the tokens that they see lie in the KV cache; or
-            `[batch, num_kv_heads, length]`; or rows of contiguous copies of them.
+            `[batch, num_kv_heads, length]`.
         mask: `[batch, 1 or num_kv_heads, 1, length]`, additive.
         distances: `[batch, 1, 1, 1, length]`, from each token to those that it sees; at most 0.
         compressed: slots of compressed entries that they see as well, `[batch, num_entries]`; the
@@ -46,7 +47,7 @@ class Decode:
     """
 
     rows: Tensor | None
-    slots: Tensor | SlotRun | ContiguousStep
+    slots: Tensor | SlotRun
     mask: Tensor
     distances: Tensor
     compressed: Tensor | None = None
@@ -98,7 +99,7 @@ def attention_groups(
     max_scores: int | None = None,
     stride: int = 1,
     compressed: tuple[int, int] | None = None,
-    copied: bool = False,
+    longer_than: int = 0,
 ) -> list[Decode | Chunk]:
     """What attention to the tokens of a group needs, or to its entries of `stride` tokens each.
 
@@ -106,7 +107,7 @@ def attention_groups(
         window, chunk: as in `paged_attention`; not of entries.
         max_scores: of a piece, at most; None: pieces are as large as a window.
         compressed: group and stride of entries that are seen besides.
-        copied: sequences of one new token may be read from contiguous copies.
+        longer_than: sequences with no more new tokens are left out.
     """
     device = context.positions.device
     reach = window or chunk
@@ -121,7 +122,9 @@ def attention_groups(
     decode_rows: list[int] = []
     row = 0
     for seq, query_len in enumerate(context.query_lens):
-        if query_len == 1:
+        if query_len <= longer_than:
+            pass
+        elif query_len == 1:
             decodes.append(seq)
             decode_rows.append(row)
         else:
@@ -143,35 +146,9 @@ def attention_groups(
                 )
         row += query_len
     if decodes:
-        step = None
-        if copied and kv_group in context.contiguous_rows:
-            take = partial(_take_rows, kv_group=kv_group, seqs=decodes)
-            step = context.once((_take_rows, kv_group), take)
-        if step is not None:
-            row_of = dict(zip(decodes, decode_rows, strict=True))
-            groups.append(_decode_copies(context, [row_of[seq] for seq in step.order], step))
-        else:
-            rows = decode_rows if groups else None
-            groups.append(_joined([_decode(context, decodes, rows, *part) for part in seen]))
+        rows = decode_rows if groups else None
+        groups.append(_joined([_decode(context, decodes, rows, *part) for part in seen]))
     return groups
-
-
-def _take_rows(context: ForwardContext, kv_group: int, seqs: list[int]) -> ContiguousStep | None:
-    return context.contiguous_rows[kv_group].take(
-        seqs, context.context_lens_list, context.block_tables[kv_group], context.block_size
-    )
-
-
-def _decode_copies(context: ForwardContext, rows: list[int], step: ContiguousStep) -> Decode:
-    """The sequences of copies, whose rows in the batch are these."""
-    distances = torch.arange(step.length) - (step.context_lens[:, None] - 1)
-    is_in_order = rows == list(range(len(context.positions)))
-    return Decode(
-        rows=None if is_in_order else torch.tensor(rows),
-        slots=step,
-        mask=additive(distances > 0, _dtype(context))[:, None, None],
-        distances=distances[:, None, None, None],
-    )
 
 
 def _joined(parts: list[GroupT]) -> GroupT:
@@ -202,7 +179,7 @@ def _decode(
     lengths = context_lens[:, None]
     longest = max(context.context_lens_list[seq] for seq in seqs)
     if products_are_faster(device, _dtype(context)):
-        longest = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        longest = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     if reach is None or reach >= longest:
         tokens = torch.arange(longest // stride, device=device) * stride + (stride - 1)
     else:

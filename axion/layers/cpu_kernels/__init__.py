@@ -1,8 +1,8 @@
 """Kernels for the CPU: Python that numba compiles, computed by the threads of torch.
 
-Layers ask `run_on` and fall back to torch; nothing here is imported before that says yes. A kernel
-is two files: how it is called is here, and what is compiled in `compiled`, which a process of its
-own imports (`object_files`).
+Layers ask `axion.layers.kernels.of` and fall back to torch; nothing here is imported before. A
+kernel is two files: how it is called is here, and what is compiled in `compiled`, which a process
+of its own imports (`object_files`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _given_up = False
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute in the number format of `x`, where `x` is."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and work()
+    return x.dtype == torch.bfloat16 and x.is_cpu and work()
 
 
 def work() -> bool:

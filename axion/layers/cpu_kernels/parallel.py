@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -29,10 +30,8 @@ class ParallelKernel:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        kinds = [ctypes.c_int64] * wanted.integers + [ctypes.c_double] * wanted.floats
-        fields = [(f"_{i}", kind) for i, kind in enumerate(kinds)]
-        self._arguments = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
-        self._address: ctypes.c_void_p | None = None
+        self._pack = Struct(f"{wanted.integers}q{wanted.floats}d").pack
+        self._function: Callable[[bytes], None] | None = None
 
     def __call__(self, *arguments: float) -> None:
         """Compute on as many threads as torch does.
@@ -40,17 +39,21 @@ class ParallelKernel:
         Args:
             arguments: integers (some are addresses), then floats.
         """
-        address = self._address or self._load()
-        _openmp().GOMP_parallel(
-            address, ctypes.byref(self._arguments(*arguments)), torch.get_num_threads(), 0
-        )
+        function, packed = self._function or self._load(), self._pack(*arguments)
+        _openmp().GOMP_parallel(function, packed, torch.get_num_threads(), 0)
 
-    def _load(self) -> ctypes.c_void_p:
-        """Its address. Raises what `object_files.get` does, and what a linker does."""
+    def alone(self, *arguments: float) -> None:
+        """Compute on this thread, which has little work done before another has begun."""
+        function = self._function or self._load()
+        function(self._pack(*arguments))
+
+    def _load(self) -> Callable[[bytes], None]:
+        """Raises what `object_files.get` does, and what a linker does."""
         # Kept, because it owns the code.
         self._engine = link(object_files.get(self._wanted))
-        self._address = ctypes.c_void_p(self._engine.get_function_address(ENTRY))
-        return self._address
+        address = self._engine.get_function_address(ENTRY)
+        self._function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+        return self._function
 
 
 def parallel(name: str, *, integers: int, floats: int = 0) -> Callable[..., ParallelKernel]:

@@ -1,14 +1,18 @@
-"""Triton kernels, for CUDA. Layers ask `run_on` and fall back to torch; nothing here is imported
-before that says yes, and triton not before that either."""
+"""Triton kernels, for CUDA. Layers ask `of`, or `run_on` for what there is on CUDA alone, and fall
+back to torch; nothing here is imported before that says yes, and triton not before that either."""
 
 from __future__ import annotations
 
 import logging
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from axion.layers import cpu_kernels
 
 logger = logging.getLogger("axion.engine")
 
@@ -17,6 +21,23 @@ MAX_LOW_BIT_ROWS = 4
 the weight in another form."""
 LOW_BIT_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 """Inputs of a group that it takes."""
+
+
+_module = cache(import_module)
+
+
+def of(name: str, x: Tensor, size: int | None = None) -> ModuleType | None:
+    """The kernels called `name` that compute where `x` is and in its number format: a module in
+    here, or in `axion.layers.cpu_kernels`; None: torch computes.
+
+    Args:
+        size: how many numbers are computed alike; None: the last dimension of `x`.
+    """
+    if run_on(x):
+        return _module(f"axion.layers.kernels.{name}")
+    if cpu_kernels.run_on(x) and (size or x.shape[-1]) % cpu_kernels.LANES == 0:
+        return _module(f"axion.layers.cpu_kernels.{name}")
+    return None
 
 
 def run_on(x: Tensor) -> bool:

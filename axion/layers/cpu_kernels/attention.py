@@ -1,0 +1,168 @@
+"""Paged attention of tokens that are computed one by one, or few of a sequence at a time.
+
+What it costs is reading keys and values, so they are read once, where they lie: a block after the
+other, and of a block all heads that a thread has. The softmax is a running one (FlashAttention-2,
+arXiv:2307.08691), in float32.
+
+Threads divide the heads of keys, each of them in all sequences, and so have equally much to do
+whatever the lengths are. A long sequence is computed in parts, and what these found is joined
+(Flash-Decoding, pytorch.org/blog/flash-decoding), so that there is work for more threads than
+heads. Parts begin at multiples of `_PART`, and keys are summed up block by block: a token's bits
+depend on its own sequence alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from axion.layers.attention.options import AttentionOptions
+from axion.layers.context import ForwardContext, KVCache
+from axion.layers.cpu_kernels import LANES
+from axion.layers.cpu_kernels.chunk_attention import attend_chunks
+from axion.layers.cpu_kernels.parallel import parallel
+
+MAX_QUERY_LEN = 8
+"""More new tokens of a sequence are attended to faster by `chunk_attention`."""
+
+_PART = 512  # tokens
+_attend = parallel(".compiled.attention:attend", integers=23, floats=2)
+
+
+class _Plan(NamedTuple):
+    """What the kernel computes for a step's layers of one kind.
+
+    Attributes:
+        parts: `[num_parts, 7]` int64. Of each: its token's row and sequence and position, the first
+            key and the one behind the last, which of the token's parts it is, and of how many.
+        num_keys: of all parts.
+        block_tables: `[num_seqs, max_blocks]` int64.
+        scratch: float32, `num_heads` rows for each thread, and for each part if any token has
+            several; see `compiled.attention`.
+    """
+
+    parts: Tensor
+    num_keys: int
+    block_tables: Tensor
+    scratch: Tensor
+
+
+def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
+    """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
+    sizes = (q.shape[-1], cache.v.shape[-1], cache.v.shape[1])
+    return (
+        options.chosen is None
+        and options.compressed is None
+        and q.dtype == cache.k.dtype == cache.v.dtype
+        and cache.stride == 1
+        and all(size % LANES == 0 for size in sizes)
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    cache: KVCache,
+    context: ForwardContext,
+    options: AttentionOptions,
+) -> Tensor:
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
+    num_tokens, num_heads, head_dim = q.shape
+    _, block_size, num_kv_heads, v_dim = cache.v.shape
+    scale, window, chunk, softcap, sinks, slopes, _, _ = options
+    plan = context.once(
+        (_plan, cache.group, window, chunk, num_heads, v_dim),
+        partial(
+            _plan,
+            kv_group=cache.group,
+            window=window,
+            chunk=chunk,
+            place_size=num_heads * (v_dim + 4 * LANES),
+        ),
+    )
+    out = q.new_empty(num_tokens, num_heads, v_dim)
+    q = _with_heads_together(q)
+    stored = (0, 0, 0, 0, 0)
+    if k is not None and v is not None:
+        k, v = _with_heads_together(k), _with_heads_together(v)
+        stored = (num_tokens, k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+    sinks, slopes = (None if x is None else x.float() for x in (sinks, slopes))
+    _attend(head_dim, v_dim, num_heads // num_kv_heads)(
+        out.data_ptr(),
+        q.data_ptr(),
+        q.stride(0),
+        num_kv_heads,
+        cache.k.data_ptr(),
+        cache.k.stride(1),
+        cache.v.data_ptr(),
+        cache.v.stride(1),
+        *stored,
+        context.slot_mapping[cache.group].data_ptr(),
+        plan.block_tables.data_ptr(),
+        plan.block_tables.shape[1],
+        block_size,
+        plan.parts.data_ptr(),
+        len(plan.parts),
+        plan.num_keys,
+        plan.scratch.data_ptr(),
+        0 if sinks is None else sinks.data_ptr(),
+        0 if slopes is None else slopes.data_ptr(),
+        scale / (softcap or 1),
+        softcap or 0,
+    )
+    if max(context.query_lens) > MAX_QUERY_LEN:
+        attend_chunks(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
+    return out
+
+
+def _with_heads_together(x: Tensor) -> Tensor:
+    """`[num_tokens, num_heads, head_dim]` with each token's numbers side by side."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def _plan(
+    context: ForwardContext,
+    *,
+    kv_group: int,
+    window: int | None,
+    chunk: int | None,
+    place_size: int,
+) -> _Plan:
+    parts: list[tuple[int, ...]] = []
+    num_keys = behind = 0
+    is_split = False
+    for seq, (query_len, length) in enumerate(
+        zip(context.query_lens, context.context_lens_list, strict=True)
+    ):
+        behind += query_len
+        if query_len > MAX_QUERY_LEN:
+            continue
+        for position in range(length - query_len, length):
+            start = 0
+            if window is not None:
+                start = max(0, position + 1 - window)
+            elif chunk is not None:
+                start = position // chunk * chunk
+            bounds = [
+                start,
+                *range((start // _PART + 1) * _PART, position + 1, _PART),
+                position + 1,
+            ]
+            count = len(bounds) - 1
+            row = behind - length + position
+            parts += [
+                (row, seq, position, bounds[i], bounds[i + 1], i, count) for i in range(count)
+            ]
+            num_keys += position + 1 - start
+            is_split |= count > 1
+    num_places = torch.get_num_threads() + (len(parts) if is_split else 0)
+    return _Plan(
+        parts=torch.tensor(parts, dtype=torch.int64),
+        num_keys=num_keys,
+        block_tables=context.block_tables[kv_group].long().contiguous(),
+        scratch=torch.empty(num_places * place_size),
+    )
