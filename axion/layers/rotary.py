@@ -16,7 +16,9 @@ computed for, so sequences may share cached blocks only where `cache_key` is the
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers import kernels
 from axion.layers.context import ForwardContext
+from axion.layers.norm import RMSNorm
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Length = Annotated[int, msgspec.Meta(gt=0, le=2**40)]
@@ -142,25 +145,30 @@ def rotary_embedding(rope: RopeParameters, head_dim: int) -> RotaryEmbedding:
     return embedding
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, norm: RMSNorm | None = None) -> Tensor:
     """Rotate the first `2 * num_pairs` of each head, its two halves as pairs (GPT-NeoX style).
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`, as `RotaryEmbedding` gives them.
+        norm: of each head, before it is rotated.
     """
     if kernel := _kernel(x, cos):
-        return kernel.rotate(x, cos, sin, interleaved=False)
+        return kernel.rotate(x, cos, sin, norm, interleaved=False)
+    x = x if norm is None else norm(x)
     size = cos.shape[-1]
     rotated, rest = x.tensor_split((size,), dim=-1)
     rotated = rotated.roll(size // 2, -1).mul_(sin).add_(rotated * cos)
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 
-def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary_interleaved(
+    x: Tensor, cos: Tensor, sin: Tensor, norm: RMSNorm | None = None
+) -> Tensor:
     """The same with neighbours as pairs (GPT-J style)."""
     if kernel := _kernel(x, cos):
-        return kernel.rotate(x, cos, sin, interleaved=True)
+        return kernel.rotate(x, cos, sin, norm, interleaved=True)
+    x = x if norm is None else norm(x)
     size = cos.shape[-1]
     rotated, rest = x.tensor_split((size,), dim=-1)
     a, b = rotated.unflatten(-1, (size // 2, 2)).unbind(-1)
@@ -172,6 +180,12 @@ def apply_rotary_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _kernel(x: Tensor, cos: Tensor) -> ModuleType | None:
     # Of each head some pairs are rotated, and the rest is copied.
     return kernels.of("rotary", x, math.gcd(cos.shape[-1] // 2, x.shape[-1]))
+
+
+@cache
+def _shared(rope: RopeParameters, dim: int) -> Hashable:
+    """What stands for these, and is found sooner in a dictionary."""
+    return object()
 
 
 class RotaryEmbedding(nn.Module):
@@ -186,6 +200,7 @@ class RotaryEmbedding(nn.Module):
         self.dim = int(head_dim * rope.partial_rotary_factor)
         self.attention_factor = self.scaling()
         self.register_buffer("inv_freq", self.frequencies(), persistent=False)
+        self._shared = _shared(rope, self.dim)
 
     def forward(self, context: ForwardContext, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Tables of cosines and sines, `[num_tokens, 1, 2 * num_pairs]` each: of all pairs, for
@@ -194,7 +209,7 @@ class RotaryEmbedding(nn.Module):
         They are computed in float32 and shared by the layers whose parameters are the same.
         """
         return context.once(
-            (self.rope, self.dim),
+            self._shared,
             lambda context: self.tables(context.positions, context.rope_lengths, dtype),
         )
 

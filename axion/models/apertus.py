@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length
-from axion.models.base import Attention, CausalLM, PlainMLP
+from axion.models.base import CausalLM, HeadNormAttention, PlainMLP
 from axion.models.config import DecoderConfig, Epsilon
 
 # What a config.json without any rotary settings means.
@@ -65,16 +64,6 @@ class ApertusMLP(PlainMLP):
             self.activation = XIELU()
 
 
-class ApertusAttention(Attention):
-    def __init__(self, config: ApertusConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-
-    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.q_norm(q), self.k_norm(k)
-
-
 class ApertusForCausalLM(CausalLM):
     architectures = ("ApertusForCausalLM",)
     renamed_tensors = (
@@ -84,5 +73,5 @@ class ApertusForCausalLM(CausalLM):
         (r"\.act_fn\.", ".activation."),
     )
     config_cls = ApertusConfig
-    attention_cls = ApertusAttention
+    attention_cls = HeadNormAttention
     mlp_cls = ApertusMLP

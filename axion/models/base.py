@@ -13,7 +13,7 @@ from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear, PackedLinear
-from axion.layers.norm import add_and_norm
+from axion.layers.norm import RMSNorm, add_and_norm
 from axion.layers.rotary import apply_rotary, rotary_embedding
 from axion.models.config import DecoderConfig
 
@@ -31,7 +31,7 @@ class Attention(nn.Module):
     softcap: float | None = None
     sinks: Tensor | None
     alibi_slopes: Tensor | None
-    apply_rotary: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(apply_rotary)
+    apply_rotary: Callable[..., Tensor] = staticmethod(apply_rotary)
 
     def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
@@ -92,6 +92,26 @@ class Attention(nn.Module):
         """Give queries and keys `[num_tokens, num_heads, head_dim]` their positions."""
         cos, sin = self.rotary_emb(context, q.dtype)
         return self.apply_rotary(q, cos, sin), self.apply_rotary(k, cos, sin)
+
+
+class HeadNormAttention(Attention):
+    """Each head's queries and keys are normalised before they are rotated.
+
+    Attributes:
+        norm_cls: what normalises them.
+    """
+
+    norm_cls: ClassVar[type[RMSNorm]] = RMSNorm
+
+    def __init__(self, config: DecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.q_norm = self.norm_cls(config.head_dim, config.rms_norm_eps)
+        self.k_norm = self.norm_cls(config.head_dim, config.rms_norm_eps)
+
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rotary_emb(context, q.dtype)
+        rotate = self.apply_rotary
+        return rotate(q, cos, sin, self.q_norm), rotate(k, cos, sin, self.k_norm)
 
 
 class MLP(nn.Module):

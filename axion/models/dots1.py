@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from axion.layers.norm import RMSNorm
-from axion.models.base import Attention
+from axion.models.base import HeadNormAttention
 from axion.models.config import Index, Size, WindowConfig
 from axion.models.moe import SharedMoEConfig, SharedMoEForCausalLM
 
@@ -28,17 +25,7 @@ class Dots1Config(WindowConfig, SharedMoEConfig):
         return layer_idx >= self.max_window_layers
 
 
-class Dots1Attention(Attention):
-    def __init__(self, config: Dots1Config, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-
-    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.q_norm(q), self.k_norm(k)
-
-
 class Dots1ForCausalLM(SharedMoEForCausalLM):
     architectures = ("Dots1ForCausalLM",)
     config_cls = Dots1Config
-    attention_cls = Dots1Attention
+    attention_cls = HeadNormAttention

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from axion.layers.norm import OffsetRMSNorm
 from axion.layers.rotary import Length, Positive
+from axion.models.base import HeadNormAttention
 from axion.models.config import LocalRopeConfig, NumLayers, Size
 from axion.models.gemma2 import Gemma2Attention, Gemma2Config, Gemma2ForCausalLM
 
@@ -32,14 +31,8 @@ class Gemma3TextConfig(Gemma2Config, LocalRopeConfig):
     final_logit_softcapping: Positive | None = None
 
 
-class Gemma3Attention(Gemma2Attention):
-    def __init__(self, config: Gemma3TextConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.q_norm = OffsetRMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = OffsetRMSNorm(config.head_dim, config.rms_norm_eps)
-
-    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.q_norm(q), self.k_norm(k)
+class Gemma3Attention(HeadNormAttention, Gemma2Attention):
+    norm_cls = OffsetRMSNorm
 
 
 class Gemma3ForCausalLM(Gemma2ForCausalLM):

@@ -14,11 +14,10 @@ from axion.layers.conv import CausalConv1d
 from axion.layers.linear import FusedLinear, Linear
 from axion.layers.moe import Router, SigmoidRouter
 from axion.layers.rotary import Length
-from axion.models.base import MLP, CausalLM
+from axion.models.base import MLP, CausalLM, HeadNormAttention
 from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.hybrid import HybridConfig, HybridForCausalLM, num_layers
 from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
-from axion.models.qwen3 import Qwen3Attention
 
 
 @dataclass(kw_only=True)
@@ -87,10 +86,6 @@ class Lfm2MLP(MLP):
         super().__init__(replace(config, intermediate_size=config.mlp_size), layer_idx)
 
 
-class Lfm2Attention(Qwen3Attention):
-    """Queries and keys are normalised per head."""
-
-
 class ShortConv(nn.Module):
     """A convolution over a few tokens, between two gates."""
 
@@ -129,7 +124,7 @@ class Lfm2ForCausalLM(HybridForCausalLM):
     )
     config_cls = Lfm2Config
     mlp_cls: ClassVar[type[nn.Module]] = Lfm2MLP
-    mixers = (("full_attention", Lfm2Attention), ("conv", ShortConv))
+    mixers = (("full_attention", HeadNormAttention), ("conv", ShortConv))
 
 
 @dataclass(kw_only=True)

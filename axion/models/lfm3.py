@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
-from axion.models.base import MLP, DecoderLayer
+from axion.models.base import MLP, DecoderLayer, HeadNormAttention
 from axion.models.config import LocalRopeConfig, NumLayers, Size
 from axion.models.hybrid import num_layers
-from axion.models.lfm2 import Lfm2Attention, Lfm2ForCausalLM, ShortConv, ShortConvConfig
+from axion.models.lfm2 import Lfm2ForCausalLM, ShortConv, ShortConvConfig
 
 _ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -58,7 +58,7 @@ class Lfm3Config(LocalRopeConfig, ShortConvConfig):
         return derived | {"layer_types": kinds}, sources
 
 
-class Lfm3Attention(Lfm2Attention):
+class Lfm3Attention(HeadNormAttention):
     def __init__(self, config: Lfm3Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         if config.use_attention_gate:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers import onednn
+from axion.layers.kernels.weights import LowBitWeight
 
 
 class Kernel(nn.Module, ABC):
@@ -25,6 +26,10 @@ class Kernel(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
         return F.linear(x, self.dequantize(x.dtype))
+
+    def low_bit(self) -> LowBitWeight | None:
+        """The weight as Triton's kernels read it; None: they do not know the format."""
+        return None
 
 
 class EmbeddingKernel(Kernel):

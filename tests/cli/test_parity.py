@@ -12,11 +12,13 @@ from axion.cli.main import main
 from axion.parity.compare import compare
 
 PLUGIN = """
-from axion.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
+from axion.models.base import HeadNormAttention
+from axion.models.qwen3 import Qwen3ForCausalLM
 
-class Forgetful(Qwen3Attention):
-    def normalize_qk(self, q, k):
-        return self.q_norm(q), k
+class Forgetful(HeadNormAttention):
+    def rotate_qk(self, q, k, context):
+        cos, sin = self.rotary_emb(context, q.dtype)
+        return self.apply_rotary(q, cos, sin, self.q_norm), self.apply_rotary(k, cos, sin)
 
 class ForgetfulForCausalLM(Qwen3ForCausalLM):
     architectures = ("ForgetfulForCausalLM",)

@@ -14,13 +14,13 @@ from axion.engine import loader
 from axion.layers import onednn
 from axion.layers.context import ForwardContext
 from axion.layers.rotary import apply_rotary_interleaved
-from axion.models.base import Attention, CausalLM, DecoderLayer
+from axion.models.base import Attention, CausalLM, DecoderLayer, HeadNormAttention
 from axion.models.deepseek_v3 import DeepseekV3Config, DeepseekV3ForCausalLM
 from axion.models.gemma2 import Gemma2DecoderLayer, Gemma2ForCausalLM
 from axion.models.granite import GraniteForCausalLM
 from axion.models.mla import MLA
 from axion.models.olmo2 import Olmo2ForCausalLM
-from axion.models.qwen3 import Qwen3Attention, Qwen3Config, Qwen3ForCausalLM
+from axion.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 from axion.models.qwen3_moe import Qwen3MoeForCausalLM
 from axion.parity.messages import Fault
 from axion.parity.modules import Comparison
@@ -30,27 +30,29 @@ from tests.parity.checkpoints import build_tiny, save_tiny
 Broken = type[CausalLM]
 
 
-class NoKeyNorm(Qwen3Attention):
-    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.q_norm(q), k
+class NoKeyNorm(HeadNormAttention):
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rotary_emb(context, q.dtype)
+        return self.apply_rotary(q, cos, sin, self.q_norm), self.apply_rotary(k, cos, sin)
 
 
-class KeyNormOfTheSecondLayer(Qwen3Attention):
-    def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return super().normalize_qk(q, k) if self.layer_idx == 0 else (self.q_norm(q), k)
+class KeyNormOfTheSecondLayer(NoKeyNorm):
+    def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+        first = HeadNormAttention if self.layer_idx == 0 else NoKeyNorm
+        return first.rotate_qk(self, q, k, context)
 
 
-class InterleavedRope(Qwen3Attention):
+class InterleavedRope(HeadNormAttention):
     apply_rotary = staticmethod(apply_rotary_interleaved)
 
 
-class QueriesThatGrow(Qwen3Attention):
+class QueriesThatGrow(HeadNormAttention):
     def rotate_qk(self, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         q, k = super().rotate_qk(q, k, context)
         return q * 1.5, k
 
 
-class WrongEps(Qwen3Attention):
+class WrongEps(HeadNormAttention):
     def __init__(self, config: Qwen3Config, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.q_norm.eps = 0.1

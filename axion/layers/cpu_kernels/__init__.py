@@ -1,8 +1,8 @@
 """Kernels for the CPU: Python that numba compiles, computed by the threads of torch.
 
-Layers ask `axion.layers.kernels.of` and fall back to torch; nothing here is imported before. A kernel
-is two files: how it is called is here, and what is compiled in `compiled`, which a process of its
-own imports (`object_files`).
+Layers ask `axion.layers.kernels.of` and fall back to torch; nothing here is imported before. A
+kernel is two files: how it is called is here, and what is compiled in `compiled`, which a process
+of its own imports (`object_files`).
 """
 
 from __future__ import annotations

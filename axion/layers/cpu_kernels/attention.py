@@ -19,14 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from axion.layers.attention import reference
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.cpu_kernels import LANES
+from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
 
 MAX_QUERY_LEN = 8
-"""More new tokens of a sequence are attended to faster by products."""
+"""More new tokens of a sequence are attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
 _attend = parallel(".compiled.attention:attend", integers=23, floats=2)
@@ -72,8 +72,7 @@ def paged_attention(
     context: ForwardContext,
     options: AttentionOptions,
 ) -> Tensor:
-    """As `axion.layers.attention.paged_attention`, of what `supports` allows. Sequences with more
-    than `MAX_QUERY_LEN` new tokens are left to torch."""
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, v_dim, format = cache.v.shape[2], cache.values.head_dim, cache.format
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
@@ -115,7 +114,7 @@ def paged_attention(
         softcap or 0,
     )
     if max(context.query_lens) > MAX_QUERY_LEN:
-        reference.attend(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
+        attend_chunks(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
     return out
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
+from axion.layers.norm import RMSNorm
 
 _FEW = 16384  # numbers that one thread has computed before another has begun
 _rotate = parallel(".compiled.rotary:rotate", integers=14, floats=2)
@@ -15,25 +16,26 @@ def rotate(
     x: Tensor,
     cos: Tensor,
     sin: Tensor,
+    norm: RMSNorm | None = None,
     *,
     interleaved: bool,
-    weight: Tensor | None = None,
-    eps: float = 0.0,
-    offset: float = 0.0,
-    rounds_first: bool = False,
 ) -> Tensor:
     """`axion.layers.rotary.apply_rotary`, or `apply_rotary_interleaved`, rounded as they round.
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
-        weight: of a norm of each head before; None: there is none.
-        eps, offset, rounds_first: as of `rms_norm`.
+        norm: of each head, before it is rotated.
     """
     num_tokens, num_heads, head_dim = x.shape
     assert len(cos) == len(sin) == num_tokens
     assert cos.dtype == sin.dtype == x.dtype
-    assert weight is None or len(weight) == head_dim
+    weight, is_weight_float32, rounds_first, eps, offset = 0, False, False, 0.0, 0.0
+    if norm is not None:
+        of_norm = norm.weight
+        assert len(of_norm) == head_dim
+        weight, is_weight_float32 = of_norm.data_ptr(), of_norm.dtype == torch.float32
+        rounds_first, eps, offset = norm.rounds_first, norm.eps, norm.offset
     x = x if x.stride(-1) == 1 else x.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -43,8 +45,8 @@ def rotate(
     compute(
         out.data_ptr(),
         x.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        weight is not None and weight.dtype == torch.float32,
+        weight,
+        is_weight_float32,
         cos.data_ptr(),
         sin.data_ptr(),
         num_tokens,

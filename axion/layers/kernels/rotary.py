@@ -6,16 +6,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from axion.layers.norm import RMSNorm
+
 _MAX_PAIRS = 512
 """That a program rotates."""
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+def rotate(
+    x: Tensor, cos: Tensor, sin: Tensor, norm: RMSNorm | None = None, *, interleaved: bool
+) -> Tensor:
     """`axion.layers.rotary.apply_rotary`, or `apply_rotary_interleaved`, rounded once.
 
     Args:
         x: `[num_tokens, num_heads, head_dim]`.
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
+        norm: of each head, before it is rotated.
     """
     num_tokens, num_heads, head_dim = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -29,8 +34,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
         x,
         cos,
         sin,
+        None if norm is None else norm.weight,
         *x.stride()[:2],
         num_heads,
+        0.0 if norm is None else norm.eps,
+        0.0 if norm is None else norm.offset,
+        ROUNDS_FIRST=norm is not None and norm.rounds_first,
         NUM_PAIRS=num_pairs,
         REST=rest,
         # From one number of a pair to the other, and from one pair to the next.
@@ -48,9 +57,13 @@ def _rotate(
     x,
     cos,
     sin,
+    weight,
     token_stride,
     head_stride,
     num_heads,
+    eps,
+    offset,
+    ROUNDS_FIRST: tl.constexpr,
     NUM_PAIRS: tl.constexpr,
     REST: tl.constexpr,
     PARTNER: tl.constexpr,
@@ -68,6 +81,15 @@ def _rotate(
     out += (token * num_heads + head) * (2 * NUM_PAIRS + REST)
     a = tl.load(x + i * STEP, mask=is_pair, other=0.0).to(tl.float32)
     b = tl.load(x + i * STEP + PARTNER, mask=is_pair, other=0.0).to(tl.float32)
+    j = 2 * NUM_PAIRS + i
+    is_rest = is_head & (j < 2 * NUM_PAIRS + REST)
+    rest = tl.load(x + j, mask=is_rest, other=0.0).to(tl.float32)
+    if weight is not None:
+        squares = tl.sum(a * a, 1) + tl.sum(b * b, 1) + tl.sum(rest * rest, 1)
+        scale = tl.rsqrt(squares / (2 * NUM_PAIRS + REST) + eps)[:, None]
+        a = _weighted(a * scale, weight, i * STEP, is_pair, offset, x, ROUNDS_FIRST)
+        b = _weighted(b * scale, weight, i * STEP + PARTNER, is_pair, offset, x, ROUNDS_FIRST)
+        rest = _weighted(rest * scale, weight, j, is_rest, offset, x, ROUNDS_FIRST)
     # Of the second half, whose sines are not negated.
     table = (2 * token + 1) * NUM_PAIRS + i
     c = tl.load(cos + table, mask=i < NUM_PAIRS, other=0.0).to(tl.float32)
@@ -75,6 +97,13 @@ def _rotate(
     tl.store(out + i * STEP, (a * c - b * s).to(out.dtype.element_ty), mask=is_pair)
     tl.store(out + i * STEP + PARTNER, (b * c + a * s).to(out.dtype.element_ty), mask=is_pair)
     if REST:
-        i += 2 * NUM_PAIRS
-        is_rest = is_head & (i < 2 * NUM_PAIRS + REST)
-        tl.store(out + i, tl.load(x + i, mask=is_rest, other=0.0), mask=is_rest)
+        tl.store(out + j, rest.to(out.dtype.element_ty), mask=is_rest)
+
+
+@triton.jit
+def _weighted(value, weight, i, mask, offset, x, ROUNDS_FIRST: tl.constexpr):
+    """What is normalised, times its weight, rounded as `_rms_norm` does."""
+    if ROUNDS_FIRST:
+        value = value.to(x.dtype.element_ty).to(tl.float32)
+    value *= tl.load(weight + i, mask=mask, other=0.0).to(tl.float32) + offset
+    return value.to(x.dtype.element_ty).to(tl.float32)

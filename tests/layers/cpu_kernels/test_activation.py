@@ -1,0 +1,57 @@
+"""Gated activations compute what torch does in several passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from axion.layers import cpu_kernels
+from axion.layers.activation import ACTIVATIONS, apply_gate
+
+if not cpu_kernels.work():
+    pytest.skip("kernels do not work on this machine", allow_module_level=True)
+
+ByTorch = Callable[[Callable[[], Tensor]], Tensor]
+GATED = ["silu", "gelu_pytorch_tanh"]
+EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 100.0, -100.0, 3e38, torch.inf]
+
+
+def gate_and_up(num_rows: int, size: int) -> tuple[Tensor, Tensor]:
+    """Parts of one projection."""
+    gate, up = (4 * torch.randn(num_rows, 2 * size)).bfloat16().split((size, size), dim=-1)
+    return gate, up
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize(("num_rows", "size"), [(1, 16), (3, 1040), (40, 1024)])
+def test_gates_are_applied(
+    name: str, num_rows: int, size: int, num_threads: int, by_torch: ByTorch
+) -> None:
+    activation = ACTIVATIONS[name]
+    gate, up = gate_and_up(num_rows, size)
+    for gates in (gate, gate.t().contiguous().t()):
+        result = apply_gate(activation, gates, up)
+        expected = by_torch(lambda x=gates: apply_gate(activation, x, up))
+        # torch's tanh rounds what is left near -1.
+        torch.testing.assert_close(result, expected, rtol=2**-7, atol=1e-5)
+        differ = (result != expected) & (gates > -2)
+        assert differ.float().mean() < 0.001
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_extremes_are_those_of_torch(name: str, by_torch: ByTorch) -> None:
+    activation = ACTIVATIONS[name]
+    gate = torch.tensor([[*EXTREMES, torch.nan, *range(1, 6)]]).bfloat16()
+    up = torch.ones_like(gate)
+    result = apply_gate(activation, gate, up)
+    expected = by_torch(lambda: apply_gate(activation, gate, up))
+    torch.testing.assert_close(result, expected, rtol=2**-7, atol=1e-30, equal_nan=True)
+
+
+def test_a_row_is_the_same_among_others() -> None:
+    gate, up = gate_and_up(40, 1024)
+    together = apply_gate(ACTIVATIONS["silu"], gate, up)
+    assert torch.equal(together[7:8], apply_gate(ACTIVATIONS["silu"], gate[7:8], up[7:8]))
