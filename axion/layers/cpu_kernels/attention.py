@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from axion.layers.attention import reference
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.cpu_kernels import LANES
@@ -26,7 +27,7 @@ from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
 
 MAX_QUERY_LEN = 8
-"""More new tokens of a sequence are attended to faster by `chunk_attention`."""
+"""More new tokens of a sequence are a chunk, which is attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
 _attend = parallel(".compiled.attention:attend", integers=23, floats=2)
@@ -54,7 +55,7 @@ class _Plan(NamedTuple):
 
 def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
     """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
-    sizes = (q.shape[-1], cache.values.head_dim, cache.v.shape[1])
+    sizes = (q.shape[-1], cache.v_head_dim, cache.v.shape[1])
     return (
         options.chosen is None
         and options.compressed is None
@@ -72,9 +73,10 @@ def paged_attention(
     context: ForwardContext,
     options: AttentionOptions,
 ) -> Tensor:
-    """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows. Chunks are left to
+    `chunk_attention`, or to torch where keys and values are stored in bytes."""
     num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads, v_dim, format = cache.v.shape[2], cache.values.head_dim, cache.format
+    num_kv_heads, v_dim, format = cache.v.shape[2], cache.v_head_dim, cache.format
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
         (_plan, cache.group, window, chunk, num_heads, v_dim),
@@ -114,7 +116,8 @@ def paged_attention(
         softcap or 0,
     )
     if max(context.query_lens) > MAX_QUERY_LEN:
-        attend_chunks(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
+        attend = attend_chunks if format is None else reference.attend
+        attend(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
     return out
 
 
