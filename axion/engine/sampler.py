@@ -11,6 +11,7 @@ and `Samples.read` waits for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,12 +24,19 @@ from axion.engine.sequence import Sequence
 from axion.engine.step import SampledToken
 from axion.engine.structured import TokenMask
 from axion.layers.transfer import Readback, to_device
-from axion.types import TokenLogprobs
+from axion.types import SamplingParams, TokenLogprobs
 
 # Below this, dividing by the temperature could overflow, and the result is greedy anyway.
 _MIN_TEMPERATURE = 1e-5
 UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
-_UNUSABLE = -1  # in place of a token id
+NOTHING_ALLOWED = (
+    "No token may follow: allowed_token_ids, bad_words, min_tokens and the format of the answer "
+    "leave none."
+)
+# In place of a token id.
+_UNUSABLE = -1
+_NOTHING = -2
+_ERRORS = {_UNUSABLE: UNUSABLE_LOGITS, _NOTHING: NOTHING_ALLOWED}
 _MASK64 = 2**64 - 1
 # Tokens among which those of top_p are looked for first.
 _NUM_LIKELIEST = 256
@@ -67,6 +75,8 @@ class _Batch:
     min_p: Tensor  # [r, 1]
     bias: tuple[Tensor, Tensor, Tensor] | None  # rows, token ids, values
     penalised: list[int]
+    allowed: tuple[Tensor, Tensor] | None  # rows [r], and what is forbidden there [r, vocab_size]
+    forbids: bool  # whether a row's tokens may run out
     num_logprobs: dict[int, int]  # of the rows that want them
     logprob_rows: Tensor | None  # [r] int64
 
@@ -77,21 +87,25 @@ class LogprobTensors:
     Args:
         logits: [n, vocab_size] float32.
         token_ids: [n] int64.
+        ranked: also tell how many tokens are as likely as each of them, or likelier.
     """
 
-    def __init__(self, logits: Tensor, token_ids: Tensor, num_top: int) -> None:
+    def __init__(
+        self, logits: Tensor, token_ids: Tensor, num_top: int, *, ranked: bool = False
+    ) -> None:
         logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
         # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
         values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
-        self._readback = Readback(chosen, ids, values)
+        ranks = [(logprobs >= chosen).sum(-1)] if ranked else []
+        self._readback = Readback(chosen.squeeze(-1), ids, values, *ranks)
 
     def read(self) -> list[TokenLogprobs]:
         """One entry a row."""
-        chosen, ids, values = (tensor.tolist() for tensor in self._readback.wait())
+        chosen, ids, values, *ranks = (tensor.tolist() for tensor in self._readback.wait())
         return [
-            TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)))
-            for logprob, top_ids, top_values in zip(chosen, ids, values, strict=True)
+            TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)), *rank)
+            for logprob, top_ids, top_values, *rank in zip(chosen, ids, values, *ranks, strict=True)
         ]
 
 
@@ -101,6 +115,7 @@ class Samples:
     Args:
         token_ids: [n] int64, each in the vocabulary.
         is_usable: [n] bool, whether the row's logits were numbers.
+        has_choice: [n] bool, whether a token was left to take; None: always.
         logprobs: of the rows that want them.
         num_logprobs: of each of these rows, how many alternatives.
 
@@ -112,11 +127,13 @@ class Samples:
         self,
         token_ids: Tensor,
         is_usable: Tensor,
+        has_choice: Tensor | None,
         logprobs: LogprobTensors | None,
         num_logprobs: dict[int, int],
     ) -> None:
         self.token_ids = token_ids
-        self._readback = Readback(token_ids.masked_fill(~is_usable, _UNUSABLE))
+        told = token_ids if has_choice is None else token_ids.masked_fill(~has_choice, _NOTHING)
+        self._readback = Readback(told.masked_fill(~is_usable, _UNUSABLE))
         self._logprobs = logprobs
         self._num_logprobs = num_logprobs
 
@@ -130,8 +147,8 @@ class Samples:
             if (num_top := self._num_logprobs.get(row)) is not None:
                 entry = next(found)
                 logprobs = TokenLogprobs(entry.logprob, entry.top[:num_top])
-            if token_id == _UNUSABLE:
-                tokens.append(SampledToken(0, error=UNUSABLE_LOGITS))
+            if (error := _ERRORS.get(token_id)) is not None:
+                tokens.append(SampledToken(0, error=error))
             else:
                 tokens.append(SampledToken(token_id, logprobs))
         return tokens
@@ -176,6 +193,7 @@ class Sampler:
         logits = self._transform(raw, batch, sequences, drafts)
         if mask is not None:
             logits = self._mask(logits, mask)
+        has_choice = logits.amax(-1) > -torch.inf if batch.forbids else None
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences, drafts)
@@ -184,7 +202,7 @@ class Sampler:
         if (rows := batch.logprob_rows) is not None:
             num_top = max(batch.num_logprobs.values())
             logprobs = LogprobTensors(raw[rows], token_ids[rows], num_top)
-        return Samples(token_ids, is_usable, logprobs, batch.num_logprobs)
+        return Samples(token_ids, is_usable, has_choice, logprobs, batch.num_logprobs)
 
     def _prepare(self, sequences: list[Sequence]) -> _Batch:
         if self._batch is None or sequences != self._sequences:  # compares identities
@@ -235,9 +253,20 @@ class Sampler:
                 self._column([value for _, _, value in bias]).squeeze(-1),
             ),
             penalised=[row for row, p in enumerate(params) if p.has_penalty],
+            allowed=self._allowed(params),
+            forbids=any(p.forbids_tokens for p in params),
             num_logprobs=wanted,
             logprob_rows=rows(list(wanted)),
         )
+
+    def _allowed(self, params: list[SamplingParams]) -> tuple[Tensor, Tensor] | None:
+        rows = [row for row, p in enumerate(params) if p.allowed_token_ids]
+        if not rows:
+            return None
+        forbidden = np.ones((len(rows), self.vocab_size), np.bool_)
+        for i, row in enumerate(rows):
+            forbidden[i, list(params[row].allowed_token_ids)] = False
+        return self._tensor(rows), to_device(forbidden, self.device)
 
     def _tensor(self, values: list[Any], dtype: type | None = None) -> Tensor:
         return to_device(np.array(values, dtype), self.device)
@@ -249,14 +278,20 @@ class Sampler:
     def _transform(
         self, raw: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
     ) -> Tensor:
-        short = [
+        forbidden = [
             (row, token_id)
             for row, sequence in enumerate(sequences)
             if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
             for token_id in sequence.stop_token_ids
             if token_id < self.vocab_size
         ]
-        if batch.bias is None and not batch.penalised and not short:
+        if batch.forbids:
+            forbidden += [
+                (row, token_id)
+                for row, sequence in enumerate(sequences)
+                for token_id in _ends_of_bad_words(sequence, drafts[row])
+            ]
+        if batch.bias is batch.allowed is None and not batch.penalised and not forbidden:
             return raw
         logits = raw.clone()
         if batch.bias is not None:
@@ -264,8 +299,11 @@ class Sampler:
             logits.index_put_((rows, token_ids), values, accumulate=True)
         if batch.penalised:
             self._penalise(logits, [(row, sequences[row], drafts[row]) for row in batch.penalised])
-        if short:
-            rows, token_ids = self._tensor(short).T
+        if batch.allowed is not None:
+            rows, is_forbidden = batch.allowed
+            logits[rows] = logits[rows].masked_fill(is_forbidden, -torch.inf)
+        if forbidden:
+            rows, token_ids = self._tensor(forbidden).T
             logits[rows, token_ids] = -torch.inf
         return logits
 
@@ -331,6 +369,18 @@ class Sampler:
         )
         index = torch.cat([_invert(*piece) for piece in pieces])
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)
+
+
+def _ends_of_bad_words(sequence: Sequence, draft: list[int]) -> Iterator[int]:
+    """The tokens that would complete a bad word behind a sequence's output and a draft."""
+    words = sequence.params.bad_words_token_ids
+    if not words:
+        return
+    begin = max(sequence.num_prompt_tokens, sequence.num_tokens - max(map(len, words)))
+    tail = (*sequence.token_ids[begin:], *draft)
+    for *before, last in words:
+        if len(before) <= len(tail) and tail[len(tail) - len(before) :] == tuple(before):
+            yield last
 
 
 def _invert(probs: Tensor, draws: Tensor) -> Tensor:

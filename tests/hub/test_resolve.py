@@ -292,6 +292,20 @@ async def test_download_larger_than_the_disk_does_not_begin(
     assert hub.downloads() == []
 
 
+async def test_of_the_weights_beside_an_index_those_that_it_names_are_downloaded(
+    hub: Hub, files: dict[str, bytes]
+) -> None:
+    shards = {f"part-0000{i}-of-00002.safetensors": b"s" * i for i in (1, 2)}
+    others = {"model.fp16.safetensors": b"f", "adapter.safetensors": b"a"}
+    names = {f"t{i}": name for i, name in enumerate(shards)}
+    index = {"model.safetensors.index.json": msgspec.json.encode({"weight_map": names})}
+    del files["model.safetensors"]
+    hub.repos[ID] = Repo(files | shards | others | index)
+    snapshot = await resolve(ID)
+    assert {file.name for file in snapshot.path.glob("*.safetensors")} == shards.keys()
+    assert hub.downloads().count("model.safetensors.index.json") == 1
+
+
 PICKLED = {
     "config.json": b"{}",
     "pytorch_model.bin.index.json": b'{"weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}',
