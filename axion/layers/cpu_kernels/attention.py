@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from axion.layers.attention import reference
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.cpu_kernels import LANES
@@ -26,7 +27,7 @@ from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
 
 MAX_QUERY_LEN = 8
-"""More new tokens of a sequence are attended to faster by `chunk_attention`."""
+"""More new tokens of a sequence are a chunk, which is attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
 _attend = parallel(".compiled.attention:attend", integers=23, floats=2)
@@ -36,27 +37,29 @@ class _Plan(NamedTuple):
     """What the kernel computes for a step's layers of one kind.
 
     Attributes:
+        arguments: addresses and sizes of the tensors, as the kernel takes them.
+        slots: `[num_tokens]`, where keys and values are stored.
+        block_tables: `[num_seqs, max_blocks]` int64.
         parts: `[num_parts, 7]` int64. Of each: its token's row and sequence and position, the first
             key and the one behind the last, which of the token's parts it is, and of how many.
-        num_keys: of all parts.
-        block_tables: `[num_seqs, max_blocks]` int64.
         scratch: float32, `num_heads` rows for each thread, and for each part if any token has
             several; see `compiled.attention`.
     """
 
-    parts: Tensor
-    num_keys: int
+    arguments: tuple[int, ...]
+    slots: Tensor
     block_tables: Tensor
+    parts: Tensor
     scratch: Tensor
 
 
 def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
     """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
-    sizes = (q.shape[-1], cache.v.shape[-1], cache.v.shape[1])
+    sizes = (q.shape[-1], cache.v_head_dim, cache.v.shape[1])
     return (
         options.chosen is None
         and options.compressed is None
-        and q.dtype == cache.k.dtype == cache.v.dtype
+        and q.dtype == cache.dtype
         and cache.stride == 1
         and all(size % LANES == 0 for size in sizes)
     )
@@ -70,9 +73,10 @@ def paged_attention(
     context: ForwardContext,
     options: AttentionOptions,
 ) -> Tensor:
-    """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows. Chunks are left to
+    `chunk_attention`, or to torch where keys and values are stored in bytes."""
     num_tokens, num_heads, head_dim = q.shape
-    _, block_size, num_kv_heads, v_dim = cache.v.shape
+    num_kv_heads, v_dim, format = cache.v.shape[2], cache.v_head_dim, cache.format
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
         (_plan, cache.group, window, chunk, num_heads, v_dim),
@@ -88,34 +92,32 @@ def paged_attention(
     q = _with_heads_together(q)
     stored = (0, 0, 0, 0, 0)
     if k is not None and v is not None:
+        if format is not None:
+            k, v = format.store(k), format.store(v)
         k, v = _with_heads_together(k), _with_heads_together(v)
-        stored = (num_tokens, k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+        size = k.itemsize
+        stored = (num_tokens, k.data_ptr(), size * k.stride(0), v.data_ptr(), size * v.stride(0))
     sinks, slopes = (None if x is None else x.float() for x in (sinks, slopes))
-    _attend(head_dim, v_dim, num_heads // num_kv_heads)(
+    size = cache.k.itemsize
+    _attend(head_dim, v_dim, num_heads // num_kv_heads, None if format is None else format.name)(
         out.data_ptr(),
         q.data_ptr(),
         q.stride(0),
         num_kv_heads,
         cache.k.data_ptr(),
-        cache.k.stride(1),
+        size * cache.k.stride(1),
         cache.v.data_ptr(),
-        cache.v.stride(1),
+        size * cache.v.stride(1),
         *stored,
-        context.slot_mapping[cache.group].data_ptr(),
-        plan.block_tables.data_ptr(),
-        plan.block_tables.shape[1],
-        block_size,
-        plan.parts.data_ptr(),
-        len(plan.parts),
-        plan.num_keys,
-        plan.scratch.data_ptr(),
+        *plan.arguments,
         0 if sinks is None else sinks.data_ptr(),
         0 if slopes is None else slopes.data_ptr(),
         scale / (softcap or 1),
         softcap or 0,
     )
     if max(context.query_lens) > MAX_QUERY_LEN:
-        attend_chunks(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
+        attend = attend_chunks if format is None else reference.attend
+        attend(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
     return out
 
 
@@ -160,9 +162,12 @@ def _plan(
             num_keys += position + 1 - start
             is_split |= count > 1
     num_places = torch.get_num_threads() + (len(parts) if is_split else 0)
-    return _Plan(
-        parts=torch.tensor(parts, dtype=torch.int64),
-        num_keys=num_keys,
-        block_tables=context.block_tables[kv_group].long().contiguous(),
-        scratch=torch.empty(num_places * place_size),
+    tensors = (
+        context.slot_mapping[kv_group],
+        context.block_tables[kv_group].long().contiguous(),
+        torch.tensor(parts, dtype=torch.int64),
+        torch.empty(num_places * place_size),
     )
+    slots, block_tables, of_parts, scratch = (x.data_ptr() for x in tensors)
+    tables = (block_tables, context.block_tables.shape[2], context.block_size)
+    return _Plan((slots, *tables, of_parts, len(parts), num_keys, scratch), *tensors)
