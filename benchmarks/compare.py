@@ -10,8 +10,8 @@ is started anew for every turn instead: that takes longer, needs the memory of o
 start a median too. What takes a server longer than a minute is measured in the first round only.
 
 `generate` is transformers' own function, in a process of its own, which gets all prompts of a batch
-at once: its best case. `the machine` is what `roofline.py` finds before: no token without reading
-the weights, no prompt without the products of its layers.
+at once: its best case. `the machine` is what `roofline.py` finds before: no prompt without the
+products of its layers, no token without reading the weights, nor without its own products.
 
 A ratio says how many times better Axion is than the other, with weights of the same format.
 """
@@ -285,10 +285,18 @@ def limits(config: dict[str, Any], rows: list[Row], threads: int) -> Values:
     for name, (kind, num_bytes) in FORMATS.items():
         values = found[name] = {row.title: [] for row in rows}
         for row in rows:
+            step = num_bytes * weights.read / read
             if row.figure == "decode":
-                values[row.title] = [read / (num_bytes * weights.read)]
-            elif row.figure == "ttft" and kind in rates:
-                values[row.title] = [2 * weights.layers * row.prompt_len / rates[kind]]
+                values[row.title] = [1 / step]
+            if kind not in rates:
+                continue
+            prompts = 2 * weights.layers * row.streams * row.prompt_len / rates[kind]
+            if row.figure == "ttft":
+                values[row.title] = [prompts]
+            elif row.figure == "output":
+                step = max(step, 2 * weights.read * row.streams / rates[kind])
+                num_tokens = row.streams * row.output_len
+                values[row.title] = [num_tokens / (prompts + (row.output_len - 1) * step)]
     return found
 
 

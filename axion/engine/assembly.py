@@ -29,7 +29,7 @@ from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
 from axion.layers.context import KVCache, State
 from axion.models.base import CausalLM
-from axion.quantization.layers import num_parameters
+from axion.quantization.layers import num_parameters, unknown_formats
 from axion.text.grammar import GrammarCompiler
 from axion.text.tokenizer import load_tokenizer
 from axion.types import EngineConfig, EngineInfo
@@ -77,7 +77,9 @@ def load_engine(
     plan = CachePlan(
         config, model, draft_model, device, max_model_len=max_model_len, max_chunk=max_unbooked
     )
-    caches, draft_caches, graphs = _fill_memory(config, model, plan, device, max_model_len)
+    models = [model] if draft_model is None else [model, draft_model]
+    _warn_of_waiting(models, device)
+    caches, draft_caches, graphs = _fill_memory(config, models, plan, device, max_model_len)
     computing: CausalLM | BatchInvariantModel = model
     if config.deterministic:
         computing = make_batch_invariant(
@@ -100,7 +102,7 @@ def load_engine(
     )
     proposer: Proposer | None = None
     if draft_model is not None:
-        draft_runner = new_runner(draft_model, draft_caches, [])
+        draft_runner = new_runner(draft_model, draft_caches, [], graphs=graphs.get(draft_model))
         proposer = DraftModel(draft_runner, model.config.vocab_size)
     elif config.speculative == "ngram":
         proposer = _ngram_proposer(model)
@@ -115,7 +117,7 @@ def load_engine(
     return EngineCore(
         info,
         model,
-        new_runner(computing, caches, states, graphs=graphs),
+        new_runner(computing, caches, states, graphs=graphs.get(model)),
         scheduler,
         proposer=proposer,
         grammars=GrammarCompiler(
@@ -146,30 +148,59 @@ def _can_schedule_ahead(
     return device.type == "cuda" if is_wanted is None else is_wanted
 
 
+def _warn_of_waiting(models: list[CausalLM], device: torch.device) -> None:
+    """Say where a step waits for the device, and why there are no graphs of it."""
+    if not cuda_graph.has_graphs(device):
+        return
+    for model in models:
+        if unknown := unknown_formats(model):
+            logger.warning(
+                "%s has experts in a format that Axion has no kernel for on CUDA (%s): each of "
+                "their layers waits for the GPU, and decode steps are not captured in CUDA graphs",
+                type(model).__name__,
+                ", ".join(unknown),
+            )
+
+
 def _fill_memory(
     config: EngineConfig,
-    model: CausalLM,
+    models: list[CausalLM],
     plan: CachePlan,
     device: torch.device,
     max_model_len: int,
-) -> tuple[list[KVCache], list[KVCache], CudaGraphRunner | None]:
+) -> tuple[list[KVCache], list[KVCache], dict[CausalLM, CudaGraphRunner]]:
     """Measure what is free and take it: caches of the model's layers and of the draft model's,
-    and graphs of decode steps where there are any."""
-    captures = (
+    and graphs of the decode steps of those that have any.
+
+    Args:
+        models: the model and, perhaps, the draft model.
+    """
+    may_capture = (
         config.cuda_graphs
         and not config.deterministic
         and plan.format is None  # which Triton's attention does not read
-        and cuda_graph.can_capture(model, device, max_model_len)
     )
-    new_graphs = partial(
-        CudaGraphRunner,
-        model,
-        block_size=config.block_size,
-        num_groups=len(plan.layout.groups),
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-        device=device,
-    )
+    captured = [
+        model
+        for model in models
+        if may_capture and cuda_graph.can_capture(model, device, max_model_len)
+    ]
+
+    def new_graphs(caches: tuple[list[KVCache], ...]) -> dict[CausalLM, CudaGraphRunner]:
+        return {
+            model: CudaGraphRunner(
+                model,
+                own,
+                block_size=config.block_size,
+                num_groups=len(plan.layout.groups),
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=max_model_len,
+                device=device,
+            )
+            for model, own in zip(models, caches, strict=False)
+            if model in captured
+        }
+
     num_graph_bytes = 0
     num_offload_bytes = config.kv_offload_bytes
     if num_offload_bytes:
@@ -178,9 +209,12 @@ def _fill_memory(
             logger.warning(_SAME_MEMORY)
         else:
             num_offload_bytes = 2 * STAGING_BYTES  # for blocks, and for states
-    if captures and config.kv_cache_bytes is None:
-        measured = new_graphs(plan.allocate_blocks(1)[0]).measure()
-        captures, num_graph_bytes = measured is not None, measured or 0
+    if captured and config.kv_cache_bytes is None:
+        measured = [graphs.measure() for graphs in new_graphs(plan.allocate_blocks(1)).values()]
+        if None in measured:
+            captured = []
+        else:
+            num_graph_bytes = sum(filter(None, measured))
     plan.fill(
         kv_cache.budget(
             device,
@@ -190,11 +224,13 @@ def _fill_memory(
         )
     )
     # Graphs write what belongs to no sequence to a block of their own.
-    caches, draft_caches = plan.allocate_blocks(plan.num_blocks + captures)
-    graphs = new_graphs(caches) if captures else None
-    if graphs is not None and not graphs.capture():
-        graphs = None
-    return caches, draft_caches, graphs
+    caches = plan.allocate_blocks(plan.num_blocks + bool(captured))
+    graphs = new_graphs(caches)
+    if graphs:
+        new_graph = cuda_graph.graph_pool()
+        if not all(runner.capture(new_graph) for runner in graphs.values()):
+            graphs = {}
+    return *caches, graphs
 
 
 def _host_memory(

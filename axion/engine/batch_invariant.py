@@ -27,6 +27,7 @@ from axion.layers.context import ForwardContext, KVCache
 from axion.layers.moe import ExpertLinear, Groups
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
+from axion.quantization.kernel import DenseKernel
 from axion.quantization.layers import QuantizedExpertLinear
 
 _Experts = Callable[[Tensor, Groups], Tensor]
@@ -101,6 +102,8 @@ def make_batch_invariant(
     for module in model.modules():
         if isinstance(module, ExpertLinear | QuantizedExpertLinear):
             module.forward = partial(_by_whole_tiles, module.forward)  # type: ignore[method-assign]
+        elif isinstance(module, DenseKernel):
+            module.make_batch_invariant()
     probe = _Probe(model, kv_caches, block_size)
     largest = bisect_left(_SIZES, max_num_seqs)
     if largest == len(_SIZES):

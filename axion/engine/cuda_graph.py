@@ -23,6 +23,7 @@ from torch import Tensor
 from axion.layers import kernels
 from axion.layers.context import ForwardContext, KVCache
 from axion.models.base import CausalLM
+from axion.quantization.layers import unknown_formats
 
 logger = logging.getLogger("axion.engine")
 
@@ -72,13 +73,22 @@ def can_capture(model: CausalLM, device: torch.device, max_model_len: int) -> bo
     """Whether decode steps are to be captured.
 
     Not where torch computes attention: it would treat every sequence as if it were as long as the
-    longest may become. And not where layers keep states: the host says in which slots.
+    longest may become. Not where layers keep states: the host says in which slots. And not where
+    it has to know which rows each expert has.
     """
-    return has_graphs(device) and not model.state_specs() and model.attends_to_all_of(max_model_len)
+    return (
+        has_graphs(device)
+        and not model.state_specs()
+        and model.attends_to_all_of(max_model_len)
+        and not unknown_formats(model)
+    )
 
 
 def graph_pool() -> Callable[[], Graph]:
-    """Makes graphs that share their memory."""
+    """Makes graphs that share their memory, for which only one of them may be replayed at a time.
+
+    A pool ends with the last of its graphs.
+    """
     return partial(CudaGraph, torch.cuda.graph_pool_handle())
 
 
@@ -115,7 +125,6 @@ class CudaGraphRunner:
         self.max_model_len = max_model_len
         self.device = device
         self.batch_sizes = batch_sizes(max_num_seqs)
-        self._new_graph = graph_pool()
         self._graphs: dict[int, Graph] = {}
         self._smallest = [
             next(size for size in self.batch_sizes if size >= num_seqs)
@@ -137,22 +146,25 @@ class CudaGraphRunner:
         self._context_lens = static(max_num_seqs, fill=1)
         self._hidden_states: Tensor | None = None
 
-    def capture(self) -> bool:
+    def capture(self, new_graph: Callable[[], Graph]) -> bool:
         """Capture all batch sizes; False, with a warning in the log, if that cannot be done."""
+        name = type(self.model).__name__
         start = last = time.monotonic()
         try:
             for done, size in enumerate(reversed(self.batch_sizes), 1):
                 self._compute(size)  # compiles kernels; libraries allocate what they work with
-                self._graphs[size] = self._record(size)
+                self._graphs[size] = self._record(size, new_graph)
                 if time.monotonic() - last > _PROGRESS_S:
                     last = time.monotonic()
-                    logger.info("capturing CUDA graphs: %d of %d", done, len(self.batch_sizes))
+                    logger.info(
+                        "capturing CUDA graphs of %s: %d of %d", name, done, len(self.batch_sizes)
+                    )
         except Exception as error:  # whatever a kernel, a model or the driver raises
             self._graphs.clear()
-            _warn(error)
+            _warn(name, error)
             return False
         seconds = time.monotonic() - start
-        logger.info("captured %d CUDA graphs in %.1f s", len(self._graphs), seconds)
+        logger.info("captured %d CUDA graphs of %s in %.1f s", len(self._graphs), name, seconds)
         return True
 
     def measure(self) -> int | None:
@@ -162,14 +174,15 @@ class CudaGraphRunner:
         What is captured here is of no further use.
         """
         taken = []
+        new_graph = graph_pool()
         try:
             for size in self.batch_sizes[:-3:-1]:
                 self._compute(size)
                 before = _free_bytes(self.device)
-                self._graphs[size] = self._record(size)
+                self._graphs[size] = self._record(size, new_graph)
                 taken.append(max(0, before - _free_bytes(self.device)))
         except Exception as error:  # as in `capture`
-            _warn(error)
+            _warn(type(self.model).__name__, error)
             return None
         finally:
             self._graphs.clear()
@@ -227,8 +240,8 @@ class CudaGraphRunner:
             self._hidden_states = torch.empty_like(hidden_states)
         self._hidden_states[:size].copy_(hidden_states)
 
-    def _record(self, size: int) -> Graph:
-        graph = self._new_graph()
+    def _record(self, size: int, new_graph: Callable[[], Graph]) -> Graph:
+        graph = new_graph()
         graph.capture(partial(self._compute, size))
         return graph
 
@@ -241,10 +254,11 @@ def _free_bytes(device: torch.device) -> int:
     return free
 
 
-def _warn(error: Exception) -> None:
+def _warn(name: str, error: Exception) -> None:
     logger.warning(
         "no CUDA graphs: every step is launched kernel by kernel, which is slower where few "
-        "sequences decode. The model could not be captured: %s: %s",
+        "sequences decode. %s could not be captured: %s: %s",
+        name,
         type(error).__name__,
         error,
     )

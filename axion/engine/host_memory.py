@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 import torch
@@ -24,6 +25,14 @@ STAGING_BYTES = 64 * 2**20
 # torch rounds an allocation of pinned memory up to a power of two.
 _CHUNK_BYTES = 2**28
 _GIB = 2**30
+# As wide as can be: a GPU gathers with a thread an element. None of these changes a bit of it.
+_ELEMENTS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+    16: torch.complex128,
+}
 
 
 class HostMemory:
@@ -40,18 +49,19 @@ class HostMemory:
         self._device = device
         ends = np.cumsum([0, *(part.shape[1] for part in parts)]).tolist()
         self._columns = [slice(start, end) for start, end in pairwise(ends)]
-        num_bytes = ends[-1]
+        size, dtype = ends[-1], parts[0].dtype
+        num_bytes = size * dtype.itemsize
         self._places_per_chunk = max(1, _CHUNK_BYTES // num_bytes)
         self._chunks = [
             torch.empty(
-                (min(self._places_per_chunk, pool.num_places - first), num_bytes),
-                dtype=torch.uint8,
+                (min(self._places_per_chunk, pool.num_places - first), size),
+                dtype=dtype,
                 pin_memory=device.type == "cuda",
             )
             for first in range(0, pool.num_places, self._places_per_chunk)
         ]
         num_staged = max(1, min(STAGING_BYTES // num_bytes, pool.num_places))
-        self._staging = torch.empty((num_staged, num_bytes), dtype=torch.uint8, device=device)
+        self._staging = torch.empty((num_staged, size), dtype=dtype, device=device)
 
     @torch.inference_mode()
     def move(self) -> None:
@@ -85,17 +95,19 @@ class HostMemory:
 
 
 def rows_of(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The memory of contiguous tensors of equally many rows, `[num_rows, num_bytes]` uint8 each;
-    of those that share it, once."""
+    """The memory of contiguous tensors of equally many rows, `[num_rows, num_elements]` each; of
+    those that share it, once. All as the widest elements that their rows are whole numbers of."""
     by_address = {
         tensor.untyped_storage().data_ptr(): tensor for tensor in tensors if tensor.numel()
     }
-    return [
+    rows = [
         torch.empty(0, dtype=torch.uint8, device=tensor.device)
         .set_(tensor.untyped_storage())
         .view(len(tensor), -1)
         for tensor in by_address.values()
     ]
+    width = gcd(max(_ELEMENTS), *(part.shape[1] for part in rows))
+    return [part.view(_ELEMENTS[width]) for part in rows]
 
 
 def _batches(copies: dict[int, int], size: int) -> list[list[tuple[int, int]]]:

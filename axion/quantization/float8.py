@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from axion.layers import kernels
+from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.rows import RowKernel
 
 MAX = 448.0
@@ -66,6 +68,13 @@ class Float8Kernel(RowKernel):
             codes, self.codes.T, scale_a=step, scale_b=self.scale.T, out_dtype=x.dtype
         )
         return out.view(*x.shape[:-1], self.out_features)
+
+    def low_bit(self) -> LowBitWeight | None:
+        num_rows, num_columns = self.block
+        if self.scale.shape[1] > 1 and num_columns not in kernels.LOW_BIT_GROUPS:
+            return None
+        codes, block = self.codes.view(torch.uint8), (num_rows, num_columns)
+        return LowBitWeight("e4m3", codes, self.scale, None, block)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         num_rows, num_columns = self.block

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels, onednn
+from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import RowKernel
 
@@ -79,6 +80,11 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return (self.codes[start:end].float() * self.scale[start:end, None]).to(dtype)
+
+    def low_bit(self) -> LowBitWeight | None:
+        if self.is_packed:
+            return None
+        return LowBitWeight("int8", self.codes, self.scale[:, None], None, (1, self.in_features))
 
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.packed_rows is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels
+from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import EmbeddingKernel, Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
@@ -165,14 +167,20 @@ class IntegerKernel(RowKernel):
     ) -> None:
         super().__init__(codes.shape[1] * 8 // bits, len(codes))
         self.bits = bits
-        self.codes = nn.Parameter(codes.clone(), requires_grad=False)
-        self.scales = nn.Parameter(scales.clone(), requires_grad=False)
-        self.zeros = nn.Parameter(zeros.clone(), requires_grad=False)
+        # Triton's kernels read them row by row, and formats store them by columns, too.
+        codes, scales, zeros = (
+            x.clone(memory_format=torch.contiguous_format) for x in (codes, scales, zeros)
+        )
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.zeros = nn.Parameter(zeros, requires_grad=False)
         self.register_parameter(
             "groups", None if groups is None else nn.Parameter(groups.int(), requires_grad=False)
         )
-        group_size = self.in_features // scales.shape[1]
-        self.has_product = bits == 4 and groups is None and group_size in kernels.LOW_BIT_GROUPS
+        self.group_size = self.in_features // scales.shape[1]
+        self.has_product = (
+            bits == 4 and groups is None and self.group_size in kernels.LOW_BIT_GROUPS
+        )
         table = _NIBBLES.to(codes.device) if bits == 4 else None
         self.register_buffer("table", table, persistent=False)
 
@@ -185,6 +193,13 @@ class IntegerKernel(RowKernel):
             out = int4_product(rows, self.codes, self.scales, self.zeros)
             return out.view(*x.shape[:-1], self.out_features)
         return super().forward(x)
+
+    def low_bit(self) -> LowBitWeight | None:
+        is_known = self.group_size in (*kernels.LOW_BIT_GROUPS, self.in_features)
+        if self.bits not in (4, 8) or self.groups is not None or not is_known:
+            return None
+        kind: Literal["uint4", "uint8"] = "uint4" if self.bits == 4 else "uint8"
+        return LowBitWeight(kind, self.codes, self.scales, self.zeros, (1, self.group_size))
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         codes = self._codes(self.codes[start:end])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from axion.layers import onednn
+from axion.layers import cpu_kernels, onednn
+from axion.layers.kernels.weights import LowBitWeight
 
 
 class Kernel(nn.Module, ABC):
@@ -26,6 +29,10 @@ class Kernel(nn.Module, ABC):
         """`[..., in_features]` to `[..., out_features]`."""
         return F.linear(x, self.dequantize(x.dtype))
 
+    def low_bit(self) -> LowBitWeight | None:
+        """The weight as Triton's kernels read it; None: they do not know the format."""
+        return None
+
 
 class EmbeddingKernel(Kernel):
     """One whose weight is an embedding too. To override: `embed`."""
@@ -41,6 +48,9 @@ class DenseKernel(EmbeddingKernel):
     Args:
         weight: `[out_features, in_features]`; what is kept is a copy.
         is_embedding: `embed` is called, so that it is packed only if its rows can still be read.
+
+    Attributes:
+        max_rows: of a product that the CPU's own kernel computes; oneDNN computes the others.
     """
 
     def __init__(self, weight: Tensor, *, is_embedding: bool = False) -> None:
@@ -48,17 +58,34 @@ class DenseKernel(EmbeddingKernel):
         self.dtype = weight.dtype
         packed = onednn.pack(weight) if onednn.suits(weight) else None
         self.packed_rows: Tensor | None = None
-        if packed is not None and is_embedding:
+        has_kernel = packed is not None and cpu_kernels.run_on(weight)
+        if has_kernel or (packed is not None and is_embedding):
             self.packed_rows = onednn.rows_view(packed, weight)
-            packed = None if self.packed_rows is None else packed
+            if is_embedding and self.packed_rows is None:
+                packed = None
         self.is_packed = packed is not None
         kept = weight.clone() if packed is None else packed
         self.weight = nn.Parameter(kept, requires_grad=False)
+        self.max_rows = 0
+        if has_kernel and self.packed_rows is not None:
+            from axion.layers.cpu_kernels import linear
+
+            self.max_rows = linear.max_rows(len(weight))
+            self._linear = partial(
+                linear.linear, weight=self.packed_rows.data_ptr(), out_features=len(weight)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() <= self.max_rows:
+            return self._linear(x)
         if self.is_packed:
             return onednn.linear(x, self.weight)
         return F.linear(x, self.weight)
+
+    def make_batch_invariant(self) -> None:
+        """Compute all products alike, where something can that sums in one order."""
+        if self.max_rows:
+            self.max_rows = sys.maxsize
 
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.packed_rows is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import count, groupby
 
 import torch
 from torch import Tensor, nn
 
+from axion.layers import kernels
 from axion.layers.embedding import Embedding
+from axion.layers.kernels.weights import LowBitExperts, low_bit_experts
 from axion.layers.linear import FusedLinear, Linear, PackedLinear
 from axion.layers.moe import ExpertLinear, Groups
 from axion.quantization.format import Source
@@ -123,13 +126,34 @@ class QuantizedExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """`[num_rows, in_features]` to `[num_rows, out_features]`, each row by its expert."""
+        if kernels.run_on(x) and self.low_bit is not None:
+            from axion.layers.kernels.grouped import grouped_product
+
+            parts = [grouped_product(x, weight, groups.ends) for weight in self.low_bit]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        else:
+            out = self._one_by_one(x, groups.ends.tolist())
+        return out if self.bias is None else out + self.bias[groups.experts]
+
+    @cached_property
+    def low_bit(self) -> list[LowBitExperts] | None:
+        """The weights as Triton's kernels read them where they lie, once they are loaded; None:
+        their format is not known, or differs from expert to expert."""
+        if len({len(expert.kernels) for expert in self.experts}) > 1:
+            return None
+        by_part = zip(*(expert.kernels for expert in self.experts), strict=True)
+        parts = [low_bit_experts([kernel.low_bit() for kernel in part]) for part in by_part]
+        known = [part for part in parts if part is not None]
+        return known if len(known) == len(parts) else None
+
+    def _one_by_one(self, x: Tensor, ends: list[int]) -> Tensor:
         out = x.new_empty(len(x), self.out_features)
         start = 0
-        for expert, end in zip(self.experts, groups.ends.tolist(), strict=True):
+        for expert, end in zip(self.experts, ends, strict=True):
             if end > start:
                 out[start:end] = expert(x[start:end])
             start = end
-        return out if self.bias is None else out + self.bias[groups.experts]
+        return out
 
 
 def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> QuantizedExpertLinear:
@@ -138,6 +162,19 @@ def quantized_experts(linear: ExpertLinear, kernels: Iterable[Kernel]) -> Quanti
     return QuantizedExpertLinear(
         linear, [QuantizedLinear(template, [], kernel) for kernel in kernels]
     )
+
+
+def unknown_formats(model: nn.Module) -> list[str]:
+    """The kernels of those experts that are computed one by one on CUDA, too, after the host has
+    waited for the device to learn which rows each of them has."""
+    names = {
+        type(module).__name__
+        for layer in model.modules()
+        if isinstance(layer, QuantizedExpertLinear) and layer.low_bit is None
+        for module in layer.experts.modules()
+        if isinstance(module, Kernel)
+    }
+    return sorted(names)
 
 
 def num_parameters(model: nn.Module) -> int:

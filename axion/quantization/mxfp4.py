@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
+from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import Kernel
 from axion.quantization.method import StoredQuantized
@@ -42,6 +43,9 @@ class Mxfp4Kernel(RowKernel):
         self.blocks = nn.Parameter(blocks.clone(), requires_grad=False)
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
         self.register_buffer("table", E2M1_PAIRS.to(blocks.device), persistent=False)
+
+    def low_bit(self) -> LowBitWeight | None:
+        return LowBitWeight("e2m1", self.blocks.flatten(1), self.scales, None, (1, BLOCK))
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         numbers = look_up(self.table, self.blocks[start:end])

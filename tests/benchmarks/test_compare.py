@@ -13,6 +13,8 @@ from types import ModuleType
 import psutil
 import pytest
 
+from axion.bench.limits import NumWeights
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,3 +66,24 @@ def test_each_server_is_measured_in_each_round_and_all_are_ended(
 def test_a_ratio_is_how_many_times_better_axion_is(script: ModuleType):
     assert script.ratio(script.ROWS["8"], own=20.0, other=10.0) == 2.0
     assert script.ratio(script.ROWS["prompt"], own=1.0, other=2.0) == 2.0
+
+
+def test_nothing_is_faster_than_reading_the_weights_and_their_products(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(script, "read_rate", lambda device, huge_pages: 1e9)
+    monkeypatch.setattr(script, "matrix_rates", lambda device: {"bfloat16": 4e10})
+    monkeypatch.setattr(script, "build_model", lambda config: None)
+    weights = NumWeights(layers=400_000, read=500_000, unread=0)
+    monkeypatch.setattr(script, "num_weights", lambda model: weights)
+    rows = [script.ROWS[name] for name in ("1", "prompt", "8", "32")]
+    found = script.limits({}, rows, 1)["bf16"]
+    one, prompt, eight, many = (found[row.title][0] for row in rows)
+    assert one == pytest.approx(1000)
+    assert prompt == pytest.approx(1024 * 2e-5)
+    # Reading takes 1 ms, the products of 8 rows 0.2 and of 32 rows 0.8.
+    assert eight == pytest.approx(8 * 64 / (1024 * 2e-5 + 63e-3))
+    assert many == pytest.approx(32 * 64 / (4096 * 2e-5 + 63e-3))
+    monkeypatch.setattr(script, "matrix_rates", lambda device: {"bfloat16": 1e10})
+    [many] = script.limits({}, rows, 1)["bf16"][rows[-1].title]
+    assert many == pytest.approx(32 * 64 / (4096 * 8e-5 + 63 * 32 * 1e-4))

@@ -18,6 +18,8 @@ from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.layers import kernels
 from axion.models.base import MLP
+from axion.quantization.int8 import Int8Kernel
+from axion.quantization.kernel import Kernel
 from axion.types import EngineConfig, SamplingParams
 from tests.gpu.stand_in import stand_in
 from tests.parity.checkpoints import save_tiny
@@ -72,6 +74,36 @@ def test_models(case: str, tmp_path: Path) -> None:
         compute_without_waiting(core)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_quantized_experts(
+    quantization: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_tiny("mixtral", tmp_path)
+    with stand_in() as device, caplog.at_level(logging.WARNING, logger="axion.engine"):
+        core = make_core(path, quantization=quantization)
+        assert core.runner.graphs is not None
+        compute_without_waiting(core)
+        assert device.launches["_grouped"]
+    assert not caplog.messages
+
+
+def test_experts_in_a_format_without_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Int8Kernel, "low_bit", Kernel.low_bit)
+    path = save_tiny("mixtral", tmp_path)
+    with stand_in() as device, caplog.at_level(logging.WARNING, logger="axion.engine"):
+        core = make_core(path, quantization="int8")
+        assert core.runner.graphs is None
+        core.add(AddRequest("", [1, 2], SamplingParams(max_tokens=2, ignore_eos=True)))
+        while core.has_unfinished:
+            assert not any(output.error for output in core.step())
+        assert not device.launches["_grouped"]
+    [warning] = caplog.messages
+    assert "MixtralForCausalLM has experts in a format" in warning
+    assert "Int8Kernel" in warning
+
+
 @pytest.mark.parametrize(
     ("options", "kernel"),
     [
@@ -95,6 +127,7 @@ def test_settings(options: dict[str, Any], kernel: str, tiny_model: Path) -> Non
 def test_a_draft_model(tiny_model: Path) -> None:
     with stand_in():
         core = make_core(tiny_model, draft_model_path=str(tiny_model))
+        assert core.proposer._runner.graphs is not None
         compute_without_waiting(core)
         assert core.stats.num_draft_tokens > 0
 

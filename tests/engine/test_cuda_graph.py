@@ -95,6 +95,34 @@ def test_replayed_steps_equal_eager_ones(
     assert core.stats.num_blocks_used == 0
 
 
+def test_a_draft_model_is_replayed_too(
+    graphs: None, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    eager = answers(make_core(tiny_model, cuda_graphs=False))
+    pools = []
+    monkeypatch.setattr(cuda_graph, "graph_pool", lambda: pools.append(None) or RecordedGraph)
+    with caplog.at_level(logging.INFO, logger="axion.engine"):
+        core = make_core(tiny_model, draft_model_path=str(tiny_model))
+    assert len(pools) == 1, "both models' graphs have their memory in one pool"
+    captured = [line for line in caplog.messages if line.startswith("captured ")]
+    assert [line.split(" in ")[0] for line in captured] == [
+        f"captured {len(batch_sizes(MAX_NUM_SEQS))} CUDA graphs of LlamaForCausalLM"
+    ] * 2
+    draft = core.proposer._runner
+    computed = []
+    forward = draft.model.forward
+    monkeypatch.setattr(
+        draft.model,
+        "forward",
+        lambda ids, context: computed.append(context.query_lens) or forward(ids, context),
+    )
+    check_answers(answers(core), eager)
+    assert core.stats.num_draft_tokens > 0
+    # All drafts come true, so that the last one of each step is caught up with in the next.
+    assert computed
+    assert all(max(lens) > 2 for lens in computed), "what decodes is replayed"
+
+
 def test_padding_touches_no_block_of_a_sequence(graphs: None, tiny_model: Path):
     core = make_core(tiny_model)
     runner = core.runner.graphs
@@ -199,13 +227,17 @@ def test_the_memory_of_all_graphs_is_foretold_from_the_two_largest(
     assert runner.measure() == 1_000 + 10 * (len(batch_sizes(MAX_NUM_SEQS)) - 1)
 
 
+@pytest.mark.parametrize("num_models", [1, 2])
 def test_graphs_take_their_memory_from_the_kv_cache(
-    tiny_model: Path, graphs: None, monkeypatch: pytest.MonkeyPatch
+    num_models: int, tiny_model: Path, graphs: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(kv_cache, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(CudaGraphRunner, "measure", lambda self: 2**19)
-    with_graphs = make_core(tiny_model, kv_cache_bytes=None, memory_fraction=1.0)
-    without = make_core(tiny_model, kv_cache_bytes=None, memory_fraction=1.0, cuda_graphs=False)
+    monkeypatch.setattr(CudaGraphRunner, "measure", lambda self: 2**19 // num_models)
+    options = {"kv_cache_bytes": None, "memory_fraction": 1.0}
+    if num_models == 2:
+        options["draft_model_path"] = str(tiny_model)
+    with_graphs = make_core(tiny_model, **options)
+    without = make_core(tiny_model, cuda_graphs=False, **options)
     assert with_graphs.info.num_blocks == without.info.num_blocks // 2
 
 

@@ -23,6 +23,7 @@ from axion.layers.kernels.low_bit import int4_product, int8_product
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
 from axion.layers.kernels.sinkhorn import doubly_stochastic
+from axion.layers.kernels.weights import LowBitWeight, low_bit_experts
 from tests.gpu.batches import make_batch
 
 
@@ -79,9 +80,15 @@ def compile_all(capability: int) -> None:
         torch.zeros(2, 64, 4096, dtype=torch.bfloat16),
         torch.zeros(2, dtype=torch.int32),
     )
-    for num_rows in (4, 256):
-        grouped_product(x.repeat(num_rows // 4, 1), experts, ends)
     bytes_ = torch.zeros(64, 4096, dtype=torch.uint8)
+    halves, of_groups = bytes_[:, ::2].contiguous(), bytes_[:, :128].contiguous()
+    uint4 = LowBitWeight("uint4", halves, of_groups.bfloat16(), of_groups, (1, 32))
+    e2m1 = LowBitWeight("e2m1", halves, of_groups, None, (1, 32))
+    e4m3 = LowBitWeight("e4m3", bytes_, torch.zeros(1, 32), None, (128, 128))
+    for num_rows, low_bit in ((4, uint4), (4, e2m1), (256, e4m3)):
+        rows = x.repeat(num_rows // 4, 1)
+        grouped_product(rows, experts, ends)
+        grouped_product(rows, low_bit_experts([low_bit] * 2), ends)
     int8_product(x, bytes_.view(torch.int8), torch.zeros(64))
     int4_product(x.view(2, 8192), bytes_, x.view(64, -1), bytes_[:, :256].contiguous())
 

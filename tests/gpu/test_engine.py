@@ -97,6 +97,26 @@ def test_decode_steps_are_replayed(device: torch.device) -> None:
     assert core.runner.graphs is not None, "the log says why not"
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+def test_quantized_experts_are_captured(
+    quantization: str, device: torch.device, tmp_path: Path
+) -> None:
+    path = save_tiny("mixtral", tmp_path)
+    core = make_core(path, device, quantization=quantization)
+    assert core.runner.graphs is not None, "the log says why not"
+    eager = make_core(path, device, quantization=quantization, cuda_graphs=False)
+    expected = answers(eager)
+    with no_waiting():
+        assert answers(core) == answers(eager) == expected
+
+
+def test_a_draft_model_changes_no_token(device: torch.device) -> None:
+    core = make_core(DEMO, device, draft_model_path=str(DEMO))
+    assert core.proposer._runner.graphs is not None, "the log says why not"
+    assert answers(core) == answers(make_core(DEMO, device))
+    assert core.stats.num_draft_tokens > 0
+
+
 @contextmanager
 def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")

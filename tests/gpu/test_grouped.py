@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from axion.layers import kernels as all_kernels
+from axion.layers.kernels.weights import low_bit_experts
+from axion.layers.linear import Linear
+from axion.layers.moe import ExpertLinear, Groups
+from axion.quantization.float8 import Float8Kernel
+from axion.quantization.int8 import Int8Kernel
+from axion.quantization.integers import IntegerKernel
+from axion.quantization.kernel import Kernel
+from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
+from axion.quantization.mxfp4 import Mxfp4Kernel
 
 kernels = pytest.importorskip("axion.layers.kernels.grouped")
 
@@ -32,3 +46,92 @@ def test_rows_behind_those_of_all_experts_are_nobodys(device: torch.device) -> N
     out = kernels.grouped_product(x, weight, ends)
     expected = torch.cat((x[:2] @ weight[0].T, x[2:3] @ weight[1].T))
     torch.testing.assert_close(out[:3], expected, rtol=1e-4, atol=1e-4)
+
+
+def integers(codes: Tensor, *, bits: int, num_groups: int) -> Kernel:
+    # By columns, as some formats store them.
+    scales = torch.rand(num_groups, len(codes), device=codes.device).T + 0.1
+    zeros = torch.randint(2**bits, scales.shape, dtype=torch.uint8, device=codes.device)
+    return IntegerKernel(codes, scales, zeros, None, bits)
+
+
+def e4m3(codes: Tensor, *, block: tuple[int, int]) -> Kernel:
+    shape = [-(-size // of) for size, of in zip(codes.shape, block, strict=True)]
+    scale = torch.rand(shape, device=codes.device)
+    return Float8Kernel(codes.view(torch.float8_e4m3fn), scale, block)
+
+
+def mxfp4(codes: Tensor) -> Kernel:
+    blocks = codes.unflatten(1, (-1, 16))
+    return Mxfp4Kernel(blocks, codes[:, : blocks.shape[1]].clamp(118, 136))
+
+
+FORMATS: dict[str, Callable[[Tensor], Kernel]] = {
+    "int8": lambda codes: Int8Kernel(
+        codes.view(torch.int8), torch.rand(len(codes), device=codes.device), rounds_input=False
+    ),
+    "uint8 in groups": lambda codes: integers(codes, bits=8, num_groups=5),
+    "uint4 in groups": lambda codes: integers(codes, bits=4, num_groups=5),
+    "uint4": lambda codes: integers(codes, bits=4, num_groups=1),
+    "E4M3": lambda codes: e4m3(codes, block=(1, codes.shape[1])),
+    "E4M3 in blocks": lambda codes: e4m3(codes, block=(24, 128)),
+    "MXFP4": mxfp4,
+}
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "dtype"), [(5, torch.bfloat16), (90, torch.float32)], ids=["few", "many"]
+)
+@pytest.mark.parametrize("format", FORMATS)
+def test_weights_of_a_few_bits_are_read_where_they_lie(
+    format: str, num_rows: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    ends = torch.tensor([2, 2, num_rows], device=device, dtype=torch.int32)
+    experts = [
+        FORMATS[format](torch.randint(256, (72, 160), dtype=torch.uint8, device=device))
+        for _ in ends
+    ]
+    weight = torch.stack([expert.dequantize(torch.float32) for expert in experts])
+    x = torch.randn(num_rows, weight.shape[-1], device=device).to(dtype)
+    low_bit = low_bit_experts([expert.low_bit() for expert in experts])
+    out = kernels.grouped_product(x, low_bit, ends)
+    assert out.dtype == dtype
+    expected = F.grouped_mm(x.float(), weight.transpose(1, 2), offs=ends)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    scale = expected.std()
+    torch.testing.assert_close(
+        out.float() / scale, expected / scale, rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("formats", [["MXFP4"], ["int8", "E4M3"]], ids=len)
+def test_a_layer_asks_for_all_experts_at_once(
+    formats: list[str], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an expert's projections have kernels of their own."""
+    torch.manual_seed(0)
+    experts = []
+    for _ in range(3):
+        expert = QuantizedLinear(Linear(160, 72 * len(formats)), [])
+        for format in formats:
+            codes = torch.randint(118, (72, 160), dtype=torch.uint8, device=device)
+            expert.kernels.append(FORMATS[format](codes))
+        experts.append(expert)
+    in_features = experts[0].kernels[0].in_features
+    linear = ExpertLinear(3, in_features, {"all": 72 * len(formats)}, bias=True).to(device)
+    linear.bias.normal_()
+    layer = QuantizedExpertLinear(linear, experts)
+    groups = Groups(
+        torch.tensor([0, 0, 2, 2, 2], device=device),
+        torch.tensor([2, 2, 5], device=device, dtype=torch.int32),
+    )
+    x = torch.randn(5, in_features, device=device)
+    monkeypatch.setattr(all_kernels, "run_on", lambda _: False)
+    expected = layer(x, groups)
+    monkeypatch.setattr(all_kernels, "run_on", lambda _: True)
+    monkeypatch.setattr(layer, "_one_by_one", None)
+    torch.testing.assert_close(layer(x, groups), expected, rtol=1e-4, atol=1e-4)
+    # What some experts lack, none is computed by.
+    experts[1].kernels[0].low_bit = lambda: None
+    assert QuantizedExpertLinear(linear, experts).low_bit is None

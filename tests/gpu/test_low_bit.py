@@ -55,7 +55,7 @@ def test_four_bits(
     in_features = num_groups * group_size
     kernel = integers.IntegerKernel(
         torch.randint(256, (13, in_features // 2), dtype=torch.uint8, device=device),
-        torch.rand(13, num_groups, device=device).to(dtype),
+        torch.rand(num_groups, 13, device=device).to(dtype).T,  # as GPTQ and AWQ store them
         torch.randint(16, (13, num_groups), dtype=torch.uint8, device=device),
         None,
         bits=4,

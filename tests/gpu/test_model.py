@@ -21,12 +21,15 @@ PARAMS = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=3
 PROMPTS = [[5, 6, 7], [*range(10, 28)]]
 
 
-def answers(path: Path, device: torch.device) -> list[tuple[int, list[tuple[int, float]]]]:
+def answers(
+    path: Path, device: torch.device, quantization: str
+) -> list[tuple[int, list[tuple[int, float]]]]:
     """Tokens and logarithms of probabilities, of prompts in chunks beside one that decodes."""
     config = EngineConfig(
         model_path=str(path),
         device=str(device),
         dtype="float32",
+        quantization=quantization,
         kv_cache_bytes=2**20,
         max_model_len=64,
         max_num_batched_tokens=12,
@@ -42,16 +45,23 @@ def answers(path: Path, device: torch.device) -> list[tuple[int, list[tuple[int,
     return found
 
 
-@pytest.mark.parametrize("case", ["gemma2", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize(
+    ("case", "quantization"),
+    [("gemma2", "none"), ("gpt-oss", "int4"), ("deepseek-v3", "none")],
+)
 def test_models_answer_the_same(
-    case: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    quantization: str,
+    device: torch.device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = save_tiny(case, tmp_path)
     monkeypatch.setattr(kernels, "run_on", lambda _: False)
-    expected = answers(path, device)
+    expected = answers(path, device, quantization)
     monkeypatch.setattr(kernels, "run_on", lambda _: True)
     monkeypatch.delattr(reference, "paged_attention")
-    actual = answers(path, device)
+    actual = answers(path, device, quantization)
     assert [token_id for token_id, _ in actual] == [token_id for token_id, _ in expected]
     for (_, one), (_, other) in zip(actual, expected, strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-3, atol=1e-3)

@@ -82,6 +82,18 @@ def test_an_embedding_kernel_gives_rows_and_products(
     assert kernel.is_packed == (onednn.rows_view(onednn.pack(weight), weight) is not None)
 
 
+@pytest.mark.parametrize("is_embedding", [False, True])
+def test_a_row_of_a_product_has_the_same_bits_in_any_company(is_embedding: bool) -> None:
+    kernel = DenseKernel(torch.randn(320, 256).bfloat16(), is_embedding=is_embedding)
+    if not kernel.max_rows:
+        pytest.skip("the CPU's own kernel does not multiply here")
+    x = torch.randn(600, 256).bfloat16()
+    few = kernel(x[:3])
+    assert torch.equal(kernel(x[: kernel.max_rows])[:3], few)
+    kernel.make_batch_invariant()
+    assert torch.equal(kernel(x)[:3], few)
+
+
 @pytest.mark.parametrize("case", ["llama", "llama-tied", "mixtral"])
 def test_memory_is_counted_as_it_will_be_taken(
     case: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,11 @@ logger = logging.getLogger("axion.engine")
 LANES = 16
 """Numbers of a vector, of which a kernel's sizes are multiples."""
 
+BLOCK = 64
+"""Columns that lie beside each other in a packed weight."""
+MAX_ROWS = 192
+"""Rows that `linear` multiplies at once; more are multiplied as fast by oneDNN."""
+
 
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute in the number format of `x`, where `x` is."""

@@ -7,45 +7,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from axion.layers.kernels.low_bit import low_bit_tile
+from axion.layers.kernels.weights import LowBitExperts
+
 # Rows, outputs and bytes of inputs that a program multiplies at once: where each expert has few
 # rows the time is that of reading weights, elsewhere that of tensor cores.
 _FEW, _MANY = (16, 64, 256), (64, 128, 128)
+# So many tiles of weights are under way at once. Few rows wait for the memory's latency, and those
+# of a few bits are small.
+_STAGES, _LOW_BIT_STAGES = 3, 5
 
 
-def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def grouped_product(x: Tensor, weight: Tensor | LowBitExperts, ends: Tensor) -> Tensor:
     """`x @ weight[expert].T` for the rows of each expert, summed in float32.
 
     Args:
         x: `[num_rows, in_features]`, sorted by expert.
-        weight: `[num_experts, out_features, in_features]`.
+        weight: `[num_experts, out_features, in_features]`. Of a few bits it is read as it is
+            stored, and rounded to the number format of `x` as it is multiplied by.
         ends: `[num_experts]` int32, where each expert's rows end.
 
     Returns:
         `[num_rows, out_features]`.
     """
     num_rows, in_features = x.shape
-    num_experts, out_features, _ = weight.shape
-    rows, outputs, num_bytes = _FEW if num_rows <= _MANY[0] * num_experts // 2 else _MANY
+    num_experts = len(ends)
+    has_few = num_rows <= _MANY[0] * num_experts // 2
+    rows, outputs, num_bytes = _FEW if has_few else _MANY
     x = x if x.stride(-1) == 1 else x.contiguous()
-    weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+    if isinstance(weight, LowBitExperts):
+        kind, codes, scales, zeros, block = weight.first
+        block = block[0], triton.next_power_of_2(block[1])
+        offsets, strides, out_features = weight.offsets, (0, 0), len(codes)
+    else:
+        codes = weight if weight.stride(-1) == 1 else weight.contiguous()
+        kind, scales, zeros, block, offsets = "plain", None, None, (1, 1), None
+        strides, out_features = codes.stride()[:2], codes.shape[1]
     out = x.new_empty(num_rows, out_features)
     # As many tiles as there can be: the last of each expert may be partly empty.
     num_tiles = min(num_rows, num_rows // rows + num_experts)
     _grouped[(num_tiles, triton.cdiv(out_features, outputs))](
         out,
         x,
-        weight,
+        codes,
+        scales,
+        zeros,
+        offsets,
         ends,
         num_experts,
         in_features,
         out_features,
         x.stride(0),
-        *weight.stride()[:2],
+        *strides,
+        KIND=kind,
+        BLOCK_OUTPUTS=block[0],
+        BLOCK_INPUTS=block[1],
         EXPERTS=triton.next_power_of_2(num_experts),
         ROWS=rows,
         OUTPUTS=outputs,
         INPUTS=num_bytes // x.element_size(),
-        num_stages=3,
+        num_stages=_LOW_BIT_STAGES if has_few and kind != "plain" else _STAGES,
     )
     return out
 
@@ -55,6 +76,9 @@ def _grouped(
     out,
     x,
     weight,
+    scales,
+    zeros,
+    offsets,
     ends,
     num_experts,
     in_features,
@@ -62,6 +86,9 @@ def _grouped(
     x_stride,
     expert_stride,
     output_stride,
+    KIND: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
     EXPERTS: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -85,12 +112,35 @@ def _grouped(
     is_output = n < out_features
     k = tl.arange(0, INPUTS)
     x += row.to(tl.int64)[:, None] * x_stride + k[None, :]
-    weight += expert.to(tl.int64) * expert_stride + n[None, :] * output_stride + k[:, None]
+    if KIND == "plain":
+        weight += expert.to(tl.int64) * expert_stride + n[None, :] * output_stride + k[:, None]
+    else:
+        # Rows of codes are read in vectors, wherever an expert's begin.
+        weight += tl.multiple_of(tl.load(offsets + expert), 16)
+        scales += tl.load(offsets + num_experts + expert)
+        if zeros is not None:
+            zeros += tl.load(offsets + 2 * num_experts + expert)
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     for start in range(0, in_features, INPUTS):
         is_input = start + k < in_features
         left = tl.load(x + start, mask=is_row[:, None] & is_input[None, :], other=0.0)
-        right = tl.load(weight + start, mask=is_input[:, None] & is_output[None, :], other=0.0)
+        if KIND == "plain":
+            right = tl.load(weight + start, mask=is_input[:, None] & is_output[None, :], other=0.0)
+        else:
+            right = low_bit_tile(
+                weight,
+                scales,
+                zeros,
+                n,
+                start,
+                in_features,
+                out_features,
+                KIND,
+                BLOCK_OUTPUTS,
+                BLOCK_INPUTS,
+                INPUTS,
+            )
+            right = tl.trans(right.to(left.dtype))
         total = tl.dot(left, right, total, input_precision="ieee")
     tl.store(
         out + row.to(tl.int64)[:, None] * out_features + n[None, :],

@@ -2,7 +2,7 @@
 
 The time is that of reading the weight, so it is read as it is stored, and widened in registers.
 Programs multiply by some outputs each; several rows read a weight one after another, from the
-second on in the L2 cache.
+second on in the L2 cache. `low_bit_tile` is what other products read such weights by.
 """
 
 from __future__ import annotations
@@ -127,3 +127,59 @@ def _int4(
     tl.store(
         out + row * out_features + n, tl.sum(total, 1).to(out.dtype.element_ty), mask=is_output
     )
+
+
+@triton.jit
+def low_bit_tile(
+    codes,
+    scales,
+    zeros,
+    n,
+    start,
+    in_features,
+    out_features,
+    KIND: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    """Some of a `LowBitWeight`, float32: the outputs `n` and `INPUTS` inputs from `start` on,
+    `[outputs, INPUTS]`. What is beyond the last input is not zero, but a number."""
+    FOUR_BITS: tl.constexpr = KIND == "uint4" or KIND == "e2m1"
+    PACKED: tl.constexpr = 2 if FOUR_BITS else 1
+    is_output = n < out_features
+    byte = start // PACKED + tl.arange(0, INPUTS // PACKED)
+    row_size = in_features // PACKED
+    place = n.to(tl.int64)[:, None] * row_size + byte[None, :]
+    code = tl.load(codes + place, mask=is_output[:, None] & (byte < row_size)[None, :], other=0)
+    if FOUR_BITS:
+        code = tl.interleave(code & 15, code >> 4)
+    if KIND == "e4m3":
+        number = _small_float(code, 8, 3)
+    elif KIND == "e2m1":
+        number = _small_float(code, 4, 1)
+    else:
+        number = code.to(tl.float32)
+    GROUPS: tl.constexpr = INPUTS // BLOCK_INPUTS if INPUTS > BLOCK_INPUTS else 1
+    group = start // BLOCK_INPUTS + tl.arange(0, GROUPS)
+    num_groups = tl.cdiv(in_features, BLOCK_INPUTS)
+    place = (n // BLOCK_OUTPUTS).to(tl.int64)[:, None] * num_groups + group[None, :]
+    is_group = is_output[:, None] & (group < num_groups)[None, :]
+    scale = tl.load(scales + place, mask=is_group, other=0)
+    if scale.dtype == tl.uint8:
+        scale = (scale.to(tl.int32) << 23).to(tl.float32, bitcast=True)
+    number = tl.reshape(number, [n.shape[0], GROUPS, INPUTS // GROUPS])
+    if zeros is not None:
+        number -= tl.load(zeros + place, mask=is_group, other=0).to(tl.float32)[:, :, None]
+    return tl.reshape(number * scale.to(tl.float32)[:, :, None], [n.shape[0], INPUTS])
+
+
+@triton.jit
+def _small_float(code, BITS: tl.constexpr, MANTISSA: tl.constexpr):
+    """What codes of a sign, an exponent and a mantissa are. Those of float16 have the same parts,
+    and what is too small for its exponent is exact there too; only the exponent begins elsewhere.
+    """
+    bits = code.to(tl.int32)
+    magnitude = (bits & (1 << (BITS - 1)) - 1) << (10 - MANTISSA)
+    half = (magnitude | (bits >> (BITS - 1)) << 15).to(tl.int16).to(tl.float16, bitcast=True)
+    return half.to(tl.float32) * 2.0 ** (16 - 2 ** (BITS - MANTISSA - 2))

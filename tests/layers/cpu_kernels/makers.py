@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
+
+from numba import types
+from numba.extending import intrinsic
 
 from axion.layers.cpu_kernels.compiled import simd
+from axion.layers.cpu_kernels.compiled.simd import F32, I32
 from axion.layers.cpu_kernels.compiled.threads import barrier, num_threads, share, thread
 
 
@@ -33,5 +38,27 @@ def count_threads() -> Callable[[Any], None]:
 def wrong() -> Callable[[Any], None]:
     def compute(arguments: Any) -> None:
         arguments.nothing_like_this()
+
+    return compute
+
+
+def multiply_pairs(portably: int) -> Callable[[Any], None]:
+    """Of 16 pairs of bfloat16 with 16 others; `portably`: as on a processor that has no instruction
+    for it."""
+
+    @intrinsic
+    def dot(typing_context: Any, a: types.Integer, b: types.Integer) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a, b = (simd.load(builder, x, x.type(0), I32.of_llvm, 4) for x in values)
+            zeros = F32.of_llvm(None)
+            has = (lambda *_: False) if portably else simd.has
+            with patch.object(simd, "has", has):
+                return simd.dot_bf16(context, builder, zeros, a, b)
+
+        return F32(types.int64, types.int64), generate
+
+    def compute(arguments: Any) -> None:
+        a, b, out = arguments[0]
+        simd.store_f32(out, 0, dot(a, b))
 
     return compute

@@ -70,6 +70,13 @@ def store(builder: Any, value: Any, address: Any, index: Any, size: int) -> None
     builder.store(value, _at(builder, address, index, value.type, size)).align = size
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Fetch the line of the cache that is at the address, if there is one; it need not exist."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    to_read, near, data = (ir.Constant(_INT, value) for value in (0, 3, 1))
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, to_read, near, data])
+
+
 def broadcast(builder: Any, address: Any, vector: ir.VectorType) -> Any:
     """The 32 bits at the address, in all lanes."""
     number = builder.load(builder.inttoptr(address, vector.element.as_pointer()))
@@ -187,6 +194,17 @@ def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
 def round_bf16(builder: Any, vector: Any) -> Any:
     """To the nearest numbers that bfloat16 has, ties to even."""
     return builder.fpext(builder.fptrunc(vector, BF16), F32.of_llvm)
+
+
+@_operation(types.void, types.int64, types.int64, F32, types.int64)
+def store_first_bf16(builder: Any, address: Any, index: Any, vector: Any, count: Any) -> Any:
+    """As `store_bf16`, of so many lanes, or all where there are no more."""
+    rounded = builder.fptrunc(vector, BF16)
+    lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
+    mask = builder.icmp_signed("<", lanes, _spread(builder, count, lanes.type))
+    pointer = _at(builder, address, index, BF16, 2)
+    align = ir.Constant(_INT, 2)
+    call(builder, "llvm.masked.store.v16bf16.p0", ir.VoidType(), [rounded, pointer, align, mask])
 
 
 @_operation(F32, types.int64, types.int64)
