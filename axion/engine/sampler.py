@@ -22,6 +22,7 @@ from torch import Tensor
 from axion.engine.sequence import Sequence
 from axion.engine.step import SampledToken
 from axion.engine.structured import TokenMask
+from axion.layers import kernels
 from axion.layers.transfer import Readback, to_device
 from axion.types import TokenLogprobs
 
@@ -58,6 +59,7 @@ class _Batch:
     temperature: Tensor  # [n, 1] float32; 1 where greedy
     is_greedy: Tensor  # [n] bool
     all_greedy: bool
+    takes_largest: bool  # of the model's own logits, and nothing else is asked
     top_k_rows: Tensor | None  # [r] int64
     max_top_k: int
     top_k_index: Tensor  # [r, 1] int64: of the last value that is kept, best first
@@ -171,9 +173,14 @@ class Sampler:
         """
         batch = self._prepare(sequences)
         drafts = drafts or [[] for _ in sequences]
+        short = self._too_short(sequences, drafts)
+        is_plain = batch.takes_largest and mask is None and not short
+        if is_plain and (kernel := kernels.of("argmax", logits)):
+            largest, token_ids = kernel.argmax(logits)
+            return Samples(token_ids, torch.isfinite(largest), None, {})
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
-        logits = self._transform(raw, batch, sequences, drafts)
+        logits = self._transform(raw, batch, sequences, drafts, short)
         if mask is not None:
             logits = self._mask(logits, mask)
         token_ids = logits.argmax(-1)
@@ -218,6 +225,7 @@ class Sampler:
             ),
             is_greedy=self._tensor(is_greedy),
             all_greedy=not sampled,
+            takes_largest=not (sampled or bias or wanted or any(p.has_penalty for p in params)),
             top_k_rows=rows(top_k),
             max_top_k=max((params[row].top_k for row in top_k), default=0),
             top_k_index=self._tensor([params[row].top_k - 1 for row in top_k], np.int64).unsqueeze(
@@ -247,15 +255,13 @@ class Sampler:
         return self._tensor(values, np.float32).unsqueeze(-1)
 
     def _transform(
-        self, raw: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
+        self,
+        raw: Tensor,
+        batch: _Batch,
+        sequences: list[Sequence],
+        drafts: list[list[int]],
+        short: list[tuple[int, int]],
     ) -> Tensor:
-        short = [
-            (row, token_id)
-            for row, sequence in enumerate(sequences)
-            if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
-            for token_id in sequence.stop_token_ids
-            if token_id < self.vocab_size
-        ]
         if batch.bias is None and not batch.penalised and not short:
             return raw
         logits = raw.clone()
@@ -268,6 +274,18 @@ class Sampler:
             rows, token_ids = self._tensor(short).T
             logits[rows, token_ids] = -torch.inf
         return logits
+
+    def _too_short(
+        self, sequences: list[Sequence], drafts: list[list[int]]
+    ) -> list[tuple[int, int]]:
+        """Rows that must not end yet, and the tokens that would end them."""
+        return [
+            (row, token_id)
+            for row, sequence in enumerate(sequences)
+            if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
+            for token_id in sequence.stop_token_ids
+            if token_id < self.vocab_size
+        ]
 
     def _mask(self, logits: Tensor, mask: TokenMask) -> Tensor:
         octets = to_device(mask.bits, self.device)
