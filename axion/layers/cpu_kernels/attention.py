@@ -36,17 +36,19 @@ class _Plan(NamedTuple):
     """What the kernel computes for a step's layers of one kind.
 
     Attributes:
+        arguments: addresses and sizes of the tensors, as the kernel takes them.
+        slots: `[num_tokens]`, where keys and values are stored.
+        block_tables: `[num_seqs, max_blocks]` int64.
         parts: `[num_parts, 7]` int64. Of each: its token's row and sequence and position, the first
             key and the one behind the last, which of the token's parts it is, and of how many.
-        num_keys: of all parts.
-        block_tables: `[num_seqs, max_blocks]` int64.
         scratch: float32, `num_heads` rows for each thread, and for each part if any token has
             several; see `compiled.attention`.
     """
 
-    parts: Tensor
-    num_keys: int
+    arguments: tuple[int, ...]
+    slots: Tensor
     block_tables: Tensor
+    parts: Tensor
     scratch: Tensor
 
 
@@ -72,7 +74,7 @@ def paged_attention(
 ) -> Tensor:
     """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
     num_tokens, num_heads, head_dim = q.shape
-    _, block_size, num_kv_heads, v_dim = cache.v.shape
+    num_kv_heads, v_dim = cache.v.shape[2:]
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
         (_plan, cache.group, window, chunk, num_heads, v_dim),
@@ -101,14 +103,7 @@ def paged_attention(
         cache.v.data_ptr(),
         cache.v.stride(1),
         *stored,
-        context.slot_mapping[cache.group].data_ptr(),
-        plan.block_tables.data_ptr(),
-        plan.block_tables.shape[1],
-        block_size,
-        plan.parts.data_ptr(),
-        len(plan.parts),
-        plan.num_keys,
-        plan.scratch.data_ptr(),
+        *plan.arguments,
         0 if sinks is None else sinks.data_ptr(),
         0 if slopes is None else slopes.data_ptr(),
         scale / (softcap or 1),
@@ -160,9 +155,12 @@ def _plan(
             num_keys += position + 1 - start
             is_split |= count > 1
     num_places = torch.get_num_threads() + (len(parts) if is_split else 0)
-    return _Plan(
-        parts=torch.tensor(parts, dtype=torch.int64),
-        num_keys=num_keys,
-        block_tables=context.block_tables[kv_group].long().contiguous(),
-        scratch=torch.empty(num_places * place_size),
+    tensors = (
+        context.slot_mapping[kv_group],
+        context.block_tables[kv_group].long().contiguous(),
+        torch.tensor(parts, dtype=torch.int64),
+        torch.empty(num_places * place_size),
     )
+    slots, block_tables, of_parts, scratch = (x.data_ptr() for x in tensors)
+    tables = (block_tables, context.block_tables.shape[2], context.block_size)
+    return _Plan((slots, *tables, of_parts, len(parts), num_keys, scratch), *tensors)
