@@ -97,16 +97,6 @@ def call(builder: Any, name: str, result: ir.Type, values: list[Any], **options:
     return builder.call(function, values, **options)
 
 
-def prefetch(builder: Any, address: Any) -> Any:
-    """Have the line of memory at this address come."""
-    line = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    options = [ir.Constant(_INT, option) for option in (0, 2, 1)]  # read, to keep, data
-    of_type = ir.FunctionType(ir.VoidType(), [line.type] + [_INT] * 3)
-    name = "llvm.prefetch.p0"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, of_type, name)
-    builder.call(function, [line, *options])
-
-
 def has(context: Any, feature: str) -> bool:
     """Whether code is compiled for a processor with one of LLVM's features."""
     return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
