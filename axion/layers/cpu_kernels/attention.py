@@ -25,7 +25,7 @@ from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
 
-MAX_QUERY_LEN = 8
+MAX_QUERY_LEN = 6
 """More new tokens of a sequence are attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
