@@ -37,8 +37,6 @@ from axion.quantization.stored import FLOATS, StoredTensor
 logger = logging.getLogger("axion.engine")
 
 _MAX_NAME_LENGTH = 1024
-# Of free memory, what weights may take in a layout that is larger than it must be.
-_PLENTY = 0.5
 # Of all weights, what may stay plain without a warning.
 _NOTABLE = 0.1
 
@@ -90,10 +88,6 @@ def load_model(
             logger.warning("lm_head is stored and differs from the embedding: they are not tied")
             model_config.tie_word_embeddings = False
     computed = resolve_dtype(dtype, config, device)
-    if (compact := method.compact()) is not None:
-        model = _build(model_class, model_config)
-        if not _has_plenty(model, stored, method, device, computed):
-            method = compact
     model = _build(model_class, model_config)
     _load(model, stored, method, device, computed, on_progress)
     return model
@@ -229,30 +223,6 @@ def _load(
     _check_memory(_peak(model, sizes, method, device, dtype), device, dtype, method)
     _fill(model, stored, sizes, method, device, dtype, on_progress)
     model.eval()
-
-
-def _has_plenty(
-    model: CausalLM,
-    stored: dict[str, StoredTensor],
-    method: QuantizationMethod,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> bool:
-    """Whether there is memory for layouts that are larger than they must be.
-
-    Args:
-        model: on the meta device; it is changed.
-    """
-    _, sizes = _prepare(model, stored, method, dtype, model.ignored_tensors)
-    need, free = sum(sizes.values()), free_memory(device)
-    if device.type == "cpu" and need <= _PLENTY * free:
-        return True
-    logger.info(
-        "Weights stay as they are stored: laid out as a processor multiplies them fastest they "
-        "would take %.2f GiB of %.2f that are free on %s",
-        *(need / 2**30, max(free, 0) / 2**30, device),
-    )
-    return False
 
 
 def _prepare(

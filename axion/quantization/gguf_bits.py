@@ -3,9 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from axion.layers.cpu_kernels.layouts import Layout
+
+
+class Parts(NamedTuple):
+    """Blocks as integers of a few bits, and what makes weights of them, by the type's `Layout`:
+    `(code - bias) * scale * unit * factor + offset * offset_factor`.
+
+    Attributes:
+        codes: `[n, size]`, uint8.
+        scale, offset: `[n, 1]`, float32 that 16 bits hold; or as many as there are groups.
+        factors, offset_factors: `[n, num_groups]`, int8; None where there are no others.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor | None = None
+    factors: Tensor | None = None
+    offset_factors: Tensor | None = None
+
+    def weights(self, layout: Layout, out: Tensor) -> None:
+        """
+        Args:
+            out: `[n, size]`, float32, to write to.
+        """
+        scale, offset = self.scale * layout.unit, self.offset
+        if self.factors is not None:
+            scale = scale * self.factors
+        if offset is not None and self.offset_factors is not None:
+            offset = offset * self.offset_factors
+        groups = out.copy_(self.codes).view(*scale.shape, -1)
+        if layout.bias:
+            groups.sub_(layout.bias)
+        groups.mul_(scale[..., None])
+        if offset is not None:
+            groups.add_(offset[..., None])
+
+
+def of_numbers(numbers: Tensor) -> Tensor:
+    """Codes of int8."""
+    return numbers.view(torch.uint8) ^ 0x80
 
 
 def half(blocks: Tensor, at: int) -> Tensor:

@@ -12,9 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from axion.quantization.gguf_bits import bits, half, words
+from axion.quantization.gguf_bits import Parts, bits, half, of_numbers, shifted, words
 
-_DELTA = 0.125
 _SIGN_BITS = (0, 7, 14, 21)
 _BYTE = range(8)
 
@@ -55,17 +54,26 @@ def _signs(masks: Tensor, num_bits: int = 8) -> Tensor:
     return _look_up(_sign_table(num_bits, masks.device), masks)
 
 
-def _scale(numbers: Tensor, scale: Tensor, out: Tensor, delta: Tensor | None = None) -> None:
+def _parts(numbers: Tensor, scale: Tensor, factors: Tensor) -> Parts:
     """
     Args:
-        numbers: int8.
-        scale, delta: `[n, m]` each, of neighbouring numbers; what these are multiplied by, and what
-            is added to them before.
+        numbers: `[n, ...]`, int8.
+        factors: `[n, num_groups]`, integers of a few bits, of which the factors are the odd
+            numbers.
     """
-    out.copy_(numbers.view(out.shape))
-    if delta is not None:
-        out.view(*delta.shape, -1).add_(delta[..., None])
-    out.view(*scale.shape, -1).mul_(scale[..., None])
+    codes = of_numbers(numbers.flatten(1))
+    return Parts(codes, scale, factors=(2 * factors + 1).to(torch.int8))
+
+
+def _eighths(numbers: Tensor, is_less: Tensor) -> Tensor:
+    """Numbers and an eighth more or less, in eighths.
+
+    Args:
+        numbers: `[n, m, ...]`, int8.
+        is_less: `[n, m']`, 0 or 1, of neighbouring numbers.
+    """
+    deltas = (1 - 2 * is_less).to(torch.int8)
+    return (8 * numbers.view(*deltas.shape, -1) + deltas[..., None]).flatten(1)
 
 
 def _nibbles_in_turn(packed: Tensor) -> Tensor:
@@ -73,83 +81,77 @@ def _nibbles_in_turn(packed: Tensor) -> Tensor:
     return bits(packed, (0, 4), 0x0F).flatten(-2)
 
 
-def _iq2_xxs(blocks: Tensor, out: Tensor) -> None:
+def _iq2_xxs(blocks: Tensor) -> Parts:
     pairs = blocks[:, 2:].contiguous().view(torch.int32).view(-1, 8, 2)
     indices, rest = pairs[..., 0].contiguous().view(torch.uint8).view(-1, 8, 4), pairs[..., 1]
-    scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.25
     numbers = _numbers("IQ2_XXS", indices).mul_(_signs(bits(rest, _SIGN_BITS, 127), 7))
-    _scale(numbers, scale, out)
+    return _parts(numbers, half(blocks, 0), rest >> 28 & 15)
 
 
-def _iq2_xs(blocks: Tensor, out: Tensor) -> None:
+def _iq2_xs(blocks: Tensor) -> Parts:
     codes = words(blocks[:, 2:66])
-    scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 66:]).float()) * 0.25
     numbers = _numbers("IQ2_XS", codes & 511).mul_(_signs(codes >> 9, 7))
-    _scale(numbers, scale, out)
+    return _parts(numbers, half(blocks, 0), _nibbles_in_turn(blocks[:, 66:]))
 
 
-def _iq2_s(blocks: Tensor, out: Tensor) -> None:
+def _iq2_s(blocks: Tensor) -> Parts:
     indices = blocks[:, 2:34].int() | bits(blocks[:, 66:74], (0, 2, 4, 6), 3).flatten(1) << 8
-    scale = half(blocks, 0) * (0.5 + _nibbles_in_turn(blocks[:, 74:]).float()) * 0.25
     numbers = _numbers("IQ2_S", indices).mul_(_signs(blocks[:, 34:66]))
-    _scale(numbers, scale, out)
+    return _parts(numbers, half(blocks, 0), _nibbles_in_turn(blocks[:, 74:]))
 
 
-def _iq3_xxs(blocks: Tensor, out: Tensor) -> None:
+def _iq3_xxs(blocks: Tensor) -> Parts:
     rest = blocks[:, 66:].contiguous().view(torch.int32)
-    scale = half(blocks, 0) * (0.5 + (rest >> 28 & 15).float()) * 0.5
     signs = _signs(bits(rest, _SIGN_BITS, 127), 7)
     numbers = _numbers("IQ3_XXS", blocks[:, 2:66]).view(signs.shape).mul_(signs)
-    _scale(numbers, scale, out)
+    return _parts(numbers, half(blocks, 0), rest >> 28 & 15)
 
 
-def _iq3_s(blocks: Tensor, out: Tensor) -> None:
+def _iq3_s(blocks: Tensor) -> Parts:
     indices = blocks[:, 2:66].int() | bits(blocks[:, 66:74], _BYTE, 1).flatten(1) << 8
-    scale = half(blocks, 0) * (1 + 2 * _nibbles_in_turn(blocks[:, 106:]).float())
     signs = _signs(blocks[:, 74:106])
     numbers = _numbers("IQ3_S", indices).view(signs.shape).mul_(signs)
-    _scale(numbers, scale, out)
+    return _parts(numbers, half(blocks, 0), _nibbles_in_turn(blocks[:, 106:]))
 
 
-def _iq1_s(blocks: Tensor, out: Tensor) -> None:
+def _iq1_s(blocks: Tensor) -> Parts:
     rest = words(blocks[:, 34:])
     indices = blocks[:, 2:34].int() | bits(rest, (0, 3, 6, 9), 7).flatten(1) << 8
-    scale = half(blocks, 0) * (2 * (rest >> 12 & 7) + 1).float()
-    delta = _DELTA * (1 - 2 * (rest >> 15).float())
-    _scale(_numbers("IQ1_S", indices), scale, out, delta)
+    numbers = _eighths(_numbers("IQ1_S", indices), rest >> 15)
+    return _parts(numbers, half(blocks, 0), rest >> 12 & 7)
 
 
-def _iq1_m(blocks: Tensor, out: Tensor) -> None:
+def _iq1_m(blocks: Tensor) -> Parts:
     rest, scales = _nibbles_in_turn(blocks[:, 32:48]), words(blocks[:, 48:])
     # The last four bits of four words are a float16.
-    parts = scales >> 12 << torch.arange(0, 16, 4, dtype=torch.int32, device=blocks.device)
-    whole = parts.sum(1, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
-    scale = whole[:, None] * (2 * bits(scales, (0, 3, 6, 9), 7).flatten(1) + 1).float()
-    delta = _DELTA * (1 - 2 * (rest >> 3 & 1).float())
+    pieces = scales >> 12 << torch.arange(0, 16, 4, dtype=torch.int32, device=blocks.device)
+    scale = pieces.sum(1, dtype=torch.int32).to(torch.int16).view(torch.float16).float()
     numbers = _numbers("IQ1_M", blocks[:, :32].int() | (rest & 7) << 8)
-    _scale(numbers, scale, out, delta)
+    factors = bits(scales, (0, 3, 6, 9), 7).flatten(1)
+    return _parts(_eighths(numbers, rest >> 3 & 1), scale[:, None], factors)
 
 
-def _tq1_0(blocks: Tensor, out: Tensor) -> None:
-    parts = [
+def _tq1_0(blocks: Tensor) -> Parts:
+    codes = [
         _digits(blocks[:, start:end], count)
         for start, end, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4))
     ]
-    out.copy_(torch.cat(parts, dim=1)).sub_(1).mul_(half(blocks, 52))
+    return Parts(torch.cat(codes, dim=1), half(blocks, 52))
 
 
 def _digits(packed: Tensor, count: int) -> Tensor:
     """`[n, m]` to `[n, count * m]`: all first digits of numbers to the base 3, then all second."""
     powers = torch.tensor([3**place for place in range(count)], device=packed.device)
-    return ((packed[:, None].int() * powers[:, None] & 0xFF) * 3 >> 8).flatten(1)
+    digits = (packed[:, None].int() * powers[:, None] & 0xFF) * 3 >> 8
+    return digits.flatten(1).to(torch.uint8)
 
 
-def _tq2_0(blocks: Tensor, out: Tensor) -> None:
-    numbers = bits(blocks[:, :64].view(-1, 2, 32), (0, 2, 4, 6), 3).transpose(-1, -2)
-    out.copy_(numbers.flatten(1)).sub_(1).mul_(half(blocks, 64))
+def _tq2_0(blocks: Tensor) -> Parts:
+    codes = shifted(blocks[:, :64].unflatten(1, (2, 32)), (0, 2, 4, 6), 3)
+    return Parts(codes.flatten(1), half(blocks, 64))
 
 
-FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
+FUNCTIONS: dict[str, Callable[[Tensor], Parts]] = {
     "IQ2_XXS": _iq2_xxs,
     "IQ2_XS": _iq2_xs,
     "IQ2_S": _iq2_s,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from axion.layers import kernels
 from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.format import WeightFormat
-from axion.quantization.kernel import EmbeddingKernel, Kernel
+from axion.quantization.kernel import Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
 from axion.quantization.stored import StoredTensor
 
@@ -215,7 +214,7 @@ class IntegerKernel(RowKernel):
         return unpack(packed, self.bits).float()
 
 
-class AtenInt4Kernel(RowKernel, EmbeddingKernel):
+class AtenInt4Kernel(RowKernel):
     """ATen's product with weights of four bits, in bfloat16 on the CPU.
 
     Scales and zeros become bfloat16, as the weights would.
@@ -240,7 +239,8 @@ class AtenInt4Kernel(RowKernel, EmbeddingKernel):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
-        if self.is_better_dequantized(x, _ATEN_MAX_ROWS):
+        is_many = x.numel() > _ATEN_MAX_ROWS * self.in_features
+        if is_many and reads_packed_rows(self.out_features):
             return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, self.in_features).contiguous(),
@@ -249,10 +249,6 @@ class AtenInt4Kernel(RowKernel, EmbeddingKernel):
             self.scales_and_zeros,
         )
         return out.view(*x.shape[:-1], self.out_features)
-
-    def is_better_dequantized(self, x: Tensor, max_rows: int) -> bool:
-        """Whether these are more inputs than `max_rows`, and the layout can be read."""
-        return x.numel() > max_rows * x.shape[-1] and reads_packed_rows(self.out_features)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         """Rows of the weight, whose columns are in the order of its groups, as a transposed view:
@@ -268,90 +264,14 @@ class AtenInt4Kernel(RowKernel, EmbeddingKernel):
         torch.addcmul(zeros, groups, scales, out=groups)
         return columns.T.to(dtype)
 
-    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        scales, zeros = self.scales_and_zeros[:, input_ids].float().transpose(0, 1).unbind(-1)
-        groups = self.codes(input_ids).view(len(input_ids), -1, self.group_size).float().sub_(8)
-        return groups.mul_(scales[..., None]).add_(zeros[..., None]).flatten(1).to(dtype)
-
     def blocks(self) -> Tensor:
         """`packed` as `[out_features / 64, in_features, 32]`."""
         assert _knows_layout(), "`reads_packed_rows` says so before"
         return self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
 
-    def codes(self, rows: Tensor) -> Tensor:
-        """Of rows `[n]`, `[n, in_features]`."""
-        half, row = (rows % ATEN_BLOCK)[:, None] // (ATEN_BLOCK // 2), rows % (ATEN_BLOCK // 2)
-        return self.blocks()[rows // ATEN_BLOCK, :, row] >> 4 * half.byte() & 15
-
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         # The layout is ATen's own; a product with ones and zeros is exact.
         return self(torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)).T.to(dtype)
-
-
-class AtenInt8Kernel(RowKernel, EmbeddingKernel):
-    """Integers of eight bits in groups, by ATen's product with weights of four: `16 * high + low`.
-
-    The two halves of a row lie behind each other, so that they are added in float32.
-
-    Args:
-        packed: `[out_features, in_features]`, as ATen has codes of two times as many columns.
-        scales_and_zeros: `[2 * num_groups, out_features, 2]`.
-    """
-
-    def __init__(self, packed: Tensor, scales_and_zeros: Tensor) -> None:
-        super().__init__(packed.shape[1], len(packed), row_multiple=ATEN_BLOCK)
-        self.halves = AtenInt4Kernel(packed, scales_and_zeros)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.halves.is_better_dequantized(x, _ATEN_MAX_ROWS // 2):
-            return super().forward(x)
-        return self.halves(torch.cat([x, x], dim=-1))
-
-    def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Rows of the weight, as a transposed view, like those of `AtenInt4Kernel`."""
-        blocks = self.halves.blocks()[start // ATEN_BLOCK : end // ATEN_BLOCK].transpose(0, 1)
-        high, low = blocks.chunk(2)
-        codes = blocks.new_empty(*high.shape[:2], 2, ATEN_BLOCK // 2)
-        torch.bitwise_or(high << 4, low & 15, out=codes[:, :, 0])
-        torch.bitwise_or(high & 0xF0, low >> 4, out=codes[:, :, 1])
-        pairs = self.halves.scales_and_zeros
-        scales = pairs[len(pairs) // 2 :, start:end, 0].contiguous()
-        columns = _signed(codes).to(pairs.dtype)
-        columns.view(len(scales), -1, end - start).mul_(scales[:, None])
-        return columns.view(self.in_features, -1).T.to(dtype)
-
-    def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        high, low = self.halves.codes(input_ids).chunk(2, dim=1)
-        pairs = self.halves.scales_and_zeros
-        scales = pairs[len(pairs) // 2 :, input_ids, 0].float().T
-        groups = _signed(high << 4 | low).view(*scales.shape, -1).float()
-        return groups.mul_(scales[..., None]).flatten(1).to(dtype)
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        high, low = self.halves.dequantize(torch.float32).chunk(2, dim=-1)
-        return (high + low).to(dtype)
-
-
-def _signed(codes: Tensor) -> Tensor:
-    """Codes that begin at 0, for what begins at -128, as int8."""
-    return (codes ^ 0x80).view(torch.int8)
-
-
-def aten_int8_kernel(pieces: Iterable[tuple[Tensor, Tensor]]) -> AtenInt8Kernel:
-    """For a weight `code * scale`.
-
-    Args:
-        pieces: of `piece_rows` each: codes `[rows, in_features]`, int8, and scales
-            `[rows, num_groups]`.
-    """
-    packed, pairs = [], []
-    for codes, scales in pieces:
-        halves = torch.cat([(codes >> 4) + 8, codes & 15], dim=1)
-        packed.append(aten_pack(halves.view(torch.uint8)))
-        both = torch.cat([16 * scales, scales], dim=1)
-        zeros = torch.cat([torch.zeros_like(scales), 8 * scales], dim=1)
-        pairs.append(torch.stack([both, zeros], dim=-1).bfloat16())
-    return AtenInt8Kernel(torch.cat(packed), torch.cat(pairs).transpose(0, 1).contiguous())
 
 
 def reads_packed_rows(out_features: int) -> bool:

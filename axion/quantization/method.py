@@ -75,10 +75,6 @@ class QuantizationMethod:
                 if is_tied:
                     model.lm_head = TiedHead(head, embedding)
 
-    def compact(self) -> QuantizationMethod | None:
-        """The same with less memory and more time, where there is a choice."""
-        return None
-
     def embedding_format(self, tensor: StoredTensor, is_head: bool) -> WeightFormat | None:
         """How an embedding is stored; None: it stays what it is.
 

@@ -53,21 +53,21 @@ _PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 _INT = ir.IntType(32)
 
 
-def _at(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
+def pointer_to(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
     offset = builder.mul(index, ir.Constant(index.type, size))
     return builder.inttoptr(builder.add(address, offset), vector.as_pointer())
 
 
 def load(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
     """The vector whose first element, of `size` bytes, has this index."""
-    loaded = builder.load(_at(builder, address, index, vector, size))
+    loaded = builder.load(pointer_to(builder, address, index, vector, size))
     loaded.align = size
     return loaded
 
 
 def store(builder: Any, value: Any, address: Any, index: Any, size: int) -> None:
     """Where its first element, of `size` bytes, has this index."""
-    builder.store(value, _at(builder, address, index, value.type, size)).align = size
+    builder.store(value, pointer_to(builder, address, index, value.type, size)).align = size
 
 
 def prefetch(builder: Any, address: Any) -> None:
@@ -124,7 +124,7 @@ def _high(builder: Any, pairs: Any) -> Any:
     return builder.bitcast(builder.and_(pairs, mask), F32.of_llvm)
 
 
-def _operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[..., Any]], Any]:
+def operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[..., Any]], Any]:
     """An operation of kernels on these types, of the function that builds it from LLVM's values."""
 
     def decorate(build: Callable[..., Any]) -> Any:
@@ -141,36 +141,36 @@ def _operation(result: types.Type, *operands: types.Type) -> Callable[[Callable[
     return decorate
 
 
-@_operation(F32, types.int64, types.int64)
+@operation(F32, types.int64, types.int64)
 def load_bf16(builder: Any, address: Any, index: Any) -> Any:
     return builder.fpext(load(builder, address, index, BF16, 2), F32.of_llvm)
 
 
-@_operation(types.void, types.int64, types.int64, F32)
+@operation(types.void, types.int64, types.int64, F32)
 def store_bf16(builder: Any, address: Any, index: Any, vector: Any) -> Any:
     """Rounded to the nearest, ties to even."""
     store(builder, builder.fptrunc(vector, BF16), address, index, 2)
 
 
-@_operation(I32, types.int64, types.int64)
+@operation(I32, types.int64, types.int64)
 def load_pairs(builder: Any, address: Any, index: Any) -> Any:
     """`2 * LANES` of bfloat16, two in a lane."""
     return load(builder, address, index, I32.of_llvm, 2)
 
 
-@_operation(F32, I32)
+@operation(F32, I32)
 def first(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
     return _low(builder, pairs)
 
 
-@_operation(F32, I32)
+@operation(F32, I32)
 def second(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
     return _high(builder, pairs)
 
 
-@_operation(types.void, types.int64, types.int64, F32, F32)
+@operation(types.void, types.int64, types.int64, F32, F32)
 def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
     """The lanes of both by turns, rounded as `store_bf16` does."""
     bits = ir.VectorType(ir.IntType(16), LANES)
@@ -180,56 +180,56 @@ def store_pairs(builder: Any, address: Any, index: Any, a: Any, b: Any) -> None:
     store(builder, pairs, address, index, 2)
 
 
-@_operation(F32, F32)
+@operation(F32, F32)
 def round_bf16(builder: Any, vector: Any) -> Any:
     """To the nearest numbers that bfloat16 has, ties to even."""
     return builder.fpext(builder.fptrunc(vector, BF16), F32.of_llvm)
 
 
-@_operation(types.void, types.int64, types.int64, F32, types.int64)
+@operation(types.void, types.int64, types.int64, F32, types.int64)
 def store_first_bf16(builder: Any, address: Any, index: Any, vector: Any, count: Any) -> Any:
     """As `store_bf16`, of so many lanes, or all where there are no more."""
     rounded = builder.fptrunc(vector, BF16)
     lanes = ir.Constant(ir.VectorType(count.type, LANES), list(range(LANES)))
     mask = builder.icmp_signed("<", lanes, _spread(builder, count, lanes.type))
-    pointer = _at(builder, address, index, BF16, 2)
+    pointer = pointer_to(builder, address, index, BF16, 2)
     align = ir.Constant(_INT, 2)
     call(builder, "llvm.masked.store.v16bf16.p0", ir.VoidType(), [rounded, pointer, align, mask])
 
 
-@_operation(F32, types.int64, types.int64)
+@operation(F32, types.int64, types.int64)
 def load_f32(builder: Any, address: Any, index: Any) -> Any:
     return load(builder, address, index, F32.of_llvm, 4)
 
 
-@_operation(types.void, types.int64, types.int64, F32)
+@operation(types.void, types.int64, types.int64, F32)
 def store_f32(builder: Any, address: Any, index: Any, vector: Any) -> Any:
     store(builder, vector, address, index, 4)
 
 
-@_operation(F32, types.float32)
+@operation(F32, types.float32)
 def spread(builder: Any, number: Any) -> Any:
     """The number in all lanes."""
     return _spread(builder, number, F32.of_llvm)
 
 
-@_operation(F32, F32, F32, F32)
+@operation(F32, F32, F32, F32)
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """`a * b + c`, rounded once."""
     return call(builder, "llvm.fma.v16f32", F32.of_llvm, [a, b, c])
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def minimum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
-@_operation(F32, F32, F32)
+@operation(F32, F32, F32)
 def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
     """`vector * 2**exponent`, where the exponents are whole and from -126 to 127."""
     # Where this number's last bit is worth 1, adding it leaves a whole number in the last bits.
@@ -239,13 +239,13 @@ def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
     return builder.fmul(vector, builder.bitcast(bits, F32.of_llvm))
 
 
-@_operation(F32, F32)
+@operation(F32, F32)
 def nearest(builder: Any, vector: Any) -> Any:
     """The nearest whole numbers."""
     return call(builder, "llvm.rint.v16f32", F32.of_llvm, [vector])
 
 
-@_operation(types.float32, F32)
+@operation(types.float32, F32)
 def total(builder: Any, vector: Any) -> Any:
     """The sum of the lanes."""
     zero = ir.Constant(ir.FloatType(), 0.0)
@@ -253,57 +253,57 @@ def total(builder: Any, vector: Any) -> Any:
     return call(builder, name, ir.FloatType(), [zero, vector], fastmath=("reassoc",))
 
 
-@_operation(types.float32, F32)
+@operation(types.float32, F32)
 def largest(builder: Any, vector: Any) -> Any:
     """The largest lane."""
     name = "llvm.vector.reduce.fmax.v16f32"
     return call(builder, name, ir.FloatType(), [vector])
 
 
-@_operation(F32)
+@operation(F32)
 def lanes(builder: Any) -> Any:
     """The number of each lane."""
     return ir.Constant(F32.of_llvm, [float(lane) for lane in range(LANES)])
 
 
-@_operation(F32, F32, F32, F32, F32)
+@operation(F32, F32, F32, F32, F32)
 def where_less(builder: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     """`then` in lanes where `a` is less than `b`."""
     return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
 
 
-@_operation(types.int64, types.int64, types.int64)
+@operation(types.int64, types.int64, types.int64)
 def load_int(builder: Any, address: Any, index: Any) -> Any:
     """A number of 64 bits."""
-    return builder.load(_at(builder, address, index, ir.IntType(64), 8))
+    return builder.load(pointer_to(builder, address, index, ir.IntType(64), 8))
 
 
-@_operation(types.float32, types.int64, types.int64)
+@operation(types.float32, types.int64, types.int64)
 def load_float(builder: Any, address: Any, index: Any) -> Any:
     """A number of 32 bits."""
-    return builder.load(_at(builder, address, index, ir.FloatType(), 4))
+    return builder.load(pointer_to(builder, address, index, ir.FloatType(), 4))
 
 
-@_operation(types.void, types.int64, types.int64, types.int64)
+@operation(types.void, types.int64, types.int64, types.int64)
 def store_int(builder: Any, address: Any, index: Any, number: Any) -> Any:
     """A number of 64 bits."""
-    builder.store(number, _at(builder, address, index, ir.IntType(64), 8))
+    builder.store(number, pointer_to(builder, address, index, ir.IntType(64), 8))
 
 
-@_operation(types.void, types.int64, types.int64, types.float32)
+@operation(types.void, types.int64, types.int64, types.float32)
 def store_float(builder: Any, address: Any, index: Any, number: Any) -> Any:
     """A number of 32 bits."""
-    builder.store(number, _at(builder, address, index, ir.FloatType(), 4))
+    builder.store(number, pointer_to(builder, address, index, ir.FloatType(), 4))
 
 
-@_operation(types.int64, types.int64)
+@operation(types.int64, types.int64)
 def next_int(builder: Any, address: Any) -> Any:
     """The number of 64 bits that is there. The next thread that asks gets the number after it."""
     place = builder.inttoptr(address, ir.IntType(64).as_pointer())
     return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
 
-@_operation(types.void, types.int64, types.int64, types.int64)
+@operation(types.void, types.int64, types.int64, types.int64)
 def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     """What is at one address to another that does not overlap with it."""
     byte = ir.IntType(8).as_pointer()
@@ -313,7 +313,7 @@ def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
 
 
 def _binary(name: str) -> Any:
-    return _operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
+    return operation(F32, F32, F32)(lambda builder, a, b: getattr(builder, name)(a, b))
 
 
 _OPERATORS = {
