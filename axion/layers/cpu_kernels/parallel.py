@@ -49,9 +49,8 @@ class ParallelKernel:
 
     def _load(self) -> Callable[[bytes], None]:
         """Raises what `object_files.get` does, and what a linker does."""
-        _openmp()
         # Kept, because it owns the code.
-        self._engine = _link(object_files.get(self._wanted))
+        self._engine = link(object_files.get(self._wanted))
         address = self._engine.get_function_address(ENTRY)
         self._function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
         return self._function
@@ -83,7 +82,9 @@ def _openmp() -> Any:
     return library
 
 
-def _link(code: bytes) -> Any:
+def link(code: bytes) -> Any:
+    """LLVM's owner of the code of an object file, which knows the address of `ENTRY`."""
+    _openmp()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -62,3 +62,11 @@ def multiply_pairs(portably: int) -> Callable[[Any], None]:
         simd.store_f32(out, 0, dot(a, b))
 
     return compute
+
+
+def round_to_bfloat16() -> Callable[[Any], None]:
+    def compute(arguments: Any) -> None:
+        x, out = arguments[0]
+        simd.store_bf16(out, 0, simd.load_f32(x, 0))
+
+    return compute
