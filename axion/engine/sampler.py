@@ -176,8 +176,7 @@ class Sampler:
         short = self._too_short(sequences, drafts)
         is_plain = batch.takes_largest and mask is None and not short
         if is_plain and (kernel := kernels.of("argmax", logits)):
-            largest, token_ids = kernel.argmax(logits)
-            return Samples(token_ids, torch.isfinite(largest), None, {})
+            return Samples(*kernel.argmax(logits), None, {})
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
         logits = self._transform(raw, batch, sequences, drafts, short)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
-from axion.layers.cpu_kernels.rows import heads
 
 _FEW = 8192  # numbers that one thread has computed before another has begun
-_gated = parallel(".compiled.activation:gated", integers=11)
+_gated = parallel(".compiled.activation:gated", integers=7)
 
 
 def gated(name: str, gate: Tensor, up: Tensor) -> Tensor:
@@ -20,22 +19,24 @@ def gated(name: str, gate: Tensor, up: Tensor) -> Tensor:
         gate, up: `[..., size]`, whose rows may be parts of longer ones.
     """
     shape = gate.shape
+    size = shape[-1]
     assert up.shape == shape
     assert up.dtype == gate.dtype
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    gate, num_tokens, num_heads, *gate_strides = heads(gate)
-    up, _, _, *up_strides = heads(up)
-    kernel = _gated()
-    compute = kernel if gate.numel() > _FEW else kernel.alone
+    if len(shape) != 2:
+        gate, up = gate.reshape(-1, size), up.reshape(-1, size)
+    strides = gate.stride()
+    if strides[1] != 1 or up.stride() != strides:
+        gate, up, strides = gate.contiguous(), up.contiguous(), (size, 1)
+    num_rows, kernel = len(gate), _gated()
+    compute = kernel if num_rows * size > _FEW else kernel.alone
     compute(
         out.data_ptr(),
         gate.data_ptr(),
         up.data_ptr(),
-        *gate_strides,
-        *up_strides,
-        num_tokens,
-        num_heads,
-        shape[-1],
+        strides[0],
+        num_rows,
+        size,
         name == "gelu_tanh",
     )
     return out

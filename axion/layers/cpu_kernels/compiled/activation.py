@@ -24,27 +24,13 @@ def gated() -> Callable[[Any], None]:
     """For `gated`."""
 
     def compute(arguments: Any) -> None:
-        (
-            out,
-            gate,
-            up,
-            gate_token_stride,
-            gate_head_stride,
-            up_token_stride,
-            up_head_stride,
-            num_tokens,
-            num_heads,
-            size,
-            is_gelu,
-        ) = arguments[0]
+        out, gate, up, stride, num_rows, size, is_gelu = arguments[0]
         one = spread(float32(1.0))
         num_blocks = (size + _BLOCK - 1) // _BLOCK
-        start, end = share(num_tokens * num_heads * num_blocks)
+        start, end = share(num_rows * num_blocks)
         for i in range(start, end):
             row, first = i // num_blocks, i % num_blocks * _BLOCK
-            token, head = row // num_heads, row % num_heads
-            gate_row = gate + 2 * (token * gate_token_stride + head * gate_head_stride)
-            up_row = up + 2 * (token * up_token_stride + head * up_head_stride)
+            gate_row, up_row = gate + 2 * row * stride, up + 2 * row * stride
             out_row = out + 2 * row * size
             for column in range(first, min(first + _BLOCK, size), LANES):
                 x = load_bf16(gate_row, column)
