@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,12 @@ class KVFormat(Protocol):
 
     Args:
         dtype: of the numbers that come back.
+
+    Attributes:
+        name: what `KV_CACHE_DTYPE` calls it.
     """
 
+    name: ClassVar[str]
     dtype: torch.dtype
 
     def __init__(self, dtype: torch.dtype) -> None: ...
@@ -36,6 +40,8 @@ class KVFormat(Protocol):
 class Fp8Format:
     """E4M3, a byte a number, without a scale (arXiv:2209.05433); beyond ±448 they are cut."""
 
+    name = "fp8"
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
@@ -53,6 +59,7 @@ class Fp8Format:
 class Int8Format:
     """A byte a number, with a scale in bfloat16 before those of a head: its largest is 127."""
 
+    name = "int8"
     _NUM_SCALE_BYTES = 2
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -157,4 +164,4 @@ class KVEntries(NamedTuple):
         return first[..., None] + torch.arange(self.num_pieces, device=slots.device)
 
 
-KV_FORMATS: dict[str, type[KVFormat]] = {"fp8": Fp8Format, "int8": Int8Format}
+KV_FORMATS: dict[str, type[KVFormat]] = {x.name: x for x in (Fp8Format, Int8Format)}

@@ -54,11 +54,11 @@ class _Plan(NamedTuple):
 
 def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
     """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
-    sizes = (q.shape[-1], cache.v.shape[-1], cache.v.shape[1])
+    sizes = (q.shape[-1], cache.values.head_dim, cache.v.shape[1])
     return (
         options.chosen is None
         and options.compressed is None
-        and q.dtype == cache.k.dtype == cache.v.dtype
+        and q.dtype == cache.dtype
         and cache.stride == 1
         and all(size % LANES == 0 for size in sizes)
     )
@@ -74,7 +74,7 @@ def paged_attention(
 ) -> Tensor:
     """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
     num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads, v_dim = cache.v.shape[2:]
+    num_kv_heads, v_dim, format = cache.v.shape[2], cache.values.head_dim, cache.format
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
         (_plan, cache.group, window, chunk, num_heads, v_dim),
@@ -90,18 +90,22 @@ def paged_attention(
     q = _with_heads_together(q)
     stored = (0, 0, 0, 0, 0)
     if k is not None and v is not None:
+        if format is not None:
+            k, v = format.store(k), format.store(v)
         k, v = _with_heads_together(k), _with_heads_together(v)
-        stored = (num_tokens, k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
+        size = k.itemsize
+        stored = (num_tokens, k.data_ptr(), size * k.stride(0), v.data_ptr(), size * v.stride(0))
     sinks, slopes = (None if x is None else x.float() for x in (sinks, slopes))
-    _attend(head_dim, v_dim, num_heads // num_kv_heads)(
+    size = cache.k.itemsize
+    _attend(head_dim, v_dim, num_heads // num_kv_heads, None if format is None else format.name)(
         out.data_ptr(),
         q.data_ptr(),
         q.stride(0),
         num_kv_heads,
         cache.k.data_ptr(),
-        cache.k.stride(1),
+        size * cache.k.stride(1),
         cache.v.data_ptr(),
-        cache.v.stride(1),
+        size * cache.v.stride(1),
         *stored,
         *plan.arguments,
         0 if sinks is None else sinks.data_ptr(),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import float32, njit, types
 from numba.extending import intrinsic
 
 from axion.layers.cpu_kernels.compiled import simd
-from axion.layers.cpu_kernels.compiled.simd import BF16, F32, I32, LANES
+from axion.layers.cpu_kernels.compiled.simd import F32, I32, LANES
 from axion.layers.cpu_kernels.compiled.threads import barrier, num_threads, share, thread
 
 # Vectors of values that are read at once, and sums that are kept in registers meanwhile.
@@ -20,8 +20,9 @@ _LINE = 64  # bytes that memory is read by
 _PART_BYTES = 7 * 8
 
 
-def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
-    """For `paged_attention`, with `group` heads of queries to each of keys.
+def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callable[[Any], None]:
+    """For `paged_attention`, with `group` heads of queries to each of keys, and a name of
+    `axion.layers.kv_format.KV_FORMATS`, or None.
 
     A head has a row of scratch memory: the sum of weighted values, `[v_dim]` float32, and behind it
     vectors of `LANES`: sums of weights (to be added up), the highest score so far, what the sums
@@ -34,9 +35,14 @@ def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
     num_tiles = num_vectors // tile_vectors
     tile_heads = min(group, _MAX_SUMS // tile_vectors)
     rest_heads = group % tile_heads
+    of_keys, of_values = _Entries(format, head_dim), _Entries(format, v_dim)
+    k_bytes, v_bytes = of_keys.num_bytes, of_values.num_bytes
     # Lines of the next keys, and of values, that are asked for in one pass over the present ones.
-    key_lines = -(-2 * head_dim // _LINE // group)
-    value_lines = -(-2 * v_dim // _LINE // (num_tiles * -(-group // tile_heads)))
+    key_lines = -(-k_bytes // _LINE // group)
+    value_lines = -(-v_bytes // _LINE // (num_tiles * -(-group // tile_heads)))
+    scores_of = _scores(of_keys, key_lines)
+    add_values = _add_values(of_values, tile_heads, tile_vectors, value_lines)
+    add_rest = _add_values(of_values, rest_heads, tile_vectors, value_lines)
 
     @njit(error_model="numpy")
     def weigh(row: int, scores: Any, first: int, last: int) -> None:
@@ -109,11 +115,11 @@ def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
             start, end = share(num_stored)
             for token in range(start, end):
                 slot = simd.load_int(slots, token)
-                key = k_cache + 2 * slot * k_slot_stride
-                simd.copy(key, k + 2 * token * k_stride, 2 * num_kv_heads * head_dim)
+                key = k_cache + slot * k_slot_stride
+                simd.copy(key, k + token * k_stride, num_kv_heads * k_bytes)
                 if v_cache != k_cache:  # else values are in the keys
-                    value = v_cache + 2 * slot * v_slot_stride
-                    simd.copy(value, v + 2 * token * v_stride, 2 * num_kv_heads * v_dim)
+                    value = v_cache + slot * v_slot_stride
+                    simd.copy(value, v + token * v_stride, num_kv_heads * v_bytes)
             barrier()
         num_heads = num_kv_heads * group
         place_bytes = num_heads * row_bytes
@@ -153,13 +159,11 @@ def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
                     next_slot = _slot(block_table, next_token, block_size)
                 first_key, last_key = max(start - token, 0), min(end - token, LANES)
                 for kv_head in range(first_head, last_head):
-                    keys = k_cache + 2 * (slot * k_slot_stride + kv_head * head_dim)
-                    next_keys = keys + 2 * (next_slot - slot) * k_slot_stride
+                    keys = k_cache + slot * k_slot_stride + kv_head * k_bytes
+                    next_keys = keys + (next_slot - slot) * k_slot_stride
                     for head in range(kv_head * group, (kv_head + 1) * group):
                         query = q + 2 * (token_row * q_stride + head * head_dim)
-                        scores = _scores(
-                            head_dim, key_lines, query, keys, next_keys, 2 * k_slot_stride
-                        )
+                        scores = scores_of(query, keys, next_keys, k_slot_stride)
                         next_keys += _LINE * key_lines
                         scores = scores * simd.spread(float32(scale))
                         if softcap > 0:
@@ -169,41 +173,18 @@ def attend(head_dim: int, v_dim: int, group: int) -> Callable[[Any], None]:
                             distances = simd.spread(float32(token - position)) + simd.lanes()
                             scores = simd.fma(slope, distances, scores)
                         weigh(place + head * row_bytes, scores, first_key, last_key)
-                    values = v_cache + 2 * (slot * v_slot_stride + kv_head * v_dim)
-                    next_values = values + 2 * (next_slot - slot) * v_slot_stride
+                    values = v_cache + slot * v_slot_stride + kv_head * v_bytes
+                    next_values = values + (next_slot - slot) * v_slot_stride
+                    stride = v_slot_stride
                     for tile in range(num_tiles):
-                        column = tile * tile_vectors * LANES
                         row = place + kv_head * group * row_bytes
+                        at = tile * tile_vectors * LANES
                         for _ in range(group // tile_heads):
-                            _add_values(
-                                v_dim,
-                                tile_heads,
-                                tile_vectors,
-                                value_lines,
-                                row,
-                                column,
-                                values,
-                                next_values,
-                                2 * v_slot_stride,
-                                first_key,
-                                last_key,
-                            )
+                            add_values(row, at, values, next_values, stride, first_key, last_key)
                             row += tile_heads * row_bytes
                             next_values += _LINE * value_lines
                         if rest_heads > 0:
-                            _add_values(
-                                v_dim,
-                                rest_heads,
-                                tile_vectors,
-                                value_lines,
-                                row,
-                                column,
-                                values,
-                                next_values,
-                                2 * v_slot_stride,
-                                first_key,
-                                last_key,
-                            )
+                            add_rest(row, at, values, next_values, stride, first_key, last_key)
                             next_values += _LINE * value_lines
             if count == 1:
                 for head in range(first_head * group, last_head * group):
@@ -237,55 +218,87 @@ def _slot(block_table: int, token: int, block_size: int) -> int:
     return block * block_size + token % block_size
 
 
-@intrinsic(prefer_literal=True)
-def _scores(
-    typing_context: Any,
-    head_dim: types.IntegerLiteral,
-    num_lines: types.IntegerLiteral,
-    query: types.Integer,
-    keys: types.Integer,
-    next_keys: types.Integer,
-    stride: types.Integer,
-) -> Any:
-    """Products of a query with `LANES` keys, `stride` bytes apart, a lane for each.
+class _Entries(NamedTuple):
+    """Keys or values of a head as they are stored, each with what is before its numbers.
 
-    Meanwhile `num_lines` lines of each of as many other keys are asked for.
+    Attributes:
+        format: a name of `axion.layers.kv_format.KV_FORMATS`; None: bfloat16.
+        size: how many numbers.
     """
-    num_pairs, rest = divmod(head_dim.literal_value, 2 * LANES)
+
+    format: str | None
+    size: int
+
+    @property
+    def header(self) -> int:
+        """Bytes before the numbers: of int8 their scale, in bfloat16."""
+        return 2 if self.format == "int8" else 0
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number."""
+        return 2 if self.format is None else 1
+
+    @property
+    def num_bytes(self) -> int:
+        return self.header + self.element * self.size
+
+    def numbers(self, builder: Any, address: Any, index: int) -> Any:
+        """Those in the vector of this index, to be multiplied by the scale."""
+        offset = ir.Constant(address.type, self.header + self.element * LANES * index)
+        address = builder.add(address, offset)
+        if self.format is None:
+            return simd.from_bf16(builder, address)
+        return (simd.from_int8 if self.format == "int8" else simd.from_fp8)(builder, address)
+
+    def scaled(self, builder: Any, vector: Any, address: Any) -> Any:
+        """The vector times the scale of the entry at this address."""
+        if self.header == 0:
+            return vector
+        return builder.fmul(vector, simd.broadcast_bf16(builder, address))
+
+
+def _scores(keys: _Entries, num_lines: int) -> Any:
+    """`(query, keys, next_keys, stride)` to a query's products with `LANES` keys, `stride` bytes
+    apart, a lane for each. Meanwhile `num_lines` lines of each of as many other keys are asked for.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        query, keys, next_keys, stride = values[2:]
+        query, first_key, next_keys, stride = values
 
         def number(value: int) -> Any:
             return ir.Constant(query.type, value)
 
-        def pairs(address: Any) -> list[Any]:
-            """A head's numbers, two in a lane."""
-            vectors = [
-                simd.load(builder, address, number(LANES * i), I32.of_llvm, 4)
-                for i in range(num_pairs)
+        if keys.format is None:
+            of_query = simd.load_pairs_of(builder, query, keys.size)
+        else:
+            of_query = [
+                simd.from_bf16(builder, builder.add(query, number(2 * LANES * i)))
+                for i in range(keys.size // LANES)
             ]
-            if rest:
-                half = ir.VectorType(I32.of_llvm.element, LANES // 2)
-                numbers = simd.load(builder, address, number(LANES * num_pairs), half, 4)
-                lanes = ir.Constant(I32.of_llvm, list(range(LANES)))
-                vectors.append(builder.shuffle_vector(numbers, ir.Constant(half, None), lanes))
-            return vectors
 
-        of_query = pairs(query)
+        def product(address: Any) -> Any:
+            """With one key, to be added up."""
+            total = ir.Constant(F32.of_llvm, None)
+            if keys.format is None:
+                pairs = simd.load_pairs_of(builder, address, keys.size)
+                for a, b in zip(of_query, pairs, strict=True):
+                    total = simd.dot_bf16(context, builder, total, a, b)
+                return total
+            for i, vector in enumerate(of_query):
+                numbers = keys.numbers(builder, address, i)
+                total = simd.multiply_add(builder, vector, numbers, total)
+            return keys.scaled(builder, total, address)
 
         def products(key: int, step: int) -> Any:
             """With every `step`-th key from this one on; these have neighbouring lanes, again and
             again, and the sum of each is still to be made of lanes `LANES // step` apart."""
             if step == LANES:
                 offset = builder.mul(stride, number(key))
-                for line in range(num_lines.literal_value):
+                for line in range(num_lines):
                     ahead = builder.add(builder.add(next_keys, offset), number(_LINE * line))
                     simd.prefetch(builder, ahead)
-                total = ir.Constant(F32.of_llvm, None)
-                for a, b in zip(of_query, pairs(builder.add(keys, offset)), strict=True):
-                    total = simd.dot_bf16(context, builder, total, a, b)
-                return total
+                return product(builder.add(first_key, offset))
             a, b = products(key, 2 * step), products(key + step, 2 * step)
             first = [
                 start + lane
@@ -297,50 +310,37 @@ def _scores(
 
         return products(0, 1)
 
-    # numba tells variants apart by the types of what is given.
-    return F32(head_dim, num_lines, *[types.int64] * 4), generate
+    @intrinsic
+    def scores(typing_context: Any, query: Any, keys: Any, next_keys: Any, stride: Any) -> Any:
+        return F32(*[types.int64] * 4), generate
+
+    return scores
 
 
-@intrinsic(prefer_literal=True)
-def _add_values(
-    typing_context: Any,
-    v_dim: types.IntegerLiteral,
-    num_heads: types.IntegerLiteral,
-    num_vectors: types.IntegerLiteral,
-    num_lines: types.IntegerLiteral,
-    rows: types.Integer,
-    column: types.Integer,
-    values: types.Integer,
-    next_values: types.Integer,
-    stride: types.Integer,
-    first: types.Integer,
-    last: types.Integer,
-) -> Any:
-    """Add weighted values of keys from the `first` to the `last`, `stride` bytes apart, to
-    `num_vectors` of the sums in each of `num_heads` rows, from a column on.
-
-    Meanwhile `num_lines` lines of each of as many other values are asked for.
+def _add_values(values: _Entries, num_heads: int, num_vectors: int, num_lines: int) -> Any:
+    """`(row, column, values, next_values, stride, first, last)`: add weighted values of keys from
+    the `first` to the `last`, `stride` bytes apart, to `num_vectors` of the sums in each of
+    `num_heads` rows, from a column on. Meanwhile `num_lines` lines of each of as many other values
+    are asked for.
     """
-    heads, vectors, width = (x.literal_value for x in (num_heads, num_vectors, v_dim))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, column, values, next_values, stride, first, last = arguments[4:]
-        of_int = rows.type
+        first_row, column, of_values, next_values, stride, first, last = arguments
+        of_int = first_row.type
 
         def number(value: int) -> Any:
             return ir.Constant(of_int, value)
 
         places, before = [], []
-        for head in range(heads):
-            row = builder.add(rows, number(4 * head * _row_size(width)))
-            shrink = simd.load(builder, row, number(width + 2 * LANES), F32.of_llvm, 4)
-            for vector in range(vectors):
+        for head in range(num_heads):
+            row = builder.add(first_row, number(4 * head * _row_size(values.size)))
+            shrink = simd.load(builder, row, number(values.size + 2 * LANES), F32.of_llvm, 4)
+            for vector in range(num_vectors):
                 index = builder.add(column, number(LANES * vector))
                 places.append((row, index))
                 old = simd.load(builder, row, index, F32.of_llvm, 4)
                 before.append(builder.fmul(old, shrink))
-        weights = builder.add(rows, number(4 * (width + 3 * LANES)))
-        values = builder.add(values, builder.mul(column, number(2)))
+        weights = builder.add(first_row, number(4 * (values.size + 3 * LANES)))
 
         entry, body = builder.block, builder.append_basic_block("keys")
         builder.branch(body)
@@ -349,24 +349,21 @@ def _add_values(
         key.add_incoming(first, entry)
         sums = [builder.phi(F32.of_llvm) for _ in before]
         offset = builder.mul(key, stride)
-        of_key = builder.add(values, offset)
-        for line in range(num_lines.literal_value):
-            ahead = builder.add(builder.add(next_values, offset), number(_LINE * line))
-            simd.prefetch(builder, ahead)
-        numbers = [
-            builder.fpext(simd.load(builder, of_key, number(LANES * i), BF16, 2), F32.of_llvm)
-            for i in range(vectors)
-        ]
+        for line in range(num_lines):
+            simd.prefetch(
+                builder, builder.add(builder.add(next_values, offset), number(_LINE * line))
+            )
+        of_key = builder.add(of_values, offset)
+        of_column = builder.add(of_key, builder.mul(column, number(values.element)))
+        numbers = [values.numbers(builder, of_column, i) for i in range(num_vectors)]
         of_weight = builder.add(weights, builder.mul(key, number(4)))
-        after = []
-        for head in range(heads):
-            place = builder.add(of_weight, number(4 * head * _row_size(width)))
+        after: list[Any] = []
+        for head in range(num_heads):
+            place = builder.add(of_weight, number(4 * head * _row_size(values.size)))
             weight = simd.broadcast(builder, place, F32.of_llvm)
-            for value in numbers:
-                total = sums[len(after)]
-                after.append(
-                    simd.call(builder, "llvm.fma.v16f32", F32.of_llvm, [weight, value, total])
-                )
+            weight = values.scaled(builder, weight, of_key)
+            for vector in numbers:
+                after.append(simd.multiply_add(builder, weight, vector, sums[len(after)]))
         for total, old, new in zip(sums, before, after, strict=True):
             total.add_incoming(old, entry)
             total.add_incoming(new, body)
@@ -379,4 +376,17 @@ def _add_values(
             simd.store(builder, total, row, index, 4)
         return context.get_dummy_value()
 
-    return types.void(v_dim, num_heads, num_vectors, num_lines, *[types.int64] * 7), generate
+    @intrinsic
+    def add_values(
+        typing_context: Any,
+        row: Any,
+        column: Any,
+        values: Any,
+        next_values: Any,
+        stride: Any,
+        first: Any,
+        last: Any,
+    ) -> Any:
+        return types.void(*[types.int64] * 7), generate
+
+    return add_values

@@ -51,6 +51,7 @@ I32 = Vector("I32", ir.IntType(32))
 BF16 = ir.VectorType(_BFloat(), LANES)
 _PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 _INT = ir.IntType(32)
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
 def pointer_to(builder: Any, address: Any, index: Any, vector: ir.VectorType, size: int) -> Any:
@@ -82,6 +83,65 @@ def broadcast(builder: Any, address: Any, vector: ir.VectorType) -> Any:
     number = builder.load(builder.inttoptr(address, vector.element.as_pointer()))
     number.align = 2
     return _spread(builder, number, vector)
+
+
+def broadcast_bf16(builder: Any, address: Any) -> Any:
+    """The bfloat16 at the address, in all lanes."""
+    number = builder.load(builder.inttoptr(address, _BFloat().as_pointer()))
+    number.align = 1
+    return _spread(builder, builder.fpext(number, F32.of_llvm.element), F32.of_llvm)
+
+
+def _bytes(builder: Any, address: Any) -> Any:
+    loaded = builder.load(builder.inttoptr(address, _BYTES.as_pointer()))
+    loaded.align = 1
+    return loaded
+
+
+def from_bf16(builder: Any, address: Any) -> Any:
+    """`LANES` of bfloat16 from an address on."""
+    zero = ir.Constant(address.type, 0)
+    return builder.fpext(load(builder, address, zero, BF16, 2), F32.of_llvm)
+
+
+def from_int8(builder: Any, address: Any) -> Any:
+    """`LANES` of int8 from an address on."""
+    return builder.sitofp(builder.sext(_bytes(builder, address), I32.of_llvm), F32.of_llvm)
+
+
+def from_fp8(builder: Any, address: Any) -> Any:
+    """`LANES` of E4M3 from an address on."""
+    bits = builder.zext(_bytes(builder, address), I32.of_llvm)
+
+    def constant(number: float, vector: Any = I32) -> Any:
+        return ir.Constant(vector.of_llvm, [number] * LANES)
+
+    sign = builder.shl(builder.and_(bits, constant(0x80)), constant(24))
+    bits = builder.and_(bits, constant(0x7F))
+    # With its exponent in float32's place it is less by the difference of the biases.
+    number = builder.bitcast(builder.shl(bits, constant(20)), F32.of_llvm)
+    number = builder.fmul(number, constant(2.0**120, F32))
+    is_nan = builder.icmp_unsigned("==", bits, constant(0x7F))
+    number = builder.select(is_nan, constant(float("nan"), F32), number)
+    number = builder.or_(builder.bitcast(number, I32.of_llvm), sign)
+    return builder.bitcast(number, F32.of_llvm)
+
+
+def load_pairs_of(builder: Any, address: Any, count: int) -> list[Any]:
+    """`count` of bfloat16 from an address on, two in a lane; zeros where half a vector is left."""
+    indices = [ir.Constant(address.type, LANES * i) for i in range(count // LANES)]
+    vectors = [load(builder, address, i, I32.of_llvm, 4) for i in indices[: count // 2 // LANES]]
+    if len(indices) % 2:
+        half = ir.VectorType(_INT, LANES // 2)
+        pairs = load(builder, address, indices[len(indices) // 2], half, 4)
+        lanes = ir.Constant(I32.of_llvm, list(range(LANES)))
+        vectors.append(builder.shuffle_vector(pairs, ir.Constant(half, None), lanes))
+    return vectors
+
+
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c`, rounded once."""
+    return call(builder, "llvm.fma.v16f32", F32.of_llvm, [a, b, c])
 
 
 def _spread(builder: Any, value: Any, vector: ir.VectorType) -> Any:
