@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from axion.layers.attention import reference
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
 from axion.layers.cpu_kernels import LANES
@@ -114,7 +115,8 @@ def paged_attention(
         softcap or 0,
     )
     if max(context.query_lens) > MAX_QUERY_LEN:
-        attend_chunks(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
+        attend = attend_chunks if format is None else reference.attend
+        attend(q, cache, context, options, out, longer_than=MAX_QUERY_LEN)
     return out
 
 
