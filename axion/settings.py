@@ -103,7 +103,10 @@ class Settings(BaseSettings):
         64 * 2**20, ge=0, description="most memory that the cached answers take, in bytes"
     )
     cache_policy: Literal["all", "deterministic", "off"] = Field(
-        "all", description="which answers are cached; deterministic: temperature 0 or a seed"
+        "all",
+        description="which whole chat answers are kept for the same request; all: sampled ones too,"
+        " so that it gets the same answer again; deterministic: those with temperature 0 or a seed,"
+        " others are drawn anew, as by vLLM",
     )
     axion_backends: str = Field(
         "max,vllm,native",
@@ -204,7 +207,7 @@ class Settings(BaseSettings):
     memory_fraction: float = Field(
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )
-    cpu_threads: Annotated[int, Field(ge=1)] | None = Field(
+    cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="threads of the native engine on CPU; unset: one a core, in threads"
     )
     cuda_graphs: Literal["auto", "off"] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from typing import Literal
 
@@ -42,8 +43,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How one sequence's tokens are chosen, and when it ends.
 
     The transforms are applied in this order: `logit_bias`, `repetition_penalty` (CTRL,
-    arXiv:1909.05858), `presence_penalty` and `frequency_penalty` (OpenAI), `min_tokens`,
-    `grammar`, `temperature`, `top_k`, `top_p` (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
+    arXiv:1909.05858), `presence_penalty` and `frequency_penalty` (OpenAI), `allowed_token_ids`,
+    `bad_words_token_ids`, `min_tokens`, `grammar`, `temperature`, `top_k`, `top_p`
+    (arXiv:1904.09751), `min_p` (arXiv:2407.01082).
 
     Attributes:
         max_tokens: most tokens to generate; None means until the context is full. With 0 the
@@ -55,6 +57,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop: strings that end the text; they are not part of it unless
             `include_stop_str_in_output`.
         stop_token_ids: token ids that end the sequence, besides the model's own.
+        allowed_token_ids: nothing but these is generated, no end of the sequence either; empty is
+            off.
+        bad_words_token_ids: none of these sequences of tokens is generated: the last token of one
+            does not follow the others.
         logprobs: number of alternatives reported for each token (0: the chosen token only);
             None reports nothing. Taken from the model's own distribution, before any transform.
         grammar: what the output must match. Where nothing may follow, the sequence ends, even
@@ -78,6 +84,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -109,6 +117,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
         for token_id in self.stop_token_ids:
             check("stop_token_ids", token_id, 0, 2**31 - 1)
+        for token_id in self.allowed_token_ids:
+            check("allowed_token_ids", token_id, 0, 2**31 - 1)
+        if not all(self.bad_words_token_ids):
+            raise InvalidRequestError(
+                "bad_words_token_ids must have at least one token in each word.",
+                param="bad_words_token_ids",
+            )
+        for token_id in itertools.chain.from_iterable(self.bad_words_token_ids):
+            check("bad_words_token_ids", token_id, 0, 2**31 - 1)
         if self.logprobs is not None:
             check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.grammar is not None and len(self.grammar.text) > MAX_GRAMMAR_CHARS:
@@ -134,6 +151,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.frequency_penalty != 0
         )
 
+    @property
+    def forbids_tokens(self) -> bool:
+        """Whether some tokens are never generated, or not after some others."""
+        return bool(self.allowed_token_ids or self.bad_words_token_ids)
+
 
 def _check_range(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
     if not (low < value if above else low <= value) or not value <= high or math.isnan(value):
@@ -149,10 +171,12 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         logprob: of the chosen token.
         top: the most likely `(token_id, logprob)` pairs, best first.
+        rank: of a prompt's token: how many are as likely as it or likelier; None of generated ones.
     """
 
     logprob: float
     top: list[tuple[int, float]]
+    rank: int | None = None
 
 
 class SequenceOutput(msgspec.Struct, array_like=True):

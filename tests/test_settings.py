@@ -83,6 +83,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path: Path, text: str, match: str):
         ("MEMORY_FRACTION", "1.1"),
         ("MEMORY_FRACTION", "nan"),
         ("KV_CACHE_GIB", "0"),
+        ("CPU_THREADS", "10000"),
         ("LOG_FORMAT", "xml"),
         ("AXION_BACKENDS", "vllm,,native"),
         ("STANDBY", "sometimes"),

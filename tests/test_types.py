@@ -36,6 +36,9 @@ from axion.types import SamplingParams
         ("stop", ("",)),
         ("stop", ("x",) * 17),
         ("stop_token_ids", (-1,)),
+        ("allowed_token_ids", (1, -1)),
+        ("bad_words_token_ids", ((1,), ())),
+        ("bad_words_token_ids", ((1, -1),)),
         ("logprobs", 21),
     ],
 )

@@ -134,9 +134,12 @@ def _show(comparison: Comparison) -> None:
         console.print(
             Text(f"Same: as {first}; start: {unit} before the first difference, of the longer one.")
         )
+    problems: dict[str, list[str]] = {}  # what is wrong with the model is wrong with it everywhere
     for result in comparison.results:
         for problem in _problems(result):
-            console.print(Text(terminal_safe(f"{result.backend}: {problem}"), style="red"))
+            problems.setdefault(problem, []).append(result.backend)
+    for problem, backends in problems.items():
+        console.print(Text(terminal_safe(f"{', '.join(backends)}: {problem}"), style="red"))
 
 
 def _problems(result: Result) -> Iterator[str]:

@@ -162,8 +162,9 @@ def _print(event: str, example: str = "") -> None:
 
 
 def _log(event: str, example: str = "") -> None:
-    """For those who read the output by a program: each line is an entry of the log."""
-    logger.info("%s", event)
+    """For those who read the output by a program: each line is an entry of the log, and this one
+    is said whatever AXION_LOG leaves out, as it is in text."""
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, event, (), None))
 
 
 def _example(url: str, name: str) -> str:

@@ -77,6 +77,47 @@ async def echo_logprobs(probe: Probe) -> Finding:
     )
 
 
+@check("truncate_prompt_tokens")
+async def truncate_prompt_tokens(probe: Probe) -> Finding:
+    whole = (await probe.given(max_tokens=1)).num_prompt_tokens
+    kept = whole // 2
+    answer = await probe.ask(truncate_prompt_tokens=kept, max_tokens=1)
+    return found(
+        answer.num_prompt_tokens == kept,
+        f"{kept} of {whole} tokens are kept",
+        f"{answer.num_prompt_tokens} tokens where {kept} of {whole} are to be kept",
+    )
+
+
+@check("return_token_ids")
+async def return_token_ids(probe: Probe) -> Finding:
+    for stream in (None, True):
+        answer = await probe.ask(return_token_ids=True, stream=stream)
+        told = len(answer.of_prompt.get("prompt_token_ids", ())), len(answer.first.token_ids)
+        expected = answer.num_prompt_tokens, answer.num_tokens
+        if told != expected:
+            how = "streamed" if stream else "whole"
+            return dropped(f"{told} ids of prompt and answer for {expected} tokens, {how}")
+    return honoured("each token's id, of the prompt and the answer, streamed and whole")
+
+
+@check("prompt_logprobs")
+async def prompt_logprobs(probe: Probe) -> Finding:
+    answer = await probe.ask(prompt_logprobs=2, max_tokens=2)
+    first, *entries = answer.of_prompt.get("prompt_logprobs") or [{}]
+    if first is not None or len(entries) + 1 != answer.num_prompt_tokens:
+        return dropped(f"{len(entries)} entries for {answer.num_prompt_tokens} tokens")
+    return found(
+        all(2 <= len(entry) <= 3 and _are_logprobs(entry) for entry in entries),
+        "the prompt's tokens have them, with alternatives, the first one null",
+        "values of the prompt's tokens are missing",
+    )
+
+
+def _are_logprobs(entry: dict[str, Any]) -> bool:
+    return all(isinstance(token.get("logprob"), int | float) for token in entry.values())
+
+
 @check("add_special_tokens", "text")
 async def add_special_tokens(probe: Probe) -> Finding:
     with_them = await probe.given(max_tokens=1)

@@ -82,10 +82,15 @@ async def seed_0(probe: Probe) -> Finding:
     return await _repeats(probe, 0)
 
 
+async def _letters(probe: Probe) -> dict[int, str]:
+    """Some tokens, as far as they are known, and what they write."""
+    return {ids[0]: text for text in "eZ7" if len(ids := await probe.tokens.encode(text)) == 1}
+
+
 @check("logit_bias")
 async def logit_bias(probe: Probe) -> Finding:
     greedy = await probe.steady()
-    letters = {ids[0]: text for text in "eZ7" if len(ids := await probe.tokens.encode(text)) == 1}
+    letters = await _letters(probe)
     forced = {}
     for token_id in letters or _SOME_IDS:
         answer = await probe.ask(max_tokens=8, logit_bias={str(token_id): 100})
@@ -103,6 +108,45 @@ async def logit_bias(probe: Probe) -> Finding:
         len({*forced.values()}) > 1 and greedy[:4] not in {text[:4] for text in forced.values()},
         "+100 on different ids gives different answers",
         "+100 on a token does not change the answer",
+    )
+
+
+@check("allowed_token_ids")
+async def allowed_token_ids(probe: Probe) -> Finding:
+    letters = await _letters(probe)
+    texts = {}
+    for token_id in letters or _SOME_IDS:
+        texts[token_id] = (await probe.ask(max_tokens=8, allowed_token_ids=[token_id])).text
+    for token_id, letter in letters.items():
+        if texts[token_id] != letter * 8:
+            return dropped(f"an answer of nothing but {letter!r} is {texts[token_id]!r}")
+    return found(
+        len({*texts.values()}) > 1,
+        "an answer has nothing but the allowed token",
+        "different allowed tokens give the same answer",
+    )
+
+
+@check("bad_words")
+async def bad_words(probe: Probe) -> Finding:
+    letters = await _letters(probe)
+    if len(letters) > 1:
+        (first, bad), (second, good), *_ = letters.items()
+        biased = {"max_tokens": 8, "logit_bias": {str(first): 100, str(second): 60}}
+        if (await probe.given(**biased)).text == bad * 8:
+            answer = await probe.ask(**biased, bad_words=[bad])
+            return found(
+                answer.text == good * 8,
+                "a word that is forced is not written",
+                f"a word that is forbidden is in {answer.text!r}",
+            )
+    greedy = await probe.steady()
+    words = [word for word in {*greedy.split(), *greedy} if word.strip()]
+    answer = await probe.ask(bad_words=words)
+    return found(
+        answer.text[:4] != greedy[:4],
+        "the words of the answer change it",
+        "the words of the answer do not change it",
     )
 
 

@@ -59,6 +59,7 @@ class Choice:
         finish_reasons: of all chunks.
         roles: of all chunks.
         logprobs: as the answer has them; of a stream, one after the other.
+        token_ids: of its tokens.
     """
 
     text: str = ""
@@ -67,6 +68,7 @@ class Choice:
     finish_reasons: list[str] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
     logprobs: dict[str, Any] | None = None
+    token_ids: list[Any] = field(default_factory=list)
 
     @property
     def finish_reason(self) -> str | None:
@@ -77,11 +79,13 @@ class Choice:
 class Answer:
     """Attributes:
     usages: of the answer, or of each chunk that has one.
+    of_prompt: what is told of the prompt: `prompt_token_ids` and `prompt_logprobs`.
     chunks: of a stream; `done` counts its end marks, `after_done` what follows them.
     """
 
     choices: dict[int, Choice] = field(default_factory=dict)
     usages: list[dict[str, Any]] = field(default_factory=list)
+    of_prompt: dict[str, Any] = field(default_factory=dict)
     chunks: list[dict[str, Any]] = field(default_factory=list)
     done: int = 0
     after_done: int = 0
@@ -133,10 +137,17 @@ class Answer:
         try:
             if isinstance(usage := body.get("usage"), dict):
                 self.usages.append(usage)
+            self._add_of_prompt(body)
             for given in body["choices"]:
+                self._add_of_prompt(given)
                 self._add_choice(given)
         except (KeyError, TypeError, AttributeError) as error:
             raise FaultError(f"the answer is not in the API's form ({error!r})") from None
+
+    def _add_of_prompt(self, given: dict[str, Any]) -> None:
+        for name in ("prompt_token_ids", "prompt_logprobs"):  # of a chat, or of a choice of text
+            if given.get(name) is not None:
+                self.of_prompt[name] = given[name]
 
     def _add_choice(self, given: dict[str, Any]) -> None:
         choice = self.choices.setdefault(int(given.get("index") or 0), Choice())
@@ -146,6 +157,7 @@ class Answer:
         if piece:
             choice.text += piece
             choice.pieces.append(piece)
+        choice.token_ids += given.get("token_ids") or ()
         if role := said.get("role"):
             choice.roles.append(role)
         for place, call in enumerate(said.get("tool_calls") or ()):

@@ -93,6 +93,11 @@ async def json_schema(probe: Probe) -> Finding:
     )
 
 
+@check("response_format.completions", "text")
+async def completions_format(probe: Probe) -> Finding:
+    return await json_schema(probe)
+
+
 @check("structured_outputs.json")
 async def structured_json(probe: Probe) -> Finding:
     return await _held(probe, follows_schema, structured_outputs={"json": SCHEMA})

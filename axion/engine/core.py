@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import chain
 
 import torch
 from llguidance import LLMatcher
@@ -280,9 +281,12 @@ class EngineCore:
         if num_generated and limit is not None and num_generated >= limit:
             return f"All {limit} tokens that this request may have were generated before."
         vocab_size = self.info.vocab_size
+        params = request.params
         for name, token_ids in (
             ("The prompt", request.token_ids),
-            ("logit_bias", list(request.params.logit_bias)),
+            ("logit_bias", list(params.logit_bias)),
+            ("allowed_token_ids", params.allowed_token_ids),
+            ("bad_words_token_ids", [*chain.from_iterable(params.bad_words_token_ids)]),
         ):
             if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
                 return f"{name} has a token id outside the vocabulary of {vocab_size} tokens."

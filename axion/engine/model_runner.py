@@ -225,6 +225,7 @@ class ModelRunner:
                         logits.float(),
                         to_device(targets, self.device),
                         sequence.params.prompt_logprobs,
+                        ranked=True,
                     )
                     scored.append((sequence, logprobs))
             first_row += num_scheduled_tokens + len(drafts)

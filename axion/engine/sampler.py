@@ -11,6 +11,7 @@ and `Samples.read` waits for it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,12 +25,19 @@ from axion.engine.step import SampledToken
 from axion.engine.structured import TokenMask
 from axion.layers import kernels
 from axion.layers.transfer import Readback, to_device
-from axion.types import TokenLogprobs
+from axion.types import SamplingParams, TokenLogprobs
 
 # Below this, dividing by the temperature could overflow, and the result is greedy anyway.
 _MIN_TEMPERATURE = 1e-5
 UNUSABLE_LOGITS = "The model computed logits that are not numbers for this request."
-_UNUSABLE = -1  # in place of a token id
+NOTHING_ALLOWED = (
+    "No token may follow: allowed_token_ids, bad_words, min_tokens and the format of the answer "
+    "leave none."
+)
+# In place of a token id.
+_UNUSABLE = -1
+_NOTHING = -2
+_ERRORS = {_UNUSABLE: UNUSABLE_LOGITS, _NOTHING: NOTHING_ALLOWED}
 _MASK64 = 2**64 - 1
 # Tokens among which those of top_p are looked for first.
 _NUM_LIKELIEST = 256
@@ -69,6 +77,8 @@ class _Batch:
     min_p: Tensor  # [r, 1]
     bias: tuple[Tensor, Tensor, Tensor] | None  # rows, token ids, values
     penalised: list[int]
+    allowed: tuple[Tensor, Tensor] | None  # rows [r], and what is forbidden there [r, vocab_size]
+    forbids: bool  # whether a row's tokens may run out
     num_logprobs: dict[int, int]  # of the rows that want them
     logprob_rows: Tensor | None  # [r] int64
 
@@ -79,21 +89,25 @@ class LogprobTensors:
     Args:
         logits: [n, vocab_size] float32.
         token_ids: [n] int64.
+        ranked: also tell how many tokens are as likely as each of them, or likelier.
     """
 
-    def __init__(self, logits: Tensor, token_ids: Tensor, num_top: int) -> None:
+    def __init__(
+        self, logits: Tensor, token_ids: Tensor, num_top: int, *, ranked: bool = False
+    ) -> None:
         logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        chosen = logprobs.gather(-1, token_ids.unsqueeze(-1))
         # topk of 0 is valid, and gives empty lists for those who want the chosen token alone.
         values, ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
-        self._readback = Readback(chosen, ids, values)
+        ranks = [(logprobs >= chosen).sum(-1)] if ranked else []
+        self._readback = Readback(chosen.squeeze(-1), ids, values, *ranks)
 
     def read(self) -> list[TokenLogprobs]:
         """One entry a row."""
-        chosen, ids, values = (tensor.tolist() for tensor in self._readback.wait())
+        chosen, ids, values, *ranks = (tensor.tolist() for tensor in self._readback.wait())
         return [
-            TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)))
-            for logprob, top_ids, top_values in zip(chosen, ids, values, strict=True)
+            TokenLogprobs(logprob, list(zip(top_ids, top_values, strict=True)), *rank)
+            for logprob, top_ids, top_values, *rank in zip(chosen, ids, values, *ranks, strict=True)
         ]
 
 
@@ -103,6 +117,7 @@ class Samples:
     Args:
         token_ids: [n] int64, each in the vocabulary.
         is_usable: [n] bool, whether the row's logits were numbers.
+        has_choice: [n] bool, whether a token was left to take; None: always.
         logprobs: of the rows that want them.
         num_logprobs: of each of these rows, how many alternatives.
 
@@ -114,11 +129,13 @@ class Samples:
         self,
         token_ids: Tensor,
         is_usable: Tensor,
+        has_choice: Tensor | None,
         logprobs: LogprobTensors | None,
         num_logprobs: dict[int, int],
     ) -> None:
         self.token_ids = token_ids
-        self._readback = Readback(token_ids.masked_fill(~is_usable, _UNUSABLE))
+        told = token_ids if has_choice is None else token_ids.masked_fill(~has_choice, _NOTHING)
+        self._readback = Readback(told.masked_fill(~is_usable, _UNUSABLE))
         self._logprobs = logprobs
         self._num_logprobs = num_logprobs
 
@@ -132,8 +149,8 @@ class Samples:
             if (num_top := self._num_logprobs.get(row)) is not None:
                 entry = next(found)
                 logprobs = TokenLogprobs(entry.logprob, entry.top[:num_top])
-            if token_id == _UNUSABLE:
-                tokens.append(SampledToken(0, error=UNUSABLE_LOGITS))
+            if (error := _ERRORS.get(token_id)) is not None:
+                tokens.append(SampledToken(0, error=error))
             else:
                 tokens.append(SampledToken(token_id, logprobs))
         return tokens
@@ -173,15 +190,16 @@ class Sampler:
         """
         batch = self._prepare(sequences)
         drafts = drafts or [[] for _ in sequences]
-        short = self._too_short(sequences, drafts)
-        is_plain = batch.takes_largest and mask is None and not short
+        forbidden = self._forbidden(batch, sequences, drafts)
+        is_plain = batch.takes_largest and mask is None and not forbidden
         if is_plain and (kernel := kernels.of("argmax", logits)):
-            return Samples(*kernel.argmax(logits), None, {})
+            return Samples(*kernel.argmax(logits), None, None, {})
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
-        logits = self._transform(raw, batch, sequences, drafts, short)
+        logits = self._transform(raw, batch, sequences, drafts, forbidden)
         if mask is not None:
             logits = self._mask(logits, mask)
+        has_choice = logits.amax(-1) > -torch.inf if batch.forbids else None
         token_ids = logits.argmax(-1)
         if not batch.all_greedy:
             drawn = self._draw(logits, batch, sequences, drafts)
@@ -190,7 +208,7 @@ class Sampler:
         if (rows := batch.logprob_rows) is not None:
             num_top = max(batch.num_logprobs.values())
             logprobs = LogprobTensors(raw[rows], token_ids[rows], num_top)
-        return Samples(token_ids, is_usable, logprobs, batch.num_logprobs)
+        return Samples(token_ids, is_usable, has_choice, logprobs, batch.num_logprobs)
 
     def _prepare(self, sequences: list[Sequence]) -> _Batch:
         if self._batch is None or sequences != self._sequences:  # compares identities
@@ -224,7 +242,12 @@ class Sampler:
             ),
             is_greedy=self._tensor(is_greedy),
             all_greedy=not sampled,
-            takes_largest=not (sampled or bias or wanted or any(p.has_penalty for p in params)),
+            takes_largest=not (
+                sampled
+                or bias
+                or wanted
+                or any(p.has_penalty or p.allowed_token_ids for p in params)
+            ),
             top_k_rows=rows(top_k),
             max_top_k=max((params[row].top_k for row in top_k), default=0),
             top_k_index=self._tensor([params[row].top_k - 1 for row in top_k], np.int64).unsqueeze(
@@ -242,9 +265,20 @@ class Sampler:
                 self._column([value for _, _, value in bias]).squeeze(-1),
             ),
             penalised=[row for row, p in enumerate(params) if p.has_penalty],
+            allowed=self._allowed(params),
+            forbids=any(p.forbids_tokens for p in params),
             num_logprobs=wanted,
             logprob_rows=rows(list(wanted)),
         )
+
+    def _allowed(self, params: list[SamplingParams]) -> tuple[Tensor, Tensor] | None:
+        rows = [row for row, p in enumerate(params) if p.allowed_token_ids]
+        if not rows:
+            return None
+        forbidden = np.ones((len(rows), self.vocab_size), np.bool_)
+        for i, row in enumerate(rows):
+            forbidden[i, list(params[row].allowed_token_ids)] = False
+        return self._tensor(rows), to_device(forbidden, self.device)
 
     def _tensor(self, values: list[Any], dtype: type | None = None) -> Tensor:
         return to_device(np.array(values, dtype), self.device)
@@ -259,9 +293,9 @@ class Sampler:
         batch: _Batch,
         sequences: list[Sequence],
         drafts: list[list[int]],
-        short: list[tuple[int, int]],
+        forbidden: list[tuple[int, int]],
     ) -> Tensor:
-        if batch.bias is None and not batch.penalised and not short:
+        if batch.bias is batch.allowed is None and not batch.penalised and not forbidden:
             return raw
         logits = raw.clone()
         if batch.bias is not None:
@@ -269,22 +303,33 @@ class Sampler:
             logits.index_put_((rows, token_ids), values, accumulate=True)
         if batch.penalised:
             self._penalise(logits, [(row, sequences[row], drafts[row]) for row in batch.penalised])
-        if short:
-            rows, token_ids = self._tensor(short).T
+        if batch.allowed is not None:
+            rows, is_forbidden = batch.allowed
+            logits[rows] = logits[rows].masked_fill(is_forbidden, -torch.inf)
+        if forbidden:
+            rows, token_ids = self._tensor(forbidden).T
             logits[rows, token_ids] = -torch.inf
         return logits
 
-    def _too_short(
-        self, sequences: list[Sequence], drafts: list[list[int]]
+    def _forbidden(
+        self, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
     ) -> list[tuple[int, int]]:
-        """Rows that must not end yet, and the tokens that would end them."""
-        return [
+        """Rows, each with a token that must not be next: it would end an answer that is too short,
+        or complete a bad word."""
+        forbidden = [
             (row, token_id)
             for row, sequence in enumerate(sequences)
             if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
             for token_id in sequence.stop_token_ids
             if token_id < self.vocab_size
         ]
+        if batch.forbids:
+            forbidden += [
+                (row, token_id)
+                for row, sequence in enumerate(sequences)
+                for token_id in _ends_of_bad_words(sequence, drafts[row])
+            ]
+        return forbidden
 
     def _mask(self, logits: Tensor, mask: TokenMask) -> Tensor:
         octets = to_device(mask.bits, self.device)
@@ -348,6 +393,18 @@ class Sampler:
         )
         index = torch.cat([_invert(*piece) for piece in pieces])
         return index.squeeze(-1).clamp(max=self.vocab_size - 1)
+
+
+def _ends_of_bad_words(sequence: Sequence, draft: list[int]) -> Iterator[int]:
+    """The tokens that would complete a bad word behind a sequence's output and a draft."""
+    words = sequence.params.bad_words_token_ids
+    if not words:
+        return
+    begin = max(sequence.num_prompt_tokens, sequence.num_tokens - max(map(len, words)))
+    tail = (*sequence.token_ids[begin:], *draft)
+    for *before, last in words:
+        if len(before) <= len(tail) and tail[len(tail) - len(before) :] == tuple(before):
+            yield last
 
 
 def _invert(probs: Tensor, draws: Tensor) -> Tensor:

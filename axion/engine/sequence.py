@@ -157,7 +157,12 @@ class Sequence:
     @property
     def needs_its_tokens(self) -> bool:
         """Whether the host must know a token before the next can be sampled."""
-        return self.matcher is not None or self.params.has_penalty
+        params = self.params
+        return (
+            self.matcher is not None
+            or params.has_penalty
+            or any(len(word) > 1 for word in params.bad_words_token_ids)
+        )
 
     @property
     def scores_prompt(self) -> bool:

@@ -130,8 +130,10 @@ def advance(sequence: Sequence, token: SampledToken) -> SampledToken:
     elif token_id in sequence.stop_token_ids:
         return token
     elif matcher.consume_token(token_id):
-        # Log probabilities are those of a choice, so who wants them has every token sampled.
-        forced = matcher.compute_ff_tokens() if token.logprobs is None else []
+        # Log probabilities are those of a choice, so who wants them has every token sampled, and
+        # so has who forbids tokens.
+        is_sampled = token.logprobs is not None or sequence.params.forbids_tokens
+        forced = [] if is_sampled else matcher.compute_ff_tokens()
         if not forced or matcher.consume_tokens(forced):
             if not forced and not matcher.is_stopped():
                 return token

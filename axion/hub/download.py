@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -40,12 +47,14 @@ from axion.errors import AxionError, ModelLoadError, ModelNotFoundError
 from axion.hub.messages import Downloaded, Failed, FromCache, Message, Progress
 from axion.hub.snapshot import (
     FORMATS,
+    INDEX_FILE,
     PYTHON,
     SMALL_FILES,
     check_snapshot,
     choose_gguf,
     has_only_gguf,
     select_files,
+    weights_by_index,
 )
 
 API_TIMEOUT_S = 10.0
@@ -54,6 +63,13 @@ REPORT_INTERVAL_S = 0.1
 STALE_AFTER_S = 3600.0
 
 Report = Callable[[int, int], None]
+
+
+class _Silent(tqdm):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
 
 def download(
@@ -100,6 +116,10 @@ def _fetch(
     )
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     files = select_files(sizes, tag=tag, formats=formats)
+    if INDEX_FILE in files:  # there may be other weights beside those that it names
+        index = hf_hub_download(repo_id, INDEX_FILE, revision=info.sha, tqdm_class=_Silent)
+        named = set(weights_by_index(Path(index).parent, sizes)) & sizes.keys()
+        files = sorted({*named, *(name for name in files if not name.endswith(".safetensors"))})
     total = sum(
         sizes[name]
         for name in files
@@ -112,12 +132,12 @@ def _fetch(
     done = received = 0
     last_report = 0.0
 
-    class Bar(tqdm):
-        """Shows nothing; passes on what the bars that count bytes count."""
+    class Bar(_Silent):
+        """Passes on what the bars that count bytes count."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = kwargs.get("unit") == "B"
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> None:
             nonlocal done, last_report, received

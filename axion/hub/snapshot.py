@@ -72,17 +72,29 @@ def weight_files(path: Path, formats: Collection[str] = FORMATS) -> list[Path]:
         ModelLoadError: there are none, a file that the index names is missing, or the index
             names something outside the folder.
     """
-    if (path / INDEX_FILE).exists():
-        indexed, whole = _indexed_names(path, INDEX_FILE, ".safetensors"), path / WEIGHTS_FILE
-        is_replaced = whole.exists() and WEIGHTS_FILE not in indexed
-        return [whole] if is_replaced else _existing(path, indexed)
     names = {file.name for file in path.iterdir()}
+    if INDEX_FILE in names:
+        return _existing(path, weights_by_index(path, names))
     if "pickle" in formats and has_only_pickle(names):
         if PICKLE_INDEX_FILE in names:
             return _existing(path, _indexed_names(path, PICKLE_INDEX_FILE, ".bin"))
         return [path / name for name in sorted(filter(_PICKLE_FILE.fullmatch, names))]
     refuse_other_formats(names)
     return [path / name for name in sorted(_choose_weights(names))]
+
+
+def weights_by_index(path: Path, names: Collection[str]) -> list[str]:
+    """The weight files that are loaded by the index in the folder `path`.
+
+    Args:
+        names: of the snapshot's files.
+
+    Raises:
+        ModelLoadError: the index names something outside the folder, or nothing.
+    """
+    indexed = _indexed_names(path, INDEX_FILE, ".safetensors")
+    is_replaced = WEIGHTS_FILE in names and WEIGHTS_FILE not in indexed
+    return [WEIGHTS_FILE] if is_replaced else indexed
 
 
 def _indexed_names(path: Path, index: str, suffix: str) -> list[str]:

@@ -15,15 +15,15 @@ from axion.openai.fields import (
     Object,
     Refused,
     RequestModel,
+    TextOrParts,
     TokenCount,
     at_most,
     check_numbers,
     field_error,
     only_types,
     problem,
-    text_or_list,
 )
-from axion.openai.structured import Constraint, ResponseFormat, StructuredRequest
+from axion.openai.structured import StructuredRequest
 from axion.types import MAX_LOGPROBS
 
 MAX_MESSAGES = 10_000
@@ -38,20 +38,7 @@ class TextPart(RequestModel):
     prompt_cache_breakpoint: Annotated[None, Refused("the prefix cache is automatic")] = None
 
 
-Content = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[
-        list[Annotated[TextPart, only_types(("text",), "this model takes text only")]],
-        Field(min_length=1),
-        FAIL_FAST,
-        Tag("list"),
-    ],
-    Discriminator(
-        text_or_list,
-        custom_error_type="expected",
-        custom_error_message="a string or a list of text parts",
-    ),
-]
+Content = TextOrParts[Annotated[TextPart, only_types(("text",), "this model takes text only")]]
 
 
 class SystemMessage(RequestModel):
@@ -226,7 +213,6 @@ class ChatCompletionRequest(StructuredRequest):
         None, description="which functions the model may or must call"
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
-    response_format: ResponseFormat | None = None
 
     # No effect on the answer, by OpenAI's own definition.
     metadata: Annotated[dict[str, str], at_most(16)] | None = None
@@ -346,10 +332,6 @@ class ChatCompletionRequest(StructuredRequest):
     @property
     def max_one_call(self) -> bool:
         return self.parallel_tool_calls is False or isinstance(self.tool_choice, ChosenTool)
-
-    def _constraints(self) -> list[Constraint]:
-        own = self.response_format.constraint if self.response_format is not None else None
-        return ([own] if own is not None else []) + super()._constraints()
 
     @property
     def uses_tools(self) -> bool:

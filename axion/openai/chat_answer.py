@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Literal
 
-from pydantic import Field, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from axion.errors import InternalError
-from axion.openai.common import Usage, UsageSoFar, stop_reason_field
+from axion.openai.answer import Answer, Chunk, Part, PromptLogprobs, collect, joined
 from axion.openai.fields import ResponseModel
 
 
@@ -65,32 +63,21 @@ class Delta(ResponseModel):
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class ChunkChoice(ResponseModel):
-    """Attributes:
-    stop_reason: the stop string, or the one of `stop_token_ids`, that ended the answer;
-        vLLM's extension, there only where one did.
-    """
-
-    index: int
+class ChunkChoice(Part):
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason | None
-    stop_reason: int | str | None = None
 
 
-class ChatCompletionChunk(ResponseModel):
+class ChatCompletionChunk(Chunk[ChunkChoice]):
     """Attributes:
-    usage_so_far: where the engine tells it; not sent to clients.
+    prompt_token_ids: in the first chunk, with `return_token_ids`.
+    prompt_logprobs: in the last one of an answer that is not streamed to the client.
     """
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: SkipJsonSchema[PromptLogprobs | None] = None
 
 
 class AssistantAnswer(ResponseModel):
@@ -107,16 +94,13 @@ class Choice(ResponseModel):
     logprobs: ChoiceLogprobs | None
     finish_reason: ChatFinishReason
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
 
 
-class ChatCompletion(ResponseModel):
-    id: str
+class ChatCompletion(Answer[Choice]):
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[Choice]
-    usage: Usage
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 async def collect_chat(
@@ -130,29 +114,15 @@ async def collect_chat(
     Raises:
         InternalError: the chunks ended before the answer did.
     """
-    parts: dict[int, list[ChunkChoice]] = {}
-    chunk = usage = None
-    async for chunk in chunks:
-        for choice in chunk.choices:
-            parts.setdefault(choice.index, []).append(choice)
-        usage = chunk.usage or usage
-    if chunk is None or usage is None:
-        raise InternalError("The answer ended early.")
+    fields, choices = await collect(chunks)
     return ChatCompletion(
-        id=chunk.id,
         object="chat.completion",
-        created=chunk.created,
-        model=chunk.model,
-        system_fingerprint=chunk.system_fingerprint,
-        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
-        usage=usage,
+        choices=[_collect_choice(parts, with_logprobs) for parts in choices],
+        **fields,
     )
 
 
-def _collect_choice(index: int, parts: list[ChunkChoice], with_logprobs: bool) -> Choice:
-    finish_reason = parts[-1].finish_reason
-    if finish_reason is None:
-        raise InternalError("The answer ended early.")
+def _collect_choice(parts: list[ChunkChoice], with_logprobs: bool) -> Choice:
     content = "".join(part.delta.content or "" for part in parts)
     reasoning = "".join(part.delta.reasoning_content or "" for part in parts)
     calls: dict[int, MessageToolCall] = {}
@@ -170,13 +140,11 @@ def _collect_choice(index: int, parts: list[ChunkChoice], with_logprobs: bool) -
         message.tool_calls = list(calls.values())
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
     return Choice(
-        index=index,
         message=message,
         logprobs=ChoiceLogprobs(
             content=[entry for part in logprobs for entry in part.content or ()], refusal=None
         )
         if logprobs or with_logprobs
         else None,
-        finish_reason=finish_reason,
-        **stop_reason_field(parts[-1].stop_reason),
+        **joined(parts),
     )

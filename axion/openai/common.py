@@ -16,19 +16,23 @@ from axion.openai.fields import (
     CacheSalt,
     NonEmptyText,
     Priority,
-    Refused,
     RequestModel,
     ResponseModel,
     Stop,
+    StopString,
     TokenCount,
     TokenId,
     TokenIdText,
+    TruncatePromptTokens,
     at_most,
 )
-from axion.types import MAX_SEED, SamplingParams
+from axion.types import MAX_LOGPROBS, MAX_SEED, SamplingParams
 
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 1024
+MAX_ALLOWED_TOKENS = 2**18
+FILL_CONTEXT = -1  # as truncate_prompt_tokens: what the answer leaves of the context
 
 
 class StreamOptions(RequestModel):
@@ -105,15 +109,41 @@ class GenerationRequest(StreamableRequest):
         None, description="only requests with the same salt share what caches hold"
     )
 
-    prompt_logprobs: Annotated[
-        None, Refused("`echo` with `logprobs` of /v1/completions has what it gives")
-    ] = None
+    truncate_prompt_tokens: TruncatePromptTokens | None = Field(
+        None, description="keep so many tokens of the prompt, its last; -1: as many as fit"
+    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1), FAIL_FAST, at_most(MAX_ALLOWED_TOKENS)] | None
+    ) = Field(None, description="nothing but these tokens is generated")
+    bad_words: Annotated[list[StopString], FAIL_FAST, at_most(MAX_BAD_WORDS)] | None = Field(
+        None, description="none of these is generated, as far as it is written by the same tokens"
+    )
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="likeliest alternatives to report with each token of the prompt"
+    )
+    return_token_ids: bool | None = Field(
+        None, description="report the token ids of the prompt and of the answer"
+    )
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "stream_options is only for requests with stream: true.", param="stream_options"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_of_the_prompt_need_a_whole_answer(self) -> GenerationRequest:
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "prompt_logprobs is only for requests without stream: true.",
+                param="prompt_logprobs",
+            )
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidRequestError(
+                "truncate_prompt_tokens must be at least 1, or -1 for as many as fit, got 0.",
+                param="truncate_prompt_tokens",
             )
         return self
 
@@ -143,7 +173,13 @@ class GenerationRequest(StreamableRequest):
     @property
     def num_prompt_logprobs(self) -> int | None:
         """The same for the tokens of the prompt."""
-        return None
+        return self.prompt_logprobs
+
+    @property
+    def needs_one_engine(self) -> bool:
+        """Whether no other engine can go on with the answer: it tells what only who has generated
+        the tokens, or scored the prompt, knows."""
+        return bool(self.return_token_ids) or self.prompt_logprobs is not None
 
 
 _SAMPLING_FIELDS = (
@@ -183,8 +219,8 @@ def sampling_params(
         values["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
     if request.stop is not None:
         values["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    if request.stop_token_ids:
-        values["stop_token_ids"] = tuple(request.stop_token_ids)
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        values[name] = tuple(getattr(request, name) or ())
     return SamplingParams(
         max_tokens=max_tokens,
         logprobs=request.num_logprobs,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, SkipValidation, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from axion.errors import InternalError, InvalidRequestError
-from axion.openai.common import MAX_CHOICES, Usage, UsageSoFar, stop_reason_field
+from axion.errors import InvalidRequestError
+from axion.openai.answer import Answer, Chunk, Part, PromptLogprobs, collect, joined
+from axion.openai.common import MAX_CHOICES
 from axion.openai.fields import (
     FAIL_FAST,
     MAX_TOKEN_ID,
@@ -101,7 +102,9 @@ class CompletionRequest(StructuredRequest):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        return self.logprobs if self.echo else None
+        """The most that any of the fields asks for."""
+        echoed = self.logprobs if self.echo else None
+        return max((n for n in (self.prompt_logprobs, echoed) if n is not None), default=None)
 
 
 class Logprobs(ResponseModel):
@@ -120,27 +123,21 @@ class Logprobs(ResponseModel):
 CompletionFinishReason = Literal["stop", "length"]
 
 
-class CompletionChunkChoice(ResponseModel):
-    index: int
+class CompletionChunkChoice(Part):
+    """Attributes:
+    prompt_token_ids: in the first chunk of a choice, with `return_token_ids`.
+    prompt_logprobs: in the last one of a choice that is not streamed to the client.
+    """
+
     text: str
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason | None
-    stop_reason: int | str | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: SkipJsonSchema[PromptLogprobs | None] = None
 
 
-class CompletionChunk(ResponseModel):
-    """Attributes:
-    usage_so_far: where the engine tells it; not sent to clients.
-    """
-
-    id: str
+class CompletionChunk(Chunk[CompletionChunkChoice]):
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
-    usage_so_far: SkipJsonSchema[SkipValidation[UsageSoFar | None]] = Field(None, exclude=True)
 
 
 class CompletionChoice(ResponseModel):
@@ -149,16 +146,13 @@ class CompletionChoice(ResponseModel):
     logprobs: Logprobs | None
     finish_reason: CompletionFinishReason
     stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
-class Completion(ResponseModel):
-    id: str
+class Completion(Answer[CompletionChoice]):
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str | None
-    choices: list[CompletionChoice]
-    usage: Usage
 
 
 async def collect_completion(
@@ -172,34 +166,22 @@ async def collect_completion(
     Raises:
         InternalError: the chunks ended before the answer did.
     """
-    parts: dict[int, list[CompletionChunkChoice]] = {}
-    chunk = usage = None
-    async for chunk in chunks:
-        for choice in chunk.choices:
-            parts.setdefault(choice.index, []).append(choice)
-        usage = chunk.usage or usage
-    if chunk is None or usage is None:
-        raise InternalError("The answer ended early.")
+    fields, choices = await collect(chunks)
     return Completion(
-        id=chunk.id,
         object="text_completion",
-        created=chunk.created,
-        model=chunk.model,
-        system_fingerprint=chunk.system_fingerprint,
-        choices=[_collect_choice(index, parts[index], with_logprobs) for index in sorted(parts)],
-        usage=usage,
+        choices=[_collect_choice(parts, with_logprobs) for parts in choices],
+        **fields,
     )
 
 
-def _collect_choice(
-    index: int, parts: list[CompletionChunkChoice], with_logprobs: bool
-) -> CompletionChoice:
-    finish_reason = parts[-1].finish_reason
-    if finish_reason is None:
-        raise InternalError("The answer ended early.")
+def _collect_choice(parts: list[CompletionChunkChoice], with_logprobs: bool) -> CompletionChoice:
     logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    of_prompt: dict[str, Any] = {}
+    if parts[0].prompt_token_ids is not None:
+        of_prompt["prompt_token_ids"] = parts[0].prompt_token_ids
+    if parts[-1].prompt_logprobs is not None:
+        of_prompt["prompt_logprobs"] = parts[-1].prompt_logprobs
     return CompletionChoice(
-        index=index,
         text="".join(part.text for part in parts),
         logprobs=Logprobs(
             tokens=[token for part in logprobs for token in part.tokens],
@@ -209,6 +191,6 @@ def _collect_choice(
         )
         if logprobs or with_logprobs
         else None,
-        finish_reason=finish_reason,
-        **stop_reason_field(parts[-1].stop_reason),
+        **joined(parts),
+        **of_prompt,
     )

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
-_LOGIT_BIAS = "logit_bias moves tokens by their ids, structured_outputs holds to texts"
-_TOKEN_IDS = "logprobs has each token's bytes, and /tokenize the ids of a text"
+_TOKEN_IDS = "send return_token_ids, and logprobs, which has each token's bytes"
 _ONE_GRAMMAR = "there is one implementation of structured outputs, and it has no options"
 _PREFIX_CACHE = "the prefix cache is automatic"
 _SAMPLING = "send temperature, top_p, top_k or min_p"
 
 FIELDS_ELSEWHERE: Final = {
     # vLLM
-    "allowed_token_ids": _LOGIT_BIAS,
-    "bad_words": _LOGIT_BIAS,
     "guided_decoding_backend": _ONE_GRAMMAR,
     "guided_whitespace_pattern": _ONE_GRAMMAR,
     "length_penalty": "there is no beam search",
     "mm_processor_kwargs": "this model takes text only",
     "prompt_embeds": "send a text or token ids",
     "request_id": "send the header X-Request-ID",
-    "return_token_ids": _TOKEN_IDS,
     "return_tokens_as_token_ids": _TOKEN_IDS,
     "spaces_between_special_tokens": "the tokenizer's own spaces are kept",
-    "truncate_prompt_tokens": "shorten the prompt; /tokenize counts its tokens",
+    "truncation_side": "truncate_prompt_tokens keeps the last tokens",
     "use_beam_search": "n with temperature gives several answers",
     # llama.cpp
     "cache_prompt": _PREFIX_CACHE,

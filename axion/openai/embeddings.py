@@ -10,11 +10,11 @@ from pydantic import Discriminator, Field, Tag
 from axion.openai.completions import TokenIds, prompt_kind
 from axion.openai.fields import (
     FAIL_FAST,
-    MAX_TOKEN_ID,
     NonEmptyText,
     RequestModel,
     ResponseModel,
     TokenCount,
+    TruncatePromptTokens,
     at_most,
 )
 
@@ -34,7 +34,6 @@ EmbeddingInput = Annotated[
     ),
 ]
 
-TruncatePromptTokens = Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)]
 TRUNCATE_HELP = "cut what is longer to so many tokens; -1: to what the model takes, in tokens"
 
 

@@ -15,7 +15,7 @@ WITHOUT_FEATURE = frozenset(
     """
     model messages prompt stream stream_options user metadata safety_identifier prompt_cache_key
     prompt_cache_retention service_tier store modalities audio functions function_call moderation
-    prediction prompt_cache_options verbosity web_search_options suffix best_of prompt_logprobs
+    prediction prompt_cache_options verbosity web_search_options suffix best_of
     """.split()  # noqa: SIM905
 )
 # What a field asks for that is not simply set.
@@ -35,7 +35,8 @@ FEATURES = (
     seed seed.0 best_of echo.logprobs prompt.token_ids prompt.list
     stream_options.continuous_usage_stats messages.name messages.reasoning_content
     tools tools.strict tool_choice.none tool_choice.required tool_choice.named
-    tool_choice.allowed_tools response_format.json_object response_format.json_schema
+    tool_choice.allowed_tools
+    response_format.json_object response_format.json_schema response_format.completions
     structured_outputs.json structured_outputs.json_object structured_outputs.regex
     structured_outputs.choice structured_outputs.grammar
     """.split()  # noqa: SIM905
@@ -49,6 +50,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ([],),
     "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "return_token_ids": (False,),
     "min_tokens": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -97,7 +100,7 @@ def _features(request: GenerationRequest) -> Iterator[str]:
         yield "stream_options.continuous_usage_stats"
     if isinstance(request, StructuredRequest) and request.constraint is not None:
         param = request.constraint.param
-        if isinstance(request, ChatCompletionRequest) and param == "response_format":
+        if param == "response_format":
             assert request.response_format is not None
             yield f"response_format.{request.response_format.type}"
         else:
@@ -138,3 +141,7 @@ def _of_completion(request: CompletionRequest) -> Iterator[str]:
         yield "best_of"
     if request.echo and request.logprobs is not None:
         yield "echo.logprobs"
+    # Where an engine has no other field for JSON, it is asked for by this one, which some have for
+    # chats alone.
+    if request.constraint is not None and request.constraint.grammar.kind == "json_schema":
+        yield "response_format.completions"

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -197,9 +197,22 @@ Stop = Annotated[
         custom_error_message="a string or a list of strings",
     ),
 ]
+PartT = TypeVar("PartT")
+# The content of a message.
+TextOrParts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[PartT], Field(min_length=1), FAIL_FAST, Tag("list")],
+    Discriminator(
+        text_or_list,
+        custom_error_type="expected",
+        custom_error_message="a string or a list of text parts",
+    ),
+]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
 Priority = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKEN_ID)]
+# How much of a prompt is kept; -1: what the model takes.
+TruncatePromptTokens = Annotated[int, Field(ge=-1, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIdText = Annotated[str, AfterValidator(_is_token_id)]
 Object = Annotated[dict[str, Any], AfterValidator(check_numbers)]

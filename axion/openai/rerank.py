@@ -6,12 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from axion.openai.embeddings import (
-    MAX_INPUTS,
-    TRUNCATE_HELP,
-    PoolingUsage,
-    TruncatePromptTokens,
-)
+from axion.openai.embeddings import MAX_INPUTS, TRUNCATE_HELP, PoolingUsage
 from axion.openai.fields import (
     FAIL_FAST,
     NonEmptyText,
@@ -19,6 +14,7 @@ from axion.openai.fields import (
     RequestModel,
     ResponseModel,
     TokenCount,
+    TruncatePromptTokens,
     at_most,
     field_error,
     text_or_list,

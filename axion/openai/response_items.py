@@ -11,13 +11,12 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, Type
 
 from axion.openai.chat import CalledFunction
 from axion.openai.fields import (
-    FAIL_FAST,
     NonEmptyText,
     Refused,
     RequestModel,
+    TextOrParts,
     field_error,
     only_types,
-    text_or_list,
 )
 
 _TEXT_ONLY = "this model takes text only"
@@ -58,25 +57,12 @@ class OutputText(RequestModel):
     logprobs: list[JsonValue] | None = Field(None, description="accepted; has no effect")
 
 
-InputContent = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[
-        list[
-            Annotated[
-                InputText | OutputText,
-                Field(discriminator="type"),
-                only_types(("input_text", "output_text"), _TEXT_ONLY),
-            ]
-        ],
-        Field(min_length=1),
-        FAIL_FAST,
-        Tag("list"),
-    ],
-    Discriminator(
-        text_or_list,
-        custom_error_type="expected",
-        custom_error_message="a string or a list of text parts",
-    ),
+InputContent = TextOrParts[
+    Annotated[
+        InputText | OutputText,
+        Field(discriminator="type"),
+        only_types(("input_text", "output_text"), _TEXT_ONLY),
+    ]
 ]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

@@ -135,8 +135,12 @@ class StructuredOutputs(RequestModel):
 
 
 class StructuredRequest(GenerationRequest):
-    """A request that may say what its answer must match, with vLLM's names and meanings."""
+    """A request that may say what its answer must match.
 
+    All but `response_format` are vLLM's, with its names and meanings.
+    """
+
+    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = Field(None, description="older name of structured_outputs.json")
     guided_regex: GrammarText | None = Field(None, description="of structured_outputs.regex")
@@ -160,7 +164,10 @@ class StructuredRequest(GenerationRequest):
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[Constraint]:
-        constraints = [
+        constraints = []
+        if self.response_format is not None and (own := self.response_format.constraint):
+            constraints.append(own)
+        constraints += [
             _constraint(f"guided_{name}", name, value)
             for name in ("json", "regex", "choice", "grammar")
             if (value := getattr(self, f"guided_{name}")) is not None

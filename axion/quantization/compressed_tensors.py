@@ -104,14 +104,14 @@ class GroupedFormat(integers.IntegerFormat):
         # What is signed becomes unsigned; both the codes and the zero points, so that the
         # difference stays.
         if self.is_packed:
-            codes = tensors["weight_packed"].contiguous().view(torch.uint8)
+            codes = integers.as_bytes(tensors["weight_packed"])
         else:
             codes = _unsigned(tensors["weight"])
         scales = tensors["weight_scale"]
         if not self.has_zeros:
             zeros = torch.full_like(scales, 2 ** (self.bits - 1), dtype=torch.uint8)
         elif self.is_packed:
-            words = tensors["weight_zero_point"].T.contiguous().view(torch.uint8)
+            words = integers.as_bytes(tensors["weight_zero_point"].T)
             zeros = integers.unpack(words, self.bits)[:, :out_features].T
         else:
             zeros = _unsigned(tensors["weight_zero_point"])

@@ -52,7 +52,7 @@ class GptqFormat(integers.IntegerFormat):
         self, tensors: dict[str, Tensor], in_features: int, out_features: int
     ) -> dict[str, Tensor]:
         unpacked = {
-            "codes": tensors["qweight"].T.contiguous().view(torch.uint8),
+            "codes": integers.as_bytes(tensors["qweight"].T),
             "scales": tensors["scales"].T,
             "zeros": self._zeros(tensors["qzeros"]).T,
         }
@@ -64,7 +64,7 @@ class GptqFormat(integers.IntegerFormat):
         if self.is_offset and self.bits != 3:
             # Taken away from whole words: what a zero borrowed comes back from the next one.
             qzeros = qzeros + sum(1 << shift for shift in range(0, 32, self.bits))
-        zeros = integers.unpack(qzeros.contiguous().view(torch.uint8), self.bits)
+        zeros = integers.unpack(integers.as_bytes(qzeros), self.bits)
         return zeros + 1 & 7 if self.is_offset and self.bits == 3 else zeros
 
 

@@ -68,6 +68,12 @@ def scale_dtype(scales: StoredTensor | None) -> str:
     return scales.dtype if scales and scales.dtype in ("F32", "BF16") else "F16"
 
 
+def as_bytes(words: Tensor) -> Tensor:
+    """`[n, m]` int32, also transposed, to the bytes of its rows, `[n, 4 * m]` uint8."""
+    # Of a transposed row of single words torch says that it is contiguous, but has no bytes of it.
+    return words.reshape(-1).view(torch.uint8).view(len(words), -1)
+
+
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """Codes `[..., n]` from the bytes `[..., n * bits / 8]` that hold them one after another, the
     lowest bits first; all uint8."""

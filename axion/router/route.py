@@ -147,6 +147,8 @@ class Route:
                     failure = error
                 failed.append(candidate)
                 self._tell_failure(candidate, delivered, error)
+                if delivered.started and request.needs_one_engine:
+                    raise
         shadow = self._served.shadow
         if shadow is not None:
             shadow.offer(request, start, delivered, candidate, self._metrics)

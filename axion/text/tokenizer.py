@@ -122,6 +122,10 @@ class Tokenizer:
         """A lower bound of a text's number of tokens, without encoding it."""
         return -(-len(text) // self._most_chars) if self._most_chars else 0
 
+    def end_of(self, text: str, num_tokens: int) -> str:
+        """As much of a text's end as so many tokens can have."""
+        return text[-num_tokens * self._most_chars :] if self._most_chars else text
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; ids that are not in the vocabulary have none."""
         text = self.bytes_of(ids, skip_special_tokens=skip_special_tokens).decode(errors="replace")

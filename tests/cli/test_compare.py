@@ -178,3 +178,10 @@ def test_a_bad_file_is_named_before_anything_starts(
 def test_a_wrong_name_is_an_error(names: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("axion/demo", "--backends", names) == 1
     assert capfd.readouterr().err
+
+
+def test_what_is_wrong_with_the_model_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("/none/such", "--backends", "native,max,vllm") == 1
+    out = " ".join(capfd.readouterr().out.split())
+    assert out.count("/none/such does not exist") == 1
+    assert "native, max, vllm: The model folder" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from axion.cli import serve as command
 from axion.cli.main import app
+from axion.observability.logging import configure_logging
 from axion.settings import Settings
 
 runner = CliRunner()
@@ -129,6 +131,17 @@ def test_ready_shows_a_call_to_copy(capsys: pytest.CaptureFixture[str]):
     assert shlex.split(output)[-1] == json.dumps(
         {"model": "it's/mine", "messages": [{"role": "user", "content": "Hello!"}]}
     )
+
+
+def test_where_the_log_is_json_and_off_it_still_says_where_the_server_listens(
+    capfd: pytest.CaptureFixture[str],
+):
+    configure_logging("off", "json")
+    logging.getLogger("axion").error("not heard")
+    command._log("Listening on http://localhost:3000")
+    configure_logging("info")
+    [line] = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "Listening on http://localhost:3000"
 
 
 def test_where_the_log_is_json_no_other_line_is_printed(tmp_path: Path):

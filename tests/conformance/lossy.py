@@ -41,6 +41,9 @@ def without(feature: str, body: dict[str, Any]) -> dict[str, Any]:
             kind = choice.get("type") if isinstance(choice, dict) else choice
             if kind == {"named": "function"}.get(word, word):
                 del body["tool_choice"]
+        case ["response_format", "completions"]:
+            if "prompt" in body:
+                body.pop("response_format", None)
         case ["response_format", kind]:
             if body.get("response_format", {}).get("type") == kind:
                 del body["response_format"]

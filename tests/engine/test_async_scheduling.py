@@ -67,6 +67,8 @@ def arrivals(seed: int, vocab_size: int, *, with_grammars: bool) -> list[Arrival
             max_tokens=rng.choice([0, 1, 9, 40, 40, None]),
             stop_token_ids=tuple(rng.sample(range(vocab_size), 3)),
             repetition_penalty=1.3 if i == 3 else 1.0,
+            allowed_token_ids=tuple(range(5, 20)) if i in (5, 6) else (),
+            bad_words_token_ids=((5,), (6, 7), (8, 9, 10)) if i in (6, 9) else (),
             logprobs=rng.choice([None, None, 2]),
             prompt_logprobs=rng.choice([None, None, None, 1]),
             ignore_eos=rng.random() < 0.5,

@@ -413,11 +413,15 @@ def test_requests_the_engine_cannot_take_are_refused_by_name(path: Path):
     core = make_core(path)
     vocab_size = core.info.vocab_size
     bias = SamplingParams(logit_bias={vocab_size: 1.0})
+    allowed = SamplingParams(allowed_token_ids=(1, vocab_size))
+    words = SamplingParams(bad_words_token_ids=((1,), (2, vocab_size)))
     for request, match in (
         (AddRequest("a", [], GREEDY), "prompt"),
         (AddRequest("b", [1] * 512, GREEDY), "512"),
         (AddRequest("c", [vocab_size], GREEDY), "vocabulary"),
         (AddRequest("d", [1], bias), "logit_bias"),
+        (AddRequest("e", [1], allowed), "allowed_token_ids"),
+        (AddRequest("f", [1], words), "bad_words_token_ids"),
     ):
         refusal = core.add(request)
         assert refusal is not None
@@ -461,6 +465,8 @@ def test_prompt_logprobs_equal_transformers(path: Path, options: dict[str, Any],
                 assert abs(entry.logprob - expected[position, prompt[position + 1]]) < 1e-4
                 best = expected[position].topk(3)
                 assert [token for token, _ in entry.top] == best.indices.tolist()
+                above = expected[position] - expected[position, prompt[position + 1]]
+                assert (above > 1e-4).sum() < entry.rank <= (above > -1e-4).sum()
             before_tokens = [o for o in outputs[name] if o.prompt_logprobs]
             assert outputs[name].index(before_tokens[-1]) <= next(
                 i for i, o in enumerate(outputs[name]) if o.token_ids

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from axion.engine import sampler
-from axion.engine.sampler import Sampler, uniform
+from axion.engine.sampler import NOTHING_ALLOWED, Sampler, uniform
 from axion.engine.sequence import Sequence
 from axion.engine.structured import TokenMask
 from axion.types import SamplingParams
@@ -168,6 +169,58 @@ def test_min_tokens_rules_out_every_way_to_stop(logits: torch.Tensor):
     assert late.token_id == 2
 
 
+def test_nothing_is_taken_but_what_is_allowed(logits: torch.Tensor):
+    logits[2], logits[3] = 50.0, 49.0
+    greedy = make(SamplingParams(temperature=0, allowed_token_ids=(7, 3, 9)))
+    free = make(SamplingParams(temperature=0))
+    hot = [make(SamplingParams(allowed_token_ids=(7, 9), logit_bias={2: 100}), seed=s)
+           for s in range(50)]  # fmt: skip
+    first, second, *others = sample(logits.expand(52, -1), greedy, free, *hot)
+    assert (first.token_id, second.token_id) == (3, 2)
+    assert {token.token_id for token in others} == {7, 9}
+
+
+@pytest.mark.parametrize(
+    ("output", "draft", "word", "is_forbidden"),
+    [
+        ((), (), (5,), True),
+        ((4,), (), (4, 5), True),
+        ((), (), (1, 5), False),  # begins in the prompt
+        ((4, 3), (), (4, 5), False),
+        ((3, 4), (), (3, 4, 5), True),
+        ((4,), (), (3, 4, 5), False),
+        ((3,), (4,), (3, 4, 5), True),
+        ((8, 3, 4), (6,), (3, 4, 5), False),
+        ((3,), (4,), (3, 5), False),
+    ],
+)
+def test_the_last_token_of_a_bad_word_does_not_follow_the_others(
+    logits: torch.Tensor, output: tuple, draft: tuple, word: tuple, is_forbidden: bool
+):
+    logits[5] = 50.0
+    sequence = make(
+        SamplingParams(temperature=0, bad_words_token_ids=((9, 9), word)), output=output
+    )
+    plain = make(SamplingParams(temperature=0))
+    rows = Sampler(CPU, VOCAB)(logits.expand(2, -1), [plain, sequence], None, [[], [*draft]])
+    free, token = rows.read()
+    assert (free.token_id, token.token_id != 5) == (5, is_forbidden)
+
+
+def test_a_row_that_has_no_token_left_says_so(logits: torch.Tensor):
+    stuck = SamplingParams(allowed_token_ids=(2, 9), bad_words_token_ids=((9,),), min_tokens=1)
+    for temperature in (0.0, 1.0):
+        params = [msgspec.structs.replace(stuck, temperature=temperature), SamplingParams()]
+        first, second = sample(logits.expand(2, -1), *map(make, params))
+        assert first.error == NOTHING_ALLOWED
+        assert second.error is None
+    bits = np.full((1, VOCAB // 8), 255, np.uint8)
+    bits[0, 0] = 0b11111011  # a grammar without token 2
+    params = SamplingParams(allowed_token_ids=(2,))
+    [token] = Sampler(CPU, VOCAB)(logits[None], [make(params)], TokenMask([0], bits)).read()
+    assert token.error == NOTHING_ALLOWED
+
+
 def test_logprobs_are_the_models_own(logits: torch.Tensor):
     params = SamplingParams(temperature=0, logprobs=3, logit_bias={7: 100.0})
     [token] = sample(logits[None], make(params))
@@ -215,6 +268,7 @@ def test_nothing_is_read_back_while_a_step_is_sampled(monkeypatch: pytest.Monkey
         SamplingParams(top_k=5, top_p=0.9, min_p=0.1, logprobs=0),
         SamplingParams(repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.5),
         SamplingParams(logit_bias={3: 5.0}, min_tokens=4, stop_token_ids=(5,)),
+        SamplingParams(allowed_token_ids=(3, 4), bad_words_token_ids=((4,), (5, 3))),
     ]
     device = torch.device("meta")
     logits = torch.empty(len(params), VOCAB, device=device, dtype=torch.bfloat16)

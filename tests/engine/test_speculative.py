@@ -134,6 +134,7 @@ def windowed_core(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     return make_core(path, max_num_seqs=4)
 
 
+WORDS = ((9,), (10, 11), (12, 13, 14), *((token_id,) * 2 for token_id in range(9, 15)))
 FIELDS = [
     {"temperature": 0, "ignore_eos": True},
     {**SAMPLED, "ignore_eos": True, "logprobs": 3},
@@ -141,6 +142,7 @@ FIELDS = [
     {"temperature": 0, **PENALTIES, "min_tokens": 12, "logit_bias": {0: 9.0}},
     {"temperature": 0, "ignore_eos": True, "logprobs": 2, "prompt_logprobs": 2},
     {"temperature": 0, "ignore_eos": True, "max_tokens": None},
+    {**SAMPLED, "allowed_token_ids": (*range(9, 15),), "bad_words_token_ids": WORDS},
     {**SAMPLED, "grammar": JSON, "max_tokens": 40},
     {**SAMPLED, "grammar": Grammar("regex", r"(\d{4}-){5}x"), "ignore_eos": True},
     {"temperature": 1.0, "min_p": 0.01, "grammar": Grammar("regex", r"\d{9}!"), "logprobs": 1},

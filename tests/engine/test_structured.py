@@ -16,6 +16,7 @@ from axion import LLM, SamplingParams
 from axion.engine.assembly import load_engine
 from axion.engine.core import EngineCore
 from axion.engine.messages import AddRequest
+from axion.engine.sampler import NOTHING_ALLOWED
 from axion.engine.sequence import Sequence
 from axion.engine.step import ScheduledSequence
 from axion.engine.structured import StructuredOutput
@@ -257,6 +258,20 @@ def test_who_wants_log_probabilities_has_every_token_sampled(tiny_model: Path):
     params = SamplingParams(grammar=Grammar("regex", "yes, that is what I said"), logprobs=1)
     outputs = run(core, {"a": params})["a"]
     assert all(len(o.token_ids) == len(o.logprobs or ()) == 1 for o in outputs)
+
+
+def test_forbidden_tokens_are_forbidden_where_a_grammar_leaves_one_way_too(tiny_model: Path):
+    core = make_core(tiny_model)
+    grammar = Grammar("regex", "yes, that is what I said")
+    tokens = tokens_of(run(core, {"a": SamplingParams(grammar=grammar)})["a"])
+    word = tuple(tokens[2:5])
+    bad = SamplingParams(grammar=grammar, bad_words_token_ids=(word,), temperature=0)
+    other = tokens_of(run(core, {"a": bad})["a"])
+    assert all(tuple(other[i : i + 3]) != word for i in range(len(other)))
+    # Every way to write it begins with a "y".
+    only = SamplingParams(grammar=grammar, allowed_token_ids=(tokens[-1],))
+    [failed] = run(core, {"a": only})["a"]
+    assert failed.error == NOTHING_ALLOWED
 
 
 def test_a_grammar_that_leads_nowhere_fails_only_its_own_request(tiny_model: Path):

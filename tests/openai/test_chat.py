@@ -148,6 +148,13 @@ def test_no_messages_are_refused():
         ({"continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"x": 2**64}}, "chat_template_kwargs"),
         ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern"),
+        ({"stream": True, "prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncation_side": "right"}, "truncation_side"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"bad_words": [""]}, "bad_words"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
     ],
 )

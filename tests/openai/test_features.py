@@ -34,6 +34,11 @@ CHAT: list[tuple[dict[str, Any], set[str]]] = [
     ({"repetition_penalty": 2}, {"repetition_penalty"}),
     ({"logit_bias": {"1": 1}}, {"logit_bias"}),
     ({"ignore_eos": True}, {"ignore_eos"}),
+    ({"truncate_prompt_tokens": 9}, {"truncate_prompt_tokens"}),
+    ({"allowed_token_ids": [1]}, {"allowed_token_ids"}),
+    ({"bad_words": ["a"]}, {"bad_words"}),
+    ({"prompt_logprobs": 0}, {"prompt_logprobs"}),
+    ({"return_token_ids": True}, {"return_token_ids"}),
     ({"include_stop_str_in_output": True}, {"include_stop_str_in_output"}),
     ({"skip_special_tokens": False}, {"skip_special_tokens"}),
     ({"priority": 1}, {"priority"}),
@@ -64,6 +69,7 @@ NEUTRAL: dict[str, Any] = {
     **{"n": 1, "top_p": 1, "top_k": -1, "min_p": 0, "presence_penalty": 0, "logit_bias": {}},
     **{"frequency_penalty": 0, "repetition_penalty": 1, "min_tokens": 0, "ignore_eos": False},
     **{"stop": [], "logprobs": False, "user": "x", "response_format": {"type": "text"}},
+    **{"bad_words": [], "return_token_ids": False, "truncate_prompt_tokens": None},
     **{"tools": [], "tool_choice": "auto", "stream": True, "seed": None},
 }
 
@@ -102,6 +108,15 @@ def test_every_field_of_a_chat_has_a_feature_or_none_on_purpose():
         ({"prompt": "a", "logprobs": 0}, {"logprobs"}),
         ({"prompt": "a", "echo": True}, {"echo"}),
         ({"prompt": "a", "echo": True, "logprobs": 1}, {"echo", "logprobs", "echo.logprobs"}),
+        (
+            {"prompt": "a", "response_format": {"type": "json_object"}},
+            {"response_format.json_object", "response_format.completions"},
+        ),
+        (
+            {"prompt": "a", "guided_json": {}},
+            {"structured_outputs.json", "response_format.completions"},
+        ),
+        ({"prompt": "a", "guided_regex": "a"}, {"structured_outputs.regex"}),
     ],
     ids=_id,
 )

@@ -55,30 +55,22 @@ EXTENSIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "grammar"),
-    [
-        ({"response_format": {"type": "json_object"}}, "response_format", ANY_OBJECT),
-        ({"response_format": json_schema()}, "response_format", ANY_OBJECT),
-        (
-            {"response_format": {"type": "json_object", "value": SCHEMA}},
-            "response_format",
-            BY_SCHEMA,
-        ),
-        (
-            {"response_format": json_schema(schema=SCHEMA, strict=True, description="d")},
-            "response_format",
-            BY_SCHEMA,
-        ),
-        *EXTENSIONS,
-    ],
-)
+CONSTRAINTS = [
+    ({"response_format": {"type": "json_object"}}, "response_format", ANY_OBJECT),
+    ({"response_format": json_schema()}, "response_format", ANY_OBJECT),
+    ({"response_format": {"type": "json_object", "value": SCHEMA}}, "response_format", BY_SCHEMA),
+    (
+        {"response_format": json_schema(schema=SCHEMA, strict=True, description="d")},
+        "response_format",
+        BY_SCHEMA,
+    ),
+    *EXTENSIONS,
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "grammar"), CONSTRAINTS)
 def test_each_field_becomes_a_grammar(fields: dict, param: str, grammar: Grammar):
     assert chat(**fields).constraint == Constraint(param, grammar)
-
-
-@pytest.mark.parametrize(("fields", "param", "grammar"), EXTENSIONS)
-def test_text_completions_have_the_extensions(fields: dict, param: str, grammar: Grammar):
     assert complete(**fields).constraint == Constraint(param, grammar)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axion.errors import ModelLoadError
-from axion.quantization.gptq import GptqMethod
+from axion.quantization.gptq import GptqFormat, GptqMethod
 from axion.quantization.integers import AtenInt4Kernel
 from axion.quantization.layers import QuantizedLinear
 from tests.quantization.pairs import Packed, assert_same, load, save_pair, weight_bytes
@@ -278,6 +278,24 @@ def test_what_is_wrong_with_a_layer_is_named(
     with pytest.raises(ModelLoadError) as caught:
         load(path)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(("bits", "in_features"), [(2, 16), (4, 8), (8, 4)])
+def test_a_layer_whose_inputs_fill_one_word_is_served(bits: int, in_features: int) -> None:
+    weight = torch.randn(32, in_features, generator=torch.Generator().manual_seed(0))
+    packed = Gptq(bits=bits, group_size=-1)("layer", weight)
+    assert packed is not None
+    stored = GptqFormat(
+        bits=bits,
+        group_size=in_features,
+        scales="F16",
+        is_ordered=True,
+        is_offset=True,
+        has_groups=True,
+    )
+    tensors = stored.unpack(packed.tensors, in_features, 32)
+    kernel = stored.kernel(tensors, torch.float32)
+    torch.testing.assert_close(kernel(torch.eye(in_features)).T, packed.weight)
 
 
 def test_early_versions_have_their_config_in_a_file_of_its_own(tmp_path: Path) -> None:

@@ -311,6 +311,19 @@ class TestFailover:
         answer = await collect_completion(Route(served).complete(request, "id"))
         assert answer.choices[0].text == "tok tok tok "
 
+    @pytest.mark.parametrize(
+        "fields", [{"return_token_ids": True}, {"prompt_logprobs": 1}], ids=str
+    )
+    async def test_what_is_told_of_tokens_is_told_by_one_engine(self, fields: dict[str, Any]):
+        first, second = ScriptedBackend("a"), ScriptedBackend("b")
+        served = await started(first, second)
+        first.fail_at = (0, DOWN)
+        assert await ask(served, **fields) == ("b", "tok tok tok ")
+        first.fail_at = (2, DOWN)
+        with pytest.raises(EngineUnavailableError, match="fell over"):
+            await ask(served, **fields)
+        assert len(second.seen) == 1
+
     async def test_each_engine_is_tried_once(self):
         engines = [ScriptedBackend(name) for name in "abc"]
         for engine in engines:

@@ -1,7 +1,8 @@
 """`axion serve` as users run it, with the echo engine: `python -m tests.server.echo_server ARGS`.
 
 `ECHO_TOKEN_DELAY_S` is the time of one step; `ECHO_LOAD_S` is how long the model takes to load;
-`ECHO_FLUSH_S` is how long the server waits, at its end, for what holds it.
+`ECHO_FLUSH_S` is how long the server waits, at its end, for what holds it; with `ECHO_GOES_ON` the
+engine ends no answer when it is stopped.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from axion.types import EngineConfig
 from tests.echo_engine import EchoEngine
 
 
+class EndlessEngine(EchoEngine):
+    async def stop(self, drain_s: float) -> None:
+        await asyncio.sleep(drain_s)
+
+
 async def start_echo(config: EngineConfig) -> EchoEngine:
     await asyncio.sleep(float(os.environ.get("ECHO_LOAD_S", "0")))
-    return EchoEngine(
+    kind = EndlessEngine if "ECHO_GOES_ON" in os.environ else EchoEngine
+    return kind(
         max_model_len=config.max_model_len,
         token_delay_s=float(os.environ.get("ECHO_TOKEN_DELAY_S", "0")),
     )

@@ -86,6 +86,7 @@ class Answer:
         self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self._untold_token_ids: list[int] = []
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
@@ -159,6 +160,11 @@ class Answer:
             events = self._debt.settle(events)
         return Piece(events, tokens, finish_reason, stop_reason)
 
+    def take_token_ids(self) -> list[int]:
+        """The tokens that were generated since this was asked last."""
+        token_ids, self._untold_token_ids = self._untold_token_ids, []
+        return token_ids
+
     def _decode(self, output: SequenceOutput, events: list[Event]) -> tuple[bool, str | None]:
         """Add what is certain now.
 
@@ -169,6 +175,7 @@ class Answer:
         self.prompt_logprobs += output.prompt_logprobs or ()
         for i, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
+            self._untold_token_ids.append(token_id)
             if output.stop_token_id is not None and i + 1 == len(output.token_ids):
                 break
             new = self._detokenizer.push((token_id,))

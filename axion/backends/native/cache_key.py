@@ -22,6 +22,7 @@ _NOT_IN_KEY = NO_EFFECT | {
     *("max_tokens", "max_completion_tokens", "min_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "stop", "stop_token_ids", "ignore_eos"),
+    *("truncate_prompt_tokens", "allowed_token_ids", "bad_words", "prompt_logprobs"),
     *("include_stop_str_in_output", "skip_special_tokens", "logprobs", "top_logprobs", "n"),
     *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice"),
     "guided_grammar",

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from axion.backends.native.answer import Answer, ShownToken
-from axion.backends.native.chunks import finish_reason_of, shared_fields, usage_of, usage_so_far
+from axion.backends.native.chunks import (
+    finish_reason_of,
+    shared_fields,
+    token_ids_field,
+    usage_of,
+    usage_so_far,
+)
 from axion.backends.native.grammar import chat_grammar
-from axion.backends.native.logprobs import chat_logprobs
+from axion.backends.native.logprobs import chat_logprobs, prompt_logprobs
 from axion.backends.native.model import LoadedModel
 from axion.backends.native.prompt import chat_prompt
-from axion.backends.native.sampling import fitted_params, seeded
+from axion.backends.native.sampling import bad_words_token_ids, fitted_params, seeded
 from axion.backends.native.sequences import run_sequences, take_over
 from axion.openai.chat import ChatCompletionRequest
 from axion.openai.chat_answer import (
@@ -54,8 +60,12 @@ async def prepare_chat(model: LoadedModel, request: ChatCompletionRequest) -> Ch
     """
     token_ids = await asyncio.to_thread(chat_prompt, model, request)
     params = fitted_params(model, request, token_ids, default=None, param="messages")
-    grammar = await chat_grammar(model, request)
-    return ChatPrompt(token_ids, msgspec.structs.replace(params, grammar=grammar))
+    params = msgspec.structs.replace(
+        params,
+        grammar=await chat_grammar(model, request),
+        bad_words_token_ids=await bad_words_token_ids(model, request),
+    )
+    return ChatPrompt(token_ids, params)
 
 
 async def stream_chat(
@@ -68,7 +78,9 @@ async def stream_chat(
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
     """As `InferenceBackend.chat`; with what `prepare_chat` gave, if that has been done."""
     before = {} if delivered is None else delivered.choices
-    answers = await _begin(model, request, prompt or await prepare_chat(model, request), before)
+    prompt = prompt or await prepare_chat(model, request)
+    answers = await _begin(model, request, prompt, before)
+    of_prompt = {"prompt_token_ids": prompt.token_ids} if request.return_token_ids else {}
     shared = shared_fields(model, request, f"chatcmpl-{request_id}", "chat.completion.chunk")
 
     def chunk(
@@ -85,8 +97,11 @@ async def stream_chat(
             logprobs=logprobs,
             finish_reason=finish,
             **stop_reason_field(stop_reason),
+            **token_ids_field(request, answers[index]),
         )
-        return ChatCompletionChunk(**shared | usage_so_far(request, answers), choices=[choice])
+        fields = shared | usage_so_far(request, answers) | of_prompt
+        of_prompt.clear()  # the first chunk has it
+        return ChatCompletionChunk(**fields, choices=[choice])
 
     began = set(before)
     called = {i for i, choice in before.items() if choice.calls}
@@ -113,7 +128,10 @@ async def stream_chat(
         usage.completion_tokens_details = CompletionTokensDetails(
             reasoning_tokens=sum(answer.num_reasoning_tokens for answer in answers)
         )
-        yield ChatCompletionChunk(**shared | {"choices": [], "usage": usage})
+        last: dict[str, Any] = {"choices": [], "usage": usage}
+        if (num_top := request.num_prompt_logprobs) is not None:
+            last["prompt_logprobs"] = prompt_logprobs(model.tokenizer, answers[0], num_top)
+        yield ChatCompletionChunk(**shared | last)
 
 
 async def _begin(
@@ -140,19 +158,25 @@ async def _begin(
         Answer(
             model.tokenizer,
             prompt_token_ids,
-            seeded(params, i),
+            choice_params,
             parser=written.parser(functions, opened=opened),
             single_call=request.max_one_call,
             skip_special_tokens=params.skip_special_tokens,
             visible_token_ids=visible_token_ids,
         )
-        for i in range(request.num_choices)
+        for choice_params in _params_of_choices(params, request.num_choices)
     ]
     for i, choice in before.items():
         calls = [WrittenCall(call.name, call.arguments, call.offset) for call in choice.calls]
         text = written.write(choice.reasoning, choice.content, calls, opened=opened)
         await take_over(model, answers[i], choice, text)
     return answers
+
+
+def _params_of_choices(params: SamplingParams, num_choices: int) -> list[SamplingParams]:
+    """One of the choices scores the prompt for all."""
+    unscored = msgspec.structs.replace(params, prompt_logprobs=None)
+    return [params, *(seeded(unscored, i) for i in range(1, num_choices))]
 
 
 def _deltas(events: list[Event]) -> list[Delta]:

@@ -48,5 +48,10 @@ def usage_so_far(request: GenerationRequest, answers: list[Answer]) -> dict[str,
     return {"usage": usage_of(answers, request.num_choices)}
 
 
+def token_ids_field(request: GenerationRequest, answer: Answer) -> dict[str, Any]:
+    """The field of a choice that a request with `return_token_ids` wants."""
+    return {"token_ids": answer.take_token_ids()} if request.return_token_ids else {}
+
+
 def finish_reason_of(reason: FinishReason) -> CompletionFinishReason:
     return "length" if reason is FinishReason.LENGTH else "stop"

@@ -1,10 +1,11 @@
-"""Tokens' log probabilities in the two forms of OpenAI's API."""
+"""Tokens' log probabilities in the two forms of OpenAI's API, and a prompt's also in vLLM's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from axion.backends.native.answer import Answer, ShownToken
+from axion.openai.answer import PromptLogprob, PromptLogprobs
 from axion.openai.chat_answer import ChoiceLogprobs, TokenLogprob, TopLogprob
 from axion.openai.completions import Logprobs
 from axion.text.detokenizer import IncrementalDetokenizer
@@ -41,14 +42,35 @@ def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any
     }
 
 
-def prompt_logprobs(tokenizer: Tokenizer, answer: Answer, text: str) -> Logprobs:
+def prompt_logprobs(tokenizer: Tokenizer, answer: Answer, num_top: int) -> PromptLogprobs:
+    """Of a prompt, in vLLM's form; nothing comes before its first token."""
+    entries: PromptLogprobs = [None]
+    scored = zip(answer.prompt_token_ids[1:], answer.prompt_logprobs, strict=True)
+    for token_id, logprobs in scored:
+        entry = {str(token_id): _ranked(tokenizer, token_id, logprobs.logprob, logprobs.rank)}
+        for rank, (other_id, logprob) in enumerate(logprobs.top[:num_top], 1):
+            entry[str(other_id)] = _ranked(tokenizer, other_id, logprob, rank)
+        entries.append(entry)
+    return entries
+
+
+def _ranked(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int | None) -> PromptLogprob:
+    return PromptLogprob(
+        logprob=max(_LOWEST_LOGPROB, logprob),
+        rank=rank,
+        decoded_token=tokenizer.id_to_token_bytes(token_id).decode(errors="replace"),
+    )
+
+
+def echoed_logprobs(tokenizer: Tokenizer, answer: Answer, text: str, num_top: int) -> Logprobs:
     """Of a prompt whose text is `text`; nothing comes before its first token."""
     token_ids = answer.prompt_token_ids
+    scores = [TokenLogprobs(entry.logprob, entry.top[:num_top]) for entry in answer.prompt_logprobs]
     detokenizer = IncrementalDetokenizer(tokenizer)
     offsets = [0]
     for token_id in token_ids:
         offsets.append(min(offsets[-1] + len(detokenizer.push((token_id,))), len(text)))
-    shown = map(ShownToken, token_ids[1:], answer.prompt_logprobs, offsets[1:])
+    shown = map(ShownToken, token_ids[1:], scores, offsets[1:])
     logprobs = text_logprobs(tokenizer, list(shown))
     return Logprobs(
         tokens=[_token_text(tokenizer, token_ids[0]), *logprobs.tokens],

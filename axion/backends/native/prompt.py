@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from axion.backends.native.model import LoadedModel
 from axion.errors import ContextLengthExceededError, InvalidRequestError
 from axion.openai.chat import ChatCompletionRequest
+from axion.openai.common import FILL_CONTEXT, GenerationRequest
 from axion.text.answer_format import answer_format
 
 # Shorter texts are counted exactly even if they cannot fit: it takes some milliseconds.
@@ -59,22 +60,47 @@ def chat_prompt(
         continue_final_message=bool(request.continue_final_message),
         template_kwargs=_template_kwargs(request, variables, reasons=answer_format(source).reasons),
     )
-    _check_length(model, rendered, "messages")
-    return model.tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
+    return _encode(
+        model, rendered, add_special_tokens, num_kept_tokens(model, request), param="messages"
+    )
 
 
 def text_prompt(
-    model: LoadedModel, prompt: str | list[int], *, add_special_tokens: bool
+    model: LoadedModel,
+    prompt: str | list[int],
+    *,
+    add_special_tokens: bool,
+    num_kept: int | None = None,
 ) -> list[int]:
     """The tokens of a text, or those given.
 
+    Args:
+        num_kept: of more tokens these last ones.
+
     Raises:
-        ContextLengthExceededError: it is far longer than the context.
+        ContextLengthExceededError: it is far longer than the context, and all is to be kept.
     """
-    if isinstance(prompt, list):
-        return prompt
-    _check_length(model, prompt, "prompt")
-    return model.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+    if isinstance(prompt, str):
+        return _encode(model, prompt, add_special_tokens, num_kept, param="prompt")
+    return prompt if num_kept is None else prompt[-num_kept:]
+
+
+def _encode(
+    model: LoadedModel, text: str, add_special_tokens: bool, num_kept: int | None, *, param: str
+) -> list[int]:
+    if num_kept is None:
+        _check_length(model, text, param)
+        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    end = model.tokenizer.end_of(text, num_kept)
+    return model.tokenizer.encode(end, add_special_tokens=add_special_tokens)[-num_kept:]
+
+
+def num_kept_tokens(model: LoadedModel, request: GenerationRequest) -> int | None:
+    """How many tokens of a prompt `truncate_prompt_tokens` leaves; None: all."""
+    if request.truncate_prompt_tokens != FILL_CONTEXT:
+        return request.truncate_prompt_tokens
+    num_reserved = 1 if request.token_limit is None else request.token_limit
+    return max(1, model.engine.info.max_model_len - num_reserved)
 
 
 def _check_length(model: LoadedModel, text: str, param: str) -> None:

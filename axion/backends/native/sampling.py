@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from axion.backends.native.model import LoadedModel
-from axion.backends.native.prompt import too_long
+from axion.backends.native.prompt import in_thread_if_long, too_long
 from axion.errors import ContextLengthExceededError, InvalidRequestError
 from axion.openai.common import GenerationRequest, sampling_params
 from axion.types import MAX_SEED, SamplingParams
@@ -52,9 +52,42 @@ def fitted_params(
         (param, prompt_token_ids),
         ("logit_bias", params.logit_bias),
         ("stop_token_ids", params.stop_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids),
     ):
         check_vocabulary(name, token_ids, info.vocab_size)
     return params
+
+
+async def bad_words_token_ids(
+    model: LoadedModel, request: GenerationRequest
+) -> tuple[tuple[int, ...], ...]:
+    """How the tokenizer writes what the answer must not say, by vLLM's rules.
+
+    A word is written as at the beginning of a text, and where it is as many tokens of which the
+    first is another, as behind a space too.
+
+    Raises:
+        InvalidRequestError: a word has no tokens.
+    """
+    words = request.bad_words or []
+
+    def encode() -> tuple[tuple[int, ...], ...]:
+        found: dict[tuple[int, ...], None] = {}
+        for i, word in enumerate(words):
+            alone, spaced = (
+                tuple(model.tokenizer.encode(before + word.lstrip(), add_special_tokens=False))
+                for before in ("", " ")
+            )
+            if not alone:
+                raise InvalidRequestError(
+                    f"bad_words[{i}] has no tokens: {word!r}.", param="bad_words"
+                )
+            found[alone] = None
+            if len(spaced) == len(alone) and spaced[0] != alone[0]:
+                found[spaced] = None
+        return tuple(found)
+
+    return await in_thread_if_long(model, sum(map(len, words)), encode)
 
 
 def check_vocabulary(param: str, token_ids: Iterable[int], vocab_size: int) -> None:

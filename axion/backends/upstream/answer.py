@@ -43,6 +43,7 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         path: of the endpoint, behind `/v1`.
         object: what a chunk is called.
         id_prefix: what an answer's id begins with.
+        is_stream: the server is asked for events; else for one answer, which `take` gets as one.
         is_done: nothing follows, as the server has said, or since the answer is cut.
         is_cut: stop strings ended it, which the server does not know.
     """
@@ -81,7 +82,9 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         self._cuts: dict[int, StopCut[Any]] = {}
         self._began: set[int] = set()
         self._finished: set[int] = set()
+        self._token_ids: dict[int, list[int]] = {}  # that no chunk has told yet
         self._exhausted = False  # all tokens are delivered, and nobody has said so
+        self.is_stream = dialect.streams(request)
         self.is_done = False
         self.is_cut = False
 
@@ -169,15 +172,17 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         is_error = message.error is not NO_ERROR and message.error != NO_ERROR
         if is_error or event.name == b"error":
             raise self._faults.of_event(event.data)
-        if message.usage is not None:
-            self._usage.told = message.usage
+        self._keep(message)
         chunks: list[ChunkT] = []
         for choice in message.choices or ():
             if not 0 <= choice.index < self._num_choices:
                 raise self._faults.not_understood()
             if choice.index in self._finished:
                 continue
-            self._usage.count(choice, message.timings)
+            if self._dialect.counts or message.timings is not None:
+                self._usage.count(choice, message.timings)
+            if self._request.return_token_ids:
+                self._token_ids.setdefault(choice.index, []).extend(choice.token_ids or ())
             # What cuts the choice also sets its finish_reason.
             chunks += [self._chunk(choice.index, fields) for fields in self._parts(choice)]
             if choice.finish_reason:
@@ -197,13 +202,18 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         if len(self._finished) < self._num_choices:
             raise self._faults.incomplete()
         if self._request.include_usage:
-            yield self._validate({**self._shared, "choices": [], "usage": self._usage_field()})
+            yield self._validate({**self._shared, "choices": [], **self._of_answer()})
 
     @abstractmethod
     def _decode(self, data: bytes) -> Event:
         """Raises:
         msgspec.DecodeError: it is not what the endpoint sends.
         """
+
+    def _keep(self, message: Any) -> None:
+        """Note what an event says of the whole answer."""
+        if message.usage is not None:
+            self._usage.told = message.usage
 
     @abstractmethod
     def _validate(self, fields: dict[str, Any]) -> ChunkT: ...
@@ -213,11 +223,15 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         """What a server's choice adds, as choices of chunks without `index`."""
 
     @abstractmethod
-    def _finish(self, index: int, reason: str) -> dict[str, Any]:
+    def _finish(self, choice: Any, reason: str) -> dict[str, Any]:
         """The choice of the chunk that ends one, without `index`."""
 
     def _usage_field(self) -> dict[str, Any]:
         return self._usage.as_field()
+
+    def _of_answer(self) -> dict[str, Any]:
+        """What the last chunk tells of the whole answer."""
+        return {"usage": self._usage_field()}
 
     def _shown(
         self, choice: Choice, text: str, tokens: TokensT | None
@@ -240,7 +254,10 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         return shown, told
 
     def _chunk(self, index: int, fields: dict[str, Any]) -> ChunkT:
-        chunk = {**self._shared, "choices": [{"index": index, "finish_reason": None, **fields}]}
+        choice = {"index": index, "finish_reason": None, **fields}
+        if self._request.return_token_ids:
+            choice["token_ids"] = self._token_ids.pop(index, [])
+        chunk = {**self._shared, "choices": [choice]}
         if self._with_usage:
             chunk["usage"] = self._usage_field()
         elif self._tells_usage and self._usage.is_told:
@@ -253,5 +270,5 @@ class Answer(ABC, Generic[RequestT, ChunkT]):
         if reason in ("abort", "error"):
             raise self._faults.given_up()
         self._finished.add(choice.index)
-        fields = self._finish(choice.index, reason)
+        fields = self._finish(choice, reason)
         return self._chunk(choice.index, fields | stop_reason_field(choice.stop_reason))

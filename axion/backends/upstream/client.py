@@ -17,7 +17,7 @@ import msgspec
 
 from axion.backends.base import Tokenization
 from axion.backends.capabilities import Capabilities, shipped_capabilities
-from axion.backends.events import EventReader
+from axion.backends.events import EventReader, ServerEvent
 from axion.backends.http import HttpClient, Verify
 from axion.backends.upstream.answer import Answer, ChunkT, RequestT
 from axion.backends.upstream.chat import ChatAnswer
@@ -217,6 +217,11 @@ class Upstream:
                     if response.status != 200:
                         error = await response.read_all(_MAX_ANSWER_BYTES)
                         raise self._faults.of_answer(response.status, error, response.headers)
+                    if not answer.is_stream:
+                        whole = await response.read_all(_MAX_ANSWER_BYTES)
+                        for chunk in answer.take(ServerEvent(whole)):
+                            yield chunk
+                        answer.is_done = True
                     while not answer.is_done and (data := await response.read()):
                         self.last_data_at = time.monotonic()
                         for event in reader.push(data):

@@ -62,6 +62,8 @@ class TextAnswer(Answer[CompletionRequest, CompletionChunk]):
 
     def _parts(self, choice: TextChoice) -> Iterator[dict[str, Any]]:
         text = choice.text or ""
+        if self._request.return_token_ids and choice.prompt_token_ids is not None:
+            yield {"text": "", "logprobs": None, "prompt_token_ids": choice.prompt_token_ids}
         given = choice.logprobs
         logprobs = None
         offset = self._num_chars.get(choice.index, 0)
@@ -74,12 +76,15 @@ class TextAnswer(Answer[CompletionRequest, CompletionChunk]):
             self._usage.num_chunks += 1
             yield {"text": shown, "logprobs": _joined(told) if told else None}
 
-    def _finish(self, index: int, reason: str) -> dict[str, Any]:
-        return {
+    def _finish(self, choice: TextChoice, reason: str) -> dict[str, Any]:
+        fields = {
             "text": "",
             "logprobs": None,
             "finish_reason": reason if reason == "length" else "stop",
         }
+        if choice.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = msgspec.to_builtins(choice.prompt_logprobs)
+        return fields
 
 
 def _joined(lists: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -35,6 +35,7 @@ class Dialect:
     Attributes:
         tells_usage: whether each of the server's chunks can have the usage so far, by which another
             engine can go on with the answer exactly.
+        counts: whether they are asked for in the server's own words.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Dialect:
         self._counts = dict(counts or {})
         self._has_usage_option = not capabilities.missing([USAGE_IN_CHUNKS])
         self.tells_usage = self._has_usage_option or bool(counts)
+        self.counts = bool(counts)
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """A request as the server takes it.
@@ -78,11 +80,17 @@ class Dialect:
         }
         if isinstance(request, StructuredRequest):
             body |= self._constraint(request)
-        options: dict[str, Any] = {"include_usage": True}
-        if self._has_usage_option:
-            options["continuous_usage_stats"] = True
-        own = {"model": self.upstream_model, "stream": True, "stream_options": options}
-        return own | self._counts | body | self.extra_body
+        own: dict[str, Any] = {"model": self.upstream_model}
+        if self.streams(request):
+            options: dict[str, Any] = {"include_usage": True}
+            if self._has_usage_option:
+                options["continuous_usage_stats"] = True
+            own |= {"stream": True, "stream_options": options, **self._counts}
+        return own | body | self.extra_body
+
+    def streams(self, request: GenerationRequest) -> bool:
+        """Whether the answer is asked for as a stream, in which vLLM scores no prompts."""
+        return request.prompt_logprobs is None
 
     def cuts(self, request: GenerationRequest) -> bool:
         """Whether stop strings of this request are found here, since the server would not."""

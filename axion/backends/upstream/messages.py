@@ -88,6 +88,15 @@ class Delta(msgspec.Struct):
     tool_calls: list[Call] | None = None
 
 
+class PromptLogprob(msgspec.Struct):
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class Choice(msgspec.Struct):
     index: int = 0
     logprobs: Logprobs | None = None
@@ -98,11 +107,17 @@ class Choice(msgspec.Struct):
 
 
 class ChatChoice(Choice):
+    """Attributes:
+    message: of a whole answer, in place of `delta`.
+    """
+
     delta: Delta | None = None
+    message: Delta | None = None
 
 
 class TextChoice(Choice):
     text: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Timings(msgspec.Struct):
@@ -125,6 +140,8 @@ class Event(msgspec.Struct):
 
 class ChatEvent(Event):
     choices: list[ChatChoice] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class TextEvent(Event):

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axion.backends.capabilities import Capabilities
-from axion.backends.events import EventReader
+from axion.backends.events import EventReader, ServerEvent
 from axion.backends.upstream.chat import ChatAnswer
 from axion.backends.upstream.client import Upstream
 from axion.backends.upstream.dialect import Dialect
@@ -65,6 +68,75 @@ async def test_a_chat_is_the_same_whichever_engine_answers(fake, upstream, style
     assert abs(chunks[0].created - time.time()) < 60
 
 
+PROMPT = [1, 802, 201, 42, 75, 2, 201, 1, 758, 426, 874, 201]  # of the recorded chats
+
+
+async def test_vllms_token_ids_are_passed_on():
+    async with recorded("vllm", "{kind}-tokens") as up:
+        chunks, _ = await take(up.chat(chat_request(return_token_ids=True), "1"))
+        texts, _ = await take(up.complete(text_request(return_token_ids=True), "1"))
+        silent, _ = await take(up.chat(chat_request(), "1"))
+        whole = await collect_completion(
+            up.complete(text_request(return_token_ids=True, stream=None, stream_options=None), "1")
+        )
+    assert [chunk.prompt_token_ids for chunk in chunks] == [PROMPT, *[None] * (len(chunks) - 1)]
+    token_ids = [dumped(chunk)["choices"][0]["token_ids"] for chunk in chunks[:-1]]
+    assert token_ids == [[], [517], [422], [774], []]
+    assert chunks[-1].usage.prompt_tokens == texts[-1].usage.prompt_tokens + 9 == len(PROMPT)
+    assert [id for chunk in texts[:-1] for id in chunk.choices[0].token_ids] == [857, 362, 896]
+    assert [chunk.choices[0].prompt_token_ids for chunk in texts[:2]] == [[42, 374, 344], None]
+    assert "token_ids" not in str([dumped(chunk) for chunk in silent])
+    [choice] = dumped(whole)["choices"]
+    assert (choice["token_ids"], choice["prompt_token_ids"]) == ([857, 362, 896], [42, 374, 344])
+
+
+async def test_vllms_scores_of_a_prompt_are_passed_on():
+    fields = {"prompt_logprobs": 1, "return_token_ids": True, "stream": None}
+    async with recorded("vllm", "{kind}-scores") as up:
+        chat = await collect_chat(up.chat(chat_request(**fields, stream_options=None), "1"))
+        text = await collect_completion(
+            up.complete(text_request(**fields, stream_options=None), "1")
+        )
+    assert chat.choices[0].message.content == " textderlse"
+    assert dumped(chat)["prompt_token_ids"] == PROMPT
+    [choice] = dumped(text)["choices"]
+    for answer, token_ids in ((dumped(chat), PROMPT), (choice, [42, 374, 344])):
+        first, *entries = answer["prompt_logprobs"]
+        assert first is None
+        assert [next(iter(entry)) for entry in entries] == [str(id) for id in token_ids[1:]]
+    assert choice["prompt_logprobs"][1] == {
+        "374": {"logprob": -6.072021961212158, "rank": 61, "decoded_token": "el"},
+        "901": {"logprob": -1.583297848701477, "rank": 1, "decoded_token": "04"},
+    }
+    assert (choice["text"], choice["finish_reason"]) == (" D itscheduler", "length")
+    assert text.usage.total_tokens == 6
+
+
+async def test_all_calls_of_a_whole_answer_are_taken():
+    functions = [{"name": name, "arguments": f'{{"a": {i}}}'} for i, name in enumerate("fg")]
+    calls = [{"id": f"c{i}", "type": "function", "function": f} for i, f in enumerate(functions)]
+    message = {"role": "assistant", "content": None, "reasoning": "Hm.", "tool_calls": calls}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    usage = {"prompt_tokens": 1, "completion_tokens": 9}
+    request = chat_request(prompt_logprobs=0, stream=None, stream_options=None)
+    dialect = Dialect(engine="vllm", upstream_model="u", capabilities=Capabilities(engine="vllm"))
+    faults = Faults(engine="vllm", upstream_model="u", served_name="m", api_key=None)
+    answer = ChatAnswer(dialect, faults, "m", request, "1", None)
+    body = answer.body()
+    assert body is not None
+    assert not body.keys() & {"stream", "stream_options"}
+    event = ServerEvent(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    async def chunks() -> AsyncIterator[Any]:
+        for chunk in (*answer.take(event), *answer.end()):
+            yield chunk
+
+    whole = await collect_chat(chunks())
+    assert whole.choices[0].message.reasoning_content == "Hm."
+    assert [call.function.model_dump() for call in whole.choices[0].message.tool_calls] == functions
+    assert whole.choices[0].finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize("style", STYLES)
 async def test_a_completion_is_the_same_whichever_engine_answers(fake, upstream, style: str):
     request = text_request(echo=True, max_tokens=2)
@@ -92,6 +164,34 @@ async def test_an_answer_that_does_not_stream_is_collected(fake, upstream):
     assert texts.usage.prompt_tokens == 3
 
 
+@asynccontextmanager
+async def recorded(engine: str, name: str) -> AsyncIterator[Upstream]:
+    """A server that answers as one has answered before.
+
+    Args:
+        name: of the record, behind the engine's; `{kind}` stands for `chat` or `completion`.
+    """
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        file = name.format(kind="chat" if b"/chat/" in head else "completion")
+        data = (Path(__file__).parent / "data" / f"{engine}-{file}.http").read_bytes()
+        for start in range(0, len(data), 100):
+            writer.write(data[start : start + 100])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    up = Upstream(url, engine=engine, upstream_model="tiny", served_name="m")
+    try:
+        yield up
+    finally:
+        await up.close()
+        server.close()
+        await server.wait_closed()
+
+
 @pytest.mark.parametrize(
     ("engine", "chat", "completion", "num_tokens"),
     [
@@ -102,24 +202,10 @@ async def test_an_answer_that_does_not_stream_is_collected(fake, upstream):
 async def test_recorded_answers_of_real_engines(
     engine: str, chat: str, completion: str, num_tokens: tuple[int, ...]
 ):
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        kind = "chat" if b"/chat/" in head else "completion"
-        data = (Path(__file__).parent / "data" / f"{engine}-{kind}.http").read_bytes()
-        for start in range(0, len(data), 100):
-            writer.write(data[start : start + 100])
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    up = Upstream(url, engine=engine, upstream_model="tiny", served_name="m")
     options = {"stream": None, "stream_options": None}
-    whole = await collect_chat(up.chat(chat_request(**options), "1"))
-    text = await collect_completion(up.complete(text_request(**options), "1"))
-    await up.close()
-    server.close()
-    await server.wait_closed()
+    async with recorded(engine, "{kind}") as up:
+        whole = await collect_chat(up.chat(chat_request(**options), "1"))
+        text = await collect_completion(up.complete(text_request(**options), "1"))
     assert (whole.choices[0].message.content or "").startswith(chat)
     assert text.choices[0].text.startswith(completion)
     assert text.choices[0].logprobs is None
