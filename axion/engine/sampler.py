@@ -190,13 +190,11 @@ class Sampler:
         """
         batch = self._prepare(sequences)
         drafts = drafts or [[] for _ in sequences]
-        forbidden = self._forbidden(batch, sequences, drafts)
-        is_plain = batch.takes_largest and mask is None and not forbidden
-        if is_plain and (kernel := kernels.of("argmax", logits)):
+        if batch.takes_largest and mask is None and (kernel := kernels.of("argmax", logits)):
             return Samples(*kernel.argmax(logits), None, None, {})
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
-        logits = self._transform(raw, batch, sequences, drafts, forbidden)
+        logits = self._transform(raw, batch, sequences, drafts)
         if mask is not None:
             logits = self._mask(logits, mask)
         has_choice = logits.amax(-1) > -torch.inf if batch.forbids else None
@@ -242,12 +240,7 @@ class Sampler:
             ),
             is_greedy=self._tensor(is_greedy),
             all_greedy=not sampled,
-            takes_largest=not (
-                sampled
-                or bias
-                or wanted
-                or any(p.has_penalty or p.allowed_token_ids for p in params)
-            ),
+            takes_largest=not (sampled or wanted or any(map(_changes_logits, params))),
             top_k_rows=rows(top_k),
             max_top_k=max((params[row].top_k for row in top_k), default=0),
             top_k_index=self._tensor([params[row].top_k - 1 for row in top_k], np.int64).unsqueeze(
@@ -288,13 +281,21 @@ class Sampler:
         return self._tensor(values, np.float32).unsqueeze(-1)
 
     def _transform(
-        self,
-        raw: Tensor,
-        batch: _Batch,
-        sequences: list[Sequence],
-        drafts: list[list[int]],
-        forbidden: list[tuple[int, int]],
+        self, raw: Tensor, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
     ) -> Tensor:
+        forbidden = [
+            (row, token_id)
+            for row, sequence in enumerate(sequences)
+            if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
+            for token_id in sequence.stop_token_ids
+            if token_id < self.vocab_size
+        ]
+        if batch.forbids:
+            forbidden += [
+                (row, token_id)
+                for row, sequence in enumerate(sequences)
+                for token_id in _ends_of_bad_words(sequence, drafts[row])
+            ]
         if batch.bias is batch.allowed is None and not batch.penalised and not forbidden:
             return raw
         logits = raw.clone()
@@ -310,26 +311,6 @@ class Sampler:
             rows, token_ids = self._tensor(forbidden).T
             logits[rows, token_ids] = -torch.inf
         return logits
-
-    def _forbidden(
-        self, batch: _Batch, sequences: list[Sequence], drafts: list[list[int]]
-    ) -> list[tuple[int, int]]:
-        """Rows, each with a token that must not be next: it would end an answer that is too short,
-        or complete a bad word."""
-        forbidden = [
-            (row, token_id)
-            for row, sequence in enumerate(sequences)
-            if sequence.num_output_tokens + len(drafts[row]) < sequence.params.min_tokens
-            for token_id in sequence.stop_token_ids
-            if token_id < self.vocab_size
-        ]
-        if batch.forbids:
-            forbidden += [
-                (row, token_id)
-                for row, sequence in enumerate(sequences)
-                for token_id in _ends_of_bad_words(sequence, drafts[row])
-            ]
-        return forbidden
 
     def _mask(self, logits: Tensor, mask: TokenMask) -> Tensor:
         octets = to_device(mask.bits, self.device)
@@ -405,6 +386,12 @@ def _ends_of_bad_words(sequence: Sequence, draft: list[int]) -> Iterator[int]:
     for *before, last in words:
         if len(before) <= len(tail) and tail[len(tail) - len(before) :] == tuple(before):
             yield last
+
+
+def _changes_logits(params: SamplingParams) -> bool:
+    return bool(
+        params.logit_bias or params.has_penalty or params.forbids_tokens or params.min_tokens
+    )
 
 
 def _invert(probs: Tensor, draws: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def test_penalties_against_their_formulas():
     for token, count in ((5, 2), (6, 1)):  # presence and frequency: output alone
         expected[token] -= 0.5 + 0.25 * count
     sampler = Sampler(CPU, VOCAB)
-    transformed = sampler._transform(logits, sampler._prepare([sequence]), [sequence], [[]], [])
+    transformed = sampler._transform(logits, sampler._prepare([sequence]), [sequence], [[]])
     torch.testing.assert_close(transformed[0], expected)
 
 

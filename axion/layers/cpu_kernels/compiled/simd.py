@@ -320,12 +320,6 @@ def largest(builder: Any, vector: Any) -> Any:
     return call(builder, name, ir.FloatType(), [vector])
 
 
-@operation(types.void, types.int64, types.int64, types.boolean)
-def store_bool(builder: Any, address: Any, index: Any, flag: Any) -> None:
-    byte = builder.zext(flag, ir.IntType(8))
-    builder.store(byte, pointer_to(builder, address, index, byte.type, 1))
-
-
 @operation(F32)
 def lanes(builder: Any) -> Any:
     """The number of each lane."""
@@ -360,6 +354,12 @@ def store_int(builder: Any, address: Any, index: Any, number: Any) -> Any:
 def store_float(builder: Any, address: Any, index: Any, number: Any) -> Any:
     """A number of 32 bits."""
     builder.store(number, pointer_to(builder, address, index, ir.FloatType(), 4))
+
+
+@operation(types.void, types.int64, types.int64, types.boolean)
+def store_bool(builder: Any, address: Any, index: Any, flag: Any) -> None:
+    byte = builder.zext(flag, ir.IntType(8))
+    builder.store(byte, pointer_to(builder, address, index, byte.type, 1))
 
 
 @operation(types.int64, types.int64)
