@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from axion.cli.compare import _show
+from axion.cli.comparison import Comparison, Result
 from axion.cli.main import main
 from tests.backends.fake_server import DEFAULTS, FakeServer
 
@@ -181,7 +183,8 @@ def test_a_wrong_name_is_an_error(names: str, capfd: pytest.CaptureFixture[str])
 
 
 def test_what_is_wrong_with_the_model_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("/none/such", "--backends", "native,max,vllm") == 1
-    out = " ".join(capfd.readouterr().out.split())
-    assert out.count("/none/such does not exist") == 1
-    assert "native, max, vllm: The model folder" in out
+    results = [Result(backend=name, error="There is no model.") for name in ("native", "max")]
+    other = Result(backend="vllm", error="It is not installed.")
+    _show(Comparison(model="m", num_prompts=1, concurrency=1, results=[*results, other]))
+    problems = capfd.readouterr().out.splitlines()[-2:]
+    assert problems == ["native, max: There is no model.", "vllm: It is not installed."]
