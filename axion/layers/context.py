@@ -128,6 +128,11 @@ class KVCache(NamedTuple):
         return self.k.dtype if self.format is None else self.format.dtype
 
     @property
+    def v_head_dim(self) -> int:
+        """Numbers of a head's value, or of a piece of it."""
+        return self.v.shape[3] - (0 if self.format is None else self.format.width(0))
+
+    @property
     def keys(self) -> KVEntries:
         return KVEntries(self.k.view(-1, *self.k.shape[2:]), self.format, self.num_pieces)
 

@@ -55,7 +55,7 @@ class _Plan(NamedTuple):
 
 def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
     """Whether `paged_attention` computes with such heads and numbers, and what the options ask."""
-    sizes = (q.shape[-1], cache.values.head_dim, cache.v.shape[1])
+    sizes = (q.shape[-1], cache.v_head_dim, cache.v.shape[1])
     return (
         options.chosen is None
         and options.compressed is None
@@ -73,9 +73,10 @@ def paged_attention(
     context: ForwardContext,
     options: AttentionOptions,
 ) -> Tensor:
-    """As `axion.layers.attention.paged_attention`, of what `supports` allows."""
+    """As `axion.layers.attention.paged_attention`, of what `supports` allows. Chunks are left to
+    `chunk_attention`, or to torch where keys and values are stored in bytes."""
     num_tokens, num_heads, head_dim = q.shape
-    num_kv_heads, v_dim, format = cache.v.shape[2], cache.values.head_dim, cache.format
+    num_kv_heads, v_dim, format = cache.v.shape[2], cache.v_head_dim, cache.format
     scale, window, chunk, softcap, sinks, slopes, _, _ = options
     plan = context.once(
         (_plan, cache.group, window, chunk, num_heads, v_dim),

@@ -114,8 +114,13 @@ class _Compiler:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        print(json.dumps(wanted), file=process.stdin, flush=True)
-        answer = process.stdout.readline()
+        try:
+            print(json.dumps(wanted), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+        except BaseException:  # else the next kernel would be given the answer for this one
+            process.kill()
+            self.end()
+            raise
         if not answer:
             self.end()
             raise RuntimeError(f"the compiler ended with status {process.returncode}")
