@@ -50,7 +50,7 @@ class DenseKernel(EmbeddingKernel):
         is_embedding: `embed` is called, so that it is packed only if its rows can still be read.
 
     Attributes:
-        max_rows: of a product that the CPU's own kernel computes; oneDNN computes the others.
+        max_rows: of a product that the CPU's own kernel computes; oneDNN computes larger ones.
     """
 
     def __init__(self, weight: Tensor, *, is_embedding: bool = False) -> None:
@@ -76,7 +76,7 @@ class DenseKernel(EmbeddingKernel):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[:-1].numel() <= self.max_rows:
+        if 0 < x.shape[:-1].numel() <= self.max_rows and x.dtype == self.dtype:
             return self._linear(x)
         if self.is_packed:
             return onednn.linear(x, self.weight)

@@ -88,6 +88,7 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_company(is_embedding: bool)
     if not kernel.max_rows:
         pytest.skip("the CPU's own kernel does not multiply here")
     x = torch.randn(600, 256).bfloat16()
+    assert kernel(x[:0]).shape == (0, 320)
     few = kernel(x[:3])
     assert torch.equal(kernel(x[: kernel.max_rows])[:3], few)
     kernel.make_batch_invariant()

@@ -25,7 +25,6 @@ BLOCK = 64
 MAX_ROWS = 192
 """Rows that `linear` multiplies at once; more are multiplied as fast by oneDNN."""
 
-
 _given_up = False
 
 
