@@ -74,6 +74,7 @@ TORCH_ROOMS = {
     "axion.engine.kv_cache",
     "axion.engine.state_cache",
     "axion.engine.loader",
+    "axion.engine.memory_ahead",
     "axion.engine.batch_invariant",
     "axion.engine.model_runner",
     "axion.engine.pickle_checkpoint",

@@ -76,6 +76,9 @@ class BlockManager:
     With a window a sequence needs of its full blocks only the last few, as many as
     `num_window_blocks` says. Those before are given back, and a prefix can be reused without them.
 
+    Attributes:
+        num_ever_used: blocks from this one on have never been used.
+
     Args:
         num_blocks: blocks in the KV cache.
         block_size: tokens in a block.
@@ -102,6 +105,7 @@ class BlockManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.states = states
         self.host = HostPool(0) if host is None else host
+        self.num_ever_used = 0
         self._blocks = [Block(i) for i in range(num_blocks)]
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._window_blocks = [num_window_blocks(window, block_size) for window in windows]
@@ -422,6 +426,7 @@ class BlockManager:
 
     def _take_free_block(self) -> int:
         block_id, _ = self._free.popitem(last=False)
+        self.num_ever_used = max(self.num_ever_used, block_id + 1)
         block = self._blocks[block_id]
         assert block.ref_count == 0
         if block.block_hash is not None:

@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from llguidance import LLMatcher
 
+from axion.engine.memory_ahead import MemoryAhead
 from axion.engine.messages import AddRequest
 from axion.engine.model_runner import LaunchedStep, ModelRunner
 from axion.engine.scheduler import Scheduler
@@ -64,6 +65,9 @@ class EngineCore:
         self.grammars = grammars
         self.structured = structured
         self._schedules_ahead = schedules_ahead
+        self._memory_ahead = MemoryAhead(
+            runner.kv_caches, scheduler.block_manager, scheduler.max_num_batched_tokens
+        )
         self._compiling: dict[str, tuple[Sequence, Future[LLMatcher]]] = {}
         self._launched: LaunchedStep | None = None
         self._collected_at = 0.0
@@ -157,6 +161,10 @@ class EngineCore:
         if not self.has_unfinished:
             self.scheduler.check_integrity()
         return outputs
+
+    def use_idle_time(self) -> bool:
+        """Do some milliseconds' work for later steps; False: there is none."""
+        return not self.has_unfinished and self._memory_ahead.bring_piece()
 
     def _launch(
         self, outputs: list[SequenceOutput], *, is_ahead: bool = False

@@ -67,6 +67,8 @@ class EngineProcess:
     def _serve(self, core: EngineCore) -> None:
         while True:
             outputs = []
+            while not self._socket.poll(0) and core.use_idle_time():
+                pass
             timeout_ms = 0 if core.has_unfinished else None
             while self._socket.poll(timeout_ms):
                 timeout_ms = 0

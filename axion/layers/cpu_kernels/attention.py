@@ -26,8 +26,8 @@ from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
 
-MAX_QUERY_LEN = 8
-"""More new tokens of a sequence are a chunk, which is attended to faster by `chunk_attention`."""
+MAX_QUERY_LEN = 6
+"""More new tokens of a sequence are attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
 _attend = parallel(".compiled.attention:attend", integers=23, floats=2)

@@ -67,7 +67,7 @@ def attend_chunks(
     *,
     longer_than: int,
 ) -> None:
-    """Attend to what is stored, of what `attention.supports` allows.
+    """Attend to what is stored, of what `attention.supports` allows, in bfloat16.
 
     Args:
         q: `[num_tokens, num_heads, head_dim]`, each token's numbers side by side.
