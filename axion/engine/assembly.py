@@ -27,6 +27,7 @@ from axion.engine.scheduler import Scheduler
 from axion.engine.speculative import NgramProposer, Proposer
 from axion.engine.state_slots import StateSlots
 from axion.engine.structured import StructuredOutput
+from axion.layers import cpu_kernels
 from axion.layers.context import KVCache, State
 from axion.models.base import CausalLM
 from axion.quantization.layers import num_parameters, unknown_formats
@@ -100,9 +101,12 @@ def load_engine(
         device=device,
         host_memory=_host_memory(host_blocks, host_states, caches + draft_caches, states, device),
     )
+    runner = new_runner(computing, caches, states, graphs=graphs.get(model))
+    cpu_kernels.prepare(model.dtype, device, runner.warm_up)
     proposer: Proposer | None = None
     if draft_model is not None:
         draft_runner = new_runner(draft_model, draft_caches, [], graphs=graphs.get(draft_model))
+        cpu_kernels.prepare(draft_model.dtype, device, draft_runner.warm_up)
         proposer = DraftModel(draft_runner, model.config.vocab_size)
     elif config.speculative == "ngram":
         proposer = _ngram_proposer(model)
@@ -117,7 +121,7 @@ def load_engine(
     return EngineCore(
         info,
         model,
-        new_runner(computing, caches, states, graphs=graphs.get(model)),
+        runner,
         scheduler,
         proposer=proposer,
         grammars=GrammarCompiler(

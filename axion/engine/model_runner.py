@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from itertools import accumulate, islice
 from typing import NamedTuple
@@ -16,15 +17,18 @@ from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.host_memory import HostMemory
 from axion.engine.sampler import UNUSABLE_LOGITS, LogprobTensors, Sampler, Samples
-from axion.engine.sequence import Sequence
+from axion.engine.sequence import Sequence, SequenceState
 from axion.engine.step import SampledToken, ScheduledSequence
 from axion.engine.structured import TokenMask
 from axion.layers.context import ForwardContext, KVCache, State
 from axion.layers.transfer import Readback, pack_to_device, to_device
 from axion.models.base import CausalLM
+from axion.types import SamplingParams
 
 # Logits of a long prompt are computed in pieces of at most so many numbers (64 MiB of float32).
 _MAX_LOGITS = 2**24
+# Tokens of a prompt that is computed before there is one.
+_WARM_UP = 20
 
 
 class Chunk(NamedTuple):
@@ -167,6 +171,23 @@ class ModelRunner:
         return LaunchedStep(
             scheduled, sampling, self._samples, chunks_are_usable, prompt_logprobs, started
         )
+
+    def warm_up(self) -> None:
+        """Compute a prompt and a token after it that nobody asked for, in blocks that nobody uses
+        yet."""
+        sequence = Sequence("", [0] * _WARM_UP, SamplingParams(temperature=0), seed=0)
+        sequence.arrival = -1  # as no other
+        num_groups = 1 + max((cache.group for cache in self.kv_caches), default=0)
+        num_blocks = -(-(_WARM_UP + 1) // self.block_size)
+        sequence.block_tables = [array("q", [0] * num_blocks) for _ in range(num_groups)]
+        if self.states:
+            sequence.state = SequenceState(slot=1)
+        for num_tokens in (_WARM_UP, 1):
+            self.launch([ScheduledSequence(sequence, num_tokens, [])]).collect()
+            sequence.num_computed_tokens += num_tokens
+            sequence.token_ids.append(0)
+            if sequence.state is not None:
+                sequence.state.source = sequence.state.slot
 
     def forward(self, chunks: list[Chunk], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Hidden states `[num_tokens, hidden_size]` of the chunks' tokens, one after another, and

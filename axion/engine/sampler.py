@@ -23,6 +23,7 @@ from torch import Tensor
 from axion.engine.sequence import Sequence
 from axion.engine.step import SampledToken
 from axion.engine.structured import TokenMask
+from axion.layers import kernels
 from axion.layers.transfer import Readback, to_device
 from axion.types import SamplingParams, TokenLogprobs
 
@@ -66,6 +67,7 @@ class _Batch:
     temperature: Tensor  # [n, 1] float32; 1 where greedy
     is_greedy: Tensor  # [n] bool
     all_greedy: bool
+    takes_largest: bool  # of the model's own logits, and nothing else is asked
     top_k_rows: Tensor | None  # [r] int64
     max_top_k: int
     top_k_index: Tensor  # [r, 1] int64: of the last value that is kept, best first
@@ -188,6 +190,8 @@ class Sampler:
         """
         batch = self._prepare(sequences)
         drafts = drafts or [[] for _ in sequences]
+        if batch.takes_largest and mask is None and (kernel := kernels.of("argmax", logits)):
+            return Samples(*kernel.argmax(logits), None, None, {})
         raw = logits.float()
         is_usable = torch.isfinite(raw.amax(-1))
         logits = self._transform(raw, batch, sequences, drafts)
@@ -236,6 +240,7 @@ class Sampler:
             ),
             is_greedy=self._tensor(is_greedy),
             all_greedy=not sampled,
+            takes_largest=not (sampled or wanted or any(map(_changes_logits, params))),
             top_k_rows=rows(top_k),
             max_top_k=max((params[row].top_k for row in top_k), default=0),
             top_k_index=self._tensor([params[row].top_k - 1 for row in top_k], np.int64).unsqueeze(
@@ -381,6 +386,12 @@ def _ends_of_bad_words(sequence: Sequence, draft: list[int]) -> Iterator[int]:
     for *before, last in words:
         if len(before) <= len(tail) and tail[len(tail) - len(before) :] == tuple(before):
             yield last
+
+
+def _changes_logits(params: SamplingParams) -> bool:
+    return bool(
+        params.logit_bias or params.has_penalty or params.forbids_tokens or params.min_tokens
+    )
 
 
 def _invert(probs: Tensor, draws: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class FusedLinear(Linear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """`[..., in_features]` to one `[..., out_features]` for each shard, in order."""
-        return super().forward(x).split(tuple(self.shards.values()), dim=-1)
+        return super().forward(x).split_with_sizes(tuple(self.shards.values()), dim=-1)
 
 
 class PackedLinear(FusedLinear):

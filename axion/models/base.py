@@ -81,8 +81,9 @@ class Attention(nn.Module):
     def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[num_tokens, hidden_size]` to queries, keys and values, each
         `[num_tokens, num_heads, head_dim]`."""
-        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj(hidden_states))
-        return q, k, v
+        q, k, v = self.qkv_proj(hidden_states)
+        shape = (len(hidden_states), -1, self.head_dim)
+        return q.view(shape), k.view(shape), v.view(shape)
 
     def normalize_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """What happens to queries and keys `[num_tokens, num_heads, head_dim]` before rotation."""

@@ -21,6 +21,7 @@ from axion.errors import ModelLoadError
 from axion.hub.config import MAX_CONFIG_BYTES, load_json
 from axion.hub.download import download
 from axion.hub.resolve import parse_id
+from axion.layers import cpu_kernels
 from axion.layers.context import ForwardContext, StateRun
 from axion.layers.transfer import to_device
 from axion.pooling.messages import EmbedRequest
@@ -62,7 +63,9 @@ class NativeEmbedder:
                 f"tokenizer.json has {self._tokenizer.vocab_size} tokens, and the model "
                 f"embeddings for {size}."
             )
-        self.compute(self._tokenizer.encode(["a"], None, "input"))
+        compute = partial(self.compute, self._tokenizer.encode(["a"], None, "input"))
+        cpu_kernels.prepare(self._model.dtype, self._device, compute)
+        compute()
 
     def tokenize(self, request: EmbedRequest) -> list[Tokens]:
         return self._tokenizer.encode_inputs(request)

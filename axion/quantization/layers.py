@@ -54,12 +54,13 @@ class QuantizedLinear(nn.Module):
         out = self._multiply(x)
         if self.bias is not None:
             out = out + self.bias
-        return out if self.shards is None else out.split(tuple(self.shards.values()), dim=-1)
+        if self.shards is None:
+            return out
+        return out.split_with_sizes(tuple(self.shards.values()), dim=-1)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        if len(self.kernels) == 1:
-            return self.kernels[0](x)
-        return torch.cat([kernel(x) for kernel in self.kernels], dim=-1)
+        products = [kernel(x) for kernel in self.kernels]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The weight, `[out_features, in_features]`."""

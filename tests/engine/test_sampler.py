@@ -126,6 +126,23 @@ def test_logit_bias_forces_and_bans(logits: torch.Tensor):
     assert second.token_id == int(logits.argsort(descending=True)[1])
 
 
+def test_the_first_of_the_likeliest_is_taken_whatever_else_is_asked():
+    logits = torch.randint(-9, 3, (4, VOCAB), generator=torch.Generator().manual_seed(1)).bfloat16()
+    logits[:, 2] = 9.0  # ends a sequence
+    logits[1, 40] = 9.0
+    logits[2, 5] = torch.nan
+    greedy = SamplingParams(temperature=0)
+    asked = [greedy, SamplingParams(temperature=0, logprobs=1), SamplingParams(temperature=1)]
+    for other in asked:
+        sequences = [make(params) for params in (greedy, greedy, greedy, other)]
+        tokens = sample(logits, *sequences)
+        assert [token.token_id for token in tokens[:2]] == [2, 2]
+        assert [token.error is not None for token in tokens] == [False, False, True, False]
+    [token] = sample(logits[:1], make(SamplingParams(temperature=0, min_tokens=1)))
+    logits[0, 2] = -torch.inf
+    assert token.token_id == logits[0].argmax()
+
+
 def test_penalties_against_their_formulas():
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
     params = SamplingParams(

@@ -24,6 +24,7 @@ from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
 from axion.layers.kernels.sinkhorn import doubly_stochastic
 from axion.layers.kernels.weights import LowBitWeight, low_bit_experts
+from axion.layers.norm import RMSNorm
 from tests.gpu.batches import make_batch
 
 
@@ -75,6 +76,8 @@ def compile_all(capability: int) -> None:
     cos = torch.zeros(4, 1, 64, dtype=torch.bfloat16)
     rotate(x.view(4, 64, 64), cos, cos, interleaved=False)
     rotate(x.view(4, 32, 128), cos, cos, interleaved=True)
+    norm = RMSNorm(128, 1e-5).bfloat16()
+    rotate(x.view(4, 32, 128), cos, cos, norm, interleaved=False)
     doubly_stochastic(torch.zeros(4, 4, 4), 1e-6, 20)
     experts, ends = (
         torch.zeros(2, 64, 4096, dtype=torch.bfloat16),

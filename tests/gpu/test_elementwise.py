@@ -61,6 +61,18 @@ def test_gated_activations(
     compare(lambda: (apply_gate(ACTIVATIONS[name], gate, up),), monkeypatch, dtype)
 
 
+def heads_and_tables(
+    num_heads: int, head_dim: int, num_pairs: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tokens' heads as they lie in a projection, and what they are rotated by."""
+    x = torch.randn(3, 7 + num_heads * head_dim, device=device).to(dtype)
+    x = x[:, 7:].unflatten(1, (num_heads, head_dim))
+    angles = torch.randn(3, 1, num_pairs, device=device)
+    cos = angles.cos().to(dtype).repeat(1, 1, 2)
+    sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(dtype)
+    return x, cos, sin
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rotate", [apply_rotary, apply_rotary_interleaved])
 @pytest.mark.parametrize(("num_heads", "head_dim", "num_pairs"), [(5, 16, 8), (1, 20, 6)])
@@ -73,12 +85,24 @@ def test_rotary(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x = torch.randn(3, 7 + num_heads * head_dim, device=device).to(dtype)
-    x = x[:, 7:].unflatten(1, (num_heads, head_dim))
-    angles = torch.randn(3, 1, num_pairs, device=device)
-    cos = angles.cos().to(dtype).repeat(1, 1, 2)
-    sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(dtype)
+    x, cos, sin = heads_and_tables(num_heads, head_dim, num_pairs, dtype, device)
     compare(lambda: (rotate(x, cos, sin),), monkeypatch, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rotate", [apply_rotary, apply_rotary_interleaved])
+@pytest.mark.parametrize("norm_cls", [RMSNorm, OffsetRMSNorm])
+def test_norm_before_rotary(
+    rotate: Callable[..., Tensor],
+    norm_cls: type[RMSNorm],
+    dtype: torch.dtype,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norm = norm_cls(20, 1e-3).to(device, dtype)
+    norm.weight.copy_(torch.linspace(-1, 2, 20))
+    x, cos, sin = heads_and_tables(5, 20, 6, dtype, device)
+    compare(lambda: (rotate(x, cos, sin, norm),), monkeypatch, dtype)
 
 
 @pytest.mark.parametrize(("num_streams", "eps"), [(4, 1e-6), (3, 0.0)])

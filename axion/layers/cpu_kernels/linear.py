@@ -42,9 +42,9 @@ def linear(x: Tensor, weight: int, out_features: int) -> Tensor:
         weight: address of the packed weight.
     """
     x = x.contiguous()
-    in_features = x.shape[-1]
-    num_rows = x.shape[:-1].numel()
-    out = x.new_empty(*x.shape[:-1], out_features)
+    *leading, in_features = x.shape
+    num_rows = x.numel() // in_features
+    out = x.new_empty(*leading, out_features)
     x_address, out_address = x.data_ptr(), out.data_ptr()
     for row in range(0, num_rows, MAX_ROWS):
         _multiply()(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
+from axion.layers.cpu_kernels.rows import heads
 
 _FEW = 16384  # numbers that one thread has computed before another has begun
 _rms_norm = parallel(".compiled.norm:rms_norm", integers=12, floats=2)
@@ -35,11 +36,7 @@ def rms_norm(
         assert residual.dtype == x.dtype
         added, residual = torch.empty_like(out), residual.contiguous()
         residual_address = residual.data_ptr()
-    # Heads of a token lie side by side, and tokens further apart.
-    rows = x if x.ndim == 3 else x.reshape(-1, 1, size)
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    num_tokens, num_heads, _ = rows.shape
-    token_stride, head_stride, _ = rows.stride()
+    rows, num_tokens, num_heads, token_stride, head_stride = heads(x)
     kernel = _rms_norm()
     compute = kernel if num_tokens * num_heads * size > _FEW else kernel.alone
     compute(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
+from axion.layers.cpu_kernels.rows import heads
 from axion.layers.norm import RMSNorm
 
 _FEW = 16384  # numbers that one thread has computed before another has begun
@@ -27,7 +28,8 @@ def rotate(
         cos, sin: `[num_tokens, 1, 2 * num_pairs]`.
         norm: of each head, before it is rotated.
     """
-    num_tokens, num_heads, head_dim = x.shape
+    head_dim = x.shape[-1]
+    x, num_tokens, num_heads, token_stride, head_stride = heads(x)
     assert len(cos) == len(sin) == num_tokens
     assert cos.dtype == sin.dtype == x.dtype
     weight, is_weight_float32, rounds_first, eps, offset = 0, False, False, 0.0, 0.0
@@ -36,10 +38,8 @@ def rotate(
         assert len(of_norm) == head_dim
         weight, is_weight_float32 = of_norm.data_ptr(), of_norm.dtype == torch.float32
         rounds_first, eps, offset = norm.rounds_first, norm.eps, norm.offset
-    x = x if x.stride(-1) == 1 else x.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    token_stride, head_stride, _ = x.stride()
     kernel = _rotate()
     compute = kernel if num_tokens * num_heads * head_dim > _FEW else kernel.alone
     compute(

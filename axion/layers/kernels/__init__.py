@@ -23,12 +23,9 @@ LOW_BIT_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 """Inputs of a group that it takes."""
 
 
-_module = cache(import_module)
-
-
 def of(name: str, x: Tensor, size: int | None = None) -> ModuleType | None:
     """The kernels called `name` that compute where `x` is and in its number format: a module in
-    here, or in `axion.layers.cpu_kernels`; None: torch computes.
+    here, or in `axion.layers.cpu_kernels`; None: there is none there, and torch computes.
 
     Args:
         size: how many numbers are computed alike; None: the last dimension of `x`.
@@ -38,6 +35,11 @@ def of(name: str, x: Tensor, size: int | None = None) -> ModuleType | None:
     if cpu_kernels.run_on(x) and (size or x.shape[-1]) % cpu_kernels.LANES == 0:
         return _module(f"axion.layers.cpu_kernels.{name}")
     return None
+
+
+@cache
+def _module(name: str) -> ModuleType | None:
+    return import_module(name) if find_spec(name) else None
 
 
 def run_on(x: Tensor) -> bool:

@@ -94,20 +94,39 @@ def test_a_compiler_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     object_files.compiler.end()
 
 
+def fail(*_: object) -> None:
+    raise RuntimeError("no such processor")
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch):
+    """Nobody has tried out whether kernels work."""
+    monkeypatch.setattr(cpu_kernels, "_given_up", False)
+    cpu_kernels._have_worked.cache_clear()
+    yield
+    cpu_kernels._have_worked.cache_clear()
+
+
+@pytest.mark.usefixtures("untried")
 def test_torch_computes_where_kernels_do_not_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("no such processor")
-
     monkeypatch.setattr("axion.layers.cpu_kernels.linear.linear", fail)
-    cpu_kernels.work.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            x = torch.ones(1, 16, dtype=torch.bfloat16)
-            assert not cpu_kernels.run_on(x)
-            assert not cpu_kernels.run_on(x)
-        assert len(caplog.records) == 1
-        assert "no such processor" in caplog.text
-    finally:
-        cpu_kernels.work.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        x = torch.ones(1, 16, dtype=torch.bfloat16)
+        assert not cpu_kernels.run_on(x)
+        assert not cpu_kernels.run_on(x)
+    assert len(caplog.records) == 1
+    assert "no such processor" in caplog.text
+
+
+@pytest.mark.usefixtures("untried")
+def test_torch_computes_where_a_kernel_of_the_model_does_not_work(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cpu = torch.device("cpu")
+    cpu_kernels.prepare(torch.float32, cpu, fail)  # not called
+    assert cpu_kernels.work()
+    cpu_kernels.prepare(torch.bfloat16, cpu, fail)
+    assert not cpu_kernels.work()
+    assert "no such processor" in caplog.text

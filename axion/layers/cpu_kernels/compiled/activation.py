@@ -24,13 +24,13 @@ def gated() -> Callable[[Any], None]:
     """For `gated`."""
 
     def compute(arguments: Any) -> None:
-        out, gate, up, gate_stride, up_stride, num_rows, size, is_gelu = arguments[0]
+        out, gate, up, stride, num_rows, size, is_gelu = arguments[0]
         one = spread(float32(1.0))
         num_blocks = (size + _BLOCK - 1) // _BLOCK
         start, end = share(num_rows * num_blocks)
         for i in range(start, end):
             row, first = i // num_blocks, i % num_blocks * _BLOCK
-            gate_row, up_row = gate + 2 * row * gate_stride, up + 2 * row * up_stride
+            gate_row, up_row = gate + 2 * row * stride, up + 2 * row * stride
             out_row = out + 2 * row * size
             for column in range(first, min(first + _BLOCK, size), LANES):
                 x = load_bf16(gate_row, column)

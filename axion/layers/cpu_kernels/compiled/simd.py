@@ -356,6 +356,12 @@ def store_float(builder: Any, address: Any, index: Any, number: Any) -> Any:
     builder.store(number, pointer_to(builder, address, index, ir.FloatType(), 4))
 
 
+@operation(types.void, types.int64, types.int64, types.boolean)
+def store_bool(builder: Any, address: Any, index: Any, flag: Any) -> None:
+    byte = builder.zext(flag, ir.IntType(8))
+    builder.store(byte, pointer_to(builder, address, index, byte.type, 1))
+
+
 @operation(types.int64, types.int64)
 def next_int(builder: Any, address: Any) -> Any:
     """The number of 64 bits that is there. The next thread that asks gets the number after it."""
