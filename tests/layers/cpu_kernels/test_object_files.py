@@ -108,6 +108,23 @@ def untried(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("untried")
+def test_an_answer_that_nobody_waited_for_is_not_that_to_the_next_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    compiler = object_files._Compiler()
+    with monkeypatch.context() as patch:
+        process = compiler._start()
+        patch.setattr(process.stdout, "readline", interrupted)
+        patch.setattr(compiler, "_process", process)
+        with pytest.raises(KeyboardInterrupt):
+            compiler.compile(WANTED)
+        assert compiler._process is None
+    assert process.poll() is not None
+
+
 def test_torch_computes_where_kernels_do_not_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
