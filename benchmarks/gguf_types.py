@@ -24,18 +24,18 @@ _BYTES = 2**27
 
 
 def kernels(names: list[str]) -> dict[str, list[Kernel]]:
+    """Those of the same weight that take turns."""
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, Kernel] = {"plain": DenseKernel(torch.randn(SIZE, SIZE).bfloat16())}
+    found: dict[str, list[Kernel]] = {}
+    found["plain"] = [DenseKernel(torch.randn(SIZE, SIZE).bfloat16()) for _ in range(4)]
     for name in names:
         kind = BLOCK_TYPES[name]
         shape = (SIZE, SIZE // kind.block_size * kind.num_bytes)
         blocks = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        found[name] = BlockFormat(kind).kernel({"weight": blocks}, torch.bfloat16)
-    return {
-        name: [kernel, *(deepcopy(kernel) for _ in range(_BYTES // num_bytes(kernel)))]
-        for name, kernel in found.items()
-        if name != "plain"
-    } | {"plain": [DenseKernel(torch.randn(SIZE, SIZE).bfloat16()) for _ in range(4)]}
+        kernel = BlockFormat(kind).kernel({"weight": blocks}, torch.bfloat16)
+        copies = (deepcopy(kernel) for _ in range(_BYTES // num_bytes(kernel)))
+        found[name] = [kernel, *copies]
+    return found
 
 
 def num_bytes(kernel: Kernel) -> int:

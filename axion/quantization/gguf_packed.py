@@ -44,9 +44,11 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
             return super().forward(x)
         from axion.layers.cpu_kernels.blocks import product
 
-        rows = x.reshape(-1, self.in_features).contiguous()
-        out = product(rows, self.codes, self.scales, self.kind.name)
-        return out[:, : self.out_features].unflatten(0, x.shape[:-1])
+        rows = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        out = product(rows.contiguous(), self.codes, self.scales, self.kind.name)
+        if self.out_features % LANES:
+            out = out[:, : self.out_features]
+        return out if x.ndim == 2 else out.unflatten(0, x.shape[:-1])
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return self.embed(torch.arange(start, end), dtype)
@@ -74,7 +76,7 @@ def _pack(weight: Tensor, kind: TensorType) -> tuple[Tensor, Tensor]:
     if layout.numbers:
         ranks = torch.zeros(256, dtype=torch.uint8)
         ranks[_table(layout).int()] = torch.arange(len(layout.numbers), dtype=torch.uint8)
-        codes = ranks[codes.int()]
+        codes = ranks.index_select(0, codes.flatten().int())
     words = codes.view(torch.int32).view(len(weight), -1, _QUADS)
     planes = []
     first_bit = 0
@@ -113,7 +115,7 @@ def _unpack(codes: Tensor, scales: Tensor, rows: Tensor, layout: Layout) -> Part
         first_bit += bits
     whole = sum(words[1:], words[0]).view(torch.uint8)
     if layout.numbers:
-        whole = _table(layout)[whole.int()]
+        whole = _table(layout).index_select(0, whole.flatten().int())
 
     num_kinds = 1 + layout.has_offset
     num_halves, num_factors = layout.num_halves * num_kinds, layout.num_factors * num_kinds

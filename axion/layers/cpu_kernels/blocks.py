@@ -8,12 +8,14 @@ rows of a tile.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.layouts import GROUP
-from axion.layers.cpu_kernels.parallel import parallel
+from axion.layers.cpu_kernels.parallel import ParallelKernel, parallel
 
 _TILES = (1, 4, 8)
 # Rows that are rounded and multiplied at once: so many stay in the processor's caches.
@@ -37,13 +39,14 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, name: str) -> Tensor:
     """
     num_rows, in_features = x.shape
     out_features = LANES * len(codes)
-    tile = next((tile for tile in _TILES if tile >= num_rows), _TILES[-1])
+    kernels = _kernels(name)
+    tile = next((tile for tile in kernels if tile >= num_rows), _TILES[-1])
     num_padded = -(-num_rows // tile) * tile
     out = x.new_empty(num_padded, out_features)
     num_records = min(num_padded, _MAX_ROWS) * in_features // GROUP
     rounded = torch.empty(num_records * RECORD, dtype=torch.uint8)
     for row in range(0, num_rows, _MAX_ROWS):
-        _multiply(name, tile)(
+        kernels[tile](
             x.data_ptr() + 2 * row * in_features,
             rounded.data_ptr(),
             codes.data_ptr(),
@@ -54,3 +57,12 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, name: str) -> Tensor:
             out_features,
         )
     return out if num_padded == num_rows else out[:num_rows]
+
+
+@cache
+def _kernels(name: str) -> dict[int, ParallelKernel]:
+    """By the rows of their tile. All are there from the first product on, which is no request's."""
+    kernels = {tile: _multiply(name, tile) for tile in _TILES}
+    for kernel in kernels.values():
+        kernel.load()
+    return kernels

@@ -39,16 +39,17 @@ class ParallelKernel:
         Args:
             arguments: integers (some are addresses), then floats.
         """
-        function, packed = self._function or self._load(), self._pack(*arguments)
+        function, packed = self._function or self.load(), self._pack(*arguments)
         _openmp().GOMP_parallel(function, packed, torch.get_num_threads(), 0)
 
     def alone(self, *arguments: float) -> None:
         """Compute on this thread, which has little work done before another has begun."""
-        function = self._function or self._load()
+        function = self._function or self.load()
         function(self._pack(*arguments))
 
-    def _load(self) -> Callable[[bytes], None]:
-        """Raises what `object_files.get` does, and what a linker does."""
+    def load(self) -> Callable[[bytes], None]:
+        """Compile it, or read it from the cache. Raises what `object_files.get` does, and what a
+        linker does."""
         # Kept, because it owns the code.
         self._engine = link(object_files.get(self._wanted))
         address = self._engine.get_function_address(ENTRY)

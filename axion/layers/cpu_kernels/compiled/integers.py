@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +22,7 @@ from axion.layers.cpu_kernels.compiled.simd import (
 )
 
 _INT = ir.IntType(32)
+_HALF = ir.VectorType(_INT, LANES // 2)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
 _QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
@@ -30,8 +32,13 @@ _WORDS = ir.VectorType(ir.IntType(16), 2 * LANES)
 def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """`sums` and in each lane the product of four uint8 and four int8, exactly."""
     if has(context, "avx512vnni"):
-        a, b = (builder.bitcast(x, _QUADS) for x in (a, b))
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32.of_llvm, [sums, a, b])
+    if has(context, "avxvnni"):
+        halves = [
+            call(builder, "llvm.x86.avx512.vpdpbusd.256", _HALF, [half(x) for x in (sums, a, b)])
+            for half in (partial(_lanes, builder, first) for first in (0, _HALF.count))
+        ]
+        return builder.shuffle_vector(*halves, ir.Constant(I32.of_llvm, list(range(LANES))))
     # Every second byte as 16 bits, of which there are instructions for pairs.
     eight = ir.Constant(_WORDS, [8] * 2 * LANES)
     a, b = (builder.bitcast(x, _WORDS) for x in (a, b))
@@ -52,6 +59,12 @@ def dot_int8(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     return sums
 
 
+def _lanes(builder: Any, first: int, vector: Any) -> Any:
+    """Half of them."""
+    indices = ir.Constant(_HALF, list(range(first, first + _HALF.count)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), indices)
+
+
 @operation(F32, F32, F32)
 def larger_magnitude(builder: Any, a: Any, b: Any) -> Any:
     """Of two numbers that are not negative and any; what is no number is larger than all others."""
@@ -70,9 +83,12 @@ def largest_magnitude(builder: Any, vector: Any) -> Any:
 
 @operation(types.void, types.int64, types.int64, F32)
 def store_int8(builder: Any, address: Any, index: Any, vector: Any) -> None:
-    """Integers; what int8 does not hold becomes the nearest that it does, what is no number 0."""
-    codes = call(builder, "llvm.fptosi.sat.v16i8.v16f32", _BYTES, [vector])
-    store(builder, codes, address, index, 1)
+    """Integers from -128 to 127; what is no number becomes 0."""
+    # Functions of LLVM's that know what is no number work lane by lane.
+    zero = ir.Constant(F32.of_llvm, None)
+    vector = builder.select(builder.fcmp_ordered("ord", vector, vector), vector, zero)
+    integers = builder.fptosi(vector, I32.of_llvm)
+    store(builder, builder.trunc(integers, _BYTES), address, index, 1)
 
 
 @operation(types.void, types.int64, types.int64, types.int32)
