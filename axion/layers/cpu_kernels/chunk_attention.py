@@ -36,7 +36,7 @@ KEYS = 128
 _TILE_ROWS = (1024, 256, STRIP_ROWS)
 _UNITS = 4
 
-_attend = parallel(".compiled.chunk_attention:attend", integers=21, floats=2)
+_attend = parallel(".compiled.chunk_attention:attend", integers=22, floats=2)
 
 
 class _Plan(NamedTuple):
@@ -98,6 +98,7 @@ def attend_chunks(
         cache.k.stride(1),
         cache.v.data_ptr(),
         cache.v.stride(1),
+        cache.v.stride(2),  # of values in their keys as long as these
         plan.block_tables.data_ptr(),
         plan.block_tables.shape[1],
         block_size,

@@ -124,6 +124,8 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
         num_heads = num_kv_heads * group
         place_bytes = num_heads * row_bytes
         places = scratch + num_threads() * place_bytes  # of parts
+        # Values that are in their keys lie as far apart as these.
+        v_head_stride = k_bytes if v_cache == k_cache else v_bytes
         is_split = False
         # All parts' keys of the first head, of the second and so on, in one row: those in this
         # thread's share of it begin the parts that it computes.
@@ -173,7 +175,7 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
                             distances = simd.spread(float32(token - position)) + simd.lanes()
                             scores = simd.fma(slope, distances, scores)
                         weigh(place + head * row_bytes, scores, first_key, last_key)
-                    values = v_cache + slot * v_slot_stride + kv_head * v_bytes
+                    values = v_cache + slot * v_slot_stride + kv_head * v_head_stride
                     next_values = values + (next_slot - slot) * v_slot_stride
                     stride = v_slot_stride
                     for tile in range(num_tiles):
