@@ -70,6 +70,13 @@ def rows(view: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies tiles of matrices, which oneDNN makes use of: then products of
+    many rows are several times faster than others."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+@cache
 def _has_product(dtype: torch.dtype) -> bool:
     """Whether this build of torch and this CPU have it; tried out, not looked up."""
     if dtype not in (torch.float32, torch.bfloat16):

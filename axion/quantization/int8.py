@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from axion.layers import kernels, onednn
+from axion.layers import cpu_kernels, kernels, onednn
 from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import RowKernel
@@ -21,6 +21,11 @@ _FEW_MULTIPLE = 16
 _ZERO = 128
 # So many tokens are rounded and multiplied at once: what comes between stays in its caches.
 _MAX_ROWS = 256
+# What the kernel of `cpu_kernels` is given where oneDNN has AMX for more; elsewhere it is always
+# faster.
+_MAX_ROWS_BESIDE_AMX = 16
+# Its sum of a token's integers is exact for so many.
+_MAX_INPUTS = 2**17
 # cuBLAS takes more than 16 rows, and multiples of this everywhere.
 _CUDA_MIN_ROWS, _CUDA_MULTIPLE = 32, 8
 
@@ -45,6 +50,12 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
         )
         kept = torch.ops.onednn.qlinear_prepack(codes, None) if self.is_packed else codes.clone()
         self.packed_rows = onednn.rows_view(kept, codes) if self.is_packed else None
+        self.suits_cpu_kernel = (
+            self.packed_rows is not None
+            and not self.out_features % cpu_kernels.BLOCK
+            and not self.in_features % cpu_kernels.LANES
+            and self.in_features <= _MAX_INPUTS
+        )
         self.codes = nn.Parameter(kept, requires_grad=False)
         self.scale = nn.Parameter(scale.float().clone(), requires_grad=False)
         self.register_buffer(
@@ -54,6 +65,8 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._has_cpu_kernel(x):
+            return cpu_kernels.load("low_bit").int8_product(x, self.packed_rows, self.scale)
         rows = x.reshape(-1, self.in_features)
         if kernels.run_on(x) and len(rows) <= kernels.MAX_LOW_BIT_ROWS:
             from axion.layers.kernels.low_bit import int8_product
@@ -77,6 +90,13 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
         else:
             return super().forward(x)
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _has_cpu_kernel(self, x: Tensor) -> bool:
+        return (
+            self.suits_cpu_kernel
+            and cpu_kernels.run_on(x)
+            and (not onednn.has_amx() or x.numel() <= _MAX_ROWS_BESIDE_AMX * self.in_features)
+        )
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return (self.codes[start:end].float() * self.scale[start:end, None]).to(dtype)

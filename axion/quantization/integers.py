@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from axion.layers import kernels
+from axion.layers import cpu_kernels, kernels, onednn
 from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import Kernel
@@ -24,7 +24,8 @@ _ATEN_GROUPS = (32, 64, 128, 256)
 _ATEN_ROWS = 16
 # So many rows of a weight lie together in it.
 ATEN_BLOCK = 64
-# Its time is by the row; dequantizing first is faster for more.
+# Its time is by the row; dequantizing first is faster for more. So it is than the kernel of
+# `cpu_kernels` where oneDNN has AMX.
 _ATEN_MAX_ROWS = 72
 _NIBBLES = pair_table(torch.arange(16).repeat(16), torch.arange(16).repeat_interleave(16))
 
@@ -221,9 +222,10 @@ class IntegerKernel(RowKernel):
 
 
 class AtenInt4Kernel(RowKernel):
-    """ATen's product with weights of four bits, in bfloat16 on the CPU.
+    """Weights of four bits as ATen packs them, in bfloat16 on the CPU.
 
-    Scales and zeros become bfloat16, as the weights would.
+    They are multiplied by the kernel of `cpu_kernels`, which rounds inputs to eight bits, or else
+    by ATen's. Scales and zeros become bfloat16, as the weights would.
 
     Args:
         packed: the codes as ATen has them, `[out_features, in_features / 2]`.
@@ -236,6 +238,10 @@ class AtenInt4Kernel(RowKernel):
     ) -> None:
         super().__init__(packed.shape[1] * 2, len(packed), row_multiple=ATEN_BLOCK)
         self.group_size = self.in_features // len(scales_and_zeros)
+        self.is_blocked = reads_packed_rows(self.out_features) and cpu_kernels.work()
+        if self.is_blocked:  # the kernel reads them in the order of the codes
+            blocks = scales_and_zeros.unflatten(1, (-1, ATEN_BLOCK))
+            scales_and_zeros = blocks.transpose(0, 1).contiguous()
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.scales_and_zeros = nn.Parameter(scales_and_zeros, requires_grad=False)
         self.register_parameter(
@@ -246,6 +252,11 @@ class AtenInt4Kernel(RowKernel):
         if self.order is not None:
             x = x[..., self.order]
         is_many = x.numel() > _ATEN_MAX_ROWS * self.in_features
+        if self.is_blocked:
+            if not cpu_kernels.work() or (is_many and onednn.has_amx()):
+                return super().forward(x)
+            low_bit = cpu_kernels.load("low_bit")
+            return low_bit.int4_product(x, self.packed, self.scales_and_zeros)
         if is_many and reads_packed_rows(self.out_features):
             return super().forward(x)
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
@@ -264,8 +275,12 @@ class AtenInt4Kernel(RowKernel):
         halves = columns.view(self.in_features, -1, 2, ATEN_BLOCK // 2)
         halves[:, :, 0] = (blocks & 15).sub_(8).view(torch.int8)
         halves[:, :, 1] = (blocks >> 4).sub_(8).view(torch.int8)
-        of_groups = self.scales_and_zeros[:, start:end].permute(2, 0, 1).contiguous()
-        scales, zeros = of_groups[:, :, None]
+        if self.is_blocked:
+            of_blocks = self.scales_and_zeros[start // ATEN_BLOCK : end // ATEN_BLOCK]
+            pairs = of_blocks.transpose(0, 1).flatten(1, 2)
+        else:
+            pairs = self.scales_and_zeros[:, start:end]
+        scales, zeros = pairs.permute(2, 0, 1).contiguous()[:, :, None]
         groups = columns.view(-1, self.group_size, end - start)
         torch.addcmul(zeros, groups, scales, out=groups)
         return columns.T.to(dtype)
@@ -276,6 +291,8 @@ class AtenInt4Kernel(RowKernel):
         return self.packed.view(-1, self.in_features, ATEN_BLOCK // 2)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
+        if reads_packed_rows(self.out_features):
+            return super().dequantize(dtype)
         # The layout is ATen's own; a product with ones and zeros is exact.
         return self(torch.eye(self.in_features, dtype=self.scales_and_zeros.dtype)).T.to(dtype)
 

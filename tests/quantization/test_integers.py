@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
+from axion.layers import cpu_kernels
 from axion.quantization import integers, rows
 from axion.quantization.integers import AtenInt4Kernel, IntegerKernel, integer_kernel
 
@@ -115,6 +118,20 @@ def test_many_rows_are_multiplied_as_few_are(
     x = torch.randn(4, 100, IN).bfloat16()
     few = torch.stack([kernel(part) for part in x])
     torch.testing.assert_close(kernel(x).float(), few.float(), rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("num_rows", [3, 100])
+@pytest.mark.parametrize("is_loaded_before", [True, False])
+def test_where_the_cpus_kernels_do_not_work_it_is_multiplied_as_well(
+    is_loaded_before: bool, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, weight = drawn(32, None, 128)
+    make = partial(integer_kernel, **tensors, dtype=torch.bfloat16, bits=4, group_size=32)
+    kernel = make() if is_loaded_before else None
+    monkeypatch.setattr(cpu_kernels, "work", lambda: False)
+    x = torch.randn(num_rows, IN).bfloat16()
+    expected = x.float() @ weight.T
+    assert ((kernel or make())(x).float() - expected).norm() < 0.01 * expected.norm()
 
 
 def test_atens_kernel_takes_a_part_of_wider_rows_and_no_rows() -> None:

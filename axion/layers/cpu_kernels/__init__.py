@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -36,6 +38,12 @@ def run_on(x: Tensor) -> bool:
 def work() -> bool:
     """Whether they do here."""
     return not _given_up and _have_worked()
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """The kernels of this name, when they are known to work."""
+    return import_module(f"{__name__}.{name}")
 
 
 def prepare(dtype: torch.dtype, device: torch.device, compute: Callable[[], object]) -> None:

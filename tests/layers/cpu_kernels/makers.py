@@ -9,7 +9,7 @@ from unittest.mock import patch
 from numba import types
 from numba.extending import intrinsic
 
-from axion.layers.cpu_kernels.compiled import simd
+from axion.layers.cpu_kernels.compiled import integers, simd
 from axion.layers.cpu_kernels.compiled.simd import F32, I32
 from axion.layers.cpu_kernels.compiled.threads import barrier, num_threads, share, thread
 
@@ -54,6 +54,27 @@ def multiply_pairs(portably: int) -> Callable[[Any], None]:
             has = (lambda *_: False) if portably else simd.has
             with patch.object(simd, "has", has):
                 return simd.dot_bf16(context, builder, zeros, a, b)
+
+        return F32(types.int64, types.int64), generate
+
+    def compute(arguments: Any) -> None:
+        a, b, out = arguments[0]
+        simd.store_f32(out, 0, dot(a, b))
+
+    return compute
+
+
+def multiply_quads(portably: int) -> Callable[[Any], None]:
+    """Of 16 times four uint8 with as many int8; `portably`: as above."""
+
+    @intrinsic
+    def dot(typing_context: Any, a: types.Integer, b: types.Integer) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a, b = (simd.load(builder, x, x.type(0), I32.of_llvm, 4) for x in values)
+            has = (lambda *_: False) if portably else simd.has
+            with patch.object(integers, "has", has):
+                sums = integers.dot_int8(context, builder, I32.of_llvm(None), a, b)
+            return builder.sitofp(sums, F32.of_llvm)
 
         return F32(types.int64, types.int64), generate
 

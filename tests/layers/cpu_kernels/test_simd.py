@@ -16,6 +16,7 @@ from axion.layers.cpu_kernels import object_files
 from axion.layers.cpu_kernels.parallel import parallel
 
 multiply_pairs = parallel("tests.layers.cpu_kernels.makers:multiply_pairs", integers=3)
+multiply_quads = parallel("tests.layers.cpu_kernels.makers:multiply_quads", integers=3)
 
 
 @pytest.mark.parametrize("portably", [0, 1])
@@ -24,6 +25,16 @@ def test_products_of_pairs(portably: int) -> None:
     out = torch.empty(16)
     multiply_pairs(portably)(a.data_ptr(), b.data_ptr(), out.data_ptr())
     torch.testing.assert_close(out, (a.float() * b.float()).sum(1))
+
+
+@pytest.mark.parametrize("portably", [0, 1])
+def test_products_of_quads(portably: int) -> None:
+    a = torch.randint(256, (16, 4), dtype=torch.uint8)
+    b = torch.randint(-128, 128, (16, 4), dtype=torch.int8)
+    a[:2], b[0], b[1] = 255, 127, -128
+    out = torch.empty(16)
+    multiply_quads(portably)(a.data_ptr(), b.data_ptr(), out.data_ptr())
+    assert torch.equal(out, (a.float() * b.float()).sum(1))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for a processor of x86-64")

@@ -25,7 +25,7 @@ _INT = ir.IntType(32)
 _HALF = ir.VectorType(_INT, LANES // 2)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
-_QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
+QUADS = ir.VectorType(ir.IntType(8), 4 * LANES)
 _WORDS = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 
@@ -96,6 +96,16 @@ def store_int32(builder: Any, address: Any, index: Any, number: Any) -> None:
     builder.store(number, pointer_to(builder, address, index, number.type, 4))
 
 
+@operation(F32, types.int64, types.int64, types.int32)
+def load_int32(builder: Any, address: Any, index: Any, offset: Any) -> Any:
+    """Integers and `offset`, as float32."""
+    integers = load(builder, address, index, I32.of_llvm, 4)
+    first = builder.insert_element(ir.Constant(I32.of_llvm, ir.Undefined), offset, _INT(0))
+    zeros = ir.Constant(I32.of_llvm, [0] * LANES)
+    offsets = builder.shuffle_vector(first, first, zeros)
+    return builder.sitofp(builder.add(integers, offsets), F32.of_llvm)
+
+
 def load_f16(builder: Any, address: Any, index: Any) -> Any:
     """As float32."""
     return builder.fpext(load(builder, address, index, _HALVES, 2), F32.of_llvm)
@@ -112,17 +122,17 @@ def load_int8(builder: Any, address: Any, index: Any) -> Any:
 
 def look_up(context: Any, builder: Any, table: tuple[int, ...], indices: Any) -> Any:
     """What each of the four bytes in a lane, below the table's size of at most 16, stands for."""
-    quads = builder.bitcast(indices, _QUADS)
+    quads = builder.bitcast(indices, QUADS)
     table += table[:1] * (16 - len(table))
     if has(context, "avx512bw"):
-        of_lanes = ir.Constant(_QUADS, list(4 * table))
-        found = call(builder, "llvm.x86.avx512.pshuf.b.512", _QUADS, [of_lanes, quads])
+        of_lanes = ir.Constant(QUADS, list(4 * table))
+        found = call(builder, "llvm.x86.avx512.pshuf.b.512", QUADS, [of_lanes, quads])
         return builder.bitcast(found, I32.of_llvm)
     # By each bit one half of what is left.
-    chosen = [ir.Constant(_QUADS, [value] * 4 * LANES) for value in table]
+    chosen = [ir.Constant(QUADS, [value] * 4 * LANES) for value in table]
     for bit in range(4):
-        mask = ir.Constant(_QUADS, [1 << bit] * 4 * LANES)
-        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(_QUADS, None))
+        mask = ir.Constant(QUADS, [1 << bit] * 4 * LANES)
+        is_set = builder.icmp_signed("!=", builder.and_(quads, mask), ir.Constant(QUADS, None))
         pairs = zip(chosen[::2], chosen[1::2], strict=True)
         chosen = [builder.select(is_set, odd, even) for even, odd in pairs]
     return builder.bitcast(chosen[0], I32.of_llvm)

@@ -167,19 +167,21 @@ def dot_bf16(context: Any, builder: Any, sums: Any, a: Any, b: Any) -> Any:
     if has(context, "avx512bf16"):
         a, b = (builder.bitcast(x, _PAIRS) for x in (a, b))
         return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", F32.of_llvm, [sums, a, b])
-    for half in (_low, _high):
+    for half in (low_bf16, high_bf16):
         sums = call(
             builder, "llvm.fma.v16f32", F32.of_llvm, [half(builder, a), half(builder, b), sums]
         )
     return sums
 
 
-def _low(builder: Any, pairs: Any) -> Any:
+def low_bf16(builder: Any, pairs: Any) -> Any:
+    """Of pairs in 32 bits, the first ones."""
     shift = ir.Constant(I32.of_llvm, [16] * LANES)
     return builder.bitcast(builder.shl(pairs, shift), F32.of_llvm)
 
 
-def _high(builder: Any, pairs: Any) -> Any:
+def high_bf16(builder: Any, pairs: Any) -> Any:
+    """The second ones."""
     mask = ir.Constant(I32.of_llvm, [-(2**16)] * LANES)
     return builder.bitcast(builder.and_(pairs, mask), F32.of_llvm)
 
@@ -221,13 +223,13 @@ def load_pairs(builder: Any, address: Any, index: Any) -> Any:
 @operation(F32, I32)
 def first(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
-    return _low(builder, pairs)
+    return low_bf16(builder, pairs)
 
 
 @operation(F32, I32)
 def second(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
-    return _high(builder, pairs)
+    return high_bf16(builder, pairs)
 
 
 @operation(types.void, types.int64, types.int64, F32, F32)
