@@ -107,7 +107,6 @@ def untried(monkeypatch: pytest.MonkeyPatch):
     cpu_kernels._have_worked.cache_clear()
 
 
-@pytest.mark.usefixtures("untried")
 def test_an_answer_that_nobody_waited_for_is_not_that_to_the_next_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,6 +124,7 @@ def test_an_answer_that_nobody_waited_for_is_not_that_to_the_next_question(
     assert process.poll() is not None
 
 
+@pytest.mark.usefixtures("untried")
 def test_torch_computes_where_kernels_do_not_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
