@@ -60,7 +60,8 @@ def _save_tiny(request: CompareRequest, folder: Path) -> None:
         architectures = load_config(Path(request.path))["architectures"]
         config = tiny.read_config(Path(request.path))
     load_model_class(config.to_dict() | {"architectures": architectures or config.architectures})
-    model = tiny.build(tiny.shrink(config))
+    small = tiny.shrink(config) if request.path else tiny.small_config(request.model)
+    model = tiny.build(small)
     model.save_pretrained(folder)
     if architectures is not None:  # by which Axion finds its class
         text = (folder / "config.json").read_text()
