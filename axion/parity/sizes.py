@@ -200,7 +200,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "MiniMaxM3SparseForConditionalGeneration": {"text_config": _SPARSE},
     "MiniMaxM3VLForCausalLM": _SPARSE,
     "MinistralForCausalLM": {"head_dim": 16},
-    "Mistral4ForCausalLM": {"rope_parameters": {"partial_rotary_factor": 0.4}},
+    "Mistral4ForCausalLM": {"head_dim": 20, "rope_parameters": {"partial_rotary_factor": 0.4}},
     "MllamaForCausalLM": _IDS,
     "MllamaForConditionalGeneration": {"text_config": _IDS},
     "ModernBertDecoderForCausalLM": _IDS,

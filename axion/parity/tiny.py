@@ -94,7 +94,7 @@ def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """
     try:
         return type(config)(**_merged(_shrunk(config), changes))
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (NotImplementedError, TypeError, ValueError, StrictDataclassError) as error:
         raise ModelLoadError(
             f"No small configuration can be made of {config.model_type}'s: {error}"
         ) from None
