@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -55,13 +56,14 @@ def get(wanted: Wanted) -> bytes:
         OSError: no process could be started for that.
     """
     file = None if (folder := _folder()) is None else folder / _file_name(wanted)
-    if file is not None and (kept := _read(file)) is not None:
-        return kept
-    compiled = compiler.compile(wanted)
-    if file is not None:
-        with contextlib.suppress(OSError):  # the next process compiles it again, then
-            _write(file, compiled)
-    return compiled
+    with compiler.lock:  # so that another thread reads what this one compiles
+        if file is not None and (kept := _read(file)) is not None:
+            return kept
+        compiled = compiler.compile(wanted)
+        if file is not None:
+            with contextlib.suppress(OSError):  # the next process compiles it again, then
+                _write(file, compiled)
+        return compiled
 
 
 def _file_name(wanted: Wanted) -> str:
@@ -119,9 +121,15 @@ def _folder() -> Path | None:
 
 
 class _Compiler:
-    """The process that compiles, while there is one."""
+    """The process that compiles, while there is one.
+
+    Attributes:
+        lock: held while it is asked and ended. Several models may be loaded at once, by threads of
+            a program that has them in its own process.
+    """
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None
 
     def compile(self, wanted: Wanted) -> bytes:
@@ -150,9 +158,10 @@ class _Compiler:
 
     def end(self) -> None:
         """Its memory is wanted for other things."""
-        if self._process is not None:
-            self._process.communicate()  # closes its input, at which it ends
-            self._process = None
+        with self.lock:
+            if self._process is not None:
+                self._process.communicate()  # closes its input, at which it ends
+                self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(

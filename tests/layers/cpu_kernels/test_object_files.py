@@ -7,6 +7,7 @@ import os
 import pwd
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -118,6 +119,26 @@ def test_what_cannot_be_compiled_says_why_and_the_next_is_compiled() -> None:
         object_files.compiler.compile(Wanted(f"{MAKERS}:wrong", (), 1, 0))
     assert object_files.compiler.compile(WANTED).startswith(b"\x7fELF")
     object_files.compiler.end()
+
+
+def test_threads_that_want_a_kernel_at_once_compile_it_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    object_files._folder.cache_clear()
+    object_files.compiler.end()
+    together = Barrier(2)
+
+    def get() -> bytes:
+        together.wait()
+        return object_files.get(WANTED)
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
+        one, other = pool.submit(get), pool.submit(get)
+    object_files.compiler.end()
+    object_files._folder.cache_clear()
+    assert caplog.messages == ["compiling kernels for this processor"]
+    assert one.result() == other.result()
 
 
 def test_a_compiler_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
