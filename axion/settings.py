@@ -208,7 +208,9 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="threads of the native engine on CPU; unset: one a core, in threads"
+        None,
+        description="threads of the native engine on CPU; unset: one a core, but no more than"
+        " a container may have the time of, in threads",
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         "auto",
