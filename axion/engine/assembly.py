@@ -16,7 +16,7 @@ from axion.engine.block_manager import BlockManager
 from axion.engine.cache_plan import CachePlan
 from axion.engine.core import EngineCore
 from axion.engine.cuda_graph import CudaGraphRunner
-from axion.engine.device import take_device
+from axion.engine.device import take_device, take_threads
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.eos_tokens import eos_token_ids
 from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_room, rows_of
@@ -54,8 +54,7 @@ def load_engine(
     Raises:
         ModelLoadError: the model cannot be served here; the message says why.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    take_threads(config.num_threads)
     device = take_device(config.device)
     path = Path(config.model_path)
     model = load_model(
