@@ -147,6 +147,18 @@ class KVCache(NamedTuple):
             self.values.store(slots, v)
 
 
+class Addressed(NamedTuple):
+    """Tensors of any size that a kernel finds by their addresses.
+
+    Attributes:
+        numbers: int64, what the kernel reads: addresses and sizes.
+        tensors: what is there.
+    """
+
+    numbers: Tensor
+    tensors: tuple[Tensor, ...]
+
+
 @dataclass(slots=True)
 class ForwardContext:
     """One step's flat token batch; an explicit argument down to attention, never a global.
