@@ -249,9 +249,10 @@ class ModelRunner:
             for group, table in enumerate(chunk.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
-        rows = np.repeat(np.arange(len(chunks)), query_lens)
+        counts = np.array(query_lens)
+        rows = np.arange(len(chunks)).repeat(counts)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
-        first_rows = np.cumsum(query_lens) - query_lens
+        first_rows = counts.cumsum() - counts
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
         num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])
