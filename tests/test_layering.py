@@ -80,6 +80,7 @@ TORCH_ROOMS = {
     "axion.engine.pickle_checkpoint",
     "axion.engine.sampler",
     "axion.engine.process",
+    "axion.parity.calls",
     "axion.parity.compare",
     "axion.parity.harness",
     "axion.parity.modules",
