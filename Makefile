@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Any later edit of the two files installs again.
 STAMP := $(VENV)/.installed
 
+# Each module is compiled once, not by every process that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format fuzz test-backends bench setup clean
 

@@ -212,7 +212,8 @@ class Settings(BaseSettings):
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
         description="threads on CPU of the native engine, vLLM, llama.cpp, and embedding and rerank"
-        " models; unset: one a core, in threads",
+        " models; unset: one a core, and in the native engine no more than a container may have the"
+        " time of, in threads",
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         "auto",
