@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pwd
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,8 +55,40 @@ def test_processes_that_write_at_once_do_not_disturb_each_other(
     file = tmp_path / "kernels" / "one.o"
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: object_files._write(file, bytes([i]) * 100_000), range(40)))
-    assert len(set(file.read_bytes())) == 1
+    assert len(set(object_files._read(file) or b"")) == 1
     assert [*file.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("size", [0, 20, 50_000])
+def test_a_file_that_was_cut_is_compiled_again(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = object_files.get(WANTED)
+    [file] = tmp_path.glob("axion/kernels/*/*")
+    os.truncate(file, size)
+    assert object_files.get(WANTED) == whole
+    assert object_files.get(WANTED) == whole
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("by", ["a foreign owner", "everybody's right to write"])
+def test_machine_code_that_others_may_have_written_is_not_run(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    object_files.get(WANTED)
+    [file] = tmp_path.glob("axion/kernels/*/*")
+    if by == "a foreign owner":
+        uid = file.stat().st_uid
+        if uid == 0:  # who may give files away, and whose files all others trust
+            uid = 12345
+            os.chown(file, uid, -1)
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    else:
+        file.chmod(0o666)
+    object_files.get(WANTED)
+    assert len(compiled) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
