@@ -32,6 +32,7 @@ class ParallelKernel:
         self._wanted = wanted
         self._pack = Struct(f"{wanted.integers}q{wanted.floats}d").pack
         self._function: Callable[[bytes], None] | None = None
+        self._engines: list[Any] = []  # own the code: as many as threads have loaded it at once
 
     def __call__(self, *arguments: float) -> None:
         """Compute on as many threads as torch does.
@@ -50,9 +51,9 @@ class ParallelKernel:
     def load(self) -> Callable[[bytes], None]:
         """Compile it, or read it from the cache. Raises what `object_files.get` does, and what a
         linker does."""
-        # Kept, because it owns the code.
-        self._engine = link(object_files.get(self._wanted))
-        address = self._engine.get_function_address(ENTRY)
+        engine = link(object_files.get(self._wanted))
+        self._engines.append(engine)
+        address = engine.get_function_address(ENTRY)
         self._function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
         return self._function
 
