@@ -38,6 +38,7 @@ test-backends: $(STAMP)  ## install MAX, vLLM and llama.cpp beside, and test wit
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/compare.py --shape llama-3.2-1b
 	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py
