@@ -1,6 +1,6 @@
 """A layer's experts on a CPU: all of them in a few calls, beside one after the other.
 
-    python benchmarks/experts.py [--format bf16|int8|int4] [--size 2048x768x128x8]
+    python benchmarks/experts.py [--format bf16|int8|int4|Q4_0] [--size 2048x768x128x8]
         [--tokens 1 2 4 8 16 32 128 512]
 
 The router is counted, too. In the other way torch computes what is around the products of the
@@ -17,20 +17,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import gguf
 import torch
 from torch import Tensor
 
 from axion.layers import cpu_kernels, kernels
 from axion.layers.activation import ACTIVATIONS
 from axion.layers.moe import Experts, Router
+from axion.quantization.gguf import BLOCK_TYPES
+from axion.quantization.gguf_packed import PackedBlockKernel
 from axion.quantization.kernel import DenseKernel, Kernel
 from axion.quantization.layers import quantized_experts
 from axion.quantization.on_load import Int4OnLoad, Int8OnLoad
+
+
+def of_gguf(weight: Tensor) -> Kernel:
+    blocks = gguf.quants.quantize(weight.float().numpy(), gguf.GGMLQuantizationType.Q4_0)
+    return PackedBlockKernel(torch.from_numpy(blocks), BLOCK_TYPES["Q4_0"])
+
 
 _FORMATS: dict[str, tuple[Callable[[Tensor], Kernel], float]] = {
     "bf16": (DenseKernel, 16),
     "int8": (lambda weight: Int8OnLoad().kernel(weight, torch.bfloat16), 8),
     "int4": (lambda weight: Int4OnLoad().kernel(weight, torch.bfloat16), 5),
+    "Q4_0": (of_gguf, 4.5),
 }
 _SECONDS = 2.0  # for each number of tokens
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 60

@@ -1,4 +1,4 @@
-"""Each row multiplied by its expert's weight, by the products of `linear` and `low_bit`.
+"""Each row multiplied by its expert's weight, by the products of `linear`, `low_bit` and `blocks`.
 
 One expert has little to compute in a decode step: were each multiplied in a call of its own, the
 threads would meet, and memory would pause, as often as there are experts.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axion.layers.cpu_kernels import MAX_ROWS, low_bit
+from axion.layers.cpu_kernels import MAX_ROWS, blocks, low_bit
+from axion.layers.cpu_kernels.layouts import GROUP, LAYOUTS
 from axion.layers.cpu_kernels.parallel import parallel
-from axion.layers.cpu_kernels.weights import PackedExperts
+from axion.layers.cpu_kernels.weights import PackedExperts, PackedWeight
 
+_MOST_BEHIND = 7  # rows that are read behind the last, of a tile that they do not fill
 _multiply = parallel(".compiled.grouped:grouped_product", integers=9)
 
 
@@ -35,9 +37,8 @@ def grouped_product(x: Tensor, weight: PackedExperts, ends: Tensor) -> Tensor:
     out = x.new_empty(num_rows, out_features)
     rows, row_bytes, max_rows = x, 2 * in_features, MAX_ROWS
     if first.kind != "bf16":
-        num_groups = in_features // 32 if first.kind == "int4" else 1
-        row_bytes, max_rows = low_bit.row_bytes(in_features, num_groups), low_bit.MAX_ROWS
-        rows = torch.empty(num_rows * row_bytes, dtype=torch.uint8)
+        row_bytes, max_rows = _rounded_bytes(first), low_bit.MAX_ROWS
+        rows = torch.empty((num_rows + _MOST_BEHIND) * row_bytes, dtype=torch.uint8)
     _multiply(first.kind, first.group_size, max_rows)(
         x.data_ptr(),
         rows.data_ptr(),
@@ -50,3 +51,11 @@ def grouped_product(x: Tensor, weight: PackedExperts, ends: Tensor) -> Tensor:
         out_features,
     )
     return out
+
+
+def _rounded_bytes(weight: PackedWeight) -> int:
+    """Of a row of inputs, as the product with such a weight reads it."""
+    if weight.kind in LAYOUTS:
+        return weight.in_features // GROUP * blocks.RECORD
+    num_groups = weight.in_features // 32 if weight.kind == "int4" else 1
+    return low_bit.row_bytes(weight.in_features, num_groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from torch import Tensor
 class PackedWeight(NamedTuple):
     """
     Attributes:
-        kind: which of the products of `linear` and `low_bit` takes it.
+        kind: "bf16", "int8" or "int4", which the products of `linear` and `low_bit` take, or the
+            name of a layout, for that of `blocks`.
         codes, scales: as that product takes them; in bfloat16 there are no scales.
-        group_size: inputs that share a scale, of four bits; 0: of the others.
+        group_size: inputs that share a scale, of "int4"; 0: of the others.
         max_rows: of how many rows the product is the fastest.
     """
 
-    kind: Literal["bf16", "int8", "int4"]
+    kind: str
     codes: Tensor
     scales: Tensor | None
     in_features: int

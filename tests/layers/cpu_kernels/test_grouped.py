@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from axion.hub.gguf import TensorType
 from axion.layers import cpu_kernels, onednn
 
 if not cpu_kernels.work():
@@ -15,17 +16,21 @@ if not cpu_kernels.work():
 
 from axion.layers.linear import Linear
 from axion.layers.moe import ExpertLinear, Groups
+from axion.quantization.gguf import BLOCK_TYPES
+from axion.quantization.gguf_packed import PackedBlockKernel
 from axion.quantization.kernel import DenseKernel, Kernel
 from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
 from axion.quantization.on_load import Int4OnLoad, Int8OnLoad
+from tests.quantization.test_gguf_blocks import random_weight
 
 FORMATS: dict[str, Callable[[Tensor], Kernel]] = {
     "bf16": DenseKernel,
     "int8": lambda weight: Int8OnLoad().kernel(weight, torch.bfloat16),
     "int4": lambda weight: Int4OnLoad().kernel(weight, torch.bfloat16),
+    "Q8_0": lambda weight: blocks(BLOCK_TYPES["Q8_0"], len(weight)),
 }
-LAYERS = [("bf16",), ("int8",), ("int4",), ("int4", "int8")]
-IN, OUT = 192, 448
+LAYERS = [("bf16",), ("int8",), ("int4",), ("int4", "Q8_0")]
+IN, OUT = 512, 384
 # Rows of each expert; those of eight and four bits are multiplied 64 at a time, others 192.
 COUNTS = {"one": [0, 1, 0, 0], "few": [1, 0, 3, 5], "many": [66, 195, 2, 0]}
 
@@ -35,6 +40,13 @@ def packs_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny weights too."""
     monkeypatch.setattr(onednn, "_MIN_ELEMENTS", 1)
     torch.manual_seed(0)
+
+
+def blocks(kind: TensorType, num_rows: int) -> PackedBlockKernel:
+    """A weight of a GGUF file, with rows in an order of its own."""
+    weight = random_weight(kind)
+    rows = torch.randperm(num_rows) % len(weight)
+    return PackedBlockKernel(weight[rows], kind)
 
 
 def make_layer(*formats: str) -> QuantizedExpertLinear:
@@ -61,8 +73,8 @@ def make_rows(counts: list[int]) -> tuple[Tensor, Groups]:
 
 def alone(layer: QuantizedExpertLinear, x: Tensor, groups: Groups) -> Tensor:
     """Each row by itself."""
-    pairs = zip(x, groups.experts.tolist(), strict=True)
-    return torch.stack([layer.experts[expert](row) + layer.bias[expert] for row, expert in pairs])
+    pairs = zip(x.split(1), groups.experts.tolist(), strict=True)
+    return torch.cat([layer.experts[expert](row) + layer.bias[expert] for row, expert in pairs])
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -76,7 +88,7 @@ def test_rows_have_the_bits_of_a_row_alone(
     assert torch.equal(layer(x, groups), alone(layer, x, groups))
 
 
-@pytest.mark.parametrize("formats", LAYERS[:3], ids="-".join)
+@pytest.mark.parametrize("formats", [("bf16",), ("int8",), ("int4", "Q8_0")], ids="-".join)
 def test_what_is_no_number_stays_in_its_row(formats: tuple[str, ...]) -> None:
     layer = make_layer(*formats)
     x, groups = make_rows(COUNTS["few"])

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numba
 
 from axion.layers.cpu_kernels import BLOCK
-from axion.layers.cpu_kernels.compiled import linear, low_bit, simd
+from axion.layers.cpu_kernels.compiled import blocks, linear, low_bit, simd
 from axion.layers.cpu_kernels.compiled.threads import share
+from axion.layers.cpu_kernels.layouts import LAYOUTS
 
 
 class _Product(NamedTuple):
@@ -28,13 +29,21 @@ class _Product(NamedTuple):
 
 def grouped_product(kind: str, group_size: int, max_rows: int) -> Callable[[Any], None]:
     """The blocks of all experts that have rows lie in one sequence, of which each thread has a
-    part."""
+    part. What `rows` holds is of so many bytes a row, and made of `x` first."""
     prepare, multiply, room_bytes = _product(kind, group_size, max_rows)
 
     def compute(arguments: Any) -> None:
-        x, rows, row_bytes, weights, ends, out, num_experts, in_features, out_features = arguments[
-            0
-        ]
+        (
+            x,
+            rows,
+            row_bytes,
+            weights,
+            ends,
+            out,
+            num_experts,
+            in_features,
+            out_features,
+        ) = arguments[0]
         prepare(x, rows, simd.load_int32(ends, num_experts - 1), in_features)
         room = simd.on_stack(room_bytes)
         num_blocks = (out_features + BLOCK - 1) // BLOCK
@@ -49,10 +58,8 @@ def grouped_product(kind: str, group_size: int, max_rows: int) -> Callable[[Any]
             begin, end = end, simd.load_int32(ends, expert)
             if begin == end:
                 continue
-            codes, scales = (
-                simd.load_int(weights, 2 * expert),
-                simd.load_int(weights, 2 * expert + 1),
-            )
+            codes = simd.load_int(weights, 2 * expert)
+            scales = simd.load_int(weights, 2 * expert + 1)
             for block in range(max(start, 0), min(stop, num_blocks)):
                 for row in range(begin, end, max_rows):
                     multiply(
@@ -84,6 +91,8 @@ def _product(kind: str, group_size: int, max_rows: int) -> _Product:
             ),
             linear.ROOM,
         )
+    if kind in LAYOUTS:
+        return _Product(*blocks.block_product(kind), 0)
     sums_bytes = low_bit.sums_bytes(max_rows)
     if kind == "int8":
         prepare = numba.njit(
