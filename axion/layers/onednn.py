@@ -62,7 +62,7 @@ def rows_view(packed: Tensor, weight: Tensor) -> Tensor | None:
         return None
     memory = (ctypes.c_byte * num_bytes).from_address(torch.ops.mkldnn.data_ptr(packed))
     view = torch.frombuffer(memory, dtype=torch.int32).view(shape)
-    probes = torch.linspace(0, num_rows - 1, 4 * _ROWS).long()
+    probes = torch.linspace(0, num_rows - 1, 4 * _ROWS, dtype=torch.float32).long()
     return view if torch.equal(rows(view, probes, weight.dtype), weight[probes]) else None
 
 
