@@ -102,6 +102,7 @@ def compile_all(capability: int) -> None:
     for num_rows, low_bit in ((4, uint4), (4, nf4), (32, e4m3), (64, int8), (64, nf4)):
         low_bit_product(x.repeat(num_rows // 4, 1), low_bit)
     for low_bit in (uint4, nf4, int8):
+        low_bit_product(x[:1], low_bit)
         low_bit_product(x.repeat(50, 1), low_bit)
         unpack(low_bit, 4096, torch.bfloat16)
 

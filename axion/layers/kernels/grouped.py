@@ -17,8 +17,9 @@ from axion.layers.kernels.weights import LowBitExperts, LowBitWeight
 # By the rows that an expert has on average at most: rows, outputs and bytes of inputs that a
 # program multiplies at once, and its warps. Where there are few rows the time is that of reading
 # weights and making numbers of them, which each tile of rows does anew; elsewhere that of tensor
-# cores.
+# cores. A single row is multiplied without these, by numbers of float32, which saves rounding them.
 _TILES = {
+    1: (1, 16, 1024, 4),
     16: (16, 64, 256, 4),
     64: (64, 128, 128, 4),
     None: (128, 128, 128, 8),
@@ -62,19 +63,22 @@ def _product(
     num_rows, in_features = x.shape
     num_experts = 1 if ends is None else len(ends)
     of_expert = triton.cdiv(num_rows, num_experts)
+    is_low_bit = isinstance(weight, LowBitWeight)
     if x.dtype == torch.float32:  # larger tiles without tensor cores need too many registers
-        of_expert = 1
+        of_expert = min(of_expert, 16)
+    if not is_low_bit:
+        of_expert = max(of_expert, 2)
     rows, outputs, num_bytes, num_warps = next(
         tile for most, tile in _TILES.items() if most is None or of_expert <= most
     )
     inputs = num_bytes // x.element_size()
     x = x if x.stride(-1) == 1 else x.contiguous()
     if isinstance(weight, LowBitWeight):
-        is_low_bit, tensors, options = True, weight.tensors, constants(weight)
+        tensors, options = weight.tensors, constants(weight)
         out_features, row_size = weight.codes.shape
         strides = 0, row_size
     else:
-        is_low_bit, tensors = False, [weight, None, None, None, None]
+        tensors = [weight, None, None, None, None]
         options = {"KIND": "plain", "BITS": 0, "SCALE_KIND": "", "BLOCK_OUTPUTS": 1}
         options["BLOCK_INPUTS"] = 1
         _, out_features, _ = weight.shape
@@ -196,6 +200,8 @@ def _grouped(
     num_steps = tl.cdiv(tl.cdiv(in_features, INPUTS), tl.num_programs(2))
     first = tl.program_id(2) * num_steps * INPUTS
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    if ROWS == 1:
+        total = tl.zeros([OUTPUTS, INPUTS], tl.float32)
     for start in range(first, tl.minimum(first + num_steps * INPUTS, in_features), INPUTS):
         is_input = start + k < in_features
         left = tl.load(x + start, mask=is_row[:, None] & is_input[None, :], other=0.0)
@@ -219,8 +225,14 @@ def _grouped(
                 BLOCK_INPUTS,
                 INPUTS,
             )
-            right = tl.trans(right.to(left.dtype))
-        total = tl.dot(left, right, total, input_precision="ieee")
+        if ROWS == 1:
+            total += right * left.to(tl.float32)
+        else:
+            if KIND != "plain":
+                right = tl.trans(right.to(left.dtype))
+            total = tl.dot(left, right, total, input_precision="ieee")
+    if ROWS == 1:
+        total = tl.sum(total, 1)[None, :]
     if factors is not None:
         total *= tl.load(factors + n, mask=is_output, other=0.0)[None, :]
     # Of the last split, of few inputs, there may be nothing: then it is zero.
