@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Any later edit of the two files installs again.
 STAMP := $(VENV)/.installed
 
+# Each module is compiled once, not by every process that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format fuzz test-backends bench setup clean
 
@@ -38,6 +41,9 @@ test-backends: $(STAMP)  ## install MAX, vLLM and llama.cpp beside, and test wit
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/gguf_types.py
+	$(BIN)/python benchmarks/elementwise.py
+	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/compare.py --shape llama-3.2-1b
 	$(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/engine.py

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         "all",
         description="which whole chat answers are kept for the same request; all: sampled ones too,"
         " so that it gets the same answer again; deterministic: those with temperature 0 or a seed,"
-        " others are drawn anew, as by vLLM",
+        " others are drawn anew, as by vLLM; off: none",
     )
     axion_backends: str = Field(
         "max,vllm,native",
@@ -162,7 +162,9 @@ class Settings(BaseSettings):
         description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="number format of weights and KV cache; auto: the checkpoint's own"
+        "auto",
+        description="number format of weights and KV cache; auto: the checkpoint's own, or float32"
+        " where the device has no arithmetic in that",
     )
     quantization: Literal["none", "int8", "int4", "fp8"] = Field(
         "none",
@@ -208,7 +210,10 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="share of the free memory that the KV cache may take, 0 to 1"
     )
     cpu_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="threads of the native engine on CPU; unset: one a core, in threads"
+        None,
+        description="threads on CPU of the native engine, vLLM, llama.cpp, and embedding and rerank"
+        " models; unset: one a core, and in the native engine no more than a container may have the"
+        " time of, in threads",
     )
     cuda_graphs: Literal["auto", "off"] = Field(
         "auto",

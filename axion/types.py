@@ -224,7 +224,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             or `int8`.
         kv_offload_bytes: host memory for blocks and states that the KV cache gives up; 0: none.
         memory_fraction: share of the free memory that may be used when measuring.
-        num_threads: CPU threads; None leaves torch's choice.
+        num_threads: CPU threads; None: one a core, as many as a container may have.
         cuda_graphs: on CUDA, decode steps are captured at the start and replayed.
         async_scheduling: the next step is prepared while one is computed; None: on CUDA.
         allow_pickle: weights in pytorch_model.bin may be loaded.

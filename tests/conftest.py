@@ -1,4 +1,8 @@
-"""Models that the tests build on the spot; nothing is downloaded."""
+"""Models that the tests build on the spot; nothing is downloaded.
+
+The process that gives xdist's workers their tests imports this file too, so torch is imported where
+a model is made.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.onnx_models import save_cross_encoder, save_sentence_model
 from tests.tiny_model import save_tiny_model
 
 # How long an example takes is the machine's affair: others may hold its cores.
@@ -48,10 +51,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sentence_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX folder of all-MiniLM-L6-v2, a real embedding model."""
+    from tests.onnx_models import save_sentence_model
+
     return save_sentence_model(tmp_path_factory.mktemp("models") / "minilm")
 
 
 @pytest.fixture(scope="session")
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX folder of a tiny random cross-encoder."""
+    from tests.onnx_models import save_cross_encoder
+
     return save_cross_encoder(tmp_path_factory.mktemp("models") / "cross")

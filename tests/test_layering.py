@@ -78,6 +78,7 @@ TORCH_ROOMS = {
     "axion.engine.batch_invariant",
     "axion.engine.model_runner",
     "axion.engine.pickle_checkpoint",
+    "axion.engine.recorded_steps",
     "axion.engine.sampler",
     "axion.engine.process",
     "axion.parity.compare",

@@ -140,7 +140,7 @@ def cache(
     url: Url,
     model: Model = None,
     prompt_len: Annotated[int, typer.Option(min=1, help="In tokens.")] = 1024,
-    num_prompts: Annotated[int, typer.Option(min=1)] = 8,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Each is sent twice.")] = 8,
     chat: Chat = True,
     seed: Seed = None,
     api_key: ApiKey = None,
@@ -174,7 +174,7 @@ def cache(
 def soak(
     url: Url,
     model: Model = None,
-    minutes: Annotated[float, typer.Option(min=0.01)] = 30.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 30.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     mix: Mix = None,
     leave: Annotated[

@@ -27,7 +27,7 @@ def explain(
 ) -> None:
     """Show which engines can serve a model on this machine, and why the others cannot.
 
-    Nothing is loaded. Of a model that is not here, only config.json is downloaded. The exit status
+    Nothing is loaded, and of a model that is not here, no weights are downloaded. The exit status
     is 1 when no engine can serve it.
     """
     import msgspec
@@ -61,7 +61,7 @@ async def _decide(settings: Settings) -> tuple[Decision, str]:
     formats = weight_formats(facts)
     glimpse = await peek(name, formats=formats, folders=model_folders(settings))
     known = model_facts(name, glimpse.path, glimpse.weight_bytes)
-    note = "Only config.json was fetched." if glimpse.downloaded else ""
+    note = "Its weights were not fetched." if glimpse.downloaded else ""
     return decide_for(known, device, facts, settings), note
 
 

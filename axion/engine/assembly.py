@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from axion.engine.block_manager import BlockManager
 from axion.engine.cache_plan import CachePlan
 from axion.engine.core import EngineCore
 from axion.engine.cuda_graph import CudaGraphRunner
-from axion.engine.device import take_device
+from axion.engine.device import take_device, take_threads
 from axion.engine.draft_model import DraftModel, load_draft_model
 from axion.engine.eos_tokens import eos_token_ids
 from axion.engine.host_memory import STAGING_BYTES, HostMemory, check_there_is_room, rows_of
 from axion.engine.host_pool import HostPool
 from axion.engine.loader import load_model
 from axion.engine.model_runner import ModelRunner
+from axion.engine.recorded_steps import RecordedSteps, can_record
 from axion.engine.scheduler import Scheduler
 from axion.engine.speculative import NgramProposer, Proposer
 from axion.engine.state_slots import StateSlots
@@ -54,8 +55,7 @@ def load_engine(
     Raises:
         ModelLoadError: the model cannot be served here; the message says why.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    take_threads(config.num_threads)
     device = take_device(config.device)
     path = Path(config.model_path)
     model = load_model(
@@ -101,11 +101,14 @@ def load_engine(
         device=device,
         host_memory=_host_memory(host_blocks, host_states, caches + draft_caches, states, device),
     )
-    runner = new_runner(computing, caches, states, graphs=graphs.get(model))
+    steps: Mapping[CausalLM, CudaGraphRunner | RecordedSteps] = graphs
+    if not config.deterministic and not graphs:
+        steps = {each: RecordedSteps(each) for each in models if can_record(each, device)}
+    runner = new_runner(computing, caches, states, graphs=steps.get(model))
     cpu_kernels.prepare(model.dtype, device, runner.warm_up)
     proposer: Proposer | None = None
     if draft_model is not None:
-        draft_runner = new_runner(draft_model, draft_caches, [], graphs=graphs.get(draft_model))
+        draft_runner = new_runner(draft_model, draft_caches, [], graphs=steps.get(draft_model))
         cpu_kernels.prepare(draft_model.dtype, device, draft_runner.warm_up)
         proposer = DraftModel(draft_runner, model.config.vocab_size)
     elif config.speculative == "ngram":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from axion.engine.control_group import num_processors
 from axion.errors import ModelLoadError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +40,18 @@ def take_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def take_threads(number: int | None) -> None:
+    """Have torch compute on so many threads of the CPU from now on; None: on one a core, but no
+    more than this process may have the time of. A thread that is stopped in the middle of a step,
+    as the kernel does then, is waited for by all others."""
+    if number is None:
+        quota = num_processors()
+        if quota is None or quota >= torch.get_num_threads():
+            return
+        number = max(1, int(quota))
+    torch.set_num_threads(number)
 
 
 def resolve_dtype(

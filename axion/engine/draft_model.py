@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.loader import load_model
 from axion.engine.model_runner import Chunk, ModelRunner
 from axion.engine.sampler import Sampler
@@ -43,7 +44,7 @@ class DraftModel:
         """See `Proposer`."""
         drafts: list[list[int]] = [[] for _ in scheduled]
         chunks = {index: self._first_chunk(entry) for index, entry in enumerate(scheduled)}
-        if self._runner.graphs is not None:
+        if isinstance(self._runner.graphs, CudaGraphRunner):
             chunks = self._catch_up(chunks)
         num_drafted = 0
         while chunks:

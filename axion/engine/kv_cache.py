@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate, chain, pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from axion.engine.block_manager import max_blocks_held
+from axion.engine.control_group import memory_headroom
 from axion.errors import ModelLoadError
 from axion.layers.context import KVCache, KVCacheSpec
 from axion.layers.kv_format import KVFormat
@@ -33,7 +33,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(psutil.virtual_memory().available, _cgroup_headroom())
+    available: int = psutil.virtual_memory().available
+    headroom = memory_headroom()
+    return available if headroom is None else min(available, headroom)
 
 
 def budget(
@@ -57,29 +59,6 @@ def budget(
             "Give it at most that, or unset KV_CACHE_GIB to have it measured."
         )
     return num_bytes
-
-
-def _cgroup_headroom(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> int:
-    """What the process's control group (version 2), and each that it lies in, has left."""
-    headroom = psutil.virtual_memory().total
-    try:
-        [name] = (line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, ValueError):  # no version-2 control group
-        return headroom
-    group = root / name.strip("/")
-    for folder in (group, *group.parents):
-        try:
-            limit = int((folder / "memory.max").read_text())
-            used = int((folder / "memory.current").read_text())
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-        # Files that were read, such as the weights, count as used until their place is needed.
-        files = int(stat["active_file"]) + int(stat["inactive_file"])
-        headroom = min(headroom, limit - used + files)
-    return headroom
 
 
 class KVCacheGroup(NamedTuple):

@@ -16,6 +16,7 @@ from axion.engine import state_cache
 from axion.engine.batch_invariant import BatchInvariantModel
 from axion.engine.cuda_graph import CudaGraphRunner
 from axion.engine.host_memory import HostMemory
+from axion.engine.recorded_steps import RecordedSteps
 from axion.engine.sampler import UNUSABLE_LOGITS, LogprobTensors, Sampler, Samples
 from axion.engine.sequence import Sequence, SequenceState
 from axion.engine.step import SampledToken, ScheduledSequence
@@ -115,7 +116,7 @@ class ModelRunner:
         *,
         block_size: int,
         device: torch.device,
-        graphs: CudaGraphRunner | None = None,
+        graphs: CudaGraphRunner | RecordedSteps | None = None,
         host_memory: list[HostMemory] | None = None,
     ) -> None:
         self.model = model
@@ -173,16 +174,16 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Compute a prompt and a token after it that nobody asked for, in blocks that nobody uses
-        yet."""
+        """Compute a prompt and two tokens after it that nobody asked for, in blocks that nobody
+        uses yet: a step that decodes may be recorded and replayed."""
         sequence = Sequence("", [0] * _WARM_UP, SamplingParams(temperature=0), seed=0)
         sequence.arrival = -1  # as no other
         num_groups = 1 + max((cache.group for cache in self.kv_caches), default=0)
-        num_blocks = -(-(_WARM_UP + 1) // self.block_size)
+        num_blocks = -(-(_WARM_UP + 2) // self.block_size)
         sequence.block_tables = [array("q", [0] * num_blocks) for _ in range(num_groups)]
         if self.states:
             sequence.state = SequenceState(slot=1)
-        for num_tokens in (_WARM_UP, 1):
+        for num_tokens in (_WARM_UP, 1, 1):
             self.launch([ScheduledSequence(sequence, num_tokens, [])]).collect()
             sequence.num_computed_tokens += num_tokens
             sequence.token_ids.append(0)
@@ -248,9 +249,10 @@ class ModelRunner:
             for group, table in enumerate(chunk.sequence.block_tables):
                 block_tables[group, row, : num_blocks[row]] = table[: num_blocks[row]]
 
-        rows = np.repeat(np.arange(len(chunks)), query_lens)
+        counts = np.array(query_lens)
+        rows = np.arange(len(chunks)).repeat(counts)
         # Position of a token = start of its chunk + its distance from the chunk's first row.
-        first_rows = np.cumsum(query_lens) - query_lens
+        first_rows = counts.cumsum() - counts
         positions = np.arange(len(token_ids)) + (np.array(starts) - first_rows)[rows]
         blocks = block_tables[:, rows, positions // self.block_size]
         num_prompt_tokens = np.array([chunk.sequence.num_prompt_tokens for chunk in chunks])

@@ -111,19 +111,11 @@ def download(
 def _fetch(
     repo_id: str, revision: str, report: Report, tag: str, formats: Collection[str]
 ) -> tuple[Path, list[str]]:
-    info = HfApi().model_info(
-        repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
-    )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    files = select_files(sizes, tag=tag, formats=formats)
-    if INDEX_FILE in files:  # there may be other weights beside those that it names
-        index = hf_hub_download(repo_id, INDEX_FILE, revision=info.sha, tqdm_class=_Silent)
-        named = set(weights_by_index(Path(index).parent, sizes)) & sizes.keys()
-        files = sorted({*named, *(name for name in files if not name.endswith(".safetensors"))})
+    commit, sizes = needed_files(repo_id, revision, tag=tag, formats=formats)
     total = sum(
-        sizes[name]
-        for name in files
-        if not isinstance(try_to_load_from_cache(repo_id, name, revision=info.sha), str)
+        size
+        for name, size in sizes.items()
+        if not isinstance(try_to_load_from_cache(repo_id, name, revision=commit), str)
     )
     _remove_stale(repo_id)
     _require_space(total)
@@ -157,7 +149,7 @@ def _fetch(
         try:
             # The branch may move: the files are those of the commit that they were chosen from.
             path = snapshot_download(
-                repo_id, revision=info.sha, allow_patterns=files, tqdm_class=Bar
+                repo_id, revision=commit, allow_patterns=list(sizes), tqdm_class=Bar
             )
         except Exception as error:
             # The library goes on after a connection that ended early, not after a reset one.
@@ -167,7 +159,30 @@ def _fetch(
         folder = Path(path)
         if revision != folder.name:
             _note_commit(folder, revision)
-        return folder, files
+        return folder, list(sizes)
+
+
+def needed_files(
+    repo_id: str, revision: str, *, tag: str = "", formats: Collection[str] = FORMATS
+) -> tuple[str | None, dict[str, int]]:
+    """The revision's commit, and the files that serving needs, with their sizes in bytes.
+
+    An index of the weights is downloaded for that: there may be others beside those that it names.
+
+    Raises:
+        ModelLoadError: as `select_files`, and where the index cannot be used.
+        Exception: whatever huggingface_hub and its HTTP client raise.
+    """
+    info = HfApi().model_info(
+        repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
+    )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    files = select_files(sizes, tag=tag, formats=formats)
+    if INDEX_FILE in files:
+        index = hf_hub_download(repo_id, INDEX_FILE, revision=info.sha, tqdm_class=_Silent)
+        named = set(weights_by_index(Path(index).parent, sizes)) & sizes.keys()
+        files = sorted({*named, *(name for name in files if not name.endswith(".safetensors"))})
+    return info.sha, {name: sizes[name] for name in files}
 
 
 def _note_commit(folder: Path, revision: str) -> None:

@@ -18,7 +18,7 @@ class Glimpse(NamedTuple):
     Attributes:
         path: a folder with config.json, or a GGUF file.
         weight_bytes: of the weights, where these are not in the folder.
-        downloaded: config.json has been fetched for this.
+        downloaded: config.json, and an index of the weights, have been fetched for this.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class Glimpse(NamedTuple):
 async def peek(
     model_name: str, *, formats: Collection[str] = FORMATS, folders: Collection[str] = ()
 ) -> Glimpse:
-    """Look at a model; of one that is not on this machine only config.json is downloaded.
+    """Look at a model; of one that is not on this machine the weights are not downloaded.
 
     Raises:
         ModelNotFoundError, ModelLoadError: as `resolve`.
@@ -42,22 +42,17 @@ async def peek(
 def _peek(name: HubName, formats: Collection[str]) -> Glimpse:
     repo_id, revision, tag = name
     # It takes a second to import.
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     from axion.errors import AxionError
-    from axion.hub.download import API_TIMEOUT_S, cached_snapshot, explain
-    from axion.hub.snapshot import select_files
+    from axion.hub.download import cached_snapshot, explain, needed_files
 
     try:
-        info = HfApi().model_info(
-            repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S
-        )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        files = select_files(sizes, tag=tag, formats=formats)
+        commit, sizes = needed_files(repo_id, revision, tag=tag, formats=formats)
+        files = list(sizes)
         if files[0].endswith(".gguf"):
-            return Glimpse(_cached_gguf(repo_id, files, info.sha))
-        weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
-        config = Path(hf_hub_download(repo_id, "config.json", revision=info.sha))
+            return Glimpse(_cached_gguf(repo_id, files, commit))
+        config = Path(hf_hub_download(repo_id, "config.json", revision=commit))
     except AxionError:
         raise
     except Exception as error:  # httpx's or httpx2's, by the version of huggingface_hub
@@ -65,6 +60,7 @@ def _peek(name: HubName, formats: Collection[str]) -> Glimpse:
         if cached is None:
             raise explain(error, repo_id, revision) from error
         return Glimpse(cached[0])
+    weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
     return Glimpse(config.parent, sum(sizes[name] for name in weights), downloaded=True)
 
 

@@ -147,6 +147,18 @@ class KVCache(NamedTuple):
             self.values.store(slots, v)
 
 
+class Addressed(NamedTuple):
+    """Tensors of any size that a kernel finds by their addresses.
+
+    Attributes:
+        numbers: int64, what the kernel reads: addresses and sizes.
+        tensors: what is there.
+    """
+
+    numbers: Tensor
+    tensors: tuple[Tensor, ...]
+
+
 @dataclass(slots=True)
 class ForwardContext:
     """One step's flat token batch; an explicit argument down to attention, never a global.
@@ -198,5 +210,14 @@ class ForwardContext:
     def once(self, key: Hashable, build: Callable[[ForwardContext], T]) -> T:
         """`build(self)`, computed by the first layer that asks and shared by all others."""
         if key not in self._derived:
-            self._derived[key] = build(self)
+            self._derived[key] = self.each_step(build)
         return cast(T, self._derived[key])
+
+    def each_step(self, build: Callable[[ForwardContext], T]) -> T:
+        """`build(self)`, what layers need of this step and of no other: tensors of equal shapes in
+        steps of as many tokens, or `Addressed` ones, or a tuple of such.
+
+        On a CPU nothing else of a step is there when it is recorded, and where that is replayed
+        this is computed anew (`axion.layers.cpu_kernels.recording`).
+        """
+        return build(self)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from axion.layers import cpu_kernels
+
 # Smaller weights stay in the CPU's caches, and what is gained is below the cost of the call.
 _MIN_ELEMENTS = 2**16
 # Rows of the weight that lie beside each other.
@@ -66,6 +68,8 @@ def rows_view(packed: Tensor, weight: Tensor) -> Tensor | None:
 
 def rows(view: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows `[n]` of a packed weight of this number format, `[n, in_features]`."""
+    if cpu_kernels.work():
+        return cpu_kernels.load("packed_rows").rows(view, indices).view(dtype)
     return view[indices // _ROWS, :, indices % _ROWS].view(dtype)
 
 

@@ -27,6 +27,12 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 def pack_to_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
     """Copies of int64 arrays, in one transfer; each contiguous."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array.copy()) for array in arrays]
+    return _pack(arrays, device)
+
+
+def _pack(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
     sizes = [-(-array.size // _ALIGNMENT) * _ALIGNMENT for array in arrays]
     offsets = list(accumulate(sizes, initial=0))
     host = torch.empty(offsets[-1], dtype=torch.int64, pin_memory=device.type == "cuda")

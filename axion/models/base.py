@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -198,7 +199,7 @@ class Decoder(nn.Module):
         self.norm = config.norm()
 
     def forward(self, input_ids: Tensor, context: ForwardContext) -> Tensor:
-        hidden_states = self.embed(input_ids, context)
+        hidden_states = context.each_step(partial(self.embed, input_ids))
         for layer in self.layers:
             hidden_states = layer(hidden_states, context)
         return self.norm(hidden_states)

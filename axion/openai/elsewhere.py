@@ -50,3 +50,9 @@ CHAT_FIELDS_ELSEWHERE: Final = FIELDS_ELSEWHERE | {
     # Ollama
     "think": "send reasoning_effort",
 }
+
+TOKENIZE_FIELDS_ELSEWHERE: Final = {
+    # llama.cpp
+    "content": "send prompt",
+    "with_pieces": "send return_token_strs",
+}

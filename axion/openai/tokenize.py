@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from axion.errors import InvalidRequestError
 from axion.openai.chat import MAX_MESSAGES, MAX_TOOLS, ChatCompletionRequest, ChatTool, Message
 from axion.openai.common import ModelRequest
+from axion.openai.elsewhere import TOKENIZE_FIELDS_ELSEWHERE
 from axion.openai.fields import FAIL_FAST, Object, Refused, ResponseModel, TokenId, at_most
 from axion.openai.parsing import validate_request
 
@@ -23,6 +24,8 @@ _CHAT_FIELDS = (
 
 class TokenizeRequest(ModelRequest):
     """A text, or a conversation; the fields from `messages` on are for a conversation."""
+
+    advice = TOKENIZE_FIELDS_ELSEWHERE
 
     prompt: str | None = Field(None, description="a text; either this or messages")
     add_special_tokens: bool | None = Field(

@@ -60,7 +60,11 @@ def _save_tiny(request: CompareRequest, folder: Path) -> None:
         architectures = load_config(Path(request.path))["architectures"]
         config = tiny.read_config(Path(request.path))
     load_model_class(config.to_dict() | {"architectures": architectures or config.architectures})
-    model = tiny.build(tiny.shrink(config))
+    small = tiny.shrink(config) if request.path else tiny.small_config(request.model)
+    try:
+        model = tiny.build(small)
+    except ImportError as error:  # what a model sees with may be another package's
+        raise ModelLoadError(f"transformers cannot build the model here: {error}") from None
     model.save_pretrained(folder)
     if architectures is not None:  # by which Axion finds its class
         text = (folder / "config.json").read_text()
@@ -189,7 +193,10 @@ def _generations(
     tolerance: float,
 ) -> list[Generation]:
     num_tokens = request.num_tokens
-    answers = [generate(reference, prompt, num_tokens) for prompt in prompts]
+    first_position = model.first_position if isinstance(model, TransformersCausalLM) else 0
+    answers = [
+        generate(reference, prompt, num_tokens, first_position=first_position) for prompt in prompts
+    ]
     # What is computed first, and what is computed again or over it, in whole blocks.
     room = 2 * sum(len(prompt) + num_tokens + BLOCK_SIZE for prompt in prompts)
     generations = []

@@ -31,6 +31,7 @@ from axion.models.registry import model_classes
 from axion.parity import tiny
 from axion.parity.messages import NewModelRequest, Written
 from axion.parity.modules import checkpoint_names, renamed_names
+from axion.parity.sizes import TINY
 
 ROWS = Path("tests/parity/checkpoints.py")
 _MODELS = Path("axion/models")
@@ -69,7 +70,7 @@ def write(request: NewModelRequest) -> Written:
     rows = (checkout / ROWS).read_text()
     if (checkout / file).exists() or f'    "{case}":' in rows:
         raise InvalidRequestError(f"{file} or its row {case!r} is there already.")
-    small = tiny.shrink(config)
+    small = tiny.small_config(request.name)
     rows = _with_row(rows, case, architecture, small)
     (checkout / file).write_text(_source(architecture, config))
     (checkout / ROWS).write_text(rows)
@@ -166,9 +167,9 @@ def _literal(value: Any) -> str:
 
 def _with_row(rows: str, case: str, architecture: str, small: PreTrainedConfig) -> str:
     """The table with one more row at its end."""
-    sizes = {name: value for name, value in tiny.TINY.items() if value is not None}
+    sizes = {name: value for name, value in TINY.items() if value is not None}
     plain = type(small)(**sizes).to_dict()
-    left_out = {*tiny.TINY, "rope_parameters", "architectures"}
+    left_out = {*TINY, "rope_parameters", "architectures"}
     own = {
         name: value
         for name, value in small.to_dict().items()

@@ -22,8 +22,14 @@ class Generated(NamedTuple):
 
 
 @torch.inference_mode()
-def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Generated:
-    """What transformers generates, greedily, for this prompt alone."""
+def generate(
+    model: PreTrainedModel, prompt: list[int], num_tokens: int, *, first_position: int = 0
+) -> Generated:
+    """What transformers generates, greedily, for this prompt alone.
+
+    Args:
+        first_position: from which the model counts.
+    """
     forget(model)
     logits: list[Tensor] = []
     token_ids: list[int] = []
@@ -38,7 +44,7 @@ def generate(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> Gene
             input_ids, position = prompt + token_ids, 0
         end = position + len(input_ids)
         if "position_ids" in parameters:  # not all count what is cached
-            inputs["position_ids"] = torch.arange(position, end)[None]
+            inputs["position_ids"] = torch.arange(position, end)[None] + first_position
         out = model(torch.tensor([input_ids]), logits_to_keep=1, **inputs)
         position = end
         logits.append(out.logits[0, -1])

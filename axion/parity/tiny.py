@@ -17,55 +17,12 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from axion.errors import ModelLoadError, ModelNotFoundError
+from axion.parity.sizes import CHANGES, LIMITS, ORIGINAL_LENGTH, TINY
 
-ORIGINAL_LENGTH = 64
-"""Scaled ropes start from this context, so that prompts on both sides of it are short."""
-WINDOW = 16
-"""Prompts are shorter and longer than this window."""
 MAX_LAYERS = 6
-
-TINY: dict[str, Any] = {
-    "vocab_size": 199,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 
 # Within the original context, growing out of it while generating, and beyond it from the start.
 _PROMPT_LENGTHS = (7, ORIGINAL_LENGTH - 14, ORIGINAL_LENGTH + 26)
-
-# At most so much, where a configuration has the field.
-_LIMITS: dict[str, int] = {
-    **{"original_max_position_embeddings": ORIGINAL_LENGTH, "vocab_size_per_layer_input": 199},
-    **{"sliding_window": WINDOW, "attention_chunk_size": WINDOW},
-    **{"num_experts": 6, "num_local_experts": 6, "n_routed_experts": 6, "moe_num_experts": 6},
-    **{"num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_k": 2, "moe_topk": 2},
-    **{"top_k_experts": 2, "n_group": 3, "topk_group": 2, "num_shared_experts": 2},
-    **{"moe_intermediate_size": 32, "expert_intermediate_size": 32, "intermediate_size_mlp": 96},
-    **{"shared_expert_intermediate_size": 48, "shared_intermediate_size": 48},
-    **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
-    **{"v_head_dim": 20, "qk_head_dim": 20, "hidden_size_per_layer_input": 16, "laurel_rank": 8},
-    **{"o_groups": 2, "o_lora_rank": 8, "hc_sinkhorn_iters": 2},
-    **{"first_k_dense_replace": 1, "num_kv_shared_layers": 1, "global_head_dim": 32},
-    **{"num_global_key_value_heads": 1, "image_size": 16, "patch_size": 4, "depth": 1},
-    **{"mm_tokens_per_image": 4, "num_nextn_predict_layers": 0},
-    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
-    **{"linear_key_head_dim": 32, "linear_value_head_dim": 16},
-    **{"linear_num_heads": 3, "linear_head_dim": 32},
-    **{"index_topk": 12, "index_kpool": 4, "index_n_heads": 16, "index_head_dim": 24},
-    **{"index_block_size": 4, "index_topk_blocks": 3, "dense_intermediate_size": 80},
-    **{"indexer_n_heads": 16, "indexer_head_dim": 32, "indexer_budget": 12, "hc_lowrank": 20},
-    **{"indexer_compress_ratio": 4, "ple_embed_dim": 64, "ngram_vocab_size_base": 100},
-    **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16},
-    **{"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16},
-    **{"mamba_d_ssm": 128, "state_size": 16, "moe_shared_expert_intermediate_size": 48},
-}
 
 
 def base_config(name: str) -> PreTrainedConfig:
@@ -85,6 +42,17 @@ def base_config(name: str) -> PreTrainedConfig:
     config = config_class()
     config.architectures = [architecture]
     return config
+
+
+def small_config(name: str) -> PreTrainedConfig:
+    """A small configuration of an architecture or a model type of transformers.
+
+    Raises:
+        ModelNotFoundError: transformers has neither.
+        ModelLoadError: as `shrink`.
+    """
+    config = base_config(name)
+    return shrink(config, **CHANGES.get(config.architectures[0], {}))
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -126,7 +94,7 @@ def shrink(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """
     try:
         return type(config)(**_merged(_shrunk(config), changes))
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (NotImplementedError, TypeError, ValueError, StrictDataclassError) as error:
         raise ModelLoadError(
             f"No small configuration can be made of {config.model_type}'s: {error}"
         ) from None
@@ -163,17 +131,18 @@ def _shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     if head_dim is not None:
         fields["head_dim"] = 16 if not heads or head_dim * heads == hidden_size else 24
         if head_dim == fields.get("qk_rope_head_dim"):  # of latent attention it is that
-            fields["head_dim"] = _LIMITS["qk_rope_head_dim"]
-    for name, limit in _LIMITS.items():
+            fields["head_dim"] = LIMITS["qk_rope_head_dim"]
+    for name, limit in LIMITS.items():
         if isinstance(fields.get(name), int) and fields[name] > limit:
             fields[name] = limit
     if "mamba_d_head" in fields:  # times the number of heads it is the size of the whole
-        fields["mamba_d_head"] = _LIMITS["mamba_d_head"]
+        fields["mamba_d_head"] = LIMITS["mamba_d_head"]
     for name in (
         "hybrid_layer_ids",
         "attention_hidden_size",
         "attention_head_dim",
         "mamba_headdim",
+        "number_of_conv_states",
     ):
         fields.pop(name, None)  # they follow from others
     if "attn_layer_indices" in fields:
@@ -269,7 +238,14 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     config._attn_implementation = "eager"
     try:
         model = model_class(config)(config).eval()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelLoadError(
             f"transformers builds no model of this {config.model_type} configuration: {error}"
         ) from error

@@ -14,7 +14,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from torch import Tensor
 
 from axion.engine import state_cache
-from axion.engine.device import take_device
+from axion.engine.device import take_device, take_threads
 from axion.engine.kv_cache import KVCacheGroup, allocate
 from axion.engine.loader import load_embedding_model
 from axion.errors import ModelLoadError
@@ -48,8 +48,7 @@ class NativeEmbedder:
     pads = False
 
     def __init__(self, config: PoolingConfig) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        take_threads(config.num_threads)
         folder = Path(config.model).expanduser() if config.is_folder else _download(config.model)
         mode = pooling_mode(folder)
         self._device = take_device(config.device)

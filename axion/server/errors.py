@@ -85,7 +85,10 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
             ),
             request.scope.get("endpoint"),
         )
-    return error_response(NotFoundError("There is no such endpoint. GET / lists those there are."))
+    message = "There is no such endpoint. GET / lists those there are."
+    if not request.scope["path"].startswith("/v1/"):
+        message += " The base_url of OpenAI's client ends with /v1."
+    return error_response(NotFoundError(message))
 
 
 class ErrorMiddleware:

@@ -45,10 +45,16 @@ class Server(uvicorn.Server):
         config.load()
         config.ssl = tls
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Of a request that is cut off at the end uvicorn says, with a traceback, that it failed."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class _Signals:
@@ -136,6 +142,8 @@ async def _drain(state: ServerState, drain_s: float, signals: _Signals) -> None:
         (draining, cut), timeout=drain_s + STOP_GRACE_S, return_when=asyncio.FIRST_COMPLETED
     )
     cut.cancel()
+    if signals.second.is_set():
+        logger.warning("ending at once; requests that are cut off: %d", state.num_in_flight)
     if not draining.done():
         draining.cancel()
         with suppress(asyncio.CancelledError):

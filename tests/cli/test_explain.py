@@ -65,14 +65,25 @@ def run_alone(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_of_a_model_elsewhere_only_its_config_is_fetched(hub: Hub, files: dict[str, bytes]):
+def test_of_a_model_elsewhere_no_weights_are_fetched(hub: Hub, files: dict[str, bytes]):
     hub.repos["org/model"] = Repo(files, sizes={"model.safetensors": 10**15})
     found = run_alone("org/model", "--json")
     assert found.returncode == 1, found.stderr
     assert hub.downloads() == ["config.json"]
     # Its weights are known by their size.
     assert json.loads(found.stdout)["verdicts"][-1]["code"] == "not_enough_memory"
-    assert "Only config.json was fetched" in run_alone("org/model").stdout
+
+    # Of the files beside an index, those that it names count.
+    shard = "model-00001-of-00001.safetensors"
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": {"w": shard}}).encode()
+    del files["model.safetensors"]
+    files |= {shard: b"s", "variant.safetensors": b"v"}
+    hub.repos["org/indexed"] = Repo(files, sizes={"variant.safetensors": 10**15})
+    found = run_alone("org/indexed")
+    assert "native would serve it" in found.stdout
+    assert "Its weights were not fetched" in found.stdout
+    assert set(hub.downloads()) == {"config.json", "model.safetensors.index.json"}
+
     missing = run_alone("org/nothing")
     assert missing.returncode == 1
     assert "no model org/nothing" in " ".join(missing.stderr.split())

@@ -44,9 +44,14 @@ def test_unknown_command_suggests_the_right_one(capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(
     ("argv", "args"),
-    [(["axion"], ["serve"]), (["axion", "chat", "m"], ["chat", "m"])],
+    [
+        (["axion"], ["serve"]),
+        (["axion", "--server-port", "80"], ["serve", "--server-port", "80"]),
+        (["axion", "--help"], ["--help"]),
+        (["axion", "chat", "m"], ["chat", "m"]),
+    ],
 )
-def test_module_without_arguments_serves(
+def test_module_without_a_command_serves(
     argv: list[str], args: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[list[str]] = []

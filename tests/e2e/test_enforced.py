@@ -10,7 +10,7 @@ import anthropic
 import jsonschema
 import pytest
 
-from tests.e2e.test_server import Server, start
+from tests.e2e.test_server import Server
 from tests.e2e.test_structured import MODEL, WEATHER
 
 HELLO: Any = [{"role": "user", "content": "Hello, who are you?"}]
@@ -20,13 +20,6 @@ OPENAI_TOOLS: Any = [
     {"type": "function", "name": name, "parameters": WEATHER, "strict": None} for name in NAMES
 ]
 ANTHROPIC_TOOLS: Any = [{"name": name, "input_schema": WEATHER} for name in NAMES]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start(tmp_path_factory.mktemp("server"))
-    yield server
-    assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")

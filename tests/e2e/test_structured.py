@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -12,7 +11,7 @@ import openai
 import pydantic
 import pytest
 
-from tests.e2e.test_server import Server, start
+from tests.e2e.test_server import Server
 
 MODEL = "axion/demo"
 MESSAGES: Any = [{"role": "user", "content": "Give me a JSON object with name Anna and age 30."}]
@@ -37,13 +36,6 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}},
     {"type": "function", "function": {"name": "get_time", "parameters": None}},
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start(tmp_path_factory.mktemp("server"))
-    yield server
-    assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")

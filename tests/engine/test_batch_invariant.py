@@ -56,7 +56,6 @@ def bits(outputs: list[SequenceOutput]) -> list[Any]:
 CASES = {
     "llama": "float32",
     "gemma2": "bfloat16",
-    "gemma3": "float32",
     "gpt-oss": "bfloat16",
     "qwen3-moe": "float32",
     "deepseek-v3": "bfloat16",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from axion.engine.device import resolve_dtype
+from axion.engine.device import resolve_dtype, take_threads
 
 CPU = torch.device("cpu")
 
@@ -32,3 +32,20 @@ def test_auto_dtype_is_the_checkpoint_s_own_where_it_is_native(
     monkeypatch.setattr("axion.engine.device._is_native", lambda dtype, device: native)
     expected = torch.bfloat16 if native else torch.float32
     assert resolve_dtype("auto", {field: "bfloat16"}, CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "quota", "expected"),
+    [(None, None, 3), (None, 64.0, 3), (None, 2.5, 2), (None, 0.5, 1), (5, 2.5, 5)],
+)
+def test_there_are_no_more_threads_than_a_container_may_have_the_time_of(
+    wanted: int | None, quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axion.engine.device.num_processors", lambda: quota)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        take_threads(wanted)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -16,42 +14,11 @@ from hypothesis import strategies as st
 from axion.engine import kv_cache
 from axion.engine.kv_cache import (
     KVCacheLayout,
-    _cgroup_headroom,
     allocate,
     num_blocks_that_fit,
 )
 from axion.errors import ModelLoadError
 from axion.layers.context import KVCacheSpec
-
-MIB = 2**20
-
-
-def write_group(folder: Path, limit: str, used: int, files: int = 0) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(
-        f"anon {used - files}\nactive_file {files // 2}\ninactive_file {files // 2}\n"
-    )
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    path = tmp_path / "own"
-    path.write_text("4:memory:/old\n0::/outer/inner\n")
-    return path
-
-
-def test_files_that_were_read_do_not_count_as_used(tmp_path: Path, own: Path):
-    write_group(tmp_path / "outer/inner", str(100 * MIB), 70 * MIB, files=50 * MIB)
-    assert _cgroup_headroom(tmp_path, own) == 80 * MIB
-
-
-def test_the_tightest_of_the_groups_around_the_process_counts(tmp_path: Path, own: Path):
-    write_group(tmp_path / "outer/inner", "max", 10 * MIB)
-    write_group(tmp_path / "outer", str(100 * MIB), 60 * MIB)
-    write_group(tmp_path, str(500 * MIB), 100 * MIB)
-    assert _cgroup_headroom(tmp_path, own) == 40 * MIB
 
 
 def test_a_cache_that_is_to_be_larger_than_the_free_memory_is_refused(monkeypatch):
@@ -61,18 +28,6 @@ def test_a_cache_that_is_to_be_larger_than_the_free_memory_is_refused(monkeypatc
     assert kv_cache.budget(cpu, 6 * 2**30, 0.5) == 6 * 2**30
     with pytest.raises(ModelLoadError, match=r"1000\.00 GiB .*6\.00 GiB of cpu memory are free"):
         kv_cache.budget(cpu, 1000 * 2**30, 0.5)
-
-
-def test_a_container_sees_its_group_as_the_root(tmp_path: Path, own: Path):
-    own.write_text("0::/\n")
-    write_group(tmp_path, str(100 * MIB), 60 * MIB)
-    assert _cgroup_headroom(tmp_path, own) == 40 * MIB
-
-
-@pytest.mark.parametrize("text", ["", "4:memory:/\n", "0::/elsewhere\n"])
-def test_without_a_limit_the_machine_is_the_limit(tmp_path: Path, own: Path, text: str):
-    own.write_text(text)
-    assert _cgroup_headroom(tmp_path, own) == psutil.virtual_memory().total
 
 
 def specs_of(windows: list[int | None], head_dim: int = 4) -> list[KVCacheSpec]:

@@ -48,13 +48,20 @@ def engines(tiny_model: Path) -> dict[str, EngineCore]:
 def run(
     core: EngineCore, token_ids: list[int], params: SamplingParams, num_generated: int = 0
 ) -> list[SequenceOutput]:
-    request = AddRequest("r", token_ids, params, num_generated=num_generated)
-    refusal = core.add(request)
-    if refusal is not None:
-        return [refusal]
-    outputs: list[SequenceOutput] = []
+    return run_together(core, {num_generated: token_ids}, params)[num_generated]
+
+
+def run_together(
+    core: EngineCore, token_ids: dict[int, list[int]], params: SamplingParams
+) -> dict[int, list[SequenceOutput]]:
+    """Outputs of sequences of which so many tokens were generated elsewhere."""
+    outputs: dict[int, list[SequenceOutput]] = {}
+    for k, begun in token_ids.items():
+        refusal = core.add(AddRequest(str(k), begun, params, num_generated=k))
+        outputs[k] = [] if refusal is None else [refusal]
     while core.has_unfinished:
-        outputs += core.step()
+        for output in core.step():
+            outputs[int(output.request_id)].append(output)
     return outputs
 
 
@@ -70,8 +77,8 @@ def check_every_cut(
     token_ids = tokens_of(expected)
     assert len(token_ids) > 3
     scores = [o.logprobs[0] for o in expected if o.logprobs]
-    for k in range(1, len(token_ids)):
-        outputs = run(fresh, PROMPT + token_ids[:k], params, k)
+    begun = {k: PROMPT + token_ids[:k] for k in range(1, len(token_ids))}
+    for k, outputs in run_together(fresh, begun, params).items():
         assert tokens_of(outputs) == token_ids[k:], k
         assert outputs[-1].finish_reason is expected[-1].finish_reason
         assert outputs[-1].stop_token_id == expected[-1].stop_token_id

@@ -403,7 +403,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=40)
+TestSchedulerMachine.settings = settings(max_examples=70, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(

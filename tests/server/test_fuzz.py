@@ -9,29 +9,22 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis import GenerationMode, checks
-from schemathesis.specs.openapi import checks as openapi_checks
 
 from axion.openai.tokenize import TokenizeRequest
 from axion.server.openapi import OPERATIONS, openapi_document
 from tests.server.test_responses import DEMO, create
 from tests.server.test_streams import NAME, EchoServer
 
+if TYPE_CHECKING:
+    from schemathesis import Case
+    from schemathesis.schemas import BaseSchema
+
 NUM_CASES = int(os.environ.get("FUZZ_CASES", "0"))
-SCHEMA = schemathesis.openapi.from_dict(openapi_document())
-CHECKS = [
-    checks.not_a_server_error,
-    openapi_checks.status_code_conformance,
-    openapi_checks.content_type_conformance,
-    openapi_checks.response_headers_conformance,
-    openapi_checks.response_schema_conformance,
-]
 # Without these a random request is rarely more than refused, or has an answer that never ends.
 MODELS = {"/v1/embeddings": "e"} | {
     path: "r" for _, path in OPERATIONS if path.endswith(("rerank", "score"))
@@ -55,9 +48,21 @@ def echo(sentence_model: Path, cross_encoder: Path) -> Iterator[EchoServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def schema() -> BaseSchema:
+    import schemathesis  # takes seconds, which other tests need not
+
+    return schemathesis.openapi.from_dict(openapi_document())
+
+
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_random_requests_are_answered_as_described(echo: EchoServer, method: str, path: str):
-    operation = SCHEMA[path][method.upper()]
+def test_random_requests_are_answered_as_described(
+    echo: EchoServer, schema: BaseSchema, method: str, path: str
+):
+    from schemathesis import GenerationMode, checks
+    from schemathesis.specs.openapi import checks as openapi_checks
+
+    operation = schema[path][method.upper()]
     modes = list(GenerationMode) if method == "post" else [GenerationMode.POSITIVE]
     cases = st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes])
     statuses: Counter[int] = Counter()
@@ -70,7 +75,7 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
         suppress_health_check=list(HealthCheck),
     )
     @given(case=cases)
-    def check(case: schemathesis.Case) -> None:
+    def check(case: Case) -> None:
         if isinstance(case.body, dict):
             case.body |= {"model": MODELS.get(path, NAME), **STEADY.get(path, {})}
             if path.endswith("/tokenize") and statuses.total() % 2:
@@ -85,7 +90,16 @@ def test_random_requests_are_answered_as_described(echo: EchoServer, method: str
                 case.query = {}
         response = case.call(base_url=echo.url)
         statuses[response.status_code] += 1
-        case.validate_response(response, checks=CHECKS)
+        case.validate_response(
+            response,
+            checks=[
+                checks.not_a_server_error,
+                openapi_checks.status_code_conformance,
+                openapi_checks.content_type_conformance,
+                openapi_checks.response_headers_conformance,
+                openapi_checks.response_schema_conformance,
+            ],
+        )
 
     check()
     echo.wait_until_idle()

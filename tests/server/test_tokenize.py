@@ -99,6 +99,12 @@ def test_what_is_wrong_is_a_400_that_names_it(
     assert error["param"] == param
 
 
+def test_who_knows_it_from_llama_cpp_is_told_the_name_here(echo: EchoServer):
+    response = httpx.post(f"{echo.url}/tokenize", json={"content": "x"})
+    message = assert_openai_error(response, 400)["message"]
+    assert message == "content is not a field here: send prompt."
+
+
 def test_a_text_that_cannot_fit_is_not_encoded_for_seconds(echo: EchoServer):
     response = httpx.post(f"{echo.url}/tokenize", json={"prompt": "x" * 10_000_000})
     assert assert_openai_error(response, 400)["code"] == "context_length_exceeded"

@@ -14,14 +14,13 @@ depend on its own sequence alone.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from axion.layers.attention import reference
 from axion.layers.attention.options import AttentionOptions
-from axion.layers.context import ForwardContext, KVCache
+from axion.layers.context import Addressed, ForwardContext, KVCache
 from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.chunk_attention import attend_chunks
 from axion.layers.cpu_kernels.parallel import parallel
@@ -30,27 +29,7 @@ MAX_QUERY_LEN = 6
 """More new tokens of a sequence are attended to faster by `chunk_attention`."""
 
 _PART = 512  # tokens
-_attend = parallel(".compiled.attention:attend", integers=23, floats=2)
-
-
-class _Plan(NamedTuple):
-    """What the kernel computes for a step's layers of one kind.
-
-    Attributes:
-        arguments: addresses and sizes of the tensors, as the kernel takes them.
-        slots: `[num_tokens]`, where keys and values are stored.
-        block_tables: `[num_seqs, max_blocks]` int64.
-        parts: `[num_parts, 7]` int64. Of each: its token's row and sequence and position, the first
-            key and the one behind the last, which of the token's parts it is, and of how many.
-        scratch: float32, `num_heads` rows for each thread, and for each part if any token has
-            several; see `compiled.attention`.
-    """
-
-    arguments: tuple[int, ...]
-    slots: Tensor
-    block_tables: Tensor
-    parts: Tensor
-    scratch: Tensor
+_attend = parallel(".compiled.attention:attend", integers=16, floats=2)
 
 
 def supports(q: Tensor, cache: KVCache, options: AttentionOptions) -> bool:
@@ -109,7 +88,7 @@ def paged_attention(
         cache.v.data_ptr(),
         size * cache.v.stride(1),
         *stored,
-        *plan.arguments,
+        plan.numbers.data_ptr(),
         0 if sinks is None else sinks.data_ptr(),
         0 if slopes is None else slopes.data_ptr(),
         scale / (softcap or 1),
@@ -133,7 +112,14 @@ def _plan(
     window: int | None,
     chunk: int | None,
     place_size: int,
-) -> _Plan:
+) -> Addressed:
+    """What the kernel computes for a step's layers of one kind.
+
+    Returns:
+        Where the tensors are, and as many sizes, as `compiled.attention` takes them: slots
+        `[num_tokens]` of keys and values that are stored, block tables, parts, and scratch memory,
+        float32, of `place_size` for each thread, and for each part if any token has several.
+    """
     parts: list[tuple[int, ...]] = []
     num_keys = behind = 0
     is_split = False
@@ -170,4 +156,5 @@ def _plan(
     )
     slots, block_tables, of_parts, scratch = (x.data_ptr() for x in tensors)
     tables = (block_tables, context.block_tables.shape[2], context.block_size)
-    return _Plan((slots, *tables, of_parts, len(parts), num_keys, scratch), *tensors)
+    numbers = (slots, *tables, of_parts, len(parts), num_keys, scratch)
+    return Addressed(torch.tensor(numbers), tensors)

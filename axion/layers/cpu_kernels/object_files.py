@@ -14,9 +14,11 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ logger = logging.getLogger("axion.engine")
 
 ENTRY = "kernel"
 """The name of a kernel's function in its object file."""
+_DIGEST_SIZE = 32
 
 
 class Wanted(NamedTuple):
@@ -53,18 +56,32 @@ def get(wanted: Wanted) -> bytes:
         OSError: no process could be started for that.
     """
     file = None if (folder := _folder()) is None else folder / _file_name(wanted)
-    if file is not None:
-        with contextlib.suppress(OSError):
-            return file.read_bytes()
-    compiled = compiler.compile(wanted)
-    if file is not None:
-        with contextlib.suppress(OSError):  # the next process compiles it again, then
-            _write(file, compiled)
-    return compiled
+    with compiler.lock:  # so that another thread reads what this one compiles
+        if file is not None and (kept := _read(file)) is not None:
+            return kept
+        compiled = compiler.compile(wanted)
+        if file is not None:
+            with contextlib.suppress(OSError):  # the next process compiles it again, then
+                _write(file, compiled)
+        return compiled
 
 
 def _file_name(wanted: Wanted) -> str:
     return f"{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}.o"
+
+
+def _read(file: Path) -> bytes | None:
+    """What `_write` has written there; None: nothing is there, or nothing that may be run."""
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        about = os.fstat(opened.fileno())
+        if about.st_uid not in (0, os.geteuid()) or about.st_mode & stat.S_IWOTH:
+            logger.warning("a kernel is compiled anew: others may have written %s", file)
+            return None
+        # LLVM would end the process over a file that a full disk or a power failure has cut.
+        digest, content = opened.read(_DIGEST_SIZE), opened.read()
+        if digest == _digest(content):
+            return content
+    return None
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -72,12 +89,16 @@ def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
         try:
-            temporary.write(content)
+            temporary.write(_digest(content) + content)
             temporary.flush()
             os.replace(temporary.name, file)
         except OSError:
             os.unlink(temporary.name)
             raise
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 @cache
@@ -100,9 +121,15 @@ def _folder() -> Path | None:
 
 
 class _Compiler:
-    """The process that compiles, while there is one."""
+    """The process that compiles, while there is one.
+
+    Attributes:
+        lock: held while it is asked and ended. Several models may be loaded at once, by threads of
+            a program that has them in its own process.
+    """
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None
 
     def compile(self, wanted: Wanted) -> bytes:
@@ -131,13 +158,14 @@ class _Compiler:
 
     def end(self) -> None:
         """Its memory is wanted for other things."""
-        if self._process is not None:
-            self._process.communicate()  # closes its input, at which it ends
-            self._process = None
+        with self.lock:
+            if self._process is not None:
+                self._process.communicate()  # closes its input, at which it ends
+                self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "axion.layers.cpu_kernels.compiler"],
+            [sys.executable, "-P", "-m", "axion.layers.cpu_kernels.compiler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

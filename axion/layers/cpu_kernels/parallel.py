@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from struct import Struct
@@ -32,6 +34,8 @@ class ParallelKernel:
         self._wanted = wanted
         self._pack = Struct(f"{wanted.integers}q{wanted.floats}d").pack
         self._function: Callable[[bytes], None] | None = None
+        self._address = 0
+        self._engines: list[Any] = []  # own the code: as many as threads have loaded it at once
 
     def __call__(self, *arguments: float) -> None:
         """Compute on as many threads as torch does.
@@ -40,21 +44,42 @@ class ParallelKernel:
             arguments: integers (some are addresses), then floats.
         """
         function, packed = self._function or self.load(), self._pack(*arguments)
+        if _thread.note is not None:
+            _thread.note(self._address, packed)
         _openmp().GOMP_parallel(function, packed, torch.get_num_threads(), 0)
 
     def alone(self, *arguments: float) -> None:
         """Compute on this thread, which has little work done before another has begun."""
-        function = self._function or self.load()
-        function(self._pack(*arguments))
+        function, packed = self._function or self.load(), self._pack(*arguments)
+        if _thread.note is not None:
+            _thread.note(self._address, packed)
+        function(packed)
 
     def load(self) -> Callable[[bytes], None]:
         """Compile it, or read it from the cache. Raises what `object_files.get` does, and what a
         linker does."""
-        # Kept, because it owns the code.
-        self._engine = link(object_files.get(self._wanted))
-        address = self._engine.get_function_address(ENTRY)
-        self._function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+        engine = link(object_files.get(self._wanted))
+        self._engines.append(engine)
+        self._address = engine.get_function_address(ENTRY)
+        self._function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._address)
         return self._function
+
+
+class _Thread(threading.local):
+    note: Callable[[int, bytes], None] | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def calls_noted(note: Callable[[int, bytes], None]) -> Iterator[None]:
+    """Within it, each kernel that this thread calls is told: its address, and its arguments."""
+    _thread.note = note
+    try:
+        yield
+    finally:
+        _thread.note = None
 
 
 def parallel(name: str, *, integers: int, floats: int = 0) -> Callable[..., ParallelKernel]:

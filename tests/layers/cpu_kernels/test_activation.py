@@ -16,7 +16,8 @@ if not cpu_kernels.work():
 
 ByTorch = Callable[[Callable[[], Tensor]], Tensor]
 GATED = ["silu", "gelu_pytorch_tanh"]
-EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 100.0, -100.0, 3e38, torch.inf]
+LARGE = [80.0, 100.0, 3e38, torch.inf]
+EXTREMES = [0.0, -0.0, 1e-30, -1e-30, *LARGE, *(-x for x in LARGE)]
 
 
 def gate_and_up(num_rows: int, size: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ def test_gates_are_applied(
 @pytest.mark.parametrize("name", GATED)
 def test_extremes_are_those_of_torch(name: str, by_torch: ByTorch) -> None:
     activation = ACTIVATIONS[name]
-    gate = torch.tensor([[*EXTREMES, torch.nan, *range(1, 6)]]).bfloat16()
+    gate = torch.tensor([[*EXTREMES, torch.nan, *range(1, 4)]]).bfloat16()
     up = torch.ones_like(gate)
     result = apply_gate(activation, gate, up)
     expected = by_torch(lambda: apply_gate(activation, gate, up))

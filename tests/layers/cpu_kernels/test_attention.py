@@ -38,7 +38,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         made = plan(*args, **kwargs)
-        num_keys.extend(end - start for _, _, _, start, end, _, _ in made.parts.tolist())
+        num_keys.extend(end - start for _, _, _, start, end, _, _ in made.tensors[2].tolist())
         return made
 
     monkeypatch.setattr(attention, "_plan", recorded)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import pwd
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -53,8 +55,40 @@ def test_processes_that_write_at_once_do_not_disturb_each_other(
     file = tmp_path / "kernels" / "one.o"
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: object_files._write(file, bytes([i]) * 100_000), range(40)))
-    assert len(set(file.read_bytes())) == 1
+    assert len(set(object_files._read(file) or b"")) == 1
     assert [*file.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("size", [0, 20, 50_000])
+def test_a_file_that_was_cut_is_compiled_again(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = object_files.get(WANTED)
+    [file] = tmp_path.glob("axion/kernels/*/*")
+    os.truncate(file, size)
+    assert object_files.get(WANTED) == whole
+    assert object_files.get(WANTED) == whole
+    assert len(compiled) == 2
+
+
+@pytest.mark.parametrize("by", ["a foreign owner", "everybody's right to write"])
+def test_machine_code_that_others_may_have_written_is_not_run(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    object_files.get(WANTED)
+    [file] = tmp_path.glob("axion/kernels/*/*")
+    if by == "a foreign owner":
+        uid = file.stat().st_uid
+        if uid == 0:  # who may give files away, and whose files all others trust
+            uid = 12345
+            os.chown(file, uid, -1)
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    else:
+        file.chmod(0o666)
+    object_files.get(WANTED)
+    assert len(compiled) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -85,6 +119,26 @@ def test_what_cannot_be_compiled_says_why_and_the_next_is_compiled() -> None:
         object_files.compiler.compile(Wanted(f"{MAKERS}:wrong", (), 1, 0))
     assert object_files.compiler.compile(WANTED).startswith(b"\x7fELF")
     object_files.compiler.end()
+
+
+def test_threads_that_want_a_kernel_at_once_compile_it_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    object_files._folder.cache_clear()
+    object_files.compiler.end()
+    together = Barrier(2)
+
+    def get() -> bytes:
+        together.wait()
+        return object_files.get(WANTED)
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
+        one, other = pool.submit(get), pool.submit(get)
+    object_files.compiler.end()
+    object_files._folder.cache_clear()
+    assert caplog.messages == ["compiling kernels for this processor"]
+    assert one.result() == other.result()
 
 
 def test_a_compiler_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,3 +37,11 @@ def test_threads_are_those_of_torch(num_threads: int) -> None:
     out = torch.zeros(4, 16)
     count_threads()(out.data_ptr())
     assert out[:, 0].tolist() == [num_threads] * num_threads + [0] * (4 - num_threads)
+
+
+def test_what_one_thread_computes_stays_when_another_loads_it_too() -> None:
+    kernel = fill(3)
+    first, _ = kernel.load(), kernel.load()
+    out = torch.zeros(2, 16)
+    first(kernel._pack(out.data_ptr(), 2, 0.5))
+    assert out[:, 0].tolist() == [0, 1.5]

@@ -27,6 +27,10 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
     A head has a row of scratch memory: the sum of weighted values, `[v_dim]` float32, and behind it
     vectors of `LANES`: sums of weights (to be added up), the highest score so far, what the sums
     before the newest keys are multiplied by, and the weights of these.
+
+    What depends on the step is read at `plan`. Parts are `[num_parts, 7]` int64: their token's row
+    and sequence and position, the first key and the one behind the last, which of the token's parts
+    it is, and of how many.
     """
     row_bytes = 4 * _row_size(v_dim)
     totals, highests, shrinks, all_weights = (v_dim + LANES * i for i in range(4))
@@ -98,19 +102,20 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
             k_stride,
             v,
             v_stride,
-            slots,
-            block_tables,
-            max_blocks,
-            block_size,
-            parts,
-            num_parts,
-            num_keys,
-            scratch,
+            plan,
             sinks,
             slopes,
             scale,
             softcap,
         ) = arguments[0]
+        slots = simd.load_int(plan, 0)
+        block_tables = simd.load_int(plan, 1)
+        max_blocks = simd.load_int(plan, 2)
+        block_size = simd.load_int(plan, 3)
+        parts = simd.load_int(plan, 4)
+        num_parts = simd.load_int(plan, 5)
+        num_keys = simd.load_int(plan, 6)
+        scratch = simd.load_int(plan, 7)
         if num_stored > 0:
             start, end = share(num_stored)
             for token in range(start, end):

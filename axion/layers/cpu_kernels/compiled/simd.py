@@ -293,7 +293,8 @@ def minimum(builder: Any, a: Any, b: Any) -> Any:
 
 @operation(F32, F32, F32)
 def times_power(builder: Any, vector: Any, exponent: Any) -> Any:
-    """`vector * 2**exponent`, where the exponents are whole and from -126 to 127."""
+    """`vector * 2**exponent`, where the exponents are whole and from -126 to 127; of 128 it is
+    infinite."""
     # Where this number's last bit is worth 1, adding it leaves a whole number in the last bits.
     whole = builder.fadd(exponent, ir.Constant(F32.of_llvm, [1.5 * 2**23 + 127] * LANES))
     bits = builder.bitcast(whole, I32.of_llvm)
@@ -406,9 +407,10 @@ for _of_python, _of_llvm in _OPERATORS.items():
 
 @njit
 def exp(x: Any) -> Any:
-    """e to the power of each lane, to a few units in the last place; of what is beyond the range of
-    float32, that of its ends. NaN stays NaN."""
-    x = minimum(spread(float32(88.0)), maximum(spread(float32(-87.0)), x))
+    """e to the power of each lane, to a few units in the last place; above 88.4 infinity, and below
+    -87 the power of that. NaN stays NaN."""
+    # The higher end is one whose power is infinite: a sigmoid of what is far below 0 is then 0.
+    x = minimum(spread(float32(89.0)), maximum(spread(float32(-87.0)), x))
     exponent = nearest(x * spread(float32(1.4426950408889634)))
     # The logarithm of 2 in two parts, of which the first has no last bits to lose.
     rest = fma(exponent, spread(float32(-0.693359375)), x)
