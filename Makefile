@@ -41,6 +41,7 @@ test-backends: $(STAMP)  ## install MAX, vLLM and llama.cpp beside, and test wit
 bench: $(STAMP)  ## measure; docs/performance.md says what the figures mean
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/gguf_types.py
 	$(BIN)/python benchmarks/elementwise.py
 	$(BIN)/python benchmarks/prompts.py

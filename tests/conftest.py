@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def _levels_of_the_log() -> Iterator[None]:
     yield
     for logger, level in loggers.items():
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _the_process_is_left_as_it_was() -> Iterator[None]:
+    """Other tests run in it, and other ones in every run."""
+    folder = os.getcwd()
+    yield
+    assert os.getcwd() == folder, "the test leaves another working folder"
+    if (torch := sys.modules.get("torch")) is not None:
+        assert torch.get_num_threads() == 1, "the test leaves torch with more threads"
+    kernels = sys.modules.get("axion.layers.cpu_kernels")
+    if kernels is not None and kernels._given_up:
+        assert not kernels._have_worked(), "the test leaves kernels given up that work"
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ TORCH_ROOMS = {
     "axion.engine.recorded_steps",
     "axion.engine.sampler",
     "axion.engine.process",
+    "axion.parity.calls",
     "axion.parity.compare",
     "axion.parity.harness",
     "axion.parity.modules",

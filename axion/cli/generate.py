@@ -89,7 +89,7 @@ def _read_prompt(prompt: str | None) -> str:
         raise InvalidRequestError("There is no prompt. Give one with -p, or on stdin.")
     text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
     if not text.strip():
-        raise InvalidRequestError("The prompt is empty.")
+        raise InvalidRequestError("The prompt is empty. Give one with -p, or on stdin.")
     return text
 
 

@@ -42,6 +42,14 @@ def connected_to_parent() -> Iterator[zmq.Socket[bytes]]:
         socket.setsockopt(zmq.LINGER, 2000)
 
 
+def arrived(socket: zmq.Socket[bytes], *, wait: bool) -> Iterator[bytes]:
+    """The messages that have come, of which there is one at least when it was waited for."""
+    timeout_ms = None if wait else 0
+    while socket.poll(timeout_ms):
+        timeout_ms = 0
+        yield socket.recv()
+
+
 def freeze_heap() -> None:
     """Take what is there for good, mostly torch's modules, out of all later garbage collections:
     going through it would hold a step for a tenth of a second."""

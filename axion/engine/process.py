@@ -10,7 +10,7 @@ import logging
 import zmq
 
 from axion.engine.assembly import load_engine
-from axion.engine.child import connected_to_parent, freeze_heap
+from axion.engine.child import arrived, connected_to_parent, freeze_heap
 from axion.engine.core import EngineCore
 from axion.engine.messages import (
     AbortRequest,
@@ -69,10 +69,8 @@ class EngineProcess:
             outputs = []
             while not self._socket.poll(0) and core.use_idle_time():
                 pass
-            timeout_ms = 0 if core.has_unfinished else None
-            while self._socket.poll(timeout_ms):
-                timeout_ms = 0
-                match decode_to_engine(self._socket.recv()):
+            for message in arrived(self._socket, wait=not core.has_unfinished):
+                match decode_to_engine(message):
                     case AddRequest() as request:
                         if (refusal := core.add(request)) is not None:
                             outputs.append(refusal)

@@ -58,8 +58,13 @@ class Router(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, num_experts]`, float32."""
+        # Pairs are multiplied at once, of which there must be whole vectors.
+        kernel = kernels.of("experts", hidden_states, self.weight.shape[1] // 2)
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(hidden_states.float(), self.weight.float(), bias)
+        if kernel is None or self.weight.dtype != hidden_states.dtype:
+            return F.linear(hidden_states.float(), self.weight.float(), bias)
+        logits: Tensor = kernel.score(hidden_states, self.weight)
+        return logits if bias is None else logits + bias
 
 
 class SigmoidRouter(Router):
@@ -224,6 +229,9 @@ def pass_experts(
     Returns:
         `[num_tokens, hidden_size]`.
     """
+    if kernel := kernels.of("experts", hidden_states):
+        x, experts, ends, places = kernel.dispatch(hidden_states, indices, num_experts)
+        return kernel.combine(network(x, Groups(experts, ends)), weights, places)  # type: ignore[no-any-return]
     experts, order = indices.flatten().sort(stable=True)
     all_experts = torch.arange(num_experts, device=experts.device)
     ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)

@@ -18,7 +18,7 @@ from axion.layers.norm import RMSNorm
 from axion.layers.rotary import Length, RopeParameters, apply_rotary_interleaved
 from axion.models.base import MLP
 from axion.models.config import Epsilon, Index, NumExperts, Size
-from axion.models.moe import SharedMoE
+from axion.models.moe import SharedMoE, tensors_behind
 from axion.models.sparse_mla import SparseMLA, SparseMLAConfig, SparseMLAForCausalLM
 
 Kind = Literal["indexed_attention", "full_attention", "sliding_attention"]
@@ -268,8 +268,7 @@ class Dots3NoteForCausalLM(SparseMLAForCausalLM):
 
     def __init__(self, config: Dots3NoteConfig) -> None:
         super().__init__(config)
-        # Layers behind the last, which guess more tokens.
         self.ignored_tensors += (
-            rf"model\.layers\.{config.num_hidden_layers}\..*",
+            *tensors_behind(config.num_hidden_layers, 1),
             r"model\.mtp\..*",
         )

@@ -201,7 +201,11 @@ class SharedMoEForCausalLM(MoEForCausalLM):
 
     def __init__(self, config: SharedMoEConfig) -> None:
         super().__init__(config)
-        first, count = config.num_hidden_layers, config.num_nextn_predict_layers
-        self.ignored_tensors += tuple(
-            rf"model\.layers\.{layer}\..*" for layer in range(first, first + count)
+        self.ignored_tensors += tensors_behind(
+            config.num_hidden_layers, config.num_nextn_predict_layers
         )
+
+
+def tensors_behind(num_layers: int, num_more: int) -> tuple[str, ...]:
+    """Patterns of the tensors of so many layers behind the last, which guess more tokens."""
+    return tuple(rf"model\.layers\.{num_layers + i}\..*" for i in range(num_more))

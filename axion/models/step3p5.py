@@ -18,7 +18,7 @@ from axion.layers.rotary import Positive
 from axion.models.base import MLP, Attention
 from axion.models.config import Epsilon, Index, LocalRopeConfig, NumExperts, Size
 from axion.models.fallback_config import read_config
-from axion.models.moe import MoE, MoEConfig, MoEForCausalLM
+from axion.models.moe import MoE, MoEConfig, MoEForCausalLM, tensors_behind
 
 
 @dataclass(kw_only=True)
@@ -198,7 +198,6 @@ class Step3p5ForCausalLM(MoEForCausalLM):
 
     def __init__(self, config: Step3p5Config) -> None:
         super().__init__(config)
-        first, more = config.num_hidden_layers, config.num_nextn_predict_layers
-        self.ignored_tensors += tuple(
-            rf"model\.layers\.{layer}\..*" for layer in range(first, first + more)
+        self.ignored_tensors += tensors_behind(
+            config.num_hidden_layers, config.num_nextn_predict_layers
         )

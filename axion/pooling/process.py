@@ -14,7 +14,7 @@ from pathlib import Path
 import loguru
 import zmq
 
-from axion.engine.child import connected_to_parent, freeze_heap
+from axion.engine.child import arrived, connected_to_parent, freeze_heap
 from axion.engine.messages import AbortRequest, Ping, Shutdown
 from axion.errors import AxionError, ModelNotFoundError
 from axion.pooling.batcher import Batcher
@@ -64,10 +64,8 @@ class PoolingProcess:
     def _serve(self, core: PoolingCore) -> None:
         while True:
             outputs: list[Output] = []
-            timeout_ms = 0 if core.has_waiting else None
-            while self._socket.poll(timeout_ms):
-                timeout_ms = 0
-                match decode_to_pooling(self._socket.recv()):
+            for message in arrived(self._socket, wait=not core.has_waiting):
+                match decode_to_pooling(message):
                     case EmbedRequest() | RerankRequest() as request:
                         if (answer := core.add(request)) is not None:
                             outputs.append(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from axion.hub.gguf import TensorType
 from axion.layers import cpu_kernels
 from axion.layers.cpu_kernels import LANES
 from axion.layers.cpu_kernels.layouts import GROUP, LAYOUTS, Layout
+from axion.layers.cpu_kernels.weights import PackedWeight
 from axion.quantization.gguf_bits import Parts
 from axion.quantization.gguf_blocks import parts
 from axion.quantization.kernel import EmbeddingKernel
@@ -49,6 +51,12 @@ class PackedBlockKernel(RowKernel, EmbeddingKernel):
         if self.out_features % LANES:
             out = out[:, : self.out_features]
         return out if x.ndim == 2 else out.unflatten(0, x.shape[:-1])
+
+    def packed_weight(self) -> PackedWeight | None:
+        if self.out_features % LANES:
+            return None
+        sizes = self.in_features, self.out_features
+        return PackedWeight(self.kind.name, self.codes, self.scales, *sizes, 0, sys.maxsize)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         return self.embed(torch.arange(start, end), dtype)

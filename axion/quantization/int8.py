@@ -3,12 +3,14 @@ can: the inputs of each token are then rounded to eight bits too."""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from axion.layers import cpu_kernels, onednn
+from axion.layers.cpu_kernels.weights import PackedWeight
 from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import RowKernel
@@ -104,6 +106,13 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
             return None
         codes = as_words(self.codes)
         return LowBitWeight("int8", codes, (1, self.in_features), factors=self.scale)
+
+    def packed_weight(self) -> PackedWeight | None:
+        if self.packed_rows is None or not self.suits_cpu_kernel:
+            return None
+        max_rows = _MAX_ROWS_BESIDE_AMX if onednn.has_amx() else sys.maxsize
+        codes, sizes = self.packed_rows, (self.in_features, self.out_features)
+        return PackedWeight("int8", codes, self.scale, *sizes, 0, max_rows)
 
     def embed(self, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.packed_rows is not None:

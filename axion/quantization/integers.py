@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers import cpu_kernels, kernels, onednn
+from axion.layers.cpu_kernels.weights import PackedWeight
 from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import Kernel
@@ -273,6 +275,13 @@ class AtenInt4Kernel(RowKernel):
         groups = columns.view(-1, self.group_size, end - start)
         torch.addcmul(zeros, groups, scales, out=groups)
         return columns.T.to(dtype)
+
+    def packed_weight(self) -> PackedWeight | None:
+        if not self.is_blocked or self.order is not None:
+            return None
+        max_rows = _ATEN_MAX_ROWS if onednn.has_amx() else sys.maxsize
+        sizes = self.in_features, self.out_features, self.group_size
+        return PackedWeight("int4", self.packed, self.scales_and_zeros, *sizes, max_rows)
 
     def blocks(self) -> Tensor:
         """`packed` as `[out_features / 64, in_features, 32]`."""

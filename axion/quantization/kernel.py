@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from axion.layers import cpu_kernels, onednn
+from axion.layers.cpu_kernels.weights import PackedWeight
 from axion.layers.kernels.weights import LowBitWeight
 
 
@@ -31,6 +32,10 @@ class Kernel(nn.Module, ABC):
 
     def low_bit(self) -> LowBitWeight | None:
         """The weight as Triton's kernels read it; None: they do not know the format."""
+        return None
+
+    def packed_weight(self) -> PackedWeight | None:
+        """The weight as the CPU's kernels read it; None: they do not, or torch is faster."""
         return None
 
 
@@ -56,6 +61,7 @@ class DenseKernel(EmbeddingKernel):
     def __init__(self, weight: Tensor, *, is_embedding: bool = False) -> None:
         super().__init__()
         self.dtype = weight.dtype
+        self.out_features, self.in_features = weight.shape
         packed = onednn.pack(weight) if onednn.suits(weight) else None
         self.packed_rows: Tensor | None = None
         has_kernel = packed is not None and cpu_kernels.run_on(weight)
@@ -81,6 +87,13 @@ class DenseKernel(EmbeddingKernel):
         if self.is_packed:
             return onednn.linear(x, self.weight)
         return F.linear(x, self.weight)
+
+    def packed_weight(self) -> PackedWeight | None:
+        if self.packed_rows is None or not self.max_rows:
+            return None
+        return PackedWeight(
+            "bf16", self.packed_rows, None, self.in_features, self.out_features, 0, self.max_rows
+        )
 
     def make_batch_invariant(self) -> None:
         """Compute all products alike, where something can that sums in one order."""

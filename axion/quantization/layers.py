@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import count, groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels
+from axion.layers.cpu_kernels.weights import PackedExperts, packed_experts
 from axion.layers.embedding import Embedding
 from axion.layers.kernels.weights import LowBitExperts, low_bit_experts
 from axion.layers.linear import FusedLinear, Linear, PackedLinear
 from axion.layers.moe import ExpertLinear, Groups
 from axion.quantization.format import Source
 from axion.quantization.kernel import Kernel
+
+_Stack = TypeVar("_Stack", LowBitExperts, PackedExperts)
 
 
 class QuantizedLinear(nn.Module):
@@ -127,23 +131,49 @@ class QuantizedExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, groups: Groups) -> Tensor:
         """`[num_rows, in_features]` to `[num_rows, out_features]`, each row by its expert."""
-        if kernels.run_on(x) and self.low_bit is not None:
-            from axion.layers.kernels.grouped import grouped_product
-
-            parts = [grouped_product(x, weight, groups.ends) for weight in self.low_bit]
+        kernel, weights = kernels.of("grouped", x), self._stacked(x)
+        if kernel is not None and weights is not None:
+            parts = [kernel.grouped_product(x, weight, groups.ends) for weight in weights]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         else:
             out = self._one_by_one(x, groups.ends.tolist())
         return out if self.bias is None else out + self.bias[groups.experts]
 
+    def _stacked(self, x: Tensor) -> Sequence[LowBitExperts | PackedExperts] | None:
+        """What multiplies all rows at once where `x` is, if that is faster."""
+        if kernels.run_on(x):
+            return self.low_bit
+        is_faster = self.packed is not None and len(x) <= self._max_rows
+        return self.packed if is_faster else None
+
     @cached_property
     def low_bit(self) -> list[LowBitExperts] | None:
         """The weights as Triton's kernels read them where they lie, once they are loaded; None:
         their format is not known, or differs from expert to expert."""
+        return self._by_part(
+            lambda part: low_bit_experts([kernel.low_bit() for kernel in part]),
+        )
+
+    @cached_property
+    def packed(self) -> list[PackedExperts] | None:
+        """The same for the kernels of the CPU."""
+        return self._by_part(
+            lambda part: packed_experts([kernel.packed_weight() for kernel in part])
+        )
+
+    @cached_property
+    def _max_rows(self) -> int:
+        """Rows of all experts, each of which has as many as the product is the fastest of."""
+        assert self.packed is not None
+        return min(part.first.max_rows for part in self.packed) * self.num_experts
+
+    def _by_part(
+        self, describe: Callable[[Sequence[Kernel]], _Stack | None]
+    ) -> list[_Stack] | None:
         if len({len(expert.kernels) for expert in self.experts}) > 1:
             return None
         by_part = zip(*(expert.kernels for expert in self.experts), strict=True)
-        parts = [low_bit_experts([kernel.low_bit() for kernel in part]) for part in by_part]
+        parts = [describe(part) for part in by_part]
         known = [part for part in parts if part is not None]
         return known if len(known) == len(parts) else None
 

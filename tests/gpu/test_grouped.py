@@ -61,10 +61,16 @@ def test_rows_behind_those_of_all_experts_are_nobodys(device: torch.device) -> N
     torch.testing.assert_close(out[:3], expected, rtol=1e-4, atol=1e-4)
 
 
+FEW, MANY = (5, torch.bfloat16), (90, torch.float32)
+
+
 @pytest.mark.parametrize(
-    ("num_rows", "dtype"), [(5, torch.bfloat16), (90, torch.float32)], ids=["few", "many"]
+    ("format", "num_rows", "dtype"),
+    [
+        *((format, *FEW) for format in FORMATS),
+        *((format, *MANY) for format in ("uint8 in groups", "E4M3 in blocks", "MXFP4")),
+    ],
 )
-@pytest.mark.parametrize("format", FORMATS)
 def test_weights_of_a_few_bits_are_read_where_they_lie(
     format: str,
     num_rows: int,

@@ -169,7 +169,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, length: int):
         read(tmp_path, WHOLE[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_whatever_the_bytes_it_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -84,7 +84,7 @@ def test_sampling_defaults_and_ends_are_in_the_file():
     assert config == {"temperature": 0.6, "top_k": 20, "eos_token_id": [4, 5]}
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_the_values_they_are_read_or_refused(data: st.DataObject):
     file = gguf(data.draw(st.sampled_from(sorted(RECORDED))))

@@ -132,13 +132,14 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize(("path", "name"), FIELDS)
+@pytest.mark.parametrize(("index", "path", "name"), [(i, *f) for i, f in enumerate(FIELDS)])
 def test_a_value_of_any_kind_is_taken_or_refused_by_the_fields_name(
-    client: httpx.Client, path: str, name: str
+    client: httpx.Client, index: int, path: str, name: str
 ):
     num_refused = 0
-    # Chat's fields meet them all; what the others have of their own is made of the same types.
-    for value in VALUES if path == CHAT else VALUES[::2]:
+    # Chat's fields meet more; what the others have of their own is made of the same types. Of each
+    # type there are many fields, so that neighbours share the values.
+    for value in (VALUES if path == CHAT else VALUES[::2])[index % 2 :: 2]:
         body = BODIES[path] | {name: value}
         try:
             content = json.dumps(body)
@@ -156,7 +157,7 @@ def test_a_value_of_any_kind_is_taken_or_refused_by_the_fields_name(
         else:
             assert error["param"].startswith(name) or _is_about(name, error), error
             assert error["param"] in error["message"] or _is_about(name, error), error
-    assert num_refused > 5
+    assert num_refused
 
 
 def _is_about(name: str, error: dict[str, Any]) -> bool:

@@ -41,9 +41,8 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, name: str) -> Tensor:
     out_features = LANES * len(codes)
     kernels = _kernels(name)
     tile = next((tile for tile in kernels if tile >= num_rows), _TILES[-1])
-    num_padded = -(-num_rows // tile) * tile
-    out = x.new_empty(num_padded, out_features)
-    num_records = min(num_padded, _MAX_ROWS) * in_features // GROUP
+    out = x.new_empty(num_rows, out_features)
+    num_records = min(-(-num_rows // tile) * tile, _MAX_ROWS) * in_features // GROUP
     rounded = torch.empty(num_records * RECORD, dtype=torch.uint8)
     for row in range(0, num_rows, _MAX_ROWS):
         kernels[tile](
@@ -56,7 +55,7 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, name: str) -> Tensor:
             in_features,
             out_features,
         )
-    return out if num_padded == num_rows else out[:num_rows]
+    return out
 
 
 @cache

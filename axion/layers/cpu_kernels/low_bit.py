@@ -11,9 +11,11 @@ from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
 
-_MAX_ROWS = 64  # at once: their sums stay in the processor's first cache
+MAX_ROWS = 64
+"""Rows that are multiplied at once: their sums stay in the processor's first cache."""
+
 _int8 = parallel(".compiled.low_bit:int8_product", integers=8)
-_int4 = parallel(".compiled.low_bit:int4_product", integers=9)
+_int4 = parallel(".compiled.low_bit:int4_product", integers=8)
 
 
 def int8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -29,9 +31,9 @@ def int8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     out = x.new_empty(*leading, out_features)
     num_rows = x.numel() // in_features
     rounded = _buffer(num_rows, in_features, 1)
-    for start in range(0, num_rows, _MAX_ROWS):
-        rows = min(num_rows - start, _MAX_ROWS)
-        _int8(_tile(rows), _MAX_ROWS)(
+    for start in range(0, num_rows, MAX_ROWS):
+        rows = min(num_rows - start, MAX_ROWS)
+        _int8(MAX_ROWS)(
             x.data_ptr() + 2 * start * in_features,
             rounded.data_ptr(),
             codes.data_ptr(),
@@ -61,9 +63,9 @@ def int4_product(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
     out = x.new_empty(*leading, out_features)
     num_rows = x.numel() // in_features
     rounded = _buffer(num_rows, in_features, in_features // 32)
-    for start in range(0, num_rows, _MAX_ROWS):
-        rows = min(num_rows - start, _MAX_ROWS)
-        _int4(_tile(rows), _MAX_ROWS)(
+    for start in range(0, num_rows, MAX_ROWS):
+        rows = min(num_rows - start, MAX_ROWS)
+        _int4(in_features // num_groups, MAX_ROWS)(
             x.data_ptr() + 2 * start * in_features,
             rounded.data_ptr(),
             codes.data_ptr(),
@@ -72,16 +74,16 @@ def int4_product(x: Tensor, codes: Tensor, scales_and_zeros: Tensor) -> Tensor:
             rows,
             in_features,
             out_features,
-            in_features // num_groups,
         )
     return out
 
 
+def row_bytes(in_features: int, num_groups: int) -> int:
+    """Of a rounded row: its integers, and of each group of inputs two numbers."""
+    return in_features + 8 * num_groups
+
+
 def _buffer(num_rows: int, in_features: int, num_groups: int) -> Tensor:
-    """For rounded rows: their integers, and of each group of inputs two numbers."""
-    return torch.empty(min(num_rows, _MAX_ROWS) * (in_features + 8 * num_groups), dtype=torch.uint8)
-
-
-def _tile(num_rows: int) -> int:
-    """Rows that a vector of codes is multiplied by while it is in a register."""
-    return 1 if num_rows == 1 else 4
+    """For rounded rows."""
+    size = min(num_rows, MAX_ROWS) * row_bytes(in_features, num_groups)
+    return torch.empty(size, dtype=torch.uint8)

@@ -61,8 +61,10 @@ def get(wanted: Wanted) -> bytes:
             return kept
         compiled = compiler.compile(wanted)
         if file is not None:
-            with contextlib.suppress(OSError):  # the next process compiles it again, then
+            try:
                 _write(file, compiled)
+            except OSError as error:
+                _warn(file.parent, error.strerror)
         return compiled
 
 
@@ -95,6 +97,17 @@ def _write(file: Path, content: bytes) -> None:
         except OSError:
             os.unlink(temporary.name)
             raise
+
+
+@cache
+def _warn(folder: Path, reason: str | None) -> None:
+    """Once, however many kernels there are."""
+    logger.warning(
+        "kernels cannot be kept in %s (%s), so every start compiles them; XDG_CACHE_HOME names "
+        "another place",
+        folder.parent,
+        reason,
+    )
 
 
 def _digest(content: bytes) -> bytes:

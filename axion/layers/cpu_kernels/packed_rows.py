@@ -6,6 +6,7 @@ from torch import Tensor
 
 from axion.layers.cpu_kernels.parallel import parallel
 
+_FEW = 8192  # words that one thread has read before another has begun
 _gather = parallel(".compiled.packed_rows:gather", integers=6)
 
 
@@ -19,7 +20,9 @@ def rows(view: Tensor, indices: Tensor) -> Tensor:
     num_blocks, num_words, block = view.shape
     indices = indices.contiguous()
     out = view.new_empty(len(indices), num_words)
-    _gather(block)(
+    kernel = _gather(block)
+    compute = kernel if out.numel() > _FEW else kernel.alone
+    compute(
         out.data_ptr(),
         view.data_ptr(),
         indices.data_ptr(),

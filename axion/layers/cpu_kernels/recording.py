@@ -8,7 +8,7 @@ come together once, go through all kernels, and wait for each other after each.
 What is replayed must not depend on anything else, and that is seen to while it is recorded. A
 context without the step's own tensors and lengths is passed down: what depends on these can only be
 asked of `ForwardContext.each_step`, which a replay computes anew. And torch may compute nothing but
-views and memory for results; an addition is left to a kernel.
+views and memory for results, other than there; an addition is left to a kernel.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ class Recording:
         self, compute: Callable[[ForwardContext], Tensor], context: ForwardContext, memory: Memory
     ) -> None:
         recorder = _Recorder(memory)
-        with calls_noted(recorder.note), recorder:
+        # Otherwise torch does not tell that it reads values.
+        with torch.inference_mode(), calls_noted(recorder.note), recorder:
             self.result = compute(_ContextOfAny(context, recorder))
+        self._memory = memory  # also holds what is free, and is written by a replay
         self._inputs = recorder.inputs
         packed = b"".join(arguments for _, arguments in recorder.calls)
         self._arguments = torch.frombuffer(bytearray(packed), dtype=torch.int64).clone()
@@ -87,6 +89,7 @@ class Recording:
             address += len(arguments)
         self._calls = torch.tensor(calls)
 
+    @torch.inference_mode()
     def replay(self, context: ForwardContext) -> Tensor:
         """The result for another step of as many sequences, valid until the next."""
         inputs = [build(context) for build, _ in self._inputs]
@@ -110,8 +113,16 @@ class _Recorder(TorchDispatchMode):
         if not self._is_paused:
             self.calls.append((kernel, arguments))
 
-    def input(self, build: Callable[[ForwardContext], T], step: ForwardContext) -> T:
-        """What is computed of each step, and of this one."""
+    def input(
+        self, build: Callable[[ForwardContext], T], context: ForwardContext, step: ForwardContext
+    ) -> T:
+        """What kernels compute of what `context` has. Else what was computed of this step, to be
+        computed anew of each."""
+        num_calls = len(self.calls)
+        try:
+            return build(context)
+        except (AttributeError, NotRecordableError):
+            del self.calls[num_calls:]
         self._is_paused = True
         try:
             built = build(step)
@@ -152,7 +163,7 @@ class _ContextOfAny(ForwardContext):
         self._step, self._recorder = step, recorder
 
     def each_step(self, build: Callable[[ForwardContext], T]) -> T:
-        return self._recorder.input(build, self._step)
+        return self._recorder.input(build, self, self._step)
 
 
 def _memory_of(x: Tensor) -> int:

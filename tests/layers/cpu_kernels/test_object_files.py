@@ -91,14 +91,20 @@ def test_machine_code_that_others_may_have_written_is_not_run(
     assert len(compiled) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
-    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_cache_that_cannot_be_written_is_done_without_and_named_once(
+    compiled: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert object_files.get(WANTED)
-    assert object_files.get(WANTED)
+    with caplog.at_level(logging.WARNING):
+        assert object_files.get(WANTED)
+        assert object_files.get(WANTED)
     assert len(compiled) == 2
+    [record] = caplog.records
+    assert "XDG_CACHE_HOME" in record.getMessage()
 
 
 def test_a_user_without_a_home_has_kernels(

@@ -41,12 +41,12 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
     rest_heads = group % tile_heads
     of_keys, of_values = _Entries(format, head_dim), _Entries(format, v_dim)
     k_bytes, v_bytes = of_keys.num_bytes, of_values.num_bytes
-    # Lines of the next keys, and of values, that are asked for in one pass over the present ones.
-    key_lines = -(-k_bytes // _LINE // group)
-    value_lines = -(-v_bytes // _LINE // (num_tiles * -(-group // tile_heads)))
-    scores_of = _scores(of_keys, key_lines)
-    add_values = _add_values(of_values, tile_heads, tile_vectors, value_lines)
-    add_rest = _add_values(of_values, rest_heads, tile_vectors, value_lines)
+    # Lines of each value that are asked for in one pass over keys, and of keys in one over values.
+    value_lines = -(-v_bytes // _LINE // group)
+    key_lines = -(-k_bytes // _LINE // (num_tiles * -(-group // tile_heads)))
+    scores_of = _scores(of_keys, value_lines)
+    add_values = _add_values(of_values, tile_heads, tile_vectors, key_lines)
+    add_rest = _add_values(of_values, rest_heads, tile_vectors, key_lines)
 
     @njit(error_model="numpy")
     def weigh(row: int, scores: Any, first: int, last: int) -> None:
@@ -132,8 +132,9 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
         # Values that are in their keys lie as far apart as these.
         v_head_stride = k_bytes if v_cache == k_cache else v_bytes
         is_split = False
-        # All parts' keys of the first head, of the second and so on, in one row: those in this
-        # thread's share of it begin the parts that it computes.
+        # Each part's keys of the first head, of the second and so on, in one row: those in this
+        # thread's share of it begin what it computes. Of most parts it has all heads: the processor
+        # fetches what follows a head's keys by itself, for another thread in vain.
         first, last = share(num_kv_heads * num_keys)
         num_before = 0
         for part in range(num_parts):
@@ -145,9 +146,9 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
             end = simd.load_int(of_part, 4)
             count = simd.load_int(of_part, 6)
             is_split |= count > 1
-            first_head = max(0, -((num_before - first) // num_keys))
-            last_head = min(num_kv_heads, -((num_before - last) // num_keys))
-            num_before += end - start
+            first_head = max(0, -((num_before - first) // (end - start)))
+            last_head = min(num_kv_heads, -((num_before - last) // (end - start)))
+            num_before += num_kv_heads * (end - start)
             if first_head >= last_head:
                 continue
             place = places + part * place_bytes if count > 1 else scratch + thread() * place_bytes
@@ -160,18 +161,31 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
             next_token = start // LANES * LANES
             next_slot = _slot(block_table, next_token, block_size)
             while next_token < end:
-                token, slot = next_token, next_slot
+                token, slot, next_head = next_token, next_slot, first_head
                 next_token += LANES
                 if next_token < end:
                     next_slot = _slot(block_table, next_token, block_size)
+                elif part + 1 < num_parts:
+                    of_next = of_part + _PART_BYTES
+                    table = block_tables + 8 * simd.load_int(of_next, 1) * max_blocks
+                    start_of_next = simd.load_int(of_next, 3) // LANES * LANES
+                    next_slot, next_head = _slot(table, start_of_next, block_size), 0
                 first_key, last_key = max(start - token, 0), min(end - token, LANES)
+                heads = first_head, last_head
                 for kv_head in range(first_head, last_head):
                     keys = k_cache + slot * k_slot_stride + kv_head * k_bytes
-                    next_keys = keys + (next_slot - slot) * k_slot_stride
+                    values = v_cache + slot * v_slot_stride + kv_head * v_head_stride
+                    # Asked for are the next head's values, and the keys of the one after it. More
+                    # than memory brings meanwhile the processor forgets.
+                    ahead, of_ahead = _after(kv_head, 1, heads, slot, next_slot, next_head)
+                    next_values = v_cache + ahead * v_slot_stride + of_ahead * v_head_stride
+                    last_value_line = next_values + v_bytes - 1
+                    ahead, of_ahead = _after(kv_head, 2, heads, slot, next_slot, next_head)
+                    next_keys = k_cache + ahead * k_slot_stride + of_ahead * k_bytes
                     for head in range(kv_head * group, (kv_head + 1) * group):
                         query = q + 2 * (token_row * q_stride + head * head_dim)
-                        scores = scores_of(query, keys, next_keys, k_slot_stride)
-                        next_keys += _LINE * key_lines
+                        scores = scores_of(query, keys, k_slot_stride, next_values, v_slot_stride)
+                        next_values = min(next_values + _LINE * value_lines, last_value_line)
                         scores = scores * simd.spread(float32(scale))
                         if softcap > 0:
                             scores = simd.tanh(scores) * simd.spread(float32(softcap))
@@ -180,19 +194,22 @@ def attend(head_dim: int, v_dim: int, group: int, format: str | None) -> Callabl
                             distances = simd.spread(float32(token - position)) + simd.lanes()
                             scores = simd.fma(slope, distances, scores)
                         weigh(place + head * row_bytes, scores, first_key, last_key)
-                    values = v_cache + slot * v_slot_stride + kv_head * v_head_stride
-                    next_values = values + (next_slot - slot) * v_slot_stride
-                    stride = v_slot_stride
                     for tile in range(num_tiles):
                         row = place + kv_head * group * row_bytes
                         at = tile * tile_vectors * LANES
                         for _ in range(group // tile_heads):
-                            add_values(row, at, values, next_values, stride, first_key, last_key)
+                            add_values(
+                                *(row, at, values, v_slot_stride, first_key, last_key),
+                                *(next_keys, k_slot_stride),
+                            )
                             row += tile_heads * row_bytes
-                            next_values += _LINE * value_lines
+                            next_keys += _LINE * key_lines
                         if rest_heads > 0:
-                            add_rest(row, at, values, next_values, stride, first_key, last_key)
-                            next_values += _LINE * value_lines
+                            add_rest(
+                                *(row, at, values, v_slot_stride, first_key, last_key),
+                                *(next_keys, k_slot_stride),
+                            )
+                            next_keys += _LINE * key_lines
             if count == 1:
                 for head in range(first_head * group, last_head * group):
                     result = out + 2 * (token_row * num_heads + head) * v_dim
@@ -223,6 +240,18 @@ def _row_size(v_dim: int) -> int:
 def _slot(block_table: int, token: int, block_size: int) -> int:
     block = simd.load_int(block_table, token // block_size)
     return block * block_size + token % block_size
+
+
+@njit(error_model="numpy")
+def _after(
+    head: int, count: int, heads: tuple[int, int], slot: int, next_slot: int, next_head: int
+) -> tuple[int, int]:
+    """The slot and the head that come so many after this one, where heads from `heads[0]` to
+    `heads[1]` are read of a slot, and then those from `next_head` on of the next slot."""
+    first, last = heads
+    if head + count < last:
+        return slot, head + count
+    return next_slot, next_head + min(head + count - last, last - first - 1)
 
 
 class _Entries(NamedTuple):
@@ -265,13 +294,21 @@ class _Entries(NamedTuple):
         return builder.fmul(vector, simd.broadcast_bf16(builder, address))
 
 
+def _ask(builder: Any, first: Any, offset: Any, num_lines: int) -> None:
+    """Memory for lines from `first + offset` on."""
+    for line in range(num_lines):
+        place = builder.add(offset, ir.Constant(offset.type, _LINE * line))
+        simd.prefetch(builder, builder.add(first, place))
+
+
 def _scores(keys: _Entries, num_lines: int) -> Any:
-    """`(query, keys, next_keys, stride)` to a query's products with `LANES` keys, `stride` bytes
-    apart, a lane for each. Meanwhile `num_lines` lines of each of as many other keys are asked for.
+    """`(query, keys, stride, ahead, ahead_stride)` to products of a query and `LANES` keys that are
+    `stride` bytes apart, a lane for each. Meanwhile `num_lines` lines from each of as many
+    addresses are asked for, the first of which is `ahead`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        query, first_key, next_keys, stride = values
+        query, first_key, stride, ahead, ahead_stride = values
 
         def number(value: int) -> Any:
             return ir.Constant(query.type, value)
@@ -301,11 +338,8 @@ def _scores(keys: _Entries, num_lines: int) -> Any:
             """With every `step`-th key from this one on; these have neighbouring lanes, again and
             again, and the sum of each is still to be made of lanes `LANES // step` apart."""
             if step == LANES:
-                offset = builder.mul(stride, number(key))
-                for line in range(num_lines):
-                    ahead = builder.add(builder.add(next_keys, offset), number(_LINE * line))
-                    simd.prefetch(builder, ahead)
-                return product(builder.add(first_key, offset))
+                _ask(builder, ahead, builder.mul(ahead_stride, number(key)), num_lines)
+                return product(builder.add(first_key, builder.mul(stride, number(key))))
             a, b = products(key, 2 * step), products(key + step, 2 * step)
             first = [
                 start + lane
@@ -318,21 +352,22 @@ def _scores(keys: _Entries, num_lines: int) -> Any:
         return products(0, 1)
 
     @intrinsic
-    def scores(typing_context: Any, query: Any, keys: Any, next_keys: Any, stride: Any) -> Any:
-        return F32(*[types.int64] * 4), generate
+    def scores(
+        typing_context: Any, query: Any, keys: Any, stride: Any, ahead: Any, ahead_stride: Any
+    ) -> Any:
+        return F32(*[types.int64] * 5), generate
 
     return scores
 
 
 def _add_values(values: _Entries, num_heads: int, num_vectors: int, num_lines: int) -> Any:
-    """`(row, column, values, next_values, stride, first, last)`: add weighted values of keys from
-    the `first` to the `last`, `stride` bytes apart, to `num_vectors` of the sums in each of
-    `num_heads` rows, from a column on. Meanwhile `num_lines` lines of each of as many other values
-    are asked for.
+    """`(row, column, values, stride, first, last, ahead, ahead_stride)`: add weighted values of the
+    keys from the `first` to the `last`, `stride` bytes apart, to `num_vectors` of the sums in each
+    of `num_heads` rows, from a column on. Meanwhile lines are asked for as in `_scores`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first_row, column, of_values, next_values, stride, first, last = arguments
+        first_row, column, of_values, stride, first, last, ahead, ahead_stride = arguments
         of_int = first_row.type
 
         def number(value: int) -> Any:
@@ -356,10 +391,7 @@ def _add_values(values: _Entries, num_heads: int, num_vectors: int, num_lines: i
         key.add_incoming(first, entry)
         sums = [builder.phi(F32.of_llvm) for _ in before]
         offset = builder.mul(key, stride)
-        for line in range(num_lines):
-            simd.prefetch(
-                builder, builder.add(builder.add(next_values, offset), number(_LINE * line))
-            )
+        _ask(builder, ahead, builder.mul(key, ahead_stride), num_lines)
         of_key = builder.add(of_values, offset)
         of_column = builder.add(of_key, builder.mul(column, number(values.element)))
         numbers = [values.numbers(builder, of_column, i) for i in range(num_vectors)]
@@ -389,11 +421,12 @@ def _add_values(values: _Entries, num_heads: int, num_vectors: int, num_lines: i
         row: Any,
         column: Any,
         values: Any,
-        next_values: Any,
         stride: Any,
         first: Any,
         last: Any,
+        ahead: Any,
+        ahead_stride: Any,
     ) -> Any:
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 8), generate
 
     return add_values

@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from axion.layers.cpu_kernels import LANES
+from axion.layers.cpu_kernels import BLOCK, LANES
 from axion.layers.cpu_kernels.blocks import RECORD
 from axion.layers.cpu_kernels.compiled import integers, simd
 from axion.layers.cpu_kernels.compiled.simd import F32, I32
@@ -30,10 +30,8 @@ _AHEAD = 8192
 def multiply(name: str, tile_rows: int) -> Callable[[Any], None]:
     """By a weight in the layout of this name, so many rows at once."""
     layout = LAYOUTS[name]
-    group_bytes, span_bytes = LANES * layout.group_bytes, LANES * layout.span_bytes
-    span_groups = layout.span // GROUP
-    zero, has_offset = layout.bias, layout.has_offset
-    is_halved = _num_scales(layout) == 2
+    zero, has_offset, is_halved = layout.bias, layout.has_offset, _num_scales(layout) == 2
+    multiply_tile = _tile_product(name, tile_rows)
 
     def compute(arguments: Any) -> None:
         x, rounded, codes, scales, out, rows, in_features, out_features = arguments[0]
@@ -47,24 +45,115 @@ def multiply(name: str, tile_rows: int) -> Callable[[Any], None]:
             inputs = x + 2 * (row * in_features + group * GROUP)
             _round(inputs, rounded + place * RECORD, zero, has_offset, is_halved)
         barrier()
-        num_spans = num_groups // span_groups
         start, end = share(out_features // LANES)
         for column in range(start, end):
             for tile in range(num_tiles):
-                sums = _zeros(tile_rows)
-                records = rounded + tile * num_groups * tile_rows * RECORD
-                of_codes = codes + column * num_groups * group_bytes
-                of_scales = scales + column * num_spans * span_bytes
-                for _ in range(num_spans):
-                    for group in range(span_groups):
-                        sums = _add_group(name, sums, records, of_codes, of_scales, group)
-                        records += tile_rows * RECORD
-                        of_codes += group_bytes
-                    of_scales += span_bytes
-                of_tile = out + 2 * (tile * tile_rows * out_features + column * LANES)
-                _store(sums, of_tile, out_features)
+                multiply_tile(
+                    rounded + tile * num_groups * tile_rows * RECORD,
+                    RECORD,
+                    tile_rows * RECORD,
+                    rows - tile * tile_rows,
+                    codes,
+                    scales,
+                    out + 2 * tile * tile_rows * out_features,
+                    in_features,
+                    out_features,
+                    column,
+                )
 
     return compute
+
+
+def block_product(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """For `grouped`: what rounds rows, and what multiplies some by 64 columns. A row's records lie
+    beside each other, and those behind the last may be read."""
+    layout = LAYOUTS[name]
+    zero, has_offset, is_halved = layout.bias, layout.has_offset, _num_scales(layout) == 2
+    one, four, eight = (_tile_product(name, tile_rows) for tile_rows in (1, 4, 8))
+
+    @numba.njit(error_model="numpy")
+    def round_rows(x: int, rounded: int, num_rows: int, in_features: int) -> None:
+        start, end = share(num_rows * in_features // GROUP)
+        for place in range(start, end):
+            inputs, record = x + 2 * place * GROUP, rounded + place * RECORD
+            _round(inputs, record, zero, has_offset, is_halved)
+        barrier()
+
+    @numba.njit(error_model="numpy")
+    def multiply(
+        room: int,
+        rounded: int,
+        num_rows: int,
+        codes: int,
+        scales: int,
+        out: int,
+        in_features: int,
+        out_features: int,
+        block: int,
+    ) -> None:
+        row_bytes = in_features // GROUP * RECORD
+        others = codes, scales, out, in_features, out_features
+        last = min((block + 1) * (BLOCK // LANES), out_features // LANES)
+        for column in range(block * (BLOCK // LANES), last):
+            if num_rows == 1:
+                one(rounded, row_bytes, RECORD, 1, *others, column)
+            elif num_rows <= 4:
+                four(rounded, row_bytes, RECORD, num_rows, *others, column)
+            else:
+                for row in range(0, num_rows, 8):
+                    eight(
+                        rounded + row * row_bytes,
+                        row_bytes,
+                        RECORD,
+                        num_rows - row,
+                        codes,
+                        scales,
+                        out + 2 * row * out_features,
+                        in_features,
+                        out_features,
+                        column,
+                    )
+
+    return round_rows, multiply
+
+
+def _tile_product(name: str, tile_rows: int) -> Callable[..., None]:
+    """Of so many rows, of which some are stored, with 16 columns.
+
+    It takes the address of the first row's first record, and how far from it the next row's is, and
+    the next group's.
+    """
+    layout = LAYOUTS[name]
+    group_bytes, span_bytes = LANES * layout.group_bytes, LANES * layout.span_bytes
+    span_groups = layout.span // GROUP
+
+    @numba.njit(error_model="numpy", forceinline=True)
+    def multiply(
+        records: int,
+        row_bytes: int,
+        record_bytes: int,
+        num_rows: int,
+        codes: int,
+        scales: int,
+        out: int,
+        in_features: int,
+        out_features: int,
+        column: int,
+    ) -> None:
+        num_groups = in_features // GROUP
+        num_spans = num_groups // span_groups
+        sums = _zeros(tile_rows)
+        of_codes = codes + column * num_groups * group_bytes
+        of_scales = scales + column * num_spans * span_bytes
+        for _ in range(num_spans):
+            for group in range(span_groups):
+                sums = _add_group(name, sums, records, row_bytes, of_codes, of_scales, group)
+                records += record_bytes
+                of_codes += group_bytes
+            of_scales += span_bytes
+        _store(sums, out + 2 * column * LANES, out_features, num_rows)
+
+    return multiply
 
 
 def _num_scales(layout: Layout) -> int:
@@ -109,17 +198,19 @@ def _zeros(typing_context: Any, count: types.IntegerLiteral) -> Any:
 
 
 @intrinsic
-def _store(typing_context: Any, sums: Any, out: Any, out_features: Any) -> Any:
-    """Rows, from an address on."""
+def _store(typing_context: Any, sums: Any, out: Any, out_features: Any, num_rows: Any) -> Any:
+    """So many rows at most, from an address on."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        sums, out, out_features = values
+        sums, out, out_features, num_rows = values
         for row, vector in enumerate(cgutils.unpack_tuple(builder, sums)):
-            index = builder.mul(out_features, ir.Constant(out_features.type, row))
-            simd.store(builder, builder.fptrunc(vector, simd.BF16), out, index, 2)
+            number = ir.Constant(out_features.type, row)
+            with builder.if_then(builder.icmp_signed("<", number, num_rows)):
+                index = builder.mul(out_features, number)
+                simd.store(builder, builder.fptrunc(vector, simd.BF16), out, index, 2)
         return context.get_dummy_value()
 
-    return types.void(sums, types.int64, types.int64), generate
+    return types.void(sums, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -128,6 +219,7 @@ def _add_group(
     name: types.StringLiteral,
     sums: types.UniTuple,
     records: types.Integer,
+    row_bytes: types.Integer,
     codes: types.Integer,
     scales: types.Integer,
     group: types.Integer,
@@ -135,7 +227,8 @@ def _add_group(
     """The sums, and the products of 32 inputs more.
 
     Args:
-        records: address of these inputs, a record for each row.
+        records: address of the first row's inputs.
+        row_bytes: from a row's to the next one's.
         codes: address of their codes.
         scales: address of the span's scales.
         group: which 32 inputs of the span.
@@ -143,7 +236,7 @@ def _add_group(
     layout = LAYOUTS[name.literal_value]
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _, sums, records, codes, scales, group = values
+        _, sums, records, row_bytes, codes, scales, group = values
         of_scales, of_offsets = _scales(builder, layout, scales, group)
         quads = _unpack(builder, layout.planes, codes)
         if layout.numbers:
@@ -151,10 +244,11 @@ def _add_group(
             quads = [integers.look_up(context, builder, table, quad) for quad in quads]
         added = []
         for row, total in enumerate(cgutils.unpack_tuple(builder, sums)):
+            of_row = builder.add(records, builder.mul(row_bytes, ir.Constant(records.type, row)))
 
-            def spread(place: int, kind: ir.VectorType, row: int = row) -> Any:
-                at = ir.Constant(records.type, row * RECORD + place)
-                return simd.broadcast(builder, builder.add(records, at), kind)
+            def spread(place: int, kind: ir.VectorType, of_row: Any = of_row) -> Any:
+                at = ir.Constant(records.type, place)
+                return simd.broadcast(builder, builder.add(of_row, at), kind)
 
             product = None
             size = _QUADS // len(of_scales)
@@ -175,7 +269,7 @@ def _add_group(
             added.append(_fma(builder, product, spread(_SCALE, F32.of_llvm), total))
         return context.make_tuple(builder, signature.return_type, added)
 
-    return sums(name, sums, *(4 * [types.int64])), generate
+    return sums(name, sums, *(5 * [types.int64])), generate
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:

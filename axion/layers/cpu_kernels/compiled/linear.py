@@ -18,6 +18,8 @@ from axion.layers.cpu_kernels.compiled.threads import share
 
 _VECTORS = BLOCK // LANES
 _BYTES = 4 * BLOCK  # of a pair of inputs, in a block
+ROOM = MAX_ROWS * _BYTES
+"""Bytes of the sums of a block's product."""
 # Pairs of inputs whose weights, 24 KB, stay in the fastest cache while all rows are multiplied.
 _PIECE = 96
 # Rows of a tile: with 6 x 4 sums, 4 vectors of weights and 1 of inputs, 29 of 32 registers.
@@ -25,44 +27,66 @@ _TILE = 6
 
 
 def multiply() -> Callable[[Any], None]:
-    """A block of columns after the other is summed up, a piece of its inputs after the other. Rows
-    are divided into tiles of nearly equal size, and each of a tile's sums stays in a register
-    throughout a piece. While a piece is multiplied the next one is fetched from memory."""
-    add_to_tile = _one_of([_adder(num_rows) for num_rows in range(1, _TILE + 1)])
-    most_sums = MAX_ROWS * _VECTORS
+    """A block of columns after the other."""
+    multiply_block = block_product()
 
     def compute(arguments: Any) -> None:
         x, weight, out, num_rows, in_features, out_features = arguments[0]
-        num_pairs = in_features // 2
-        num_tiles = (num_rows + _TILE - 1) // _TILE
-        sums = _on_stack(most_sums)
+        sums = simd.on_stack(ROOM)
         start, end = share((out_features + BLOCK - 1) // BLOCK)
         for block in range(start, end):
-            for pair in range(0, num_pairs, _PIECE):
-                weights = weight + (block * num_pairs + pair) * _BYTES
-                for tile in range(num_tiles):
-                    row = num_rows * tile // num_tiles
-                    add_to_tile(
-                        num_rows * (tile + 1) // num_tiles - row,
-                        sums + row * _BYTES,
-                        pair == 0,
-                        x + 2 * row * in_features + 4 * pair,
-                        2 * in_features,
-                        weights,
-                        min(_PIECE, num_pairs - pair),
-                        weights + _PIECE * _BYTES + _PIECE * _BYTES * tile // num_tiles,
-                        _BYTES // num_tiles,
-                    )
-            for row in range(num_rows):
-                for column in range(0, min(BLOCK, out_features - BLOCK * block), LANES):
-                    simd.store_first_bf16(
-                        out,
-                        row * out_features + BLOCK * block + column,
-                        simd.load_f32(sums, BLOCK * row + column),
-                        out_features - BLOCK * block - column,
-                    )
+            multiply_block(sums, x, num_rows, weight, out, in_features, out_features, block)
 
     return compute
+
+
+def block_product() -> Callable[..., None]:
+    """A block of columns is summed up a piece of its inputs after the other. Rows, at most
+    `MAX_ROWS`, are divided into tiles of nearly equal size, and each of a tile's sums stays in a
+    register throughout a piece. While a piece is multiplied the next one is fetched from memory.
+
+    Its `sums` are the address of so much `ROOM`.
+    """
+    add_to_tile = _one_of([_adder(num_rows) for num_rows in range(1, _TILE + 1)])
+
+    @numba.njit(error_model="numpy")
+    def multiply_block(
+        sums: int,
+        x: int,
+        num_rows: int,
+        weight: int,
+        out: int,
+        in_features: int,
+        out_features: int,
+        block: int,
+    ) -> None:
+        num_pairs = in_features // 2
+        num_tiles = (num_rows + _TILE - 1) // _TILE
+        for pair in range(0, num_pairs, _PIECE):
+            weights = weight + (block * num_pairs + pair) * _BYTES
+            for tile in range(num_tiles):
+                row = num_rows * tile // num_tiles
+                add_to_tile(
+                    num_rows * (tile + 1) // num_tiles - row,
+                    sums + row * _BYTES,
+                    pair == 0,
+                    x + 2 * row * in_features + 4 * pair,
+                    2 * in_features,
+                    weights,
+                    min(_PIECE, num_pairs - pair),
+                    weights + _PIECE * _BYTES + _PIECE * _BYTES * tile // num_tiles,
+                    _BYTES // num_tiles,
+                )
+        for row in range(num_rows):
+            for column in range(0, min(BLOCK, out_features - BLOCK * block), LANES):
+                simd.store_first_bf16(
+                    out,
+                    row * out_features + BLOCK * block + column,
+                    simd.load_f32(sums, BLOCK * row + column),
+                    out_features - BLOCK * block - column,
+                )
+
+    return multiply_block
 
 
 def _adder(num_rows: int) -> Callable[..., None]:
@@ -105,17 +129,6 @@ def _one_of(functions: list[Callable[..., None]]) -> Callable[..., None]:
             other(wanted, *arguments)
 
     return call
-
-
-@intrinsic(prefer_literal=True)
-def _on_stack(typing_context: Any, count: types.IntegerLiteral) -> Any:
-    """The address of room for so many vectors, until the kernel returns."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        room = cgutils.alloca_once(builder, ir.ArrayType(F32.of_llvm, count.literal_value))
-        return builder.ptrtoint(room, _INT)
-
-    return types.int64(count), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -22,92 +22,168 @@ from axion.layers.cpu_kernels.compiled.threads import barrier, share
 
 _VECTORS = BLOCK // LANES
 _CHUNK = 128  # inputs that all rows are multiplied by before the next, of eight bits
-_GROUP = 32  # and of four bits; each is rounded by its largest
-_GROUP_BYTES = BLOCK * _GROUP // 2
+GROUP = 32  # and of four bits; each is rounded by its largest
+_GROUP_BYTES = BLOCK * GROUP // 2
+CODES_BYTES = BLOCK * GROUP
+_TILE = 4  # rows, where there are several
 _AHEAD = 8  # groups from one that is read to one that is asked for
 _INT = ir.IntType(64)
 
 Columns = Callable[[Any], list[Any]]
 
 
-def int8_product(tile_rows: int, max_rows: int) -> Callable[[Any], None]:
-    size = 4 * BLOCK * (max_rows + tile_rows - 1)
+def int8_product(max_rows: int) -> Callable[[Any], None]:
+    room_bytes, multiply_block = sums_bytes(max_rows), int8_block()
 
     def compute(arguments: Any) -> None:
         x, rounded, codes, scale, out, num_rows, in_features, out_features = arguments[0]
-        _round(x, rounded, num_rows, in_features, in_features)
-        row_bytes = in_features + 8
-        sums = _stack(size)
+        round_rows(x, rounded, num_rows, in_features, in_features)
+        room = simd.on_stack(room_bytes)
         start, end = share(out_features // BLOCK)
         for block in range(start, end):
-            _clear(sums, num_rows + tile_rows - 1)
-            for first in range(0, in_features, _CHUNK):
-                of_chunk = codes + (block * in_features + first) * BLOCK
-                num_quads = min(_CHUNK, in_features - first) // 4
-                for row in range(0, num_rows, tile_rows):
-                    _add_int8(
-                        tile_rows,
-                        rounded + first,
-                        row,
-                        num_rows,
-                        row_bytes,
-                        of_chunk,
-                        num_quads,
-                        sums,
-                    )
-            for row in range(num_rows):
-                of_row = rounded + row * row_bytes + in_features
-                step = simd.spread(simd.load_float(of_row, 0))
-                # A code was taken as 128 more.
-                excess = -128 * numba.int32(simd.load_float(of_row, 1))
-                for column in range(0, BLOCK, LANES):
-                    place = block * BLOCK + column
-                    total = integers.load_int32(sums, row * BLOCK + column, numba.int32(excess))
-                    total = total * simd.load_f32(scale, place) * step
-                    simd.store_bf16(out, row * out_features + place, total)
+            multiply_block(
+                room, rounded, num_rows, codes, scale, out, in_features, out_features, block
+            )
 
     return compute
 
 
-def int4_product(tile_rows: int, max_rows: int) -> Callable[[Any], None]:
-    size, group_size = 4 * BLOCK * (max_rows + tile_rows - 1), BLOCK * _GROUP
+def int4_product(group_size: int, max_rows: int) -> Callable[[Any], None]:
+    """
+    Args:
+        group_size: inputs that share a scale.
+    """
+    room_bytes, multiply_block = CODES_BYTES + sums_bytes(max_rows), int4_block(group_size)
 
     def compute(arguments: Any) -> None:
-        x, rounded, codes, pairs, out, num_rows, in_features, out_features, of_scale = arguments[0]
-        _round(x, rounded, num_rows, in_features, _GROUP)
-        num_groups = in_features // _GROUP
-        row_bytes = in_features + 8 * num_groups
-        of_group, sums = _stack(group_size), _stack(size)
+        x, rounded, codes, pairs, out, num_rows, in_features, out_features = arguments[0]
+        round_rows(x, rounded, num_rows, in_features, GROUP)
+        room = simd.on_stack(room_bytes)
         start, end = share(out_features // BLOCK)
         for block in range(start, end):
-            _clear(sums, num_rows + tile_rows - 1)
-            for group in range(num_groups):
-                place = block * num_groups + group
-                of_pairs = pairs + 4 * BLOCK * (place * _GROUP // of_scale)
-                _unpack(codes + place * _GROUP_BYTES, of_pairs, of_group)
-                for row in range(0, num_rows, tile_rows):
-                    _add_int4(
-                        tile_rows,
-                        rounded + group * _GROUP,
-                        row,
-                        num_rows,
-                        row_bytes,
-                        of_group,
-                        of_pairs,
-                        rounded + in_features + 4 * group,
-                        4 * num_groups,
-                        sums,
-                    )
-            for row in range(num_rows):
-                for column in range(0, BLOCK, LANES):
-                    total = simd.load_f32(sums, row * BLOCK + column)
-                    simd.store_bf16(out, row * out_features + block * BLOCK + column, total)
+            multiply_block(
+                room, rounded, num_rows, codes, pairs, out, in_features, out_features, block
+            )
 
     return compute
+
+
+def sums_bytes(num_rows: int) -> int:
+    """Bytes of a block's sums of so many rows."""
+    return 4 * BLOCK * (num_rows + _TILE - 1)
+
+
+def int8_block() -> Callable[..., None]:
+    """The product of rounded rows with a block of columns. It needs room for the sums."""
+    return _by_tiles(_int8_block)
+
+
+def int4_block(group_size: int) -> Callable[..., None]:
+    """The same. It needs room for the codes of `GROUP` inputs, and behind them for the sums."""
+    return _by_tiles(lambda tile_rows: _int4_block(tile_rows, group_size))
+
+
+def _by_tiles(block: Callable[[int], Callable[..., None]]) -> Callable[..., None]:
+    """With the rows that a vector of codes is multiplied by while it is in a register."""
+    one, several = block(1), block(_TILE)
+
+    @numba.njit
+    def multiply(room: int, rounded: int, num_rows: int, *others: int) -> None:
+        if num_rows == 1:
+            one(room, rounded, num_rows, *others)
+        else:
+            several(room, rounded, num_rows, *others)
+
+    return multiply
+
+
+def _int8_block(tile_rows: int) -> Callable[..., None]:
+    @numba.njit(error_model="numpy")
+    def multiply(
+        sums: int,
+        rounded: int,
+        num_rows: int,
+        codes: int,
+        scale: int,
+        out: int,
+        in_features: int,
+        out_features: int,
+        block: int,
+    ) -> None:
+        row_bytes = in_features + 8
+        _clear(sums, num_rows + tile_rows - 1)
+        for first in range(0, in_features, _CHUNK):
+            of_chunk = codes + (block * in_features + first) * BLOCK
+            num_quads = min(_CHUNK, in_features - first) // 4
+            for row in range(0, num_rows, tile_rows):
+                _add_int8(
+                    tile_rows,
+                    rounded + first,
+                    row,
+                    num_rows,
+                    row_bytes,
+                    of_chunk,
+                    num_quads,
+                    sums,
+                )
+        for row in range(num_rows):
+            of_row = rounded + row * row_bytes + in_features
+            step = simd.spread(simd.load_float(of_row, 0))
+            # A code was taken as 128 more.
+            excess = -128 * numba.int32(simd.load_float(of_row, 1))
+            for column in range(0, BLOCK, LANES):
+                place = block * BLOCK + column
+                total = integers.load_int32(sums, row * BLOCK + column, numba.int32(excess))
+                total = total * simd.load_f32(scale, place) * step
+                simd.store_bf16(out, row * out_features + place, total)
+
+    return multiply
+
+
+def _int4_block(tile_rows: int, group_size: int) -> Callable[..., None]:
+    @numba.njit(error_model="numpy")
+    def multiply(
+        room: int,
+        rounded: int,
+        num_rows: int,
+        codes: int,
+        pairs: int,
+        out: int,
+        in_features: int,
+        out_features: int,
+        block: int,
+    ) -> None:
+        num_groups = in_features // GROUP
+        row_bytes = in_features + 8 * num_groups
+        sums = room + CODES_BYTES
+        _clear(sums, num_rows + tile_rows - 1)
+        for group in range(num_groups):
+            place = block * num_groups + group
+            of_pairs = pairs + 4 * BLOCK * (place * GROUP // group_size)
+            _unpack(codes + place * _GROUP_BYTES, of_pairs, room)
+            for row in range(0, num_rows, tile_rows):
+                _add_int4(
+                    tile_rows,
+                    rounded + group * GROUP,
+                    row,
+                    num_rows,
+                    row_bytes,
+                    room,
+                    of_pairs,
+                    rounded + in_features + 4 * group,
+                    4 * num_groups,
+                    sums,
+                )
+        for row in range(num_rows):
+            for column in range(0, BLOCK, LANES):
+                total = simd.load_f32(sums, row * BLOCK + column)
+                simd.store_bf16(out, row * out_features + block * BLOCK + column, total)
+
+    return multiply
 
 
 @numba.njit(error_model="numpy")
-def _round(x: int, rounded: int, num_rows: int, in_features: int, group_size: int) -> None:
+def round_rows(x: int, rounded: int, num_rows: int, in_features: int, group_size: int) -> None:
     """Rows to integers of eight bits. Behind a row's lie the steps of its groups, and then the sums
     of their integers, float32. When it returns, all threads have rounded theirs."""
     num_groups = in_features // group_size
@@ -130,19 +206,6 @@ def _round(x: int, rounded: int, num_rows: int, in_features: int, group_size: in
             simd.store_float(of_row + in_features, group, integers.largest_magnitude(step))
             simd.store_float(of_row + in_features, num_groups + group, simd.total(total))
     barrier()
-
-
-@intrinsic(prefer_literal=True)
-def _stack(typing_context: Any, num_bytes: types.IntegerLiteral) -> Any:
-    """The address of memory that lives as long as the kernel runs, aligned to a line."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        with builder.goto_entry_block():
-            memory = builder.alloca(ir.ArrayType(ir.IntType(8), num_bytes.literal_value))
-        memory.align = 64
-        return builder.ptrtoint(memory, _INT)
-
-    return types.int64(num_bytes), generate
 
 
 @numba.njit
@@ -169,7 +232,7 @@ def _unpack(
         mask, four = (
             ir.Constant(integers.QUADS, [value] * integers.QUADS.count) for value in (15, 4)
         )
-        for quad in range(_GROUP // 4):
+        for quad in range(GROUP // 4):
             pair = []  # of two inputs each
             for place in (128 * quad, 128 * quad + 64):
                 ahead = builder.add(packed, _INT(_AHEAD * _GROUP_BYTES + place))
@@ -256,7 +319,7 @@ def _add_int4(
             return _vectors(builder, of_quad, I32)
 
         rows = _rows(builder, tile_rows.literal_value, row, num_rows, row_bytes)
-        products = _dots(context, builder, rows, inputs, codes, _INT(_GROUP // 4), columns)
+        products = _dots(context, builder, rows, inputs, codes, _INT(GROUP // 4), columns)
         eight = ir.Constant(F32.of_llvm, [-8.0] * LANES)
         factors = []
         for pair in _vectors(builder, pairs, I32):

@@ -220,6 +220,16 @@ def load_pairs(builder: Any, address: Any, index: Any) -> Any:
     return load(builder, address, index, I32.of_llvm, 2)
 
 
+@intrinsic
+def add_dot(typing_context: Any, sums: Any, a: Any, b: Any) -> Any:
+    """`sums` and in each lane the product of two pairs of bfloat16."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return dot_bf16(context, builder, *values)
+
+    return F32(F32, I32, I32), generate
+
+
 @operation(F32, I32)
 def first(builder: Any, pairs: Any) -> Any:
     """Of each pair of bfloat16."""
@@ -379,6 +389,32 @@ def copy(builder: Any, target: Any, source: Any, num_bytes: Any) -> Any:
     target, source = (builder.inttoptr(address, byte) for address in (target, source))
     function = builder.module.declare_intrinsic("llvm.memcpy", [byte, byte, num_bytes.type])
     builder.call(function, [target, source, num_bytes, ir.Constant(ir.IntType(1), 0)])
+
+
+@operation(types.int64, types.int64, types.int64)
+def load_int32(builder: Any, address: Any, index: Any) -> Any:
+    """A number of 32 bits."""
+    number = builder.load(pointer_to(builder, address, index, _INT, 4))
+    return builder.sext(number, address.type)
+
+
+@operation(types.void, types.int64, types.int64, types.int64)
+def store_int32(builder: Any, address: Any, index: Any, number: Any) -> None:
+    """A number of 32 bits."""
+    builder.store(builder.trunc(number, _INT), pointer_to(builder, address, index, _INT, 4))
+
+
+@intrinsic(prefer_literal=True)
+def on_stack(typing_context: Any, num_bytes: types.IntegerLiteral) -> Any:
+    """The address of memory that lives as long as the kernel runs, aligned to a line."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(ir.IntType(8), num_bytes.literal_value))
+        memory.align = 64
+        return builder.ptrtoint(memory, ir.IntType(64))
+
+    return types.int64(num_bytes), generate
 
 
 def _binary(name: str) -> Any:
