@@ -24,7 +24,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     assert size <= 2**24  # places are counted in float32
     places = torch.empty(num_rows, dtype=torch.int64)
     are_usable = torch.empty(num_rows, dtype=torch.bool)
-    scratch = torch.empty(num_rows, -(-size // _PART), 3, LANES)
+    scratch = torch.empty(num_rows, -(-size // _PART), 3, LANES, dtype=torch.float32)
     _argmax(_PART)(
         places.data_ptr(),
         are_usable.data_ptr(),

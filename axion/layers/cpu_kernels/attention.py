@@ -152,7 +152,7 @@ def _plan(
         context.slot_mapping[kv_group],
         context.block_tables[kv_group].long().contiguous(),
         torch.tensor(parts, dtype=torch.int64),
-        torch.empty(num_places * place_size),
+        torch.empty(num_places * place_size, dtype=torch.float32),
     )
     slots, block_tables, of_parts, scratch = (x.data_ptr() for x in tensors)
     tables = (block_tables, context.block_tables.shape[2], context.block_size)
