@@ -67,6 +67,9 @@ PromptLen = Annotated[int, typer.Option(min=1, help="In tokens.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Quantization = Annotated[str, typer.Option(help="none, int8, int4 or fp8.")]
+CudaGraphs = Annotated[
+    bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay decode steps, on CUDA.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Of the CPU. Default: torch's.", show_default=False)
 ]
@@ -84,6 +87,7 @@ def engine(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
+    cuda_graphs: CudaGraphs = True,
     threads: Threads = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the figures there, as JSON.")
@@ -98,7 +102,7 @@ def engine(
         batch_sizes=batch_sizes, prompt_len=prompt_len, output_len=output_len, rounds=rounds
     )
     name, path = _find(model, shape)
-    config = _config(path, load, device, dtype, quantization, threads)
+    config = _config(path, load, device, dtype, quantization, threads, cuda_graphs=cuda_graphs)
     measured = _ask(MeasureEngine(config, load))
     assert isinstance(measured, Measured)
     report = EngineReport(
@@ -123,6 +127,7 @@ def profile(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = "none",
+    cuda_graphs: CudaGraphs = True,
     threads: Threads = None,
     num_rows: Annotated[int, typer.Option(min=1, help="Operators in each table.")] = 20,
     trace: Annotated[
@@ -137,7 +142,7 @@ def profile(
     """Which operators take the native engine's time, in a prefill and in decode steps."""
     load = EngineLoad(batch_sizes=(batch_size,), prompt_len=prompt_len, output_len=64, rounds=1)
     name, path = _find(model, shape)
-    config = _config(path, load, device, dtype, quantization, threads)
+    config = _config(path, load, device, dtype, quantization, threads, cuda_graphs=cuda_graphs)
     if trace is not None:
         trace.mkdir(parents=True, exist_ok=True)
     request = ProfileEngine(config, load, None if trace is None else str(trace), num_rows)
@@ -184,6 +189,8 @@ def _config(
     dtype: str,
     quantization: str,
     threads: int | None,
+    *,
+    cuda_graphs: bool,
 ) -> EngineConfig:
     for option, value, known in (
         ("--dtype", dtype, Settings.model_fields["dtype"]),
@@ -201,6 +208,7 @@ def _config(
         max_model_len=load.prompt_len + load.output_len + 1,
         # Each round has the same lengths, and is to compute them.
         enable_prefix_caching=False,
+        cuda_graphs=cuda_graphs,
         num_threads=threads,
     )
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
+from axion.layers import kernels
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.format import WeightFormat
 from axion.quantization.int8 import Int8Kernel
 from axion.quantization.kernel import Kernel
@@ -65,7 +67,8 @@ class FourBitKernel(RowKernel):
 
     Args:
         codes: uint8, the high half first.
-        scales: one for each block; float32, or uint8 where they are quantized.
+        scales: one for each block; float32, or uint8 where they are quantized, which they do not
+            stay where Triton's kernels are to read them.
         nested_scales, offsets: for each block of scales, where they are quantized.
         numbers: what the 16 codes stand for.
         nested_numbers: what the 256 codes of scales stand for, where they are quantized.
@@ -92,17 +95,32 @@ class FourBitKernel(RowKernel):
         # Pieces begin at blocks.
         super().__init__(in_features, out_features, block_size // gcd(in_features, block_size))
         self.block_size, self.nested_block_size = block_size, nested_block_size
-        self.codes = nn.Parameter(codes.clone(), requires_grad=False)
+        # The low half first, as in other formats.
+        self.codes = nn.Parameter(codes << 4 | codes >> 4, requires_grad=False)
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
         for name, tensor in (("nested_scales", nested_scales), ("offsets", offsets)):
             self.register_parameter(
                 name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=False)
             )
-        table = pair_table(numbers.repeat_interleave(16), numbers.repeat(16))
+        table = pair_table(numbers.repeat(16), numbers.repeat_interleave(16))
         self.register_buffer("table", table.to(codes.device), persistent=False)
+        self.register_buffer("numbers", numbers.to(codes.device), persistent=False)
         if nested_numbers is not None:
             nested_numbers = nested_numbers.to(codes.device)
         self.register_buffer("nested_numbers", nested_numbers, persistent=False)
+        if self.nested_scales is not None and self._is_known() and kernels.run_on(codes):
+            self.scales = nn.Parameter(self._scales(0, len(scales)), requires_grad=False)
+            self.nested_scales = None
+
+    def _is_known(self) -> bool:
+        return self.block_size in kernels.LOW_BIT_GROUPS and not self.in_features % self.block_size
+
+    def low_bit(self) -> LowBitWeight | None:
+        if self.nested_scales is not None or not self._is_known():
+            return None
+        codes = as_words(self.codes.view(self.out_features, -1))
+        scales = self.scales.view(self.out_features, -1)
+        return LowBitWeight("table", codes, (1, self.block_size), scales, numbers=self.numbers)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         first, last = start * self.in_features, end * self.in_features

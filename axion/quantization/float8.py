@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers import kernels
-from axion.layers.kernels.weights import LowBitWeight
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.rows import RowKernel
 
 MAX = 448.0
@@ -49,9 +49,9 @@ class Float8Kernel(RowKernel):
         self.block = block
         self.codes = nn.Parameter(codes.clone(), requires_grad=False)
         self.scale = nn.Parameter(scale.clone(), requires_grad=False)
-        is_by_row = block[0] == 1 and scale.shape[1] == 1 and scale.dtype == torch.float32
+        self.is_by_row = block[0] == 1 and scale.shape[1] == 1 and scale.dtype == torch.float32
         self.is_cuda_product = (
-            is_by_row
+            self.is_by_row
             and codes.device.type == "cuda"
             and not codes.shape[0] % _CUDA_MULTIPLE
             and not codes.shape[1] % _CUDA_MULTIPLE
@@ -59,7 +59,7 @@ class Float8Kernel(RowKernel):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.is_cuda_product and x.dtype == torch.bfloat16):
+        if not (self.is_cuda_product and x.dtype == torch.bfloat16) or self.has_product(x):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         step = (rows.abs().amax(-1, keepdim=True).float() / MAX).clamp_(min=1e-30)
@@ -70,11 +70,13 @@ class Float8Kernel(RowKernel):
         return out.view(*x.shape[:-1], self.out_features)
 
     def low_bit(self) -> LowBitWeight | None:
-        num_rows, num_columns = self.block
-        if self.scale.shape[1] > 1 and num_columns not in kernels.LOW_BIT_GROUPS:
+        is_known = self.scale.shape[1] == 1 or self.block[1] in kernels.LOW_BIT_GROUPS
+        if self.in_features % 4 or not is_known:
             return None
-        codes, block = self.codes.view(torch.uint8), (num_rows, num_columns)
-        return LowBitWeight("e4m3", codes, self.scale, None, block)
+        codes = as_words(self.codes)
+        if self.is_by_row:
+            return LowBitWeight("e4m3", codes, self.block, factors=self.scale.flatten())
+        return LowBitWeight("e4m3", codes, self.block, self.scale)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         num_rows, num_columns = self.block

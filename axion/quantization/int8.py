@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from axion.layers import cpu_kernels, kernels, onednn
+from axion.layers import cpu_kernels, onednn
 from axion.layers.cpu_kernels.weights import PackedWeight
-from axion.layers.kernels.weights import LowBitWeight
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.kernel import EmbeddingKernel
 from axion.quantization.rows import RowKernel
 
@@ -69,12 +69,10 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
     def forward(self, x: Tensor) -> Tensor:
         if self._has_cpu_kernel(x):
             return cpu_kernels.load("low_bit").int8_product(x, self.packed_rows, self.scale)
+        if self.has_product(x):
+            return super().forward(x)
         rows = x.reshape(-1, self.in_features)
-        if kernels.run_on(x) and len(rows) <= kernels.MAX_LOW_BIT_ROWS:
-            from axion.layers.kernels.low_bit import int8_product
-
-            out = int8_product(rows, self.codes, self.scale)
-        elif self.is_cuda_product or (self.is_packed and len(rows) <= _MAX_ROWS):
+        if self.is_cuda_product or (self.is_packed and len(rows) <= _MAX_ROWS):
             out = self._integer_product(rows).to(x.dtype)
         elif self.is_packed:
             out = x.new_empty(len(rows), self.out_features)
@@ -104,9 +102,10 @@ class Int8Kernel(RowKernel, EmbeddingKernel):
         return (self.codes[start:end].float() * self.scale[start:end, None]).to(dtype)
 
     def low_bit(self) -> LowBitWeight | None:
-        if self.is_packed:
+        if self.is_packed or self.in_features % 4:
             return None
-        return LowBitWeight("int8", self.codes, self.scale[:, None], None, (1, self.in_features))
+        codes = as_words(self.codes)
+        return LowBitWeight("int8", codes, (1, self.in_features), factors=self.scale)
 
     def packed_weight(self) -> PackedWeight | None:
         if self.packed_rows is None or not self.suits_cpu_kernel:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from axion.layers import cpu_kernels, kernels, onednn
 from axion.layers.cpu_kernels.weights import PackedWeight
-from axion.layers.kernels.weights import LowBitWeight
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import Kernel
 from axion.quantization.rows import MAX_PIECE, RowKernel, look_up, pair_table
@@ -186,28 +186,17 @@ class IntegerKernel(RowKernel):
             "groups", None if groups is None else nn.Parameter(groups.int(), requires_grad=False)
         )
         self.group_size = self.in_features // scales.shape[1]
-        self.has_product = (
-            bits == 4 and groups is None and self.group_size in kernels.LOW_BIT_GROUPS
-        )
         table = _NIBBLES.to(codes.device) if bits == 4 else None
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        num_rows = x.numel() // self.in_features
-        if self.has_product and num_rows <= kernels.MAX_LOW_BIT_ROWS and kernels.run_on(x):
-            from axion.layers.kernels.low_bit import int4_product
-
-            rows = x.reshape(num_rows, self.in_features)
-            out = int4_product(rows, self.codes, self.scales, self.zeros)
-            return out.view(*x.shape[:-1], self.out_features)
-        return super().forward(x)
-
     def low_bit(self) -> LowBitWeight | None:
         is_known = self.group_size in (*kernels.LOW_BIT_GROUPS, self.in_features)
-        if self.bits not in (4, 8) or self.groups is not None or not is_known:
+        has_words = self.codes.shape[1] % 4 == 0
+        if self.bits not in (4, 8) or self.groups is not None or not is_known or not has_words:
             return None
         kind: Literal["uint4", "uint8"] = "uint4" if self.bits == 4 else "uint8"
-        return LowBitWeight(kind, self.codes, self.scales, self.zeros, (1, self.group_size))
+        codes = as_words(self.codes)
+        return LowBitWeight(kind, codes, (1, self.group_size), self.scales, self.zeros)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         codes = self._codes(self.codes[start:end])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.errors import ModelLoadError
-from axion.layers.kernels.weights import LowBitWeight
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.format import WeightFormat
 from axion.quantization.kernel import Kernel
 from axion.quantization.method import StoredQuantized
@@ -45,7 +45,8 @@ class Mxfp4Kernel(RowKernel):
         self.register_buffer("table", E2M1_PAIRS.to(blocks.device), persistent=False)
 
     def low_bit(self) -> LowBitWeight | None:
-        return LowBitWeight("e2m1", self.blocks.flatten(1), self.scales, None, (1, BLOCK))
+        codes, scales = as_words(self.blocks.flatten(1)), self.scales.view(torch.float8_e8m0fnu)
+        return LowBitWeight("e2m1", codes, (1, BLOCK), scales)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         numbers = look_up(self.table, self.blocks[start:end])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from axion.layers.kernels.weights import LowBitWeight, as_words
 from axion.quantization.float8 import widen
 from axion.quantization.format import WeightFormat
 from axion.quantization.fp8 import E4M3
@@ -38,6 +39,10 @@ class Nvfp4Kernel(RowKernel):
         self.scales = nn.Parameter(scales.clone(), requires_grad=False)
         self.factors = nn.Parameter(factors.clone(), requires_grad=False)
         self.register_buffer("table", E2M1_PAIRS.to(codes.device), persistent=False)
+
+    def low_bit(self) -> LowBitWeight | None:
+        codes = as_words(self.codes)
+        return LowBitWeight("e2m1", codes, (1, BLOCK), self.scales, factors=self.factors)
 
     def rows(self, start: int, end: int, dtype: torch.dtype) -> Tensor:
         numbers = look_up(self.table, self.codes[start:end]).unflatten(1, (-1, BLOCK))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from axion.layers import kernels
+from axion.layers.kernels.weights import LowBitWeight
 from axion.quantization.kernel import Kernel
 
 MAX_PIECE = 2**22
 """Most numbers of a weight that are dequantized at once: 16 MiB of float32."""
+# The same where Triton's kernel does it, and writes nothing else: 64 MiB of bfloat16.
+_MAX_UNPACKED = 2**25
 
 
 def pair_table(first: Tensor, second: Tensor) -> Tensor:
@@ -50,13 +55,40 @@ class RowKernel(Kernel):
         """Rows of the weight, `[end - start, in_features]`."""
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return torch.cat([self.rows(*piece, dtype) for piece in self._pieces()])
+        return torch.cat([self.rows(*piece, dtype) for piece in self._pieces(MAX_PIECE)])
 
     def forward(self, x: Tensor) -> Tensor:
-        pieces = [F.linear(x, self.rows(*piece, x.dtype)) for piece in self._pieces()]
+        if self.has_product(x):
+            from axion.layers.kernels.grouped import low_bit_product
+
+            return low_bit_product(x, self._low_bit)
+        pieces = [F.linear(x, rows) for rows in self._numbers(x)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
-    def _pieces(self) -> Iterator[tuple[int, int]]:
-        step = max(MAX_PIECE // self.in_features // self.row_multiple, 1) * self.row_multiple
+    def has_product(self, x: Tensor) -> bool:
+        """Whether Triton's kernel multiplies `x` by the weight as it is kept."""
+        num_rows = x.numel() // self.in_features
+        return (
+            num_rows <= kernels.MAX_LOW_BIT_ROWS and kernels.run_on(x) and self._low_bit is not None
+        )
+
+    @cached_property
+    def _low_bit(self) -> LowBitWeight | None:
+        return self.low_bit()
+
+    def _numbers(self, x: Tensor) -> Iterator[Tensor]:
+        """All rows of the weight, some after the other, in the number format of `x`."""
+        weight = self._low_bit if kernels.run_on(x) else None
+        if weight is None:
+            for piece in self._pieces(MAX_PIECE):
+                yield self.rows(*piece, x.dtype)
+            return
+        from axion.layers.kernels.low_bit import unpack
+
+        for piece in self._pieces(_MAX_UNPACKED):
+            yield unpack(weight.rows(*piece), self.in_features, x.dtype)
+
+    def _pieces(self, max_numbers: int) -> Iterator[tuple[int, int]]:
+        step = max(max_numbers // self.in_features // self.row_multiple, 1) * self.row_multiple
         for start in range(0, self.out_features, step):
             yield start, min(start + step, self.out_features)

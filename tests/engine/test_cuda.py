@@ -107,9 +107,9 @@ def test_experts_in_a_format_without_a_kernel(
 @pytest.mark.parametrize(
     ("options", "kernel"),
     [
-        ({"quantization": "int8"}, "_int8"),
-        ({"quantization": "int4"}, "_int4"),
-        ({"quantization": "fp8"}, ""),
+        ({"quantization": "int8"}, "_grouped"),
+        ({"quantization": "int4"}, "_grouped"),
+        ({"quantization": "fp8"}, "_grouped"),
         ({"kv_cache_dtype": "fp8"}, ""),
         ({"kv_cache_dtype": "int8"}, ""),
         ({"speculative": "ngram"}, "_attend"),
@@ -121,6 +121,18 @@ def test_experts_in_a_format_without_a_kernel(
 def test_settings(options: dict[str, Any], kernel: str, tiny_model: Path) -> None:
     with stand_in() as device:
         compute_without_waiting(make_core(tiny_model, **options))
+        assert not kernel or device.launches[kernel]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kernel"), [("int8", ""), ("int4", "_unpack"), ("fp8", "")]
+)
+def test_products_of_many_tokens(
+    quantization: str, kernel: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "MAX_LOW_BIT_ROWS", 1)
+    with stand_in() as device:
+        compute_without_waiting(make_core(tiny_model, quantization=quantization))
         assert not kernel or device.launches[kernel]
 
 

@@ -16,10 +16,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from axion.layers.kernels import attention
+from axion.layers.kernels import attention, grouped
 from axion.layers.kernels.activation import gated
-from axion.layers.kernels.grouped import grouped_product
-from axion.layers.kernels.low_bit import int4_product, int8_product
+from axion.layers.kernels.grouped import grouped_product, low_bit_product
+from axion.layers.kernels.low_bit import unpack
 from axion.layers.kernels.norm import rms_norm
 from axion.layers.kernels.rotary import rotate
 from axion.layers.kernels.sinkhorn import doubly_stochastic
@@ -62,6 +62,7 @@ def compile_all(capability: int) -> None:
         "block_size": 16,
     }
     attention._num_splits = lambda *_: 8
+    grouped._num_splits = lambda *_: 2
     batch = make_batch([(1, 50), (70, 3)], num_heads=32, num_kv_heads=8, head_dim=128, **options)
     of_heads = {"sinks": torch.zeros(32), "alibi_slopes": torch.zeros(32)}
     batch.run(attention.paged_attention, window=20, softcap=3.0, chunk=30, **of_heads)
@@ -84,16 +85,26 @@ def compile_all(capability: int) -> None:
         torch.zeros(2, dtype=torch.int32),
     )
     bytes_ = torch.zeros(64, 4096, dtype=torch.uint8)
-    halves, of_groups = bytes_[:, ::2].contiguous(), bytes_[:, :128].contiguous()
-    uint4 = LowBitWeight("uint4", halves, of_groups.bfloat16(), of_groups, (1, 32))
-    e2m1 = LowBitWeight("e2m1", halves, of_groups, None, (1, 32))
-    e4m3 = LowBitWeight("e4m3", bytes_, torch.zeros(1, 32), None, (128, 128))
-    for num_rows, low_bit in ((4, uint4), (4, e2m1), (256, e4m3)):
-        rows = x.repeat(num_rows // 4, 1)
-        grouped_product(rows, experts, ends)
-        grouped_product(rows, low_bit_experts([low_bit] * 2), ends)
-    int8_product(x, bytes_.view(torch.int8), torch.zeros(64))
-    int4_product(x.view(2, 8192), bytes_, x.view(64, -1), bytes_[:, :256].contiguous())
+    words, of_groups = bytes_.view(torch.int32), bytes_[:, :128].contiguous()
+    halves, factors = words[:, ::2].contiguous(), torch.zeros(64)
+    of_blocks = bytes_[:, :256].contiguous().view(torch.float8_e4m3fn)
+    numbers = {"scales": torch.zeros(64, 64), "numbers": torch.zeros(16)}
+    uint4 = LowBitWeight("uint4", halves, (1, 32), of_groups.bfloat16(), of_groups)
+    mxfp4 = LowBitWeight("e2m1", halves, (1, 32), of_groups.view(torch.float8_e8m0fnu))
+    nvfp4 = LowBitWeight("e2m1", halves, (1, 16), of_blocks, factors=factors)
+    nf4 = LowBitWeight("table", halves, (1, 64), **numbers)
+    e4m3 = LowBitWeight("e4m3", words, (128, 128), torch.zeros(1, 32))
+    int8 = LowBitWeight("int8", words, (1, 4096), factors=factors)
+    for num_rows in (4, 256):
+        grouped_product(x.repeat(num_rows // 4, 1), experts, ends)
+    for low_bit in (mxfp4, nvfp4, e4m3):
+        grouped_product(x, low_bit_experts([low_bit] * 2), ends)
+    for num_rows, low_bit in ((4, uint4), (4, nf4), (32, e4m3), (64, int8), (64, nf4)):
+        low_bit_product(x.repeat(num_rows // 4, 1), low_bit)
+    for low_bit in (uint4, nf4, int8):
+        low_bit_product(x[:1], low_bit)
+        low_bit_product(x.repeat(50, 1), low_bit)
+        unpack(low_bit, 4096, torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from axion.layers import kernels as all_kernels
 from axion.layers.kernels.weights import low_bit_experts
 from axion.layers.linear import Linear
 from axion.layers.moe import ExpertLinear, Groups
-from axion.quantization.float8 import Float8Kernel
-from axion.quantization.int8 import Int8Kernel
-from axion.quantization.integers import IntegerKernel
-from axion.quantization.kernel import Kernel
 from axion.quantization.layers import QuantizedExpertLinear, QuantizedLinear
-from axion.quantization.mxfp4 import Mxfp4Kernel
+from tests.gpu.weights import FORMATS, random_kernel
 
 kernels = pytest.importorskip("axion.layers.kernels.grouped")
 
@@ -40,43 +33,32 @@ def test_each_expert_multiplies_its_rows(
     torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize("num_splits", [2, 3])
+def test_inputs_are_divided_where_programs_are_few(
+    num_splits: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_num_splits", lambda *_: num_splits)
+    ends = torch.tensor([2, 2, 5], device=device, dtype=torch.int32)
+    x, weight = torch.randn(5, 280, device=device), torch.randn(3, 72, 280, device=device)
+    out = kernels.grouped_product(x, weight, ends)
+    expected = F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_has_programs_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "num_multiprocessors", lambda _: 132)
+    cuda = torch.device("cuda")
+    assert kernels._num_splits(448, 32, cuda) == 1
+    assert kernels._num_splits(64, 112, cuda) == 4
+    assert kernels._num_splits(1, 32, cuda) == 8  # each reads some tiles
+
+
 def test_rows_behind_those_of_all_experts_are_nobodys(device: torch.device) -> None:
     ends = torch.tensor([2, 3], device=device, dtype=torch.int32)
     x, weight = torch.randn(8, 16, device=device), torch.randn(2, 24, 16, device=device)
     out = kernels.grouped_product(x, weight, ends)
     expected = torch.cat((x[:2] @ weight[0].T, x[2:3] @ weight[1].T))
     torch.testing.assert_close(out[:3], expected, rtol=1e-4, atol=1e-4)
-
-
-def integers(codes: Tensor, *, bits: int, num_groups: int) -> Kernel:
-    # By columns, as some formats store them.
-    scales = torch.rand(num_groups, len(codes), device=codes.device).T + 0.1
-    zeros = torch.randint(2**bits, scales.shape, dtype=torch.uint8, device=codes.device)
-    return IntegerKernel(codes, scales, zeros, None, bits)
-
-
-def e4m3(codes: Tensor, *, block: tuple[int, int]) -> Kernel:
-    shape = [-(-size // of) for size, of in zip(codes.shape, block, strict=True)]
-    scale = torch.rand(shape, device=codes.device)
-    return Float8Kernel(codes.view(torch.float8_e4m3fn), scale, block)
-
-
-def mxfp4(codes: Tensor) -> Kernel:
-    blocks = codes.unflatten(1, (-1, 16))
-    return Mxfp4Kernel(blocks, codes[:, : blocks.shape[1]].clamp(118, 136))
-
-
-FORMATS: dict[str, Callable[[Tensor], Kernel]] = {
-    "int8": lambda codes: Int8Kernel(
-        codes.view(torch.int8), torch.rand(len(codes), device=codes.device), rounds_input=False
-    ),
-    "uint8 in groups": lambda codes: integers(codes, bits=8, num_groups=5),
-    "uint4 in groups": lambda codes: integers(codes, bits=4, num_groups=5),
-    "uint4": lambda codes: integers(codes, bits=4, num_groups=1),
-    "E4M3": lambda codes: e4m3(codes, block=(1, codes.shape[1])),
-    "E4M3 in blocks": lambda codes: e4m3(codes, block=(24, 128)),
-    "MXFP4": mxfp4,
-}
 
 
 FEW, MANY = (5, torch.bfloat16), (90, torch.float32)
@@ -90,14 +72,16 @@ FEW, MANY = (5, torch.bfloat16), (90, torch.float32)
     ],
 )
 def test_weights_of_a_few_bits_are_read_where_they_lie(
-    format: str, num_rows: int, dtype: torch.dtype, device: torch.device
+    format: str,
+    num_rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(all_kernels, "run_on", lambda _: True)
     torch.manual_seed(0)
     ends = torch.tensor([2, 2, num_rows], device=device, dtype=torch.int32)
-    experts = [
-        FORMATS[format](torch.randint(256, (72, 160), dtype=torch.uint8, device=device))
-        for _ in ends
-    ]
+    experts = [random_kernel(format, device) for _ in ends]
     weight = torch.stack([expert.dequantize(torch.float32) for expert in experts])
     x = torch.randn(num_rows, weight.shape[-1], device=device).to(dtype)
     low_bit = low_bit_experts([expert.low_bit() for expert in experts])

@@ -1,4 +1,4 @@
-"""Quantized weights, multiplied as they are stored and dequantized before."""
+"""Quantized weights, as kernels read them and as torch dequantizes them."""
 
 from __future__ import annotations
 
@@ -6,58 +6,62 @@ import pytest
 import torch
 
 from axion.layers import kernels
-from axion.quantization import integers
-from axion.quantization.int8 import Int8Kernel
-from axion.quantization.kernel import Kernel
+from axion.quantization import rows
+from axion.quantization.rows import RowKernel
+from tests.gpu.weights import FORMATS, random_kernel
 
-pytest.importorskip("triton")
+low_bit = pytest.importorskip("axion.layers.kernels.low_bit")
 
 
-def check(
-    kernel: Kernel, in_features: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = next(kernel.parameters()).device
-    x = torch.randn(2, 1, in_features, device=device).to(dtype)
-    expected = x.float() @ kernel.dequantize(torch.float32).T
+@pytest.fixture(autouse=True)
+def _has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "run_on", lambda _: True)
-    monkeypatch.setattr(kernel, "rows", None)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_numbers_are_what_the_format_says(format: str, device: torch.device) -> None:
+    torch.manual_seed(0)
+    kernel = random_kernel(format, device, num_outputs=37)
+    expected = kernel.dequantize(torch.float32)
+    weight = kernel.low_bit()
+    assert weight is not None
+    out = low_bit.unpack(weight, kernel.in_features, torch.float32)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)
+    out = low_bit.unpack(weight, kernel.in_features, torch.bfloat16)
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=0.01, atol=0)
+
+
+def check(kernel: RowKernel, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(num_rows, 1, kernel.in_features, device=device).to(dtype)
+    expected = x.float() @ kernel.dequantize(torch.float32).T
+    kernel.rows = None  # what torch computes by
     out = kernel(x)
     assert out.dtype == dtype
-    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    scale = expected.std()
     torch.testing.assert_close(
-        out.float() / expected.std(), expected / expected.std(), rtol=tolerance, atol=tolerance
+        out.float() / scale, expected / scale, rtol=tolerance, atol=tolerance
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("out_features", "in_features"), [(13, 1100), (16, 64)])
-def test_eight_bits(
-    out_features: int,
-    in_features: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("num_rows", "dtype"),
+    [(1, torch.bfloat16), (17, torch.float16), (40, torch.float32), (70, torch.bfloat16)],
+    ids=["1", "17", "40", "70"],
+)
+@pytest.mark.parametrize("format", ["int8", "uint4 in groups", "E4M3 in blocks", "NVFP4"])
+def test_a_layer_multiplies_by_what_it_keeps(
+    format: str, num_rows: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    codes = torch.randint(-127, 128, (out_features, in_features), dtype=torch.int8, device=device)
-    scale = torch.rand(out_features, device=device)
-    check(Int8Kernel(codes, scale, rounds_input=False), in_features, dtype, monkeypatch)
+    torch.manual_seed(0)
+    check(random_kernel(format, device), num_rows, dtype, device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("num_groups", "group_size"), [(35, 32), (3, 128), (1, 1024)])
-def test_four_bits(
-    num_groups: int,
-    group_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("format", ["int8", "uint4 in groups", "E4M3 in blocks"])
+def test_many_rows_are_multiplied_by_unpacked_pieces(
+    format: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_features = num_groups * group_size
-    kernel = integers.IntegerKernel(
-        torch.randint(256, (13, in_features // 2), dtype=torch.uint8, device=device),
-        torch.rand(num_groups, 13, device=device).to(dtype).T,  # as GPTQ and AWQ store them
-        torch.randint(16, (13, num_groups), dtype=torch.uint8, device=device),
-        None,
-        bits=4,
-    )
-    check(kernel, in_features, dtype, monkeypatch)
+    monkeypatch.setattr(kernels, "MAX_LOW_BIT_ROWS", 2)
+    monkeypatch.setattr(rows, "_MAX_UNPACKED", 30 * 160)
+    torch.manual_seed(0)
+    check(random_kernel(format, device), 3, torch.float32, device)

@@ -16,9 +16,13 @@ from axion.layers import cpu_kernels
 
 logger = logging.getLogger("axion.engine")
 
-MAX_LOW_BIT_ROWS = 4
-"""Rows that `low_bit` multiplies at once; for more, tensor cores are faster, even where they need
-the weight in another form."""
+MAX_LOW_BIT_ROWS = 256
+"""Rows up to which `grouped` multiplies by a weight of a few bits as it is stored.
+
+Reasoned, not measured. For every 128 rows each number takes 5 to 10 instructions anew, as compiled
+for Hopper: on an H200 about the time in which two bytes are read from its memory. To unpack a whole
+weight first takes the same once, and then its 16 bits are written and read. So both take about the
+same time at 256 rows; cuBLAS, which is the better one with matrices, wins beyond."""
 LOW_BIT_GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 """Inputs of a group that it takes."""
 
@@ -45,6 +49,14 @@ def _module(name: str) -> ModuleType | None:
 def run_on(x: Tensor) -> bool:
     """Whether the kernels compute on the device that `x` is on."""
     return x.is_cuda and _work_on(x.device)
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 where Triton interprets."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

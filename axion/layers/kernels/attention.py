@@ -15,7 +15,7 @@ captured in a CUDA graph and replayed for sequences of any length that the table
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from axion.layers.attention.options import AttentionOptions
 from axion.layers.context import ForwardContext, KVCache
+from axion.layers.kernels import num_multiprocessors
 from axion.layers.transfer import to_device
 
 # Bytes of keys and values that a program loads at once. Two such loads are under way, and 99 KiB
@@ -234,15 +235,8 @@ def _num_splits(num_programs: int, capacity: int, device: torch.device) -> int:
         num_programs: without splitting.
         capacity: keys that a tile can see at most.
     """
-    wanted = _NUM_WAVES * _num_multiprocessors(device) // num_programs
+    wanted = _NUM_WAVES * num_multiprocessors(device) // num_programs
     return _floor(max(1, min(wanted, capacity // _MIN_SPLIT, _MAX_SPLITS)))
-
-
-@cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 # Metadata lie where a step puts them: kernels are not compiled anew where an address or a stride is
