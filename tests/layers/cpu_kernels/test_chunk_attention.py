@@ -72,8 +72,9 @@ def test_error_is_below_that_of_torch(
     of_torch = by_torch(lambda: torch.cat(sequences.attend(**options)))
     of_torch = of_torch.split(sequences.query_lens)
     for seq, (query_len, _) in enumerate(lengths):
+        expected = sequences.expected(seq, **options)
+        assert distance(outputs[seq], expected) < 0.005
         if query_len > 8:
-            expected = sequences.expected(seq, **options)
             assert distance(outputs[seq], expected) < distance(of_torch[seq], expected) < 0.01
 
 
