@@ -42,12 +42,15 @@ _LOADS = 0.002
 # for every shape of a product, and each number of tokens in a step is another: the newest will do.
 # What a step frees the next needs again: given back to the kernel, it would come in anew page by
 # page, which takes longer than to compute what goes there.
+# A thread that waits for another looks a while (here some 50 us) before it sleeps. For OpenMP's
+# milliseconds it would keep from the processor what it waits for, wherever others compute too.
 _TUNING = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "LRU_CACHE_CAPACITY": "128",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
     "THP_MEM_ALLOC_ENABLE": "1",
+    "GOMP_SPINCOUNT": "2000",
 }
 _MAX_FOLDER_LENGTH = 80  # a Unix socket's path has at most 107 bytes
 
