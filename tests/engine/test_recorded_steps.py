@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "qwen2": {},  # which adds biases
     "gemma3": {},  # two groups of layers: with a window and without
+    "qwen3-moe": {"moe_intermediate_size": 64},
 }
 
 
