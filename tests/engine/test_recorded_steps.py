@@ -31,8 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "qwen2": {},  # which adds biases
     "gemma3": {},  # two groups of layers: with a window and without
-    "granite-moe": {"num_local_experts": 6},  # which multiplies by numbers
-    "qwen3-moe": {"moe_intermediate_size": 64},
+    "granite-moe": {},  # which multiplies by numbers
+    "cohere2": {},  # layer norms
 }
 
 
