@@ -38,7 +38,13 @@ ACTIVATIONS: dict[str, Activation] = {
 # Those that are computed in one pass with the product that follows.
 _FUSED = {F.silu: "silu", _gelu_tanh: "gelu_tanh"}
 # Those that have a kernel without a product, too.
-_UNGATED = {**_FUSED, F.gelu: "gelu", F.relu: "relu", _relu2: "relu2"}
+_UNGATED = {
+    **_FUSED,
+    F.gelu: "gelu",
+    F.relu: "relu",
+    _relu2: "relu2",
+    torch.sigmoid: "sigmoid",
+}
 
 
 def apply(activation: Activation, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def ungated(name: str, x: Tensor) -> Tensor:
     """The activation of each number, in the shape of `x`.
 
     Args:
-        name: `gelu`, `gelu_tanh`, `relu`, `relu2` or `silu`.
+        name: `gelu`, `gelu_tanh`, `relu`, `relu2`, `sigmoid` or `silu`.
     """
     x = x.contiguous()
     out, kernel = torch.empty_like(x), _ungated(name)

@@ -61,6 +61,12 @@ def _silu(x: Any) -> Any:
 
 
 @njit
+def _sigmoid(x: Any) -> Any:
+    one = spread(float32(1.0))
+    return one / (one + exp(spread(float32(0.0)) - x))
+
+
+@njit
 def _gelu_tanh(x: Any) -> Any:
     # 0.5 * (1 + tanh(z)) is sigmoid(2 * z).
     cubic = spread(float32(1.5957691216057308 * 0.044715)) * x * x
@@ -104,5 +110,6 @@ _ACTIVATIONS = {
     "gelu_tanh": _gelu_tanh,
     "relu": _relu,
     "relu2": _relu2,
+    "sigmoid": _sigmoid,
     "silu": _silu,
 }
