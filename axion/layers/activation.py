@@ -16,6 +16,11 @@ Activation = Callable[[Tensor], Tensor]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_fast": _gelu_tanh,
@@ -24,7 +29,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": _gelu_tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": _relu2,
     "silu": F.silu,
     "swish": F.silu,
 }
@@ -32,6 +37,21 @@ ACTIVATIONS: dict[str, Activation] = {
 
 # Those that are computed in one pass with the product that follows.
 _FUSED = {F.silu: "silu", _gelu_tanh: "gelu_tanh"}
+# Those that have a kernel without a product, too.
+_UNGATED = {
+    **_FUSED,
+    F.gelu: "gelu",
+    F.relu: "relu",
+    _relu2: "relu2",
+    torch.sigmoid: "sigmoid",
+}
+
+
+def apply(activation: Activation, x: Tensor) -> Tensor:
+    """`activation(x)`, `[..., size]` to the same."""
+    if activation in _UNGATED and (kernel := kernels.of("ungated", x)):
+        return kernel.ungated(_UNGATED[activation], x)  # type: ignore[no-any-return]
+    return activation(x)
 
 
 def apply_gate(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:

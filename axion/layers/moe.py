@@ -50,6 +50,13 @@ class Router(nn.Module):
         """`[num_tokens, hidden_size]` to the chosen experts' weights (float32) and indices,
         `[num_tokens, top_k]` each."""
         logits = self.logits(hidden_states)
+        if kernel := kernels.of("experts", hidden_states):
+            return kernel.choose(  # type: ignore[no-any-return]
+                logits,
+                self.top_k,
+                scoring="softmax",
+                normalizes=self.norm_topk_prob,
+            )
         if self.norm_topk_prob:
             best, indices = logits.topk(self.top_k)
             return best.softmax(-1), indices
@@ -77,9 +84,11 @@ class SigmoidRouter(Router):
 
     Attributes:
         left_out: the score for the choice of experts in other groups.
+        is_sigmoid: a score is one; otherwise what `score` of a subclass computes.
     """
 
     left_out = float("-inf")
+    is_sigmoid = True
     norm_eps: ClassVar[float] = 1e-20
 
     def __init__(
@@ -103,9 +112,21 @@ class SigmoidRouter(Router):
         )
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.score(self.logits(hidden_states))
+        logits = self.logits(hidden_states)
+        is_limited = self.top_k_groups < self.num_groups
+        if self.is_sigmoid and not is_limited and (kernel := kernels.of("experts", hidden_states)):
+            return kernel.choose(  # type: ignore[no-any-return]
+                logits,
+                self.top_k,
+                scoring="sigmoid",
+                bias=self.e_score_correction_bias,
+                normalizes=self.norm_topk_prob,
+                eps=self.norm_eps,
+                factor=self.scaling_factor,
+            )
+        scores = self.score(logits)
         choice = scores + self.e_score_correction_bias
-        if self.top_k_groups < self.num_groups:
+        if is_limited:
             group_scores = choice.unflatten(-1, (self.num_groups, -1)).topk(2).values.sum(-1)
             choice = best_groups(choice, group_scores, self.top_k_groups, fill=self.left_out)
         indices = choice.topk(self.top_k).indices

@@ -60,6 +60,20 @@ class OffsetRMSNorm(Float32RMSNorm):
     offset = 1.0
 
 
+class LayerNorm(nn.LayerNorm):
+    """Torch's, or that of a kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., size]` to `[..., size]`."""
+        return self.normalize(x, self.weight)
+
+    def normalize(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The same with another weight."""
+        if kernel := kernels.of("layer_norm", x):
+            return kernel.layer_norm(x, weight, self.bias, self.eps)  # type: ignore[no-any-return]
+        return F.layer_norm(x, self.normalized_shape, weight, self.bias, self.eps)
+
+
 class GatedRMSNorm(RMSNorm):
     """The result is multiplied by the SiLU of a gate, in float32 (Gated DeltaNet), or by another
     activation of it."""

@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from axion.layers.activation import apply
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
 from axion.layers.norm import Float32RMSNorm
@@ -61,7 +63,7 @@ class AfmoeAttention(ExaoneMoeAttention):
         self.gate_proj = Linear(config.hidden_size, config.num_attention_heads * config.head_dim)
 
     def gate_heads(self, out: Tensor, hidden_states: Tensor) -> Tensor:
-        return out * self.gate_proj(hidden_states).sigmoid().view_as(out)
+        return out * apply(torch.sigmoid, self.gate_proj(hidden_states)).view_as(out)
 
 
 class AfmoeDecoderLayer(DecoderLayer):

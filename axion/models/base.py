@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from axion.layers.activation import apply_gate, get_activation
+from axion.layers.activation import apply, apply_gate, get_activation
 from axion.layers.attention import paged_attention
 from axion.layers.context import ForwardContext, KVCacheSpec, StateSpec
 from axion.layers.embedding import Embedding
@@ -151,7 +151,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[num_tokens, hidden_size]` to the same."""
-        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+        return self.down_proj(apply(self.activation, self.up_proj(hidden_states)))
 
 
 class DecoderLayer(nn.Module):

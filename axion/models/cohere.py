@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length, apply_rotary_interleaved
 from axion.models.base import Attention, CausalLM, ParallelDecoderLayer
 from axion.models.config import DecoderConfig, Epsilon
@@ -24,7 +25,7 @@ class CohereConfig(DecoderConfig):
     tie_word_embeddings: bool = True
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_eps, bias=False)
+        return LayerNorm(self.hidden_size, self.layer_norm_eps, bias=False)
 
 
 class HeadNorm(nn.Module):

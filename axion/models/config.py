@@ -11,7 +11,7 @@ import msgspec
 from torch import nn
 
 from axion.errors import ModelLoadError
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import LayerNorm, RMSNorm
 from axion.layers.rotary import Length, RopeParameters
 
 logger = logging.getLogger("axion.models")
@@ -256,7 +256,7 @@ class GPTConfig(DecoderConfig):
     layer_norm_epsilon: Epsilon = 1e-5
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon)
+        return LayerNorm(self.hidden_size, self.layer_norm_epsilon)
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

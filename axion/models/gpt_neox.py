@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
+from axion.layers.norm import LayerNorm
 from axion.models.base import Attention, CausalLM, DecoderLayer, PlainMLP
 from axion.models.config import DecoderConfig, Epsilon
 
@@ -24,7 +25,7 @@ class GPTNeoXConfig(DecoderConfig):
     use_parallel_residual: bool = True
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_eps)
+        return LayerNorm(self.hidden_size, self.layer_norm_eps)
 
 
 class GPTNeoXAttention(Attention):

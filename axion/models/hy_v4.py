@@ -15,6 +15,7 @@ from axion.layers.context import ForwardContext
 from axion.layers.hyper_connections import StreamReader
 from axion.layers.linear import Linear
 from axion.layers.moe import ClampedExperts, Experts
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length, Positive, apply_rotary
 from axion.models.config import Epsilon, Index, NumExperts, Size
 from axion.models.hyper_connections import HyperDecoder, HyperDecoderLayer, StreamsConfig
@@ -74,7 +75,7 @@ class HYV4Attention(SparseMLA):
         self.gate_proj = Linear(config.hidden_size, num_heads * self.v_dim)
         self.sinks = nn.Parameter(torch.empty(num_heads), requires_grad=False)
         if hasattr(self, "indexer"):
-            self.indexer.k_norm = nn.LayerNorm(config.index_head_dim, config.rms_norm_eps)
+            self.indexer.k_norm = LayerNorm(config.index_head_dim, config.rms_norm_eps)
 
     def attend(
         self, q: Tensor, q_latent: Tensor, hidden_states: Tensor, context: ForwardContext

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from axion.layers.norm import LayerNorm
 from axion.models.base import CausalLM
 from axion.models.config import DecoderConfig
 
@@ -67,7 +68,7 @@ class ExaoneForCausalLM(LlamaForCausalLM):
 @dataclass(kw_only=True)
 class OrionConfig(DecoderConfig):
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.rms_norm_eps)
+        return LayerNorm(self.hidden_size, self.rms_norm_eps)
 
 
 class OrionForCausalLM(LlamaForCausalLM):

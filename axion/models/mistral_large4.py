@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
 from axion.layers.linear import DenseLinear, Linear
-from axion.layers.norm import RMSNorm
+from axion.layers.norm import LayerNorm, RMSNorm
 from axion.layers.rotary import Length, Positive, RopeParameters, RotaryEmbedding, rotary_embedding
 from axion.models.base import Decoder, TextPart
 from axion.models.config import Index, NumExperts, Size, text_config
@@ -154,7 +154,7 @@ class SoftmaxScaling(nn.Module):
 class MistralLarge4Indexer(Indexer):
     def __init__(self, config: MistralLarge4Config, *args: Any) -> None:
         super().__init__(config, *args)
-        self.q_input_norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.q_input_norm = LayerNorm(config.hidden_size, eps=1e-6)
         self.softmax_scaling = SoftmaxScaling(config.index_n_heads)
 
     def queries(self, q_latent: Tensor, context: ForwardContext) -> Tensor:

@@ -11,6 +11,7 @@ from axion.errors import ModelLoadError
 from axion.layers.alibi import alibi_slopes
 from axion.layers.context import ForwardContext
 from axion.layers.linear import Linear
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Positive
 from axion.models.base import Attention, CausalLM, PlainMLP
 from axion.models.config import BaseConfig, GPTConfig
@@ -63,7 +64,7 @@ class MptConfig(GPTConfig):
     attention: MptAttentionConfig
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_epsilon, bias=False)
+        return LayerNorm(self.hidden_size, self.layer_norm_epsilon, bias=False)
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

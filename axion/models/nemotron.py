@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM, PlainMLP
 from axion.models.config import DecoderConfig, Epsilon
 
 
-class LayerNorm1P(nn.LayerNorm):
+class LayerNorm1P(LayerNorm):
     """Layer norm that stores its weight less 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight + 1.0, self.bias, self.eps)
+        return self.normalize(x, self.weight + 1.0)
 
 
 @dataclass(kw_only=True)

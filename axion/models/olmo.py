@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from axion.layers.norm import LayerNorm
 from axion.models.base import Attention, CausalLM
 from axion.models.config import DecoderConfig
 
@@ -15,7 +16,7 @@ class OlmoConfig(DecoderConfig):
     clip_qkv: float | None = None
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, 1e-5, elementwise_affine=False)
+        return LayerNorm(self.hidden_size, 1e-5, elementwise_affine=False)
 
 
 class OlmoAttention(Attention):

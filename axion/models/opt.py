@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from axion.layers.context import ForwardContext
 from axion.layers.embedding import Embedding
 from axion.layers.linear import Linear
+from axion.layers.norm import LayerNorm
 from axion.models.base import Attention, CausalLM, Decoder, DecoderLayer, PlainMLP
 from axion.models.config import DecoderConfig, Size
 
@@ -42,7 +43,7 @@ class OPTConfig(DecoderConfig):
 
     def norm(self) -> nn.Module:
         affine = self.layer_norm_elementwise_affine
-        return nn.LayerNorm(self.hidden_size, elementwise_affine=affine)
+        return LayerNorm(self.hidden_size, elementwise_affine=affine)
 
 
 class OPTAttention(Attention):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM
 from axion.models.gpt_neox import GPTNeoXAttention, GPTNeoXConfig, GPTNeoXForCausalLM
@@ -27,7 +28,7 @@ class PersimmonAttention(GPTNeoXAttention):
     def __init__(self, config: PersimmonConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.q_layernorm, self.k_layernorm = (
-            nn.LayerNorm(self.head_dim, config.layer_norm_eps)
+            LayerNorm(self.head_dim, config.layer_norm_eps)
             if config.qk_layernorm
             else nn.Identity()
             for _ in range(2)

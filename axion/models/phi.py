@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from axion.layers.linear import Linear
+from axion.layers.norm import LayerNorm
 from axion.models.base import Attention, CausalLM, ParallelDecoderLayer, PlainMLP
 from axion.models.config import DecoderConfig, Epsilon
 
@@ -22,14 +23,14 @@ class PhiConfig(DecoderConfig):
     qk_layernorm: bool = False
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_eps)
+        return LayerNorm(self.hidden_size, self.layer_norm_eps)
 
 
 class PhiAttention(Attention):
     def __init__(self, config: PhiConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.q_layernorm, self.k_layernorm = (
-            nn.LayerNorm(config.head_dim, config.layer_norm_eps)
+            LayerNorm(config.head_dim, config.layer_norm_eps)
             if config.qk_layernorm
             else nn.Identity()
             for _ in range(2)

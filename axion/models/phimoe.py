@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from axion.errors import ModelLoadError
 from axion.layers.linear import Linear
 from axion.layers.moe import Router
+from axion.layers.norm import LayerNorm
 from axion.models.config import NumExperts
 from axion.models.mixtral import MixtralConfig, MixtralForCausalLM
 from axion.models.moe import MoE, MoEConfig
@@ -35,7 +36,7 @@ class PhimoeConfig(MixtralConfig):
     lm_head_bias: bool = False
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.rms_norm_eps)
+        return LayerNorm(self.hidden_size, self.rms_norm_eps)
 
     @classmethod
     def _derive(cls, config: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

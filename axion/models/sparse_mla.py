@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from axion.layers.attention import choose_tokens
 from axion.layers.context import ForwardContext, KVCacheSpec
 from axion.layers.linear import DenseLinear, Linear
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import apply_rotary
 from axion.models.config import DecoderConfig, Size
 from axion.models.indexed import IndexedForCausalLM
@@ -92,7 +93,7 @@ class Indexer(nn.Module):
         q_size = config.q_lora_rank or config.hidden_size
         self.wq_b = Linear(q_size, num_heads * self.head_dim)
         self.wk = Linear(config.hidden_size, self.head_dim)
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6)
+        self.k_norm = LayerNorm(self.head_dim, eps=1e-6)
         self.weights_proj = DenseLinear(config.hidden_size, num_heads)
         self.scale = (num_heads * self.head_dim) ** -0.5
 

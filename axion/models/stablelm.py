@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length
 from axion.models.base import Attention, CausalLM, DecoderLayer, ParallelDecoderLayer
 from axion.models.config import DecoderConfig, Epsilon
@@ -32,7 +33,7 @@ class StableLmConfig(DecoderConfig):
         return False
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.layer_norm_eps)
+        return LayerNorm(self.hidden_size, self.layer_norm_eps)
 
 
 class LayerNormPerHead(nn.Module):
@@ -40,9 +41,7 @@ class LayerNormPerHead(nn.Module):
 
     def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads)
-        )
+        self.norms = nn.ModuleList(LayerNorm(head_dim, eps, bias=False) for _ in range(num_heads))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

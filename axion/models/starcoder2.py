@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from axion.layers.norm import LayerNorm
 from axion.layers.rotary import Length
 from axion.models.base import CausalLM, PlainMLP
 from axion.models.config import Epsilon, Size, WindowConfig
@@ -26,7 +27,7 @@ class Starcoder2Config(WindowConfig):
         self.attention_bias = self.mlp_bias = self.use_bias
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size, self.norm_epsilon)
+        return LayerNorm(self.hidden_size, self.norm_epsilon)
 
 
 class Starcoder2ForCausalLM(CausalLM):

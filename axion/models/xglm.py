@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axion.layers.context import ForwardContext
+from axion.layers.norm import LayerNorm
 from axion.models.base import Attention, CausalLM, Decoder, PlainMLP
 from axion.models.config import DecoderConfig
 
@@ -39,7 +40,7 @@ class XGLMConfig(DecoderConfig):
     pad_token_id: int | None = 1
 
     def norm(self) -> nn.Module:
-        return nn.LayerNorm(self.hidden_size)
+        return LayerNorm(self.hidden_size)
 
 
 class XGLMAttention(Attention):

@@ -31,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "qwen2": {},  # which adds biases
     "gemma3": {},  # two groups of layers: with a window and without
+    "granite-moe": {},  # which multiplies by numbers
+    "cohere2": {},  # layer norms
 }
 
 

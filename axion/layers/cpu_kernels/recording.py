@@ -8,7 +8,7 @@ come together once, go through all kernels, and wait for each other after each.
 What is replayed must not depend on anything else, and that is seen to while it is recorded. A
 context without the step's own tensors and lengths is passed down: what depends on these can only be
 asked of `ForwardContext.each_step`, which a replay computes anew. And torch may compute nothing but
-views and memory for results, other than there; an addition is left to a kernel.
+views and memory for results, other than there; sums and products are left to a kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from axion.layers.context import Addressed, ForwardContext
-from axion.layers.cpu_kernels.addition import add, can_add
+from axion.layers.cpu_kernels.elementwise import can_compute, elementwise
 from axion.layers.cpu_kernels.parallel import calls_noted, parallel
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ _run = parallel(".compiled.recording:run", integers=2)
 
 aten = torch.ops.aten
 _ALLOCATIONS = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)
+_ELEMENTWISE = {aten.add.Tensor: "add", aten.mul.Tensor: "multiply"}
 # What they return are views, but they come before values are read.
 _READS = (aten.resolve_conj.default, aten.resolve_neg.default)
 
@@ -136,9 +137,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_paused:
             return operator(*args, **kwargs)
-        if operator is aten.add.Tensor and not kwargs and can_add(*args):
+        if (name := _ELEMENTWISE.get(operator)) and not kwargs and can_compute(name, *args):
             with self:
-                return add(*args)
+                return elementwise(name, *args)
         if operator._schema.is_mutable or operator in _READS:
             raise NotRecordableError(f"torch computes {operator}")
         result = operator(*args, **kwargs)

@@ -14,7 +14,7 @@ if not cpu_kernels.work():
     pytest.skip("kernels do not work on this machine", allow_module_level=True)
 
 from axion.layers.cpu_kernels import experts
-from axion.layers.moe import Groups, Router, pass_experts
+from axion.layers.moe import Groups, Router, SigmoidRouter, pass_experts
 
 ByTorch = Callable[[Callable[[], Tensor]], Tensor]
 EPS = torch.finfo(torch.bfloat16).eps
@@ -68,6 +68,66 @@ def test_sizes_without_whole_vectors_are_scored_by_torch(size: int, by_torch: By
     router = make_router(size, 4)
     x = torch.randn(3, size).bfloat16()
     assert torch.equal(router.logits(x), by_torch(lambda: router.logits(x)))
+
+
+def routers(num_experts: int, top_k: int) -> list[Router]:
+    """Of each kind one, of 64 features."""
+    made: list[Router] = []
+    for normalizes in (False, True):
+        made.append(Router(64, num_experts, top_k, norm_topk_prob=normalizes))
+        of_sigmoids = SigmoidRouter(
+            64, num_experts, top_k, norm_topk_prob=normalizes, scaling_factor=2.5
+        )
+        of_sigmoids.e_score_correction_bias.copy_(torch.randn(num_experts))
+        made.append(of_sigmoids)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "top_k"), [(1, 128, 8), (70, 60, 4), (5, 17, 17), (0, 4, 1)]
+)
+def test_those_are_chosen_that_torch_chooses(
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    num_threads: int,
+    by_torch: ByTorch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(num_tokens, 64).bfloat16()
+    scores = 3 * torch.randn(num_tokens, num_experts)
+    for router in routers(num_experts, top_k):
+        monkeypatch.setattr(router, "logits", lambda x: scores[: len(x)])
+        weights, indices = router(x)
+        assert torch.equal(indices, by_torch(lambda of=router: of(x)[1]))
+        expected = by_torch(lambda of=router: of(x)[0])
+        torch.testing.assert_close(weights, expected, rtol=1e-6, atol=0)
+        for own, whole in zip(router(x[:1]), (weights, indices), strict=True):
+            assert torch.equal(own, whole[:1])
+
+
+def test_of_equal_scores_the_first_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = Router(64, 40, 3)
+    scores = torch.zeros(2, 40)
+    scores[1, [5, 20, 21, 36]] = 1.0
+    monkeypatch.setattr(router, "logits", lambda _: scores)
+    weights, indices = router(torch.ones(2, 64).bfloat16())
+    assert indices.tolist() == [[0, 1, 2], [5, 20, 21]]
+    torch.testing.assert_close(weights, torch.full((2, 3), 1 / 3))
+
+
+def test_scores_that_are_no_numbers_choose_experts_that_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = torch.zeros(3, 4)
+    scores[0], scores[1] = torch.nan, -torch.inf
+    for router in routers(4, 2):
+        monkeypatch.setattr(router, "logits", lambda _: scores)
+        weights, indices = router(torch.ones(3, 64).bfloat16())
+        assert 0 <= indices.min() <= indices.max() < 4
+        assert weights[0].isnan().all()
+        assert weights[2].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from axion.layers import cpu_kernels
-from axion.layers.norm import Float32RMSNorm, OffsetRMSNorm, RMSNorm, add_and_norm
+from axion.layers.norm import Float32RMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm, add_and_norm
 
 if not cpu_kernels.work():
     pytest.skip("kernels do not work on this machine", allow_module_level=True)
@@ -41,6 +41,23 @@ def test_rows_and_sums(
     assert torch.equal(total, x + residual)
     assert_nearly_all_bits_are_equal(normalized, by_torch(lambda: norm(total)))
     assert_nearly_all_bits_are_equal(norm(x), by_torch(lambda: norm(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16), (3, 5, 64), (40, 1008)])
+def test_layer_norms(
+    options: dict[str, bool], shape: tuple[int, ...], num_threads: int, by_torch: ByTorch
+) -> None:
+    norm = LayerNorm(shape[-1], **options).bfloat16()
+    for parameter in norm.parameters():
+        parameter.detach().normal_()
+    x = (3 + torch.randn(shape)).bfloat16().transpose(0, -2)
+    with torch.no_grad():
+        result, expected = norm(x), by_torch(lambda: norm(x))
+        # Torch multiplies and adds in another order before it rounds.
+        torch.testing.assert_close(result, expected, rtol=2**-7, atol=1e-5)
+        assert (result != expected).float().mean() < 0.002
+        assert torch.equal(norm(x[-1:]), result[-1:])
 
 
 @pytest.mark.parametrize("num_tokens", [1, 70])

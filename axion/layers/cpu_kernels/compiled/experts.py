@@ -51,6 +51,81 @@ def _products(x: int, rows: int, row_bytes: int, last: int, size: int) -> tuple[
     return simd.total(of_a), simd.total(of_b), simd.total(of_c), simd.total(of_d)
 
 
+def choose() -> Callable[[Any], None]:
+    """Vectors are of scores, and behind them of what is below all."""
+
+    def compute(arguments: Any) -> None:
+        (
+            logits,
+            bias,
+            weights,
+            indices,
+            scratch,
+            num_tokens,
+            num_experts,
+            top_k,
+            is_sigmoid,
+            is_normalized,
+            eps,
+            factor,
+        ) = arguments[0]
+        size = (num_experts + LANES - 1) // LANES * LANES
+        one = simd.spread(float32(1))
+        scores = scratch + 4 * 2 * size * thread()
+        choice = scores + 4 * size
+        start, end = share(num_tokens)
+        for token in range(start, end):
+            of_token = logits + 4 * token * num_experts
+            for expert in range(num_experts):
+                simd.store_float(choice, expert, simd.load_float(of_token, expert))
+            for expert in range(num_experts, size):
+                simd.store_float(choice, expert, float32(-float("inf")))
+            highest = simd.spread(simd.load_float(choice, _largest(choice, size)))
+            sum_of_all = simd.spread(float32(0))
+            for i in range(0, size, LANES):
+                score = simd.load_f32(choice, i)
+                if is_sigmoid:
+                    score = one / (one + simd.exp(simd.spread(float32(0)) - score))
+                else:
+                    score = simd.exp(score - highest)
+                sum_of_all = sum_of_all + score
+                simd.store_f32(scores, i, score)
+            if is_sigmoid:
+                for expert in range(num_experts):
+                    score = simd.load_float(scores, expert) + simd.load_float(bias, expert)
+                    simd.store_float(choice, expert, score)
+            divisor = float32(0)
+            for i in range(token * top_k, (token + 1) * top_k):
+                expert = _largest(choice, size)
+                simd.store_float(choice, expert, float32(-float("inf")))
+                simd.store_int(indices, i, expert)
+                score = simd.load_float(scores, expert)
+                simd.store_float(weights, i, score)
+                divisor += score
+            if is_normalized:
+                divisor += float32(eps)
+            else:
+                divisor = float32(1) if is_sigmoid else simd.total(sum_of_all)
+            for i in range(token * top_k, (token + 1) * top_k):
+                weight = simd.load_float(weights, i) / divisor * float32(factor)
+                simd.store_float(weights, i, weight)
+
+    return compute
+
+
+@njit
+def _largest(row: int, size: int) -> int:
+    """The place of the first of the largest numbers; of none but NaN and minus infinity 0."""
+    best, place = simd.spread(float32(-float("inf"))), simd.lanes()
+    for i in range(0, size, LANES):
+        value, here = simd.load_f32(row, i), simd.lanes() + simd.spread(float32(i))
+        place = simd.where_less(best, value, here, place)
+        best = simd.where_less(best, value, value, best)
+    of_all = simd.spread(simd.largest(best))
+    place = simd.where_less(best, of_all, simd.spread(float32(float("inf"))), place)
+    return int(-simd.largest(simd.spread(float32(0)) - place))
+
+
 def dispatch() -> Callable[[Any], None]:
     """Counted by the first thread, and copied by all."""
 

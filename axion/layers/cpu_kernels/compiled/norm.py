@@ -1,4 +1,4 @@
-"""Root mean square norms."""
+"""Norms."""
 
 from __future__ import annotations
 
@@ -83,3 +83,35 @@ def normalize(
             value = round_bf16(value)
         factor = load_f32(weight, i) if is_weight_float32 else load_bf16(weight, i)
         store_bf16(out, i, value * (factor + spread(float32(offset))))
+
+
+def layer_norm() -> Callable[[Any], None]:
+    """For `layer_norm`; a weight and a bias at 0 are none."""
+
+    def compute(arguments: Any) -> None:
+        out, x, weight, bias, num_tokens, num_heads, size, token_stride, head_stride, eps = (
+            arguments[0]
+        )
+        start, end = share(num_tokens * num_heads)
+        for row in range(start, end):
+            token, head = row // num_heads, row % num_heads
+            values = x + 2 * (token * token_stride + head * head_stride)
+            sums = spread(float32(0.0))
+            for i in range(0, size, LANES):
+                sums = sums + load_bf16(values, i)
+            mean = spread(total(sums) / float32(size))
+            squares = spread(float32(0.0))
+            for i in range(0, size, LANES):
+                value = load_bf16(values, i) - mean
+                squares = fma(value, value, squares)
+            variance = total(squares) / float32(size)
+            scale = spread(float32(1.0) / math.sqrt(variance + float32(eps)))
+            for i in range(0, size, LANES):
+                value = (load_bf16(values, i) - mean) * scale
+                if weight != 0:
+                    value = value * load_bf16(weight, i)
+                if bias != 0:
+                    value = value + load_bf16(bias, i)
+                store_bf16(out + 2 * row * size, i, value)
+
+    return compute
