@@ -59,14 +59,15 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def save(case: str, path: Path) -> Path:
-    sizes = {"head_dim": 32, "hidden_size": 128, "intermediate_size": 128, "vocab_size": 256}
+    # Heads as those of the bundled model, whose kernels other tests compile.
+    sizes = {"head_dim": 64, "hidden_size": 128, "intermediate_size": 128, "vocab_size": 256}
     changes = {**sizes, "max_position_embeddings": 1024, **CASES[case]}
     build_tiny(case, **changes).to(torch.bfloat16).save_pretrained(path)
     return path
 
 
 def make_core(path: Path, **options: Any) -> EngineCore:
-    defaults = {"max_num_batched_tokens": 1024, "max_model_len": 600, "kv_cache_bytes": 2**20}
+    defaults = {"max_num_batched_tokens": 1024, "max_model_len": 600, "kv_cache_bytes": 2**21}
     config = {"dtype": "bfloat16", "max_num_seqs": 6, **defaults, **options}
     return load_engine(EngineConfig(model_path=str(path), device="cpu", **config))
 
@@ -115,7 +116,7 @@ def test_replayed_steps_have_the_bits_of_others(
 def test_preempted_sequences_and_cached_prefixes_are_replayed_alike(
     tmp_path: Path, replays: list[int]
 ) -> None:
-    core = make_core(save("qwen3", tmp_path), kv_cache_bytes=2**16, max_model_len=128)
+    core = make_core(save("qwen3", tmp_path), kv_cache_bytes=2**17, max_model_len=128)
     lengths = [30, 31, 30, 31]
     eager(core, lambda: answers(core, lengths))  # fills the cache of prefixes
     expected = eager(core, lambda: answers(core, lengths))

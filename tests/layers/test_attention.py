@@ -106,26 +106,29 @@ class Sequences:
     ) -> Tensor:
         """Args: chosen: `[context_len, num_chosen]`, of this sequence."""
         q, k, v = (x[seq].double() for x in (self.q, self.k, self.v))
+        new = slice(len(q) - self.query_lens[seq], None)
+        q = q[new]
         group = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * 0.3
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
-        seen = torch.ones(len(k), len(k), dtype=torch.bool).tril()
-        if window is not None:
-            seen &= torch.ones_like(seen).triu(1 - window)
         tokens = torch.arange(len(k))
+        positions = tokens[new, None]
+        seen = tokens <= positions
+        if window is not None:
+            seen &= tokens > positions - window
         if chunk is not None:
-            seen &= tokens // chunk == tokens[:, None] // chunk
+            seen &= tokens // chunk == positions // chunk
         if alibi_slopes is not None:
-            scores = scores + alibi_slopes[:, None, None] * (tokens - tokens[:, None])
+            scores = scores + alibi_slopes[:, None, None] * (tokens - positions)
         if chosen is not None:
-            seen &= (tokens[:, None] == chosen[:, None]).any(-1)
+            seen &= (tokens[:, None] == chosen[new, None]).any(-1)
         scores = scores.masked_fill(~seen, float("-inf"))
         if sinks is not None:
-            scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(k), 1)), dim=-1)
+            scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), dim=-1)
         weights = scores.softmax(-1)[..., : len(k)]
-        return torch.einsum("hqk,khd->qhd", weights, v)[-self.query_lens[seq] :]
+        return torch.einsum("hqk,khd->qhd", weights, v)
 
 
 any_lengths = st.lists(

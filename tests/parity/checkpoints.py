@@ -1636,7 +1636,12 @@ def build_tiny(case: str, **changes: Any) -> PreTrainedModel:
 
 def save_tiny(case: str, path: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save the row's model as a Hugging Face folder."""
-    build_tiny(case).to(dtype).save_pretrained(path)
+    return save(build_tiny(case).to(dtype), case, path)
+
+
+def save(model: PreTrainedModel, case: str, path: Path) -> Path:
+    """Save what `build_tiny` has made of a row."""
+    model.save_pretrained(path)
     if inside := CASES[case].inside:
         store_inside(inside, path)
     return path

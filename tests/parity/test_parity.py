@@ -18,7 +18,7 @@ from axion.parity.harness import Harness, Run, alone
 from axion.parity.reference import Generated, generate
 from axion.parity.tiny import random_prompts
 from tests.parity.catalog import next_logits
-from tests.parity.checkpoints import CASES, build_tiny, save_tiny
+from tests.parity.checkpoints import CASES, build_tiny, save, save_tiny
 from tests.parity.older_names import OLDER_NAMES
 
 NUM_TOKENS = 32
@@ -91,9 +91,10 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Row:
-    path = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+    reference = build_tiny(request.param)
+    path = save(reference, request.param, tmp_path_factory.mktemp(request.param))
     model = load_model(path, device=torch.device("cpu"), dtype="float32")
-    return Row(model, Reference(build_tiny(request.param)))
+    return Row(model, Reference(reference))
 
 
 @pytest.mark.parametrize(("row", "way"), ROWS, indirect=["row"], scope="module")

@@ -25,7 +25,8 @@ ByTorch = Callable[[Callable[[], Tensor]], Tensor]
 HEAD_DIM, V_HEAD_DIM = 176, 160
 NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE = 10, 2, 16
 # Few new tokens and cached ones: blocks that are full and not, and a sequence in several parts.
-LENGTHS = [(1, 0), (3, 14), (1, 15), (1, 159), (2, 600), (1, 1100), (20, 30)]
+LENGTHS = [(1, 0), (3, 14), (1, 15), (1, 159), (2, 600), (1, 1100)]
+CHUNK = (20, 30)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def test_keys_and_values_in_bytes_are_read_where_they_are(
 ) -> None:
     monkeypatch.setattr(test_attention, "HEAD_DIM", 32)
     monkeypatch.setattr(test_attention, "V_HEAD_DIM", 32)
-    sequences = sequences_of(LENGTHS, 4, 2)
+    sequences = sequences_of([*LENGTHS, CHUNK], 4, 2)
     for x in (sequences.k[3], sequences.v[3]):  # small and large ones
         x *= torch.logspace(-4, 3, len(x))[:, None, None]
     kv_format = KV_FORMATS[name](torch.bfloat16)
@@ -112,9 +113,10 @@ def test_keys_and_values_in_bytes_are_read_where_they_are(
 def test_values_may_be_the_beginning_of_their_keys(
     computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_attention, "HEAD_DIM", 48)  # compiled in a fraction of the time
+    # As of `test_chunk_attention`: the same kernels compute both.
+    monkeypatch.setattr(test_attention, "HEAD_DIM", 48)
     monkeypatch.setattr(test_attention, "V_HEAD_DIM", 32)
-    sequences = sequences_of(LENGTHS, NUM_HEADS // NUM_KV_HEADS, 1)
+    sequences = sequences_of([*LENGTHS, CHUNK], 6, 2)
     cache = sequences.cache
     sequences.cache = KVCache(cache.k, cache.k[..., :32])
     sequences.v = [k[..., :32] for k in sequences.k]
@@ -155,8 +157,8 @@ def test_a_nan_stays_in_its_own_sequence(sick: int, window: int | None) -> None:
 
 
 def test_keys_before_the_window_are_not_read(computed: list[int]) -> None:
-    sequences = sequences_of(LENGTHS[:-1])
-    for seq, (_, cached) in enumerate(LENGTHS[:-1]):
+    sequences = sequences_of(LENGTHS)
+    for seq, (_, cached) in enumerate(LENGTHS):
         before = sequences.slots(seq, torch.arange(max(0, cached - 29)))
         for cache in (sequences.cache.k, sequences.cache.v):
             cache.view(-1, *cache.shape[2:])[before] = torch.nan

@@ -124,7 +124,6 @@ def test_what_cannot_be_compiled_says_why_and_the_next_is_compiled() -> None:
     with pytest.raises(RuntimeError, match="nothing_like_this"):
         object_files.compiler.compile(Wanted(f"{MAKERS}:wrong", (), 1, 0))
     assert object_files.compiler.compile(WANTED).startswith(b"\x7fELF")
-    object_files.compiler.end()
 
 
 def test_threads_that_want_a_kernel_at_once_compile_it_once(
@@ -141,7 +140,6 @@ def test_threads_that_want_a_kernel_at_once_compile_it_once(
 
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
         one, other = pool.submit(get), pool.submit(get)
-    object_files.compiler.end()
     object_files._folder.cache_clear()
     assert caplog.messages == ["compiling kernels for this processor"]
     assert one.result() == other.result()
@@ -149,9 +147,10 @@ def test_threads_that_want_a_kernel_at_once_compile_it_once(
 
 def test_a_compiler_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/true")
+    compiler = object_files._Compiler()
     with pytest.raises((RuntimeError, BrokenPipeError)):
-        object_files.compiler.compile(WANTED)
-    object_files.compiler.end()
+        compiler.compile(WANTED)
+    compiler.end()
 
 
 def fail(*_: object) -> None:
