@@ -18,7 +18,7 @@ demo: $(STAMP)  ## serve the bundled model at http://localhost:3000
 	MODEL_NAME=axion/demo $(BIN)/python -m axion
 
 test: check  ## format, lint, types and layers, then every test
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(STAMP)  ## format, lint, types and layers
 	$(BIN)/ruff format --check .
