@@ -110,6 +110,11 @@ class _Recorder(TorchDispatchMode):
         self._memory = memory
         self._is_paused = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler, of 150 MB and a second, to say that it is not to be used.
+        return False
+
     def note(self, kernel: int, arguments: bytes) -> None:
         if not self._is_paused:
             self.calls.append((kernel, arguments))

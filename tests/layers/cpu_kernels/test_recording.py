@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -130,3 +132,16 @@ def test_what_is_not_a_kernel_s_is_not_recorded(case: str) -> None:
 def test_the_step_itself_is_not_there(name: str) -> None:
     with pytest.raises(AttributeError, match=name):
         Recording(lambda context: getattr(context, name), step(1, 2), Memory())
+
+
+def test_torch_s_compiler_is_not_imported_for_it() -> None:
+    """It would take a model's process 150 MB and a second."""
+    program = """
+import sys
+import torch
+from axion.layers.cpu_kernels.recording import Memory, _Recorder
+with _Recorder(Memory()):
+    torch.empty(16).view(4, 4)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
